@@ -1,0 +1,33 @@
+# Everything runs in one virtual environment, made on first use: `make demo` and `make test` need only Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
+RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.installed
+	$(RUN) $(BIN)/convspark demo
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(RUN) $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(RUN) $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build

@@ -1,0 +1,31 @@
+"""Masked-image pre-training for any convolutional network, computing visible patches only."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .model.spark import SparK
+    from .sparse import PatchGrid, VisiblePatches, gather, scatter
+
+# Loaded on first use, so that `convspark --help` does not wait for torch.
+_HOME = {
+    "PatchGrid": ".sparse",
+    "SparK": ".model.spark",
+    "VisiblePatches": ".sparse",
+    "gather": ".sparse",
+    "scatter": ".sparse",
+}
+
+__all__ = ["PatchGrid", "SparK", "VisiblePatches", "__version__", "gather", "scatter"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
