@@ -1,0 +1,53 @@
+"""Turning a refusal into an error that says which function, where in the network, and what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..errors import NotExactError
+
+
+def refuse(func: Callable[..., Any], reason: str) -> NotExactError:
+    """The error for a function that cannot run exactly on visible patches."""
+    where = module_path()
+    place = f"in {where}" if where else "outside any module"
+    return NotExactError(
+        f"{function_name(func)} ({place}) cannot run on visible patches: {reason}. "
+        "Either take the features before this point (name earlier stages), or give the function a meaning with "
+        "convspark.sparse.meaning if you know how it acts on visible patches."
+    )
+
+
+def function_name(func: Callable[..., Any]) -> str:
+    """`torch.nn.functional.unfold`, `Tensor.roll`: a name that a reader can look up."""
+    owner = getattr(func, "__objclass__", None)
+    name = getattr(func, "__name__", repr(func))
+    if name == "__get__":
+        return f"Tensor.{getattr(func, '__self__', func).__name__}"
+    if owner is not None:
+        return f"Tensor.{name}"
+    module = getattr(func, "__module__", None)
+    return f"{module}.{name}" if module else f"torch.{name}"
+
+
+def module_path() -> str:
+    """Path and class of the module that is running, as `layer1.0.conv2 (Conv2d)`; empty outside any module."""
+    running: list[nn.Module] = []
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and (not running or running[-1] is not owner):
+            running.append(owner)
+        frame = frame.f_back
+    if not running:
+        return ""
+    innermost = running[0]
+    for outer in reversed(running):
+        for name, module in outer.named_modules():
+            if module is innermost:
+                return f"{name or 'the network itself'} ({type(innermost).__name__})"
+    return type(innermost).__name__

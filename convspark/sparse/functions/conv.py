@@ -1,0 +1,106 @@
+"""Convolutions."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, canonical_values
+from ..registry import Refusal, meaning
+from .neighbourhood import Reach, source_of
+from .operands import dense_batch, per_axis
+
+# Up to so many positions, gathering a kernel's taps and multiplying once beats the library's convolution on a window
+# that is mostly halo (measured on CPU, `benchmarks/`).
+_TAPS_UP_TO = 4
+
+
+def _convolve(
+    func,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | str | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+):
+    if isinstance(weight, GridTensor) or isinstance(bias, GridTensor):
+        raise Refusal("its weights were computed from the patches (a conditional convolution)")
+    if not isinstance(x, VisiblePatches):
+        raise Refusal("its input is not visible patches")
+    dims = weight.dim() - 2
+    kernel = tuple(weight.shape[2:])
+    strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
+    pads, shift = _paddings(padding, kernel, dilations)
+    source = source_of(x, pads, dims=dims)
+    if shift:
+        raise Refusal("padding='same' with an even kernel pads one side more than the other; use F.pad instead")
+    reach = Reach(kernel, strides, dilations, source)
+    way = _way(reach, weight, groups)
+    if way == "taps":
+        # (O, C, *kernel) -> (O, *kernel, C) -> (O, prod(kernel) * C), the order of the taps
+        flat = weight.movedim(1, -1).reshape(weight.shape[0], -1)
+        rows = functional.linear(reach.tap_rows(), flat, bias)
+        values = rows.view(-1, *reach.out, weight.shape[0]).movedim(-1, 1)
+    elif way == "image":
+        values = reach.crop(func(reach.images(), weight, bias, strides, 0, dilations, groups))
+    else:
+        values = func(reach.window(), weight, bias, strides, 0, dilations, groups)
+    return reach.patches(values)
+
+
+def _paddings(padding: int | str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]):
+    """Symmetric padding of each axis, and whether 'same' asked for an uneven one."""
+    if padding == "valid":
+        return (0,) * len(kernel), False
+    if padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple(t // 2 for t in total), any(t % 2 for t in total)
+    assert not isinstance(padding, str)
+    return per_axis(padding, len(kernel)), False
+
+
+def _way(reach: Reach, weight: Tensor, groups: int) -> str:
+    """Choose how to run: by the positions that each way reads and writes, the dominating cost."""
+    source = reach.source
+    patch, grid = math.prod(source.patch), source.grid
+    if reach.is_local or not grid.num_visible:
+        return "window"
+    windows = grid.num_visible * math.prod(reach.size)
+    if groups > 1:
+        images = grid.batch_size * math.prod(grid.shape) * patch
+        return "image" if windows > 2 * images else "window"
+    return "taps" if math.prod(reach.out) <= _TAPS_UP_TO and patch <= 4 * _TAPS_UP_TO else "window"
+
+
+@meaning(functional.conv1d, functional.conv2d, functional.conv3d)
+def conv(func, args, kwargs):
+    x = args[0] if args else kwargs["input"]
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    if not args:
+        kwargs = dict(kwargs)
+        args = (kwargs.pop("input"),)
+    return _convolve(func, *args, **kwargs)
+
+
+@meaning(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+def conv_transpose(func, args, kwargs):
+    x, weight = args[0], args[1]
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    names = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
+    given = dict(zip(names, args[2:], strict=False)) | kwargs
+    dims = weight.dim() - 2
+    strides = per_axis(given.get("stride", 1), dims)
+    zeros = [per_axis(given.get(name, 0), dims) for name in ("padding", "output_padding")]
+    if tuple(weight.shape[2:]) != strides or any(map(any, zeros)):
+        raise Refusal("its kernel reaches into neighbouring patches; only kernel = stride without padding stays inside")
+    out = func(canonical_values(x), *args[1:], **kwargs)
+    return as_patches(out, x.grid, lay.canonical(out.shape))
+
+

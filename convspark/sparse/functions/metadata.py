@@ -1,0 +1,64 @@
+"""Functions that ask about a tensor, hand it on unchanged, or change its type or place in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..patches import GridTensor, VisiblePatches, as_same_kind
+from ..registry import Refusal, meaning
+from .operands import named, unpadded
+
+# What a network may read off visible patches: none of these depends on how many positions are masked, except the
+# shape, which is that of the packed tensor. `numel` is missing on purpose: the dense network's would differ.
+_ATTRIBUTES = """shape dtype device ndim layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
+    is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr output_nr retains_grad"""
+_QUESTIONS = """size dim ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
+    is_same_size is_inference is_signed __hash__ storage_offset _is_view"""
+
+
+@meaning(
+    *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()),
+    *named(_QUESTIONS, Tensor),
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.is_same_size,
+    Tensor.requires_grad.__set__,
+    Tensor.grad.__set__,
+    Tensor.register_hook,
+    Tensor.retain_grad,
+    Tensor.backward,
+    torch.get_device,
+)
+def ask(func, args, kwargs):
+    return func(*args, **kwargs)
+
+
+@meaning(
+    *named("contiguous float half bfloat16 double to type_as cpu cuda type", Tensor),
+    *named("clone detach detach_ requires_grad_", torch, Tensor),
+    Tensor.data.__get__,
+    *named("alias", torch.ops.aten),
+)
+def hand_on(func, args, kwargs):
+    x = unpadded(args[0])
+    if not isinstance(x, GridTensor):  # plain.to(visible): only type and device of the other are used
+        return func(*args, **kwargs)
+    out = func(*args, **kwargs)
+    if out is x or not isinstance(out, Tensor):
+        return out
+    if out.device != x.device:
+        raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")
+    return as_same_kind(out, x, x.axes)
+
+
+@meaning(Tensor.__repr__)
+def describe(func, args, kwargs):
+    x = args[0]
+    kind = "padded VisiblePatches" if isinstance(x, VisiblePatches) and x.pending is not None else type(x).__name__
+    return f"{kind}(shape={tuple(x.shape)}, dtype={x.dtype}, device={x.device}, grid={x.grid})"
+
+
+@meaning(Tensor.__format__)
+def format_(func, args, kwargs):
+    return describe(func, args, kwargs)

@@ -1,0 +1,152 @@
+"""What convolutions and poolings share: which window of the map a patch needs, and three exact ways to run on it.
+
+* **patch**: no position needs a neighbour in another patch; the dense op runs on the patches as they are.
+* **window**: each patch is gathered with its halo, then the dense op runs without padding.
+* **taps**: the kernel's inputs at each output position are gathered and multiplied once (conv.py).
+* **image**: patches are put back into whole zero images, padded, the dense op runs, visible positions are cut out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import layout as lay
+from ..grid import PatchGrid
+from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, window
+from ..registry import Refusal
+from ..rows import gather_rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """Patches to run on, with the padding that F.pad announced or the op brings itself."""
+
+    values: Tensor  # (N, C, *patch)
+    grid: PatchGrid
+    pads: tuple[tuple[int, int], ...]
+    fold: str
+    outside: float
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        return tuple(self.values.shape[2:])
+
+
+def source_of(x: VisiblePatches, padding: tuple[int, ...], outside: float = 0.0, dims: int | None = None) -> Source:
+    """Read patches and their padding; refuses paddings that cannot be told apart (one mode on top of another).
+
+    Args:
+        x: canonical visible patches, or ones padded by F.pad.
+        padding: the op's own symmetric padding of each spatial axis.
+        outside: what the op itself takes positions outside the image for.
+        dims: spatial axes that the op works on.
+    """
+    core, pending = (x.pending.core, x.pending) if x.pending is not None else (x, None)
+    if not lay.is_canonical(core.axes):
+        raise Refusal("its axes are not (patches, channels, *positions)")
+    if dims is not None and core.dim() != dims + 2:
+        raise Refusal(f"it works on {dims} spatial axes, and the patches have {core.dim() - 2}")
+    if pending is None:
+        return Source(core, core.grid, tuple((p, p) for p in padding), "constant", outside)
+    if any(padding):
+        same = pending.mode == "constant" and pending.value == outside
+        if not same:
+            raise Refusal("the op pads a tensor that F.pad padded in another way")
+    pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(pending.pads, padding, strict=True))
+    return Source(core, core.grid, pads, pending.mode, pending.value)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far an op with this kernel, stride and dilation looks from each patch."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    source: Source
+
+    def __post_init__(self) -> None:
+        sides = self._sides()
+        for axis, (patch, side) in enumerate(zip(self.source.patch, sides, strict=True)):
+            stride = self.stride[axis]
+            padded = side + sum(self.source.pads[axis])
+            out = (padded - self.extent[axis]) // stride + 1
+            self.require_whole(patch, side, stride, out)
+
+    @staticmethod
+    def require_whole(patch: int, side: int, stride: int, out: int) -> None:
+        """Refuse unless the result again has a whole number of positions for each patch, in the same place."""
+        if patch % stride:
+            raise Refusal(f"a stride of {stride} does not divide the {patch} positions left in a patch")
+        if out != side // stride:
+            raise Refusal(
+                f"a map of {side} positions becomes one of {out}, not {side // stride}, so that its positions no longer "
+                "line up with the patches (the padding does not make up for the kernel)"
+            )
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Positions from the first to the last that the kernel sees."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        return tuple(lo for lo, _ in self.source.pads)
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Positions needed behind the last one; negative where the op does not look at the last ones."""
+        return tuple(e - s - b for e, s, b in zip(self.extent, self.stride, self.before, strict=True))
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Positions of a patch with all that it needs around it."""
+        return tuple(b + p + a for b, p, a in zip(self.before, self.source.patch, self.after, strict=True))
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(p // s for p, s in zip(self.source.patch, self.stride, strict=True))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no position needs a neighbour in another patch."""
+        return all(b <= 0 and a <= 0 for b, a in zip(self.before, self.after, strict=True))
+
+    def _sides(self) -> tuple[int, ...]:
+        return tuple(h * p for h, p in zip(self.source.grid.shape, self.source.patch, strict=True))
+
+    # ---------------------------------------------------------------- the ways to run
+
+    def window(self) -> Tensor:
+        """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
+        source = self.source
+        if all(b == 0 and a == 0 for b, a in zip(self.before, self.after, strict=True)):
+            return source.values
+        start = tuple(-b for b in self.before)
+        table = source.grid.windows(source.patch, start, self.size, source.fold)
+        return window(source.values, table, self.size, source.outside)
+
+    def tap_rows(self) -> Tensor:
+        """(N, C, *patch) -> (N * prod(out), prod(kernel) * C): what the kernel sees at each output position."""
+        source = self.source
+        start = tuple(-b for b in self.before)
+        table = source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
+        rows = gather_rows(flat_rows(source.values), table, source.outside)
+        return rows.view(-1, math.prod(self.kernel) * source.values.shape[1])
+
+    def images(self) -> Tensor:
+        """(N, C, *patch) -> (B, C, *sides with what is needed around them)."""
+        source = self.source
+        table = source.grid.images(source.patch, self.before, self.after, source.fold)
+        sides = tuple(b + s + a for b, s, a in zip(self.before, self._sides(), self.after, strict=True))
+        return window(source.values, table, sides, source.outside)
+
+    def crop(self, images: Tensor) -> Tensor:
+        """(B, C', *sides of the result) -> (N, C', *out)."""
+        return from_rows(gather_rows(flat_rows(images), self.source.grid.crops(self.out)), self.out)
+
+    def patches(self, values: Tensor) -> VisiblePatches:
+        return as_patches(values, self.source.grid, lay.canonical(values.shape))

@@ -1,0 +1,120 @@
+"""Normalisations: each over the visible positions of what the dense one normalises over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import PerImage, VisiblePatches, as_same_kind, repeat_per_patch
+from ..registry import Refusal, meaning
+from .operands import dense_batch, named, require_plain, unpadded
+from .reduce import image_moments
+
+
+@meaning(functional.batch_norm, torch.batch_norm)
+def batch_norm(func, args, kwargs):
+    x = unpadded(args[0])
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    if not lay.is_plain(x.axes[1]) or any(lay.is_plain(axis) and axis for axis in (x.axes[0], *x.axes[2:])):
+        raise Refusal("its channels are not axis 1")
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    positions = x.numel() // max(x.shape[1], 1)
+    if given.get("training", False) and positions < 2:
+        return as_same_kind(_batch_norm_of_few(x, positions, given), x, x.axes)
+    return as_same_kind(func(*args, **kwargs), x, x.axes)
+
+
+def _batch_norm_of_few(x: Tensor, positions: int, given: dict) -> Tensor:
+    """Batch norm in training of one position, whose variance is 0, or of none, which leaves the statistics alone."""
+    if positions == 0:
+        return x.clone()
+    view = [1, -1] + [1] * (x.dim() - 2)
+    mean = x.mean([dim for dim in range(x.dim()) if dim != 1])
+    if given.get("running_mean") is not None:
+        momentum = given.get("momentum", 0.1)
+        given["running_mean"].lerp_(mean.detach().to(given["running_mean"].dtype), momentum)
+        given["running_var"].mul_(1 - momentum)
+    out = (x - mean.view(view)) / given.get("eps", 1e-5) ** 0.5
+    out = out if given.get("weight") is None else out * given["weight"].view(view)
+    return out if given.get("bias") is None else out + given["bias"].view(view)
+
+
+@meaning(*named("layer_norm rms_norm", functional, torch))
+def layer_norm(func, args, kwargs):
+    x = unpadded(args[0])
+    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else None)
+    count = 1 if isinstance(shape, int) else len(shape)
+    require_plain(x, range(x.dim() - count, x.dim()), "normalising over this axis")
+    return as_same_kind(func(*args, **kwargs), x, x.axes)
+
+
+@meaning(functional.group_norm, torch.group_norm)
+def group_norm(func, args, kwargs):
+    x = unpadded(args[0])
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    names = ("num_groups", "weight", "bias", "eps")
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    _require_channels_second(x)
+    groups = given["num_groups"]
+    split = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
+    layout = (x.axes[0], lay.plain_axis(groups), lay.plain_axis(x.shape[1] // groups), *x.axes[2:])
+    out = _normalised(as_same_kind(split, x, layout), tuple(range(2, split.dim())), given.get("eps", 1e-5))
+    return as_same_kind(_affine(out.reshape(x.shape), given), x, x.axes)
+
+
+@meaning(functional.instance_norm, torch.instance_norm)
+def instance_norm(func, args, kwargs):
+    x = unpadded(args[0])
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    _require_channels_second(x)
+    if not given.get("use_input_stats", True):
+        return as_same_kind(func(*args, **kwargs), x, x.axes)
+    dims = tuple(range(2, x.dim()))
+    if given.get("running_mean") is not None:
+        _update_instance_statistics(x, dims, given)
+    return as_same_kind(_affine(_normalised(x, dims, given.get("eps", 1e-5)), given), x, x.axes)
+
+
+def _require_channels_second(x: VisiblePatches) -> None:
+    if not lay.is_plain(x.axes[1]) or [r for r, _ in x.axes[0]] != [lay.PATCH]:
+        raise Refusal("its axes are not (patches, channels, *positions)")
+    if any(lay.is_plain(axis) for axis in x.axes[2:]):
+        raise Refusal("its axes are not (patches, channels, *positions)")
+
+
+def _normalised(x: VisiblePatches, dims: tuple[int, ...], eps: float) -> Tensor:
+    mean, variance = image_moments(x, dims)
+    scale = (variance + eps).rsqrt()
+    return (x - repeat_per_patch(mean, x.grid)) * repeat_per_patch(scale, x.grid)
+
+
+def _affine(values: Tensor, given: dict) -> Tensor:
+    view = [1, -1] + [1] * (values.dim() - 2)
+    if given.get("weight") is not None:
+        values = values * given["weight"].view(view)
+    return values if given.get("bias") is None else values + given["bias"].view(view)
+
+
+def _update_instance_statistics(x: VisiblePatches, dims: tuple[int, ...], given: dict) -> None:
+    """Running statistics: the mean over those images that show anything."""
+    with torch.no_grad():
+        mean, variance = image_moments(x, dims, correction=1)
+        seen = x.grid.counts() > 0
+        share = seen.to(mean.dtype) / seen.sum().clamp(min=1)
+        momentum = given.get("momentum", 0.1) * bool(seen.any())
+        for name, rows in (("running_mean", mean), ("running_var", variance)):
+            statistic = given[name]
+            statistic.lerp_((rows.flatten(1) * share[:, None]).sum(0).to(statistic.dtype), momentum)
+
+
+@meaning(functional.local_response_norm)
+def local_response_norm(func, args, kwargs):
+    raise Refusal("it pools over channels with padding and is not known here; rewrite it with a 1×1 convolution")

@@ -1,0 +1,148 @@
+"""What the meanings share: finding operands, bringing them to one kind, reading dims and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import layout as lay
+from ..layout import Axis, Layout
+from ..patches import GridTensor, PerImage, VisiblePatches, as_per_image, repeat_per_patch
+from ..registry import Refusal
+
+
+def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
+    """The functions of these names (separated by blanks) that exist in any of the homes, each once."""
+    found: dict[Callable[..., Any], None] = {}
+    for name in names.split():
+        hits = [getattr(home, name) for home in homes if hasattr(home, name)]
+        if not hits:
+            raise AttributeError(f"torch has no function {name}")
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def unpadded(tensor: GridTensor) -> GridTensor:
+    """The tensor, refused if cells announced by F.pad have not been written."""
+    if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
+        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
+    return tensor
+
+
+def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """Tensors among arguments, lists and tuples of them included."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += [item for item in argument if isinstance(item, Tensor)]
+    return found
+
+
+def dimension(tensor: Tensor, dim: int) -> int:
+    return dim + tensor.dim() if dim < 0 else dim
+
+
+def dimensions(tensor: Tensor, dims: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Axes named by a `dim` argument, none negative; all of them for None or ()."""
+    if dims is None or (not isinstance(dims, int) and len(dims) == 0):
+        return tuple(range(tensor.dim()))
+    wanted = (dims,) if isinstance(dims, int) else dims
+    return tuple(dimension(tensor, dim) for dim in wanted)
+
+
+def per_axis(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """An int or a sequence of one or `count` ints as `count` ints."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * count if len(values) == 1 else values
+
+
+def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
+    """Kind and layout of an element-by-element result; refuses operands that do not belong together.
+
+    Returns:
+        An operand of the result's kind (VisiblePatches before PerImage), and the layout of the broadcast result.
+    """
+    marked = [unpadded(o) for o in operands if isinstance(o, GridTensor)]
+    leader = next((o for o in marked if isinstance(o, VisiblePatches)), marked[0])
+    dims = max(o.dim() for o in operands)
+    axes: list[Axis] = [()] * dims
+    for operand in marked:
+        if operand.grid is not leader.grid:
+            raise Refusal("its operands belong to different grids")
+        layout = rowed(operand, leader)
+        for at, axis in enumerate(layout, start=dims - len(layout)):
+            if axis == axes[at] or not axis:
+                continue
+            if axes[at] and not (lay.is_plain(axis) and lay.is_plain(axes[at])):
+                raise Refusal("its operands have different axes at the same place")
+            axes[at] = axis
+    for operand in operands:
+        if isinstance(operand, GridTensor):
+            continue
+        for at, size in enumerate(operand.shape, start=dims - operand.dim()):
+            if size != 1 and not lay.is_plain(axes[at]):
+                raise Refusal(
+                    f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and it "
+                    "cannot be told which patch or position each of its elements belongs to"
+                )
+            if size != 1:
+                axes[at] = lay.plain_axis(size)
+    return leader, tuple(axes)
+
+
+def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
+    """The operand's layout once its rows are those of the leader (images repeated for each patch)."""
+    if type(operand) is type(leader):
+        return operand.axes
+    patch: Axis = ((lay.PATCH, leader.grid.num_visible),)
+    return tuple(patch if any(r == lay.IMAGE for r, _ in axis) else axis for axis in operand.axes)
+
+
+def with_rows_of(operand: Any, leader: GridTensor) -> Any:
+    """A PerImage operand repeated for each patch where the leader has patches; anything else as it is."""
+    if isinstance(operand, (list, tuple)):
+        return type(operand)(with_rows_of(item, leader) for item in operand)
+    if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
+        return operand
+    at = image_axis(operand)
+    return repeat_per_patch(operand.movedim(at, 0), leader.grid).movedim(0, at)
+
+
+def image_axis(operand: PerImage) -> int:
+    """The axis that is the images and nothing else."""
+    for at, axis in enumerate(operand.axes):
+        if len(axis) == 1 and axis[0][0] == lay.IMAGE:
+            return at
+    raise Refusal("the axis of images has been merged with another one")
+
+
+def require_plain(tensor: GridTensor, dims: Iterable[int], what: str) -> None:
+    """Refuse unless the axes are ones that a dense tensor has as well (channels)."""
+    for dim in dims:
+        if not lay.is_plain(tensor.axes[dim]):
+            raise Refusal(f"{what} would mix patches or positions (axis {dim})")
+
+
+def rows_first(tensor: PerImage) -> PerImage:
+    """The tensor, refused unless its first axis is the images and all others are plain: then it is a dense batch."""
+    if image_axis(tensor) != 0:
+        raise Refusal("the images are not its first axis")
+    return tensor
+
+
+def dense_batch(func: Callable[..., Any], tensor: PerImage, args: tuple, kwargs: dict) -> PerImage:
+    """Run a function that treats the first axis as a batch on per-image rows, as it is."""
+    return as_per_image(func(*args, **kwargs), rows_first(tensor).grid)
+
+
+def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
+    """Sizes a network computed from the shape of visible patches, made to fit: a PerImage has B rows where it said N."""
+    wanted = list(sizes)
+    if isinstance(tensor, PerImage) and wanted and wanted[0] == tensor.grid.num_visible:
+        wanted[0] = tensor.grid.batch_size
+    return wanted
+

@@ -1,0 +1,138 @@
+"""Functions that treat every element alone: exact on visible patches as they stand.
+
+A function is listed here only because it is known to be element by element; nothing is assumed of others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import GridTensor, PerImage, as_same_kind
+from ..registry import Refusal, meaning
+from .operands import dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
+
+_ARITHMETIC = """add sub mul div pow remainder fmod floor_divide true_divide subtract multiply divide maximum minimum
+    fmax fmin addcmul addcdiv lerp atan2 hypot xlogy copysign"""
+_UNARY = """abs absolute acos acosh asin asinh atan atanh ceil clamp clamp_min clamp_max clip cos cosh deg2rad digamma erf
+    erfc erfinv exp exp2 expm1 fix floor frac lgamma log log10 log1p log2 logit neg negative positive nan_to_num
+    reciprocal relu round rsqrt sigmoid sign sgn sin sinc sinh sqrt square tan tanh trunc"""
+_LOGIC = "eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_not"
+_INPLACE = """add_ sub_ mul_ div_ pow_ clamp_ clamp_min_ clamp_max_ exp_ neg_ reciprocal_ relu_ round_ floor_ ceil_ rsqrt_
+    sigmoid_ sqrt_ square_ tanh_ addcmul_ addcdiv_ lerp_ mul_ abs_ log_ masked_fill_ copy_ zero_ fill_ remainder_"""
+_OPERATORS = """__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
+    __itruediv__ __div__ __rdiv__ __idiv__ __floordiv__ __rfloordiv__ __pow__ __rpow__ __ipow__ __mod__ __rmod__ __neg__
+    __pos__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __invert__"""
+_ACTIVATIONS = """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu
+    selu silu softplus softshrink softsign tanhshrink threshold"""
+_ACTIVATIONS_INPLACE = "celu_ elu_ hardtanh_ leaky_relu_ relu_ selu_ threshold_"
+_LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
+
+
+@meaning(
+    *dict.fromkeys(
+        [
+            *named(_ARITHMETIC, torch, Tensor),
+            *named(_UNARY, torch, Tensor),
+            *named(_LOGIC, torch, Tensor),
+            *named(_INPLACE, Tensor),
+            *named(_OPERATORS, Tensor),
+            *named(_ACTIVATIONS, functional),
+            *named(_ACTIVATIONS_INPLACE, functional, torch),
+            *named("where masked_fill", torch, Tensor),
+            *named("rsub prelu celu hardshrink selu threshold", torch),
+            *named(_LIKE, torch),
+            torch.relu_,
+            torch._C._nn.gelu,
+            torch._C._nn.hardtanh,
+            torch._C._nn.leaky_relu,
+            torch._C._nn.silu,
+            torch._C._nn.log_sigmoid,
+            torch._C._nn.softplus,
+            torch._C._nn.softshrink,
+            torch.bernoulli,
+            Tensor.bernoulli_,
+            Tensor.uniform_,
+            Tensor.normal_,
+            torch.dropout,
+            torch.dropout_,
+            functional.dropout,
+        ]
+    )
+)
+def elementwise(func, args, kwargs):
+    operands = tensors_in((*args, *kwargs.values()))
+    first = operands[0]
+    if len(operands) == 1 and isinstance(first, GridTensor):
+        out = func(*args, **kwargs)
+        unpadded(first)
+        return out if out is first else as_same_kind(out, first, first.axes)
+    if func in _PRELU:
+        return _prelu(func, args, kwargs)
+    leader, layout = joined_layout(operands)
+    out = func(
+        *(with_rows_of(arg, leader) for arg in args),
+        **{key: with_rows_of(arg, leader) for key, arg in kwargs.items()},
+    )
+    if out is first:
+        if not isinstance(first, type(leader)):
+            raise Refusal("it writes visible patches into a tensor that has no patches")
+        return out
+    return as_same_kind(out, leader, layout)
+
+
+_PRELU = {functional.prelu, torch.prelu, Tensor.prelu}
+
+
+def _prelu(func, args, kwargs):
+    """Its weight runs along axis 1, whatever the number of axes."""
+    x = unpadded(args[0])
+    require_plain(x, [1] if x.dim() > 1 else [], "a weight along this axis")
+    return as_same_kind(func(*args, **kwargs), x, x.axes)
+
+
+@meaning(*named("glu", functional, torch._C._nn))
+def glu(func, args, kwargs):
+    x = unpadded(args[0])
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+    dim = dim + x.dim() if dim < 0 else dim
+    require_plain(x, [dim], "splitting this axis")
+    out = func(*args, **kwargs)
+    return as_same_kind(out, x, (*x.axes[:dim], lay.plain_axis(out.shape[dim]), *x.axes[dim + 1 :]))
+
+
+@meaning(*named("linear", functional))
+def linear(func, args, kwargs):
+    x = unpadded(args[0])
+    if not isinstance(x, GridTensor) or any(isinstance(t, GridTensor) for t in tensors_in(args[1:])):
+        raise Refusal("its weights were computed from patches")
+    require_plain(x, [x.dim() - 1], "multiplying along the last axis")
+    out = func(*args, **kwargs)
+    return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
+
+
+@meaning(*named("matmul __matmul__", torch, Tensor))
+def matmul(func, args, kwargs):
+    x, other = args[0], args[1]
+    if isinstance(x, GridTensor) and not isinstance(other, GridTensor) and other.dim() == 2:
+        return linear(lambda a, b: a @ b, (x, other), {})
+    raise Refusal("it multiplies matrices whose rows or columns may be patches or positions")
+
+
+@meaning(*named("bilinear", functional))
+def bilinear(func, args, kwargs):
+    raise Refusal("it is not known to act position by position")
+
+
+@meaning(*named("dropout1d dropout2d dropout3d feature_alpha_dropout alpha_dropout", functional))
+def feature_dropout(func, args, kwargs):
+    x = args[0]
+    training = kwargs.get("training", args[2] if len(args) > 2 else func is not functional.alpha_dropout)
+    share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    if not training or share == 0:
+        return x
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    raise Refusal("it would drop whole channels patch by patch where the dense network drops them image by image")

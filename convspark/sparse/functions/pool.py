@@ -1,0 +1,135 @@
+"""Poolings: over a window, and over the whole image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import PerImage, VisiblePatches, as_per_image
+from ..registry import Refusal, meaning
+from .neighbourhood import Reach, Source, source_of
+from .operands import dense_batch, named, per_axis
+from .reduce import over_image
+
+def _dims(func) -> int:
+    return int(func.__name__.rstrip("d")[-1])
+
+
+@meaning(*named("max_pool1d max_pool2d max_pool3d", torch, functional))
+def max_pool(func, args, kwargs):
+    x = args[0]
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    if given.get("return_indices"):
+        raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
+    dims = _dims(func)
+    kernel = per_axis(given["kernel_size"], dims)
+    stride = per_axis(given.get("stride") or kernel, dims)
+    dilation = per_axis(given.get("dilation", 1), dims)
+    padding = per_axis(given.get("padding", 0), dims)
+    source = source_of(x, padding, -math.inf, dims)
+    reach = PoolReach(kernel, stride, dilation, source, given.get("ceil_mode", False))
+    # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
+    if reach.overhang and source.outside != -math.inf:
+        raise Refusal("ceil_mode reaches behind what F.pad padded")
+    return reach.patches(func(reach.window(), kernel, stride, 0, dilation))
+
+
+@meaning(*named("avg_pool1d avg_pool2d avg_pool3d", torch, functional))
+def average_pool(func, args, kwargs):
+    x = args[0]
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    dims = _dims(func)
+    kernel = per_axis(given["kernel_size"], dims)
+    stride = per_axis(given.get("stride") or kernel, dims)
+    padding = per_axis(given.get("padding", 0), dims)
+    ceil_mode = given.get("ceil_mode", False)
+    source = source_of(x, padding, 0.0, dims)
+    reach = PoolReach(kernel, stride, (1,) * dims, source, ceil_mode)
+    if reach.overhang and (source.outside != 0 or source.fold != "constant"):
+        raise Refusal("ceil_mode reaches behind what F.pad padded")
+    means = func(reach.window(), kernel, stride)
+    divisor = given.get("divisor_override")
+    if divisor:
+        return reach.patches(means * (math.prod(kernel) / divisor))
+    announced = x.pending.pads if x.pending is not None else ((0, 0),) * dims
+    if any(padding) or reach.overhang:
+        means = means * reach.share_counted(announced, padding, given.get("count_include_pad", True))
+    return reach.patches(means)
+
+
+class PoolReach(Reach):
+    """Reach of a pooling, whose windows may hang over the end of the padded map (`ceil_mode`)."""
+
+    def __init__(self, kernel, stride, dilation, source: Source, ceil_mode: bool):
+        object.__setattr__(self, "ceil_mode", ceil_mode)
+        super().__init__(kernel, stride, dilation, source)
+
+    def __post_init__(self) -> None:
+        for axis, (patch, side) in enumerate(zip(self.source.patch, self._sides(), strict=True)):
+            stride, (lo, hi) = self.stride[axis], self.source.pads[axis]
+            room = side + lo + hi - self.extent[axis]
+            out = (-(-room // stride) if self.ceil_mode else room // stride) + 1
+            if self.ceil_mode and (out - 1) * stride >= side + lo:
+                out -= 1  # torch: a window may not begin in the padding behind the map
+            self.require_whole(patch, side, stride, out)
+
+    @property
+    def overhang(self) -> bool:
+        """Whether some window reaches beyond the padding."""
+        return any(a > hi for a, (_, hi) in zip(self.after, self.source.pads, strict=True))
+
+    def share_counted(self, announced: tuple, padding: tuple[int, ...], count_include_pad: bool) -> Tensor:
+        """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
+        source = self.source
+        counts = []
+        for axis, side in enumerate(self._sides()):
+            lo, hi = announced[axis]
+            begin = torch.arange(source.grid.shape[axis] * self.out[axis], device=source.values.device)
+            begin = begin * self.stride[axis] - self.before[axis]
+            end = begin + self.kernel[axis]
+            own = padding[axis] if count_include_pad else 0
+            counted = end.clamp(max=side + hi + own) - begin.clamp(min=-lo - own)
+            counts.append(counted.view(source.grid.shape[axis], self.out[axis]))
+        share = torch.ones((), device=source.values.device, dtype=source.values.dtype)
+        places = source.grid.cells % math.prod(source.grid.shape)
+        result = share.expand(source.grid.num_visible, 1, *(1,) * len(counts))
+        for axis, counted in enumerate(counts):
+            inner = math.prod(source.grid.shape[axis + 1 :])
+            at = places // inner % source.grid.shape[axis]
+            view = [-1, 1] + [1] * len(counts)
+            view[2 + axis] = self.out[axis]
+            result = result * (self.kernel[axis] / counted[at].view(view)).to(share.dtype)
+        return result
+
+
+@meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))
+def adaptive_average_pool(func, args, kwargs):
+    return _adaptive(func, args, kwargs, "mean")
+
+
+@meaning(*named("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", torch, functional))
+def adaptive_max_pool(func, args, kwargs):
+    return _adaptive(func, args, kwargs, "amax")
+
+
+def _adaptive(func, args, kwargs, reduction: str):
+    x = args[0]
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, args, kwargs)
+    size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
+    if any(n != 1 for n in per_axis(size, 1)):
+        raise Refusal(f"it pools to a map of {size}, which no longer lines up with the patches; only 1 is known")
+    if kwargs.get("return_indices") or not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
+        raise Refusal("its axes are not (patches, channels, *positions)")
+    rows = over_image(x, reduction, tuple(range(2, x.dim())), keepdim=True)
+    return as_per_image(rows, x.grid)

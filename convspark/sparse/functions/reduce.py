@@ -1,0 +1,247 @@
+"""Reductions: over channels they stay per position; over an image's positions they give one row an image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_per_image,
+    as_same_kind,
+    repeat_per_patch,
+    sum_per_image,
+)
+from ..registry import Refusal, meaning
+from .operands import dimension, dimensions, named, require_plain, unpadded
+
+
+def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
+    """What is left after reducing these axes: "rows" (as before), "image" or "batch"; refuses anything between."""
+    factors = {role for dim in dims for role, _ in x.axes[dim]}
+    rows = lay.PATCH if isinstance(x, VisiblePatches) else lay.IMAGE
+    spatial = {role for role in factors if lay.is_spatial(role)}
+    if not spatial and rows not in factors:
+        return "rows"
+    if isinstance(x, PerImage):
+        return "batch"
+    for axis in (x.axes[at] for at in range(x.dim()) if at not in dims):
+        if any(lay.is_spatial(role) for role, _ in axis):
+            raise Refusal("it reduces some spatial axes and not others, which mixes masked and visible positions")
+    if not spatial:
+        raise Refusal("it reduces over patches but not over their positions")
+    if rows in factors:
+        return "batch"
+    if not any(len(axis) == 1 and axis[0][0] == lay.PATCH for axis in x.axes):
+        raise Refusal("the axis of patches has been merged with another one")
+    return "image"
+
+
+def reduced_layout(layout: lay.Layout, dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
+    if keepdim:
+        return tuple(() if at in dims else axis for at, axis in enumerate(layout))
+    return tuple(axis for at, axis in enumerate(layout) if at not in dims)
+
+
+def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    """Reduce the positions (and channels) `dims` of each image; an image without visible patches gives 0.
+
+    Args:
+        reduction: "sum", "mean", "amax", "amin" or "any".
+
+    Returns:
+        The reduced values with B in place of N, plain.
+    """
+    grid = x.grid
+    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    if reduction in ("amax", "amin"):
+        per_patch = getattr(x, reduction)(dims, keepdim=True) if grid.num_visible else x.sum(dims, keepdim=True)
+        result = _extreme_per_image(per_patch.movedim(rows, 0), grid, reduction).movedim(0, rows)
+    else:
+        result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
+        if reduction == "mean":
+            count = grid.counts() * math.prod(x.shape[dim] for dim in dims)
+            view = [1] * x.dim()
+            view[rows] = grid.batch_size
+            result = result / count.clamp(min=1).view(view).to(result.dtype)
+    return result if keepdim else result.squeeze(dims)
+
+
+def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
+    if grid.visible_per_image:
+        per_image = rows.reshape(grid.batch_size, grid.visible_per_image, *rows.shape[1:])
+        return getattr(per_image, reduction)(1)
+    result = rows.new_zeros(grid.batch_size, *rows.shape[1:])
+    index = grid.image.view(-1, *(1,) * (rows.dim() - 1)).expand(rows.shape)
+    return result.scatter_reduce(0, index, rows, reduction, include_self=False)
+
+
+def _unpack(args: tuple, kwargs: dict, *names: str) -> tuple[GridTensor, dict]:
+    return unpadded(args[0]), dict(zip(names, args[1:], strict=False)) | kwargs
+
+
+def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
+    dims = dimensions(x, dim)
+    kind = reduced_kind(x, dims)
+    if kind == "image":
+        assert isinstance(x, VisiblePatches)
+        x = as_same_kind(x.to(dtype), x, x.axes) if dtype else x  # type: ignore[assignment]
+        layout = reduced_layout(_image_layout(x), dims, keepdim)
+        return as_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout)
+    if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
+        out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
+    elif reduction in ("amax", "amin"):
+        out = getattr(x, reduction)(dims, keepdim=keepdim)
+    else:
+        out = getattr(x, reduction)(dims, keepdim=keepdim, dtype=dtype)
+    return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
+
+
+def _image_layout(x: VisiblePatches) -> lay.Layout:
+    image: lay.Axis = ((lay.IMAGE, x.grid.batch_size),)
+    return tuple(image if axis and axis[0][0] == lay.PATCH else axis for axis in x.axes)
+
+
+@meaning(*named("sum mean", torch, Tensor))
+def total(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim", "keepdim")
+    dim, keepdim = given.get("dim", given.get("axis")), given.get("keepdim", False)
+    if not isinstance(dim, (int, tuple, list, type(None))):
+        raise Refusal("its axes are not given as numbers")
+    return _reduce(x, dim, keepdim, given.get("dtype"), func.__name__)
+
+
+@meaning(*named("amax amin", torch, Tensor))
+def extreme(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim", "keepdim")
+    return _reduce(x, given.get("dim"), given.get("keepdim", False), None, func.__name__)
+
+
+@meaning(*named("max min", torch, Tensor))
+def max_or_min(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim", "keepdim")
+    dim = given.get("dim")
+    if dim is None and not given:
+        return _reduce(x, None, False, None, f"a{func.__name__}")
+    if isinstance(dim, Tensor) or "other" in given:
+        from .pointwise import elementwise
+
+        return elementwise(func, args, kwargs)
+    require_plain(x, [dimension(x, dim)], "choosing along this axis")
+    out = func(*args, **kwargs)
+    layout = reduced_layout(x.axes, dimensions(x, dim), given.get("keepdim", False))
+    return type(out)(as_same_kind(part, x, layout) for part in out)
+
+
+@meaning(*named("var std", torch, Tensor), torch.var_mean, torch.std_mean)
+def spread(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim", "unbiased", "keepdim")
+    if isinstance(given.get("dim"), bool):
+        given = {"unbiased": given["dim"]}
+    keepdim = given.get("keepdim", False)
+    correction = given.get("correction")
+    if correction is None:
+        correction = 1 if given.get("unbiased", True) else 0
+    dims = dimensions(x, given.get("dim"))
+    kind = reduced_kind(x, dims)
+    if kind != "image":
+        out = func(x, dims, correction=correction, keepdim=keepdim)
+        if kind == "batch":
+            return out
+        layout = reduced_layout(x.axes, dims, keepdim)
+        parts = out if isinstance(out, tuple) else (out,)
+        parts = tuple(as_same_kind(part, x, layout) for part in parts)
+        return parts if isinstance(out, tuple) else parts[0]
+    assert isinstance(x, VisiblePatches)
+    mean, variance = image_moments(x, dims, correction)
+    layout = reduced_layout(_image_layout(x), dims, keepdim)
+    first = variance.sqrt() if func.__name__.startswith("std") else variance
+    both = tuple(as_per_image(v if keepdim else v.squeeze(dims), x.grid, layout) for v in (first, mean))
+    return both if func.__name__.endswith("mean") else both[0]
+
+
+def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 0) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the visible positions of each image, axes kept, B rows; 0 where nothing is visible."""
+    grid = x.grid
+    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    mean = over_image(x, "mean", dims, keepdim=True)
+    centred = x - repeat_per_patch(mean.movedim(rows, 0), grid).movedim(0, rows)
+    squares = sum_per_image(centred.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
+    count = grid.counts() * math.prod(x.shape[dim] for dim in dims)
+    view = [1] * x.dim()
+    view[rows] = grid.batch_size
+    return mean, squares / (count - correction).clamp(min=1).view(view).to(squares.dtype)
+
+
+@meaning(*named("norm", torch, Tensor), torch.linalg.vector_norm, torch.linalg.norm)
+def norm(func, args, kwargs):
+    vector = func is torch.linalg.vector_norm or func is torch.linalg.norm
+    x, given = _unpack(args, kwargs, "ord" if vector else "p", "dim", "keepdim", "dtype")
+    order = given.get("ord", given.get("p", 2))
+    if order in ("fro", None):
+        order = 2
+    dims = dimensions(x, given.get("dim"))
+    keepdim = given.get("keepdim", False)
+    if func is torch.linalg.norm and len(dims) > 1 or not isinstance(order, (int, float)):
+        raise Refusal("it is a matrix norm")
+    if given.get("dtype") is not None:
+        x = as_same_kind(x.to(given["dtype"]), x, x.axes)
+    kind = reduced_kind(x, dims)
+    if kind == "rows":
+        out = torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
+        return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim))
+    if kind == "batch":
+        return torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
+    assert isinstance(x, VisiblePatches)
+    layout = reduced_layout(_image_layout(x), dims, keepdim)
+    return as_per_image(_image_norm(x, order, dims, keepdim), x.grid, layout)
+
+
+def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    if math.isinf(order):
+        magnitude = as_same_kind(x.abs(), x, x.axes)
+        assert isinstance(magnitude, VisiblePatches)
+        return over_image(magnitude, "amax" if order > 0 else "amin", dims, keepdim)
+    if order <= 0:
+        raise Refusal(f"a norm of order {order} is not known")
+    # Norms of norms: each patch first, as torch computes it (finite gradient at 0), then the patches of an image.
+    per_patch = torch.linalg.vector_norm(x, order, dims, keepdim=True)
+    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    per_patch = per_patch.movedim(rows, 0)
+    grid = x.grid
+    if grid.visible_per_image:
+        stacked = per_patch.reshape(grid.batch_size, grid.visible_per_image, *per_patch.shape[1:])
+        result = torch.linalg.vector_norm(stacked, order, 1)
+    else:
+        powers = sum_per_image(per_patch.pow(order), grid)
+        some = powers > 0  # the root has no gradient at 0
+        result = torch.where(some, torch.where(some, powers, 1).pow(1 / order), 0)
+    result = result.movedim(0, rows)
+    return result if keepdim else result.squeeze(dims)
+
+
+@meaning(*named("softmax log_softmax", torch, Tensor, functional), *named("logsumexp", torch, Tensor))
+def softmax(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim")
+    dim = given.get("dim")
+    if dim is None:
+        raise Refusal("its axis is not given")
+    require_plain(x, [dimension(x, dim)] if isinstance(dim, int) else dimensions(x, dim), "normalising along this axis")
+    out = func(*args, **kwargs)
+    if out.dim() == x.dim() and out.shape == x.shape:
+        return as_same_kind(out, x, x.axes)
+    return as_same_kind(out, x, reduced_layout(x.axes, dimensions(x, dim), given.get("keepdim", False)))
+
+
+@meaning(*named("normalize", functional))
+def normalize(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "p", "dim", "eps")
+    require_plain(x, dimensions(x, given.get("dim", 1)), "normalising along this axis")
+    return as_same_kind(func(*args, **kwargs), x, x.axes)
+

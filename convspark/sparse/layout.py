@@ -1,0 +1,138 @@
+"""What each axis of a packed tensor means, carried through view, permute, flatten and their kin.
+
+Real networks permute, split and merge the axes of what they are given (NHWC blocks, channel shuffle, space-to-depth).
+A layout lists, for each axis of the tensor, the factors it is made of, outermost first:
+
+* `PATCH`: the visible patches of the batch, N;
+* `IMAGE`: the images of the batch, B (per-image values have this one instead of `PATCH`);
+* `PLAIN`: anything that a dense tensor would have as well, channels above all;
+* 0, 1, 2: the positions of a patch along that spatial axis.
+
+A spatial factor that is followed by a plain one within an axis is a finer spatial factor (depth-to-space); split, its
+inner part is plain (space-to-depth).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+PATCH, IMAGE, PLAIN = "patch", "image", "plain"
+Factor = tuple["str | int", int]  # role, size
+Axis = tuple[Factor, ...]
+Layout = tuple[Axis, ...]
+
+
+class LostAxes(Exception):
+    """An operation after which patches and positions could no longer be told from other axes; says why."""
+
+
+def is_spatial(role: str | int) -> bool:
+    return isinstance(role, int)
+
+
+def canonical(shape: Sequence[int]) -> Layout:
+    """Layout of (N, C, *positions)."""
+    spatial: list[Axis] = [((axis, size),) for axis, size in enumerate(shape[2:])]
+    return (((PATCH, shape[0]),), plain_axis(shape[1]), *spatial)
+
+
+def per_image(shape: Sequence[int]) -> Layout:
+    """Layout of (B, ...)."""
+    return (((IMAGE, shape[0]),), *(plain_axis(size) for size in shape[1:]))
+
+
+def plain_axis(size: int) -> Axis:
+    return ((PLAIN, size),) if size != 1 else ()
+
+
+def is_plain(axis: Axis) -> bool:
+    return all(role == PLAIN for role, _ in axis)
+
+
+def is_canonical(layout: Layout) -> bool:
+    """Whether the axes are (patches, channels, *positions), each axis whole."""
+    roles = [tuple(role for role, _ in axis) for axis in layout]
+    return (
+        len(roles) >= 3
+        and roles[0] == (PATCH,)
+        and roles[1] in ((PLAIN,), ())
+        and all(role == (axis,) for axis, role in enumerate(roles[2:]))
+    )
+
+
+def spatial_roles(layout: Layout) -> set[int]:
+    return {role for axis in layout for role, _ in axis if isinstance(role, int)}
+
+
+def size_of(axis: Axis) -> int:
+    return math.prod(size for _, size in axis)
+
+
+def merged(factors: Sequence[Factor]) -> Axis:
+    """One axis from factors, outermost first, with neighbours of one kind joined and plain ones of size 1 dropped."""
+    axis: list[Factor] = []
+    for role, size in factors:
+        if role == PLAIN and size == 1:
+            continue
+        if axis and role == PLAIN and (axis[-1][0] == PLAIN or is_spatial(axis[-1][0])):
+            axis[-1] = (axis[-1][0], axis[-1][1] * size)
+        else:
+            axis.append((role, size))
+    return tuple(axis)
+
+
+def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
+    """Layout after view(*sizes); the sizes must fit. Raises `LostAxes` where the patches would be split."""
+    rest = [factor for axis in layout for factor in axis]
+    result: list[Axis] = []
+    for at, size in enumerate(sizes):
+        taken: list[Factor] = []
+        if size == 1:
+            # Positions of a 1×1 patch go to axes of size 1, one each; the last such axis takes what is left over.
+            ones_here = _leading_ones(sizes[at:])
+            ones_given = _leading_ones([factor[1] for factor in rest])
+            take = ones_given if ones_here == 1 else min(ones_given, 1)
+            taken, rest = rest[:take], rest[take:]
+            result.append(merged(taken))
+            continue
+        needed = size
+        while needed > 1:
+            if not rest:
+                raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
+            (role, extent), rest = rest[0], rest[1:]
+            if needed % extent == 0:
+                taken.append((role, extent))
+                needed //= extent
+            elif extent % needed == 0 and role != PATCH and role != IMAGE:
+                taken.append((role, needed))
+                rest = [(PLAIN, extent // needed), *rest]
+                needed = 1
+            else:
+                raise LostAxes(f"a shape of {tuple(sizes)} cuts through the {_name(role)} axis of size {extent}")
+        if at + 1 == len(sizes) or sizes[at + 1] != 1:
+            ones_given = _leading_ones([factor[1] for factor in rest])  # 1×1 patches merged into this axis
+            taken, rest = [*taken, *rest[:ones_given]], rest[ones_given:]
+        result.append(merged(taken))
+    if any(factor[1] != 1 for factor in rest):
+        raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
+    return tuple(result)
+
+
+def flattened(layout: Layout, start: int, end: int) -> Layout:
+    """Layout after flatten(start, end); both inclusive and not negative."""
+    joined = merged([factor for axis in layout[start : end + 1] for factor in axis])
+    return (*layout[:start], joined, *layout[end + 1 :])
+
+
+def _leading_ones(sizes: Sequence[int]) -> int:
+    count = 0
+    for size in sizes:
+        if size != 1:
+            break
+        count += 1
+    return count
+
+
+def _name(role: str | int) -> str:
+    return {PATCH: "patch", IMAGE: "image", PLAIN: "channel"}.get(role, "position")  # type: ignore[arg-type]

@@ -1,0 +1,228 @@
+"""VisiblePatches and PerImage, the tensors that know their grid; gather and scatter between them and images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from . import layout as lay
+from .blame import refuse
+from .grid import PatchGrid
+from .layout import Layout, LostAxes
+from .registry import MEANINGS, Refusal
+from .rows import RowTable, gather_rows
+
+
+class GridTensor(Tensor):
+    """A tensor that knows the patches its rows belong to; `__torch_function__` looks each function up in the registry.
+
+    Attributes:
+        grid: its `PatchGrid`.
+        axes: what each of its axes means (`layout.py`).
+    """
+
+    grid: PatchGrid
+    axes: Layout
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        known = MEANINGS.get(func)
+        if known is None:
+            raise refuse(func, "it has no known meaning on visible patches")
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                return known(func, args, kwargs or {})
+        except (Refusal, LostAxes) as reason:
+            raise refuse(func, str(reason)) from None
+
+
+class VisiblePatches(GridTensor):
+    """The values at the visible patches of a batch: (N, C, *positions), one row a patch.
+
+    A backbone is called on it as on any tensor. Per-position operations run as they are; what looks at a neighbourhood
+    or at a whole image gets its exact meaning from the registry; anything else is refused. Made by `gather`.
+    """
+
+    # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
+    pending: Padding | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """The same values as a plain tensor, gradient kept."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.view(self.shape)
+
+
+class PerImage(GridTensor):
+    """One row for each image, (B, ...): what a reduction over an image's visible positions returns.
+
+    Repeated for each patch of the image as soon as it meets visible patches again.
+    """
+
+    @property
+    def values(self) -> Tensor:
+        """The same values as a plain tensor, gradient kept."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.view(self.shape)
+
+
+class Padding:
+    """Padding announced by F.pad: the unpadded patches, and for each spatial axis (before, after)."""
+
+    def __init__(self, core: VisiblePatches, pads: tuple[tuple[int, int], ...], mode: str, value: float):
+        self.core = core
+        self.pads = pads
+        self.mode = mode
+        self.value = value
+
+
+def as_patches(values: Tensor, grid: PatchGrid, layout: Layout) -> VisiblePatches:
+    """Plain values to VisiblePatches."""
+    patches = values.as_subclass(VisiblePatches)
+    patches.grid = grid
+    patches.axes = layout
+    return patches
+
+
+def as_per_image(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> PerImage:
+    """Plain values, one row an image, to PerImage."""
+    rows = values.as_subclass(PerImage)
+    rows.grid = grid
+    rows.axes = layout or lay.per_image(values.shape)
+    return rows
+
+
+def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor:
+    make = as_patches if isinstance(like, VisiblePatches) else as_per_image
+    return make(values, like.grid, layout)
+
+
+# -------------------------------------------------------------------------------- images and patches
+
+
+def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
+    """Cut the visible patches out of images. Inverse of `scatter`.
+
+    Args:
+        images: (B, C, H, W), or one more axis for volumes; each side a multiple of the grid's.
+        grid: which patches are visible, on the images' device.
+
+    Returns:
+        (N, C, H/h, W/w), channels last in memory, in the order of `grid.cells`.
+
+    Raises:
+        UsageError: the images do not fit the grid.
+    """
+    dims = len(grid.shape)
+    if images.dim() != dims + 2 or images.shape[0] != grid.batch_size:
+        raise UsageError(
+            f"images have the shape {tuple(images.shape)}, but the grid is one of {grid.batch_size} images with "
+            f"{dims} spatial axes; expected ({grid.batch_size}, C{', side' * dims})."
+        )
+    if any(side % h for side, h in zip(images.shape[2:], grid.shape, strict=True)):
+        raise UsageError(
+            f"images of {tuple(images.shape[2:])} cannot be cut into a grid of {grid.shape} patches: each side must "
+            "be a multiple of the number of patches along it."
+        )
+    batch, channels = images.shape[:2]
+    patch = tuple(side // h for side, h in zip(images.shape[2:], grid.shape, strict=True))
+    # (B, C, H, W) -> (B, C, h, p, w, p) -> (B, h, w, p, p, C) -> (B*h*w, p*p*C)
+    split = images.view(batch, channels, *(n for pair in zip(grid.shape, patch, strict=True) for n in pair))
+    order = (0, *range(2, 2 + 2 * dims, 2), *range(3, 3 + 2 * dims, 2), 1)
+    rows = split.permute(order).reshape(batch * math.prod(grid.shape), math.prod(patch) * channels)
+    visible = rows.index_select(0, grid.cells).view(-1, *patch, channels).movedim(-1, 1)
+    return as_patches(visible, grid, lay.canonical(visible.shape))
+
+
+def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
+    """Put visible patches back into images. Inverse of `gather`.
+
+    Args:
+        patches: (N, C, *positions), or with its axes in another order (NHWC).
+        fill: what masked positions get: a number, or a tensor broadcastable to (1, C, 1, 1).
+
+    Returns:
+        (B, C, H, W), a plain tensor.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        values, grid = canonical_values(patches), patches.grid
+        patch = values.shape[2:]
+        rows = gather_rows(flat_rows(values), grid.images(tuple(patch), (0,) * len(patch), (0,) * len(patch), "constant"))
+        sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
+        images = rows.view(grid.batch_size, *sides, values.shape[1]).movedim(-1, 1)
+        if isinstance(fill, (int, float)) and fill == 0:
+            return images
+        visible = visible_positions(grid, patch)
+        filling = fill if isinstance(fill, Tensor) else images.new_tensor(fill)
+        return torch.where(visible, images, filling.to(images.dtype))
+
+
+def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> Tensor:
+    """bool (B, 1, H, W): the grid's visible patches, each `patch` positions a side."""
+    visible = grid.visible[:, None]
+    for axis, p in enumerate(patch):
+        visible = visible.repeat_interleave(p, dim=2 + axis)
+    return visible
+
+
+def canonical_values(patches: VisiblePatches) -> Tensor:
+    """Values as (N, C, *positions), plain, whatever order the axes are in. Runs with dispatch switched off."""
+    if patches.pending is not None:
+        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
+    order = canonical_order(patches.axes)
+    if order is None:
+        raise Refusal("its patch, channel and position axes have been merged or split")
+    return patches.permute(order)
+
+
+def canonical_order(layout: Layout) -> tuple[int, ...] | None:
+    """Permutation that brings the layout's axes to (patches, channels, *positions), if there is one."""
+    roles = [tuple(role for role, _ in axis) for axis in layout]
+    dims = len(roles) - 2
+    wanted = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
+    plain = [at for at, role in enumerate(roles) if role in ((lay.PLAIN,), ())]
+    if dims < 1 or len(plain) != 1 or sorted(map(str, roles)) != sorted(
+        map(str, [roles[plain[0]], *(w for w in wanted if w is not None)])
+    ):
+        return None
+    return tuple(plain[0] if w is None else roles.index(w) for w in wanted)
+
+
+# -------------------------------------------------------------------------------- rows, windows, per-image sums
+
+
+def flat_rows(values: Tensor) -> Tensor:
+    """(N, C, *positions) -> (N * prod(positions), C); no copy where channels are last in memory."""
+    return values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def from_rows(rows: Tensor, table_size: tuple[int, ...]) -> Tensor:
+    """(N * prod(size), C) -> (N, C, *size), channels last in memory."""
+    return rows.view(-1, *table_size, rows.shape[1]).movedim(-1, 1)
+
+
+def window(values: Tensor, table: RowTable, size: tuple[int, ...], outside: float = 0.0) -> Tensor:
+    """(N, C, *positions) -> (M, C, *size), each cell as the table says."""
+    return from_rows(gather_rows(flat_rows(values), table, outside), size)
+
+
+def sum_per_image(values: Tensor, grid: PatchGrid) -> Tensor:
+    """(N, ...) -> (B, ...): sum over the patches of each image."""
+    if grid.visible_per_image is not None:
+        return values.reshape(grid.batch_size, grid.visible_per_image, *values.shape[1:]).sum(1)
+    return values.new_zeros(grid.batch_size, *values.shape[1:]).index_add(0, grid.image, values)
+
+
+def repeat_per_patch(rows: Tensor, grid: PatchGrid) -> Tensor:
+    """(B, ...) -> (N, ...): the row of each patch's image."""
+    if grid.visible_per_image is not None:
+        repeated = rows[:, None].expand(-1, grid.visible_per_image, *rows.shape[1:])
+        return repeated.reshape(grid.num_visible, *rows.shape[1:])
+    return rows.index_select(0, grid.image)

@@ -1,0 +1,32 @@
+"""The one table from a torch function to its meaning on visible patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Meaning = Callable[[Callable[..., Any], tuple, dict], Any]
+
+MEANINGS: dict[Callable[..., Any], Meaning] = {}
+
+
+class Refusal(Exception):
+    """Raised inside a meaning, tersely; the dispatcher adds the function and the module path."""
+
+
+def meaning(*functions: Callable[..., Any]) -> Callable[[Meaning], Meaning]:
+    """Decorator: what `functions` mean on visible patches.
+
+    The decorated function gets (function, args, kwargs) as the network called it and returns what the network gets
+    back. It runs with the dispatch to `VisiblePatches` switched off: calling torch on its arguments treats them as
+    plain tensors.
+    """
+
+    def register(function: Meaning) -> Meaning:
+        for known in functions:
+            if known in MEANINGS:
+                raise ValueError(f"{known} has a meaning already")
+            MEANINGS[known] = function
+        return function
+
+    return register

@@ -1,0 +1,82 @@
+"""Copying rows by an index table, with a gradient that is itself a gather.
+
+Every neighbourhood on visible patches is such a copy: the rows are the positions of the patches (one row = the
+channels of one position, contiguous in channels-last memory), the table says which position each cell of a window
+shows. Cells that show a masked position, or none, have no source row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# embedding_bag copies and sums rows several times faster than index_select / index_add, and its sums have a fixed
+# order. It has no float64 kernel that ignores trailing indices, and none at all for integers.
+_BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class RowTable:
+    """Where each of R result rows comes from.
+
+    Args:
+        index: (R,) int64. A value in [0, sources) is a source row; `sources` stands for a masked position (always 0),
+            `sources + 1` for a position outside the image (`outside` of `gather_rows`).
+        sources: number of source rows S.
+    """
+
+    def __init__(self, index: Tensor, sources: int):
+        self.index = index
+        self.sources = sources
+        self._bags: tuple[Tensor, Tensor] | None = None
+        self._inverse_bags: tuple[Tensor, Tensor] | None = None
+
+    def bags(self) -> tuple[Tensor, Tensor]:
+        """Compact source rows, and offsets (R + 1,): result row r is the sum of bag r, which holds one row or none."""
+        if self._bags is None:
+            found = self.index < self.sources
+            ends = found.cumsum(0)
+            offsets = torch.cat([ends.new_zeros(1), ends])
+            # Rows without a source are written to one spare cell behind the others, which no bag reads.
+            place = torch.where(found, ends - 1, self.index.shape[0])
+            compact = self.index.new_zeros(self.index.shape[0] + 1).scatter_(0, place, self.index)
+            self._bags = compact.clamp_(max=max(self.sources - 1, 0)), offsets
+        return self._bags
+
+    def inverse_bags(self) -> tuple[Tensor, Tensor]:
+        """Result rows ordered by source, and offsets (S + 1,): bag s holds every result row that shows source s."""
+        if self._inverse_bags is None:
+            ordered, order = self.index.sort(stable=True)
+            boundaries = torch.arange(self.sources + 1, device=self.index.device)
+            self._inverse_bags = order, torch.searchsorted(ordered, boundaries)
+        return self._inverse_bags
+
+
+def gather_rows(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tensor:
+    """rows (S, C) -> (R, C): row `table.index[r]` of `rows`, 0 where masked, `outside` where outside the image."""
+    return _GatherRows.apply(rows, table, outside)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, table: RowTable, outside: float) -> Tensor:  # type: ignore[override]
+        ctx.table = table
+        if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
+            index, offsets = table.bags()
+            return _sum_bags(rows, index, offsets)
+        special = rows.new_zeros(2, rows.shape[1])
+        special[1] = outside
+        index = table.index
+        return torch.cat([rows, special]).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        table = ctx.table
+        if grad.dtype in _BAG_DTYPES and table.index.shape[0]:
+            order, offsets = table.inverse_bags()
+            return _sum_bags(grad.contiguous(), order, offsets), None, None
+        total = grad.new_zeros(table.sources + 2, grad.shape[1]).index_add_(0, table.index, grad)
+        return total[: table.sources], None, None
+
+
+def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(index, rows, offsets, mode="sum", include_last_offset=True)
