@@ -160,9 +160,7 @@ class PatchGrid:
         """Table of what a kernel sees at each output position: rows (N, *out, *kernel), flattened."""
 
         def build() -> RowTable:
-            size = tuple(
-                p - s + (k - 1) * d + 1 for p, s, k, d in zip(patch, stride, kernel, dilation, strict=True)
-            )
+            size = tuple(p - s + (k - 1) * d + 1 for p, s, k, d in zip(patch, stride, kernel, dilation, strict=True))
             windows = self.windows(patch, start, size, fold).index.view(-1, *size)
             for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
                 windows = windows.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
@@ -199,9 +197,7 @@ class PatchGrid:
 
         return self.cached(("crops", patch), build)
 
-    def _locate(
-        self, positions: list[Tensor], patch: tuple[int, ...], fold: Fold
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _locate(self, positions: list[Tensor], patch: tuple[int, ...], fold: Fold) -> tuple[Tensor, Tensor, Tensor]:
         """Absolute positions along each axis, (a_i, n_i), to (cell, place within the cell, inside?), (*a, *n) each."""
         dims = len(patch)
         cell = local = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -29,6 +29,12 @@ class GridTensor(Tensor):
     grid: PatchGrid
     axes: Layout
 
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]  # hides Tensor.values(), which is for sparse layouts
+        """The same values as a plain tensor, gradient kept."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.view(self.shape)
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
@@ -53,24 +59,12 @@ class VisiblePatches(GridTensor):
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
     pending: Padding | None = None
 
-    @property
-    def values(self) -> Tensor:
-        """The same values as a plain tensor, gradient kept."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.view(self.shape)
-
 
 class PerImage(GridTensor):
     """One row for each image, (B, ...): what a reduction over an image's visible positions returns.
 
     Repeated for each patch of the image as soon as it meets visible patches again.
     """
-
-    @property
-    def values(self) -> Tensor:
-        """The same values as a plain tensor, gradient kept."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.view(self.shape)
 
 
 class Padding:
@@ -154,7 +148,9 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         values, grid = canonical_values(patches), patches.grid
         patch = values.shape[2:]
-        rows = gather_rows(flat_rows(values), grid.images(tuple(patch), (0,) * len(patch), (0,) * len(patch), "constant"))
+        rows = gather_rows(
+            flat_rows(values), grid.images(tuple(patch), (0,) * len(patch), (0,) * len(patch), "constant")
+        )
         sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
         images = rows.view(grid.batch_size, *sides, values.shape[1]).movedim(-1, 1)
         if isinstance(fill, (int, float)) and fill == 0:
@@ -188,8 +184,10 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
     dims = len(roles) - 2
     wanted = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
     plain = [at for at, role in enumerate(roles) if role in ((lay.PLAIN,), ())]
-    if dims < 1 or len(plain) != 1 or sorted(map(str, roles)) != sorted(
-        map(str, [roles[plain[0]], *(w for w in wanted if w is not None)])
+    if (
+        dims < 1
+        or len(plain) != 1
+        or sorted(map(str, roles)) != sorted(map(str, [roles[plain[0]], *(w for w in wanted if w is not None)]))
     ):
         return None
     return tuple(plain[0] if w is None else roles.index(w) for w in wanted)

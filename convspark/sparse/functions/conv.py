@@ -102,5 +102,3 @@ def conv_transpose(func, args, kwargs):
         raise Refusal("its kernel reaches into neighbouring patches; only kernel = stride without padding stays inside")
     out = func(canonical_values(x), *args[1:], **kwargs)
     return as_patches(out, x.grid, lay.canonical(out.shape))
-
-

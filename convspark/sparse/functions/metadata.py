@@ -9,12 +9,16 @@ from ..patches import GridTensor, VisiblePatches, as_same_kind
 from ..registry import Refusal, meaning
 from .operands import named, unpadded
 
-# What a network may read off visible patches: none of these depends on how many positions are masked, except the
-# shape, which is that of the packed tensor. `numel` is missing on purpose: the dense network's would differ.
-_ATTRIBUTES = """shape dtype device ndim layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
-    is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr output_nr retains_grad"""
-_QUESTIONS = """size dim ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
-    is_same_size is_inference is_signed __hash__ storage_offset _is_view"""
+# What a network may read off visible patches. The shape is that of the packed tensor; nothing else here depends on
+# how many positions are masked. `numel` is missing on purpose: the dense network's would differ.
+_ATTRIBUTES = """
+    shape dtype device ndim layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
+    is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr output_nr retains_grad
+"""
+_QUESTIONS = """
+    size dim ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
+    is_same_size is_inference is_signed __hash__ storage_offset _is_view
+"""
 
 
 @meaning(
@@ -23,8 +27,7 @@ _QUESTIONS = """size dim ndimension stride is_contiguous is_floating_point is_co
     torch.is_floating_point,
     torch.is_complex,
     torch.is_same_size,
-    Tensor.requires_grad.__set__,
-    Tensor.grad.__set__,
+    *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad")),
     Tensor.register_hook,
     Tensor.retain_grad,
     Tensor.backward,
@@ -37,7 +40,7 @@ def ask(func, args, kwargs):
 @meaning(
     *named("contiguous float half bfloat16 double to type_as cpu cuda type", Tensor),
     *named("clone detach detach_ requires_grad_", torch, Tensor),
-    Tensor.data.__get__,
+    vars(torch._C.TensorBase)["data"].__get__,
     *named("alias", torch.ops.aten),
 )
 def hand_on(func, args, kwargs):

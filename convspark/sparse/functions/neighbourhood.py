@@ -83,7 +83,7 @@ class Reach:
             raise Refusal(f"a stride of {stride} does not divide the {patch} positions left in a patch")
         if out != side // stride:
             raise Refusal(
-                f"a map of {side} positions becomes one of {out}, not {side // stride}, so that its positions no longer "
+                f"a map of {side} positions becomes one of {out}, not {side // stride}, so its positions no longer "
                 "line up with the patches (the padding does not make up for the kernel)"
             )
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
-from ..patches import PerImage, VisiblePatches, as_same_kind, repeat_per_patch
+from ..patches import PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
 from ..registry import Refusal, meaning
 from .operands import dense_batch, named, require_plain, unpadded
 from .reduce import image_moments
@@ -63,7 +63,7 @@ def group_norm(func, args, kwargs):
     groups = given["num_groups"]
     split = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     layout = (x.axes[0], lay.plain_axis(groups), lay.plain_axis(x.shape[1] // groups), *x.axes[2:])
-    out = _normalised(as_same_kind(split, x, layout), tuple(range(2, split.dim())), given.get("eps", 1e-5))
+    out = _normalised(as_patches(split, x.grid, layout), tuple(range(2, split.dim())), given.get("eps", 1e-5))
     return as_same_kind(_affine(out.reshape(x.shape), given), x, x.axes)
 
 

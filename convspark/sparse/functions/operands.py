@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -11,6 +11,8 @@ from .. import layout as lay
 from ..layout import Axis, Layout
 from ..patches import GridTensor, PerImage, VisiblePatches, as_per_image, repeat_per_patch
 from ..registry import Refusal
+
+T = TypeVar("T")
 
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
@@ -24,7 +26,7 @@ def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
     return list(found)
 
 
-def unpadded(tensor: GridTensor) -> GridTensor:
+def unpadded(tensor: T) -> T:
     """The tensor, refused if cells announced by F.pad have not been written."""
     if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
         raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
@@ -140,9 +142,8 @@ def dense_batch(func: Callable[..., Any], tensor: PerImage, args: tuple, kwargs:
 
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
-    """Sizes a network computed from the shape of visible patches, made to fit: a PerImage has B rows where it said N."""
+    """Sizes that a network computed from the shape of visible patches: a PerImage has B rows where it said N."""
     wanted = list(sizes)
     if isinstance(tensor, PerImage) and wanted and wanted[0] == tensor.grid.num_visible:
         wanted[0] = tensor.grid.batch_size
     return wanted
-

@@ -14,20 +14,35 @@ from ..patches import GridTensor, PerImage, as_same_kind
 from ..registry import Refusal, meaning
 from .operands import dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 
-_ARITHMETIC = """add sub mul div pow remainder fmod floor_divide true_divide subtract multiply divide maximum minimum
-    fmax fmin addcmul addcdiv lerp atan2 hypot xlogy copysign"""
-_UNARY = """abs absolute acos acosh asin asinh atan atanh ceil clamp clamp_min clamp_max clip cos cosh deg2rad digamma erf
-    erfc erfinv exp exp2 expm1 fix floor frac lgamma log log10 log1p log2 logit neg negative positive nan_to_num
-    reciprocal relu round rsqrt sigmoid sign sgn sin sinc sinh sqrt square tan tanh trunc"""
-_LOGIC = "eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_not"
-_INPLACE = """add_ sub_ mul_ div_ pow_ clamp_ clamp_min_ clamp_max_ exp_ neg_ reciprocal_ relu_ round_ floor_ ceil_ rsqrt_
-    sigmoid_ sqrt_ square_ tanh_ addcmul_ addcdiv_ lerp_ mul_ abs_ log_ masked_fill_ copy_ zero_ fill_ remainder_"""
-_OPERATORS = """__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
-    __itruediv__ __div__ __rdiv__ __idiv__ __floordiv__ __rfloordiv__ __pow__ __rpow__ __ipow__ __mod__ __rmod__ __neg__
-    __pos__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __invert__"""
-_ACTIVATIONS = """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu
-    selu silu softplus softshrink softsign tanhshrink threshold"""
+_ARITHMETIC = """
+    add sub mul div pow remainder fmod floor_divide true_divide subtract multiply divide maximum minimum fmax
+    fmin addcmul addcdiv lerp atan2 hypot xlogy copysign
+"""
+_UNARY = """
+    abs absolute acos acosh asin asinh atan atanh ceil clamp clamp_min clamp_max clip cos cosh deg2rad digamma
+    erf erfc erfinv exp exp2 expm1 fix floor frac lgamma log log10 log1p log2 logit neg negative positive
+    nan_to_num reciprocal relu round rsqrt sigmoid sign sgn sin sinc sinh sqrt square tan tanh trunc
+"""
+_LOGIC = """
+    eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_xor logical_not bitwise_and bitwise_or
+    bitwise_not
+"""
+_INPLACE = """
+    add_ sub_ mul_ div_ pow_ clamp_ clamp_min_ clamp_max_ exp_ neg_ reciprocal_ relu_ round_ floor_ ceil_ rsqrt_
+    sigmoid_ sqrt_ square_ tanh_ addcmul_ addcdiv_ lerp_ mul_ abs_ log_ masked_fill_ copy_ zero_ fill_
+    remainder_
+"""
+_OPERATORS = """
+    __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
+    __itruediv__ __div__ __rdiv__ __idiv__ __floordiv__ __rfloordiv__ __pow__ __rpow__ __ipow__ __mod__ __rmod__
+    __neg__ __pos__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __and__ __or__ __xor__ __invert__
+"""
+_ACTIVATIONS = """
+    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu
+    selu silu softplus softshrink softsign tanhshrink threshold
+"""
 _ACTIVATIONS_INPLACE = "celu_ elu_ hardtanh_ leaky_relu_ relu_ selu_ threshold_"
+_NN = getattr(torch._C, "_nn")  # where functional.gelu and others really live  # noqa: B009
 _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
 
 
@@ -45,13 +60,7 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
             *named("rsub prelu celu hardshrink selu threshold", torch),
             *named(_LIKE, torch),
             torch.relu_,
-            torch._C._nn.gelu,
-            torch._C._nn.hardtanh,
-            torch._C._nn.leaky_relu,
-            torch._C._nn.silu,
-            torch._C._nn.log_sigmoid,
-            torch._C._nn.softplus,
-            torch._C._nn.softshrink,
+            *named("gelu hardtanh leaky_relu silu log_sigmoid softplus softshrink", _NN),
             torch.bernoulli,
             Tensor.bernoulli_,
             Tensor.uniform_,
@@ -93,7 +102,7 @@ def _prelu(func, args, kwargs):
     return as_same_kind(func(*args, **kwargs), x, x.axes)
 
 
-@meaning(*named("glu", functional, torch._C._nn))
+@meaning(*named("glu", functional, _NN))
 def glu(func, args, kwargs):
     x = unpadded(args[0])
     dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch.nn import functional
 from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_per_image
 from ..registry import Refusal, meaning
-from .neighbourhood import Reach, Source, source_of
+from .neighbourhood import Reach, source_of
 from .operands import dense_batch, named, per_axis
 from .reduce import over_image
+
 
 def _dims(func) -> int:
     return int(func.__name__.rstrip("d")[-1])
@@ -67,12 +69,11 @@ def average_pool(func, args, kwargs):
     return reach.patches(means)
 
 
+@dataclass(frozen=True)
 class PoolReach(Reach):
     """Reach of a pooling, whose windows may hang over the end of the padded map (`ceil_mode`)."""
 
-    def __init__(self, kernel, stride, dilation, source: Source, ceil_mode: bool):
-        object.__setattr__(self, "ceil_mode", ceil_mode)
-        super().__init__(kernel, stride, dilation, source)
+    ceil_mode: bool
 
     def __post_init__(self) -> None:
         for axis, (patch, side) in enumerate(zip(self.source.patch, self._sides(), strict=True)):

@@ -18,7 +18,7 @@ def new(func, args, kwargs):
     sizes, rest = (args[1:], ()) if isinstance(given, int) else (tuple(given), args[2:])
     grid = x.grid
     rows = grid.num_visible if isinstance(x, VisiblePatches) else x.shape[0]
-    if not sizes or sizes[0] != rows or isinstance(x, PerImage) and sizes[0] == 1:
+    if not sizes or sizes[0] != rows or (isinstance(x, PerImage) and sizes[0] == 1):
         return func(x, sizes, *rest, **kwargs)
     if all(size == 1 for size in sizes[1:]) or isinstance(x, PerImage):
         # One number a row: the dense network has one row an image (stochastic depth drops whole images).
@@ -27,4 +27,3 @@ def new(func, args, kwargs):
         layout = (x.axes[0], lay.plain_axis(sizes[1]), *x.axes[2:])
         return as_patches(func(x, sizes, *rest, **kwargs), grid, layout)
     raise Refusal(f"it makes a tensor of shape {sizes}, and it cannot be told which axes are patches or positions")
-

@@ -13,6 +13,7 @@ from ..patches import (
     GridTensor,
     PerImage,
     VisiblePatches,
+    as_patches,
     as_per_image,
     as_same_kind,
     repeat_per_patch,
@@ -91,7 +92,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     kind = reduced_kind(x, dims)
     if kind == "image":
         assert isinstance(x, VisiblePatches)
-        x = as_same_kind(x.to(dtype), x, x.axes) if dtype else x  # type: ignore[assignment]
+        x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
         layout = reduced_layout(_image_layout(x), dims, keepdim)
         return as_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout)
     if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
@@ -133,7 +134,7 @@ def max_or_min(func, args, kwargs):
         from .pointwise import elementwise
 
         return elementwise(func, args, kwargs)
-    require_plain(x, [dimension(x, dim)], "choosing along this axis")
+    require_plain(x, [dimension(x, dim or 0)], "choosing along this axis")
     out = func(*args, **kwargs)
     layout = reduced_layout(x.axes, dimensions(x, dim), given.get("keepdim", False))
     return type(out)(as_same_kind(part, x, layout) for part in out)
@@ -188,7 +189,7 @@ def norm(func, args, kwargs):
         order = 2
     dims = dimensions(x, given.get("dim"))
     keepdim = given.get("keepdim", False)
-    if func is torch.linalg.norm and len(dims) > 1 or not isinstance(order, (int, float)):
+    if (func is torch.linalg.norm and len(dims) > 1) or not isinstance(order, (int, float)):
         raise Refusal("it is a matrix norm")
     if given.get("dtype") is not None:
         x = as_same_kind(x.to(given["dtype"]), x, x.axes)
@@ -244,4 +245,3 @@ def normalize(func, args, kwargs):
     x, given = _unpack(args, kwargs, "p", "dim", "eps")
     require_plain(x, dimensions(x, given.get("dim", 1)), "normalising along this axis")
     return as_same_kind(func(*args, **kwargs), x, x.axes)
-

@@ -1,0 +1,271 @@
+"""The oracle: the same semantics by mask-and-multiply on whole maps. Slow, obvious, and used to prove the engine.
+
+A `MaskedMap` is a whole map (B, C, H, W) beside a tensor of the same shape that says which patch each element lies in.
+It shares no code with the engine, and follows one rule: what moves the values' axes moves the places' too; what looks
+around sees zeros at masked positions; what averages counts visible positions only; all else is left to torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOWHERE = -1  # the place of an element that belongs to no patch: per-image values, which are always visible
+
+
+class MaskedMap(Tensor):
+    """Whole maps with masked positions.
+
+    Attributes:
+        place: int64, same shape: which patch of the flattened (B, *grid) an element lies in, or `NOWHERE`.
+        visible: bool (B, *grid), True = visible; more than one patch an image.
+        padded: whether F.pad enlarged it, so that its sides are no multiple of the grid's.
+    """
+
+    place: Tensor
+    visible: Tensor
+    padded: bool = False
+
+    @property
+    def mask(self) -> Tensor:
+        """bool, same shape, True = visible."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.visible.flatten()[self.place.clamp(min=0)] | (self.place < 0)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return _run(func, args, kwargs or {})
+
+
+def masked_map(images: Tensor, visible: Tensor) -> MaskedMap:
+    """images (B, C, *sides), visible (B, *grid) bool -> MaskedMap with 0 at masked positions."""
+    whole = _wrap(images, _places(visible, images.shape), visible)
+    return _wrap(torch.where(whole.mask, images, 0), whole.place, visible)
+
+
+def visible_part(x: Tensor) -> Tensor:
+    """A MaskedMap as a plain tensor with 0 at masked positions."""
+    assert isinstance(x, MaskedMap)
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.where(x.mask, x, 0)
+
+
+def _places(visible: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """(B, *grid) -> (B, C, *sides): the patch of each position."""
+    places = torch.arange(visible.numel(), device=visible.device).view(visible.shape)[:, None]
+    for axis, side in enumerate(shape[2:], start=2):
+        if side % places.shape[axis]:
+            raise NotImplementedError(f"a side of {side} is not a multiple of the grid's {places.shape[axis]}")
+        places = places.repeat_interleave(side // places.shape[axis], axis)
+    return places.expand(shape)
+
+
+def _wrap(values: Tensor, place: Tensor, visible: Tensor) -> MaskedMap:
+    result = values.as_subclass(MaskedMap)
+    result.place, result.visible = place, visible
+    return result
+
+
+def _nowhere(values: Tensor) -> Tensor:
+    return torch.full_like(values, NOWHERE, dtype=torch.int64)
+
+
+def _first(operands: Any) -> MaskedMap:
+    for operand in operands:
+        for item in operand if isinstance(operand, (list, tuple)) else [operand]:
+            if isinstance(item, MaskedMap):
+                return item
+    raise NotImplementedError("no masked map among the arguments")
+
+
+_QUESTIONS = {
+    "__get__",
+    "__set__",
+    "size",
+    "dim",
+    "stride",
+    "is_contiguous",
+    "is_floating_point",
+    "__len__",
+    "__hash__",
+}
+_MOVES = set(
+    """view reshape permute transpose flatten unflatten unsqueeze squeeze movedim chunk split unbind __getitem__ narrow
+    select expand expand_as pixel_shuffle pixel_unshuffle contiguous repeat_interleave tensor_split swapaxes""".split()
+)
+_AROUND = set(
+    """conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d conv_transpose2d
+    interpolate""".split()
+)
+_REDUCTIONS = set("sum mean amax amin var std norm vector_norm var_mean std_mean".split())
+
+
+def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    name = func.__name__
+    if name in _QUESTIONS:
+        if getattr(getattr(func, "__self__", None), "__name__", "") == "data":
+            return _wrap(func(*args), args[0].place, args[0].visible)
+        return func(*args, **kwargs)
+    x = _first((*args, *kwargs.values()))
+    if name in ("new_empty", "new_zeros", "new_ones", "new_full"):
+        return func(*args, **kwargs)
+    if name in _MOVES:
+        return _move(func, x, args, kwargs)
+    if name in ("cat", "concat", "stack"):
+        tensors = args[0]
+        places = [t.place for t in tensors]
+        return _wrap(func(*args, **kwargs), func(places, *args[1:], **kwargs), x.visible)
+    if name == "pad":
+        # Padded cells keep their values; a convolution or pooling that follows makes a map of the grid again.
+        out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
+        padded = _wrap(out, _nowhere(out), x.visible)
+        padded.padded = bool((x.place >= 0).any())
+        return padded
+    if name in _AROUND:
+        out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
+        on_grid = x.padded or bool((x.place >= 0).any())
+        return _wrap(out, _places(x.visible, out.shape) if on_grid else _nowhere(out), x.visible)
+    if name.startswith("adaptive_") and name.rstrip("123d").endswith("pool"):
+        dims = tuple(range(2, x.dim()))
+        kind = "mean" if "avg" in name else "amax"
+        return _reduce(x, kind, dims, True, {})
+    if name in _REDUCTIONS:
+        return _reduction(name, args, kwargs)
+    if name == "batch_norm":
+        return _batch_norm(x, *args[1:], **kwargs)
+    if name in ("group_norm", "instance_norm"):
+        return _group_norm(name, x, args, kwargs)
+    return _elementwise(func, x, args, kwargs)
+
+
+def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
+    """Move the axes of the places as those of the values."""
+    others = tuple(a.place if isinstance(a, MaskedMap) else a for a in args[1:])
+    values, places = func(*args, **kwargs), func(x.place, *others, **kwargs)
+    if isinstance(values, Tensor):
+        return _wrap(values, places, x.visible)
+    return tuple(_wrap(value, place, x.visible) for value, place in zip(values, places, strict=True))
+
+
+def _elementwise(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
+    """Anything else is taken to act position by position: the engine's refusals are tested elsewhere."""
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor) or out is args[0]:
+        return out
+    if func.__name__ in ("linear", "matmul"):  # channels, the last axis, changed; positions did not
+        return _wrap(out, x.place[..., :1].expand(out.shape), x.visible)
+    place = x.place
+    for other in (*args, *kwargs.values()):
+        if isinstance(other, MaskedMap):
+            place = torch.where(place < 0, other.place, place)
+    return _wrap(out, place.expand(out.shape), x.visible)
+
+
+def _reduction(name: str, args: tuple, kwargs: dict) -> Any:
+    x = args[0]
+    names = {
+        "norm": ("p", "dim", "keepdim"),
+        "vector_norm": ("ord", "dim", "keepdim"),
+        **dict.fromkeys(("var", "std", "var_mean", "std_mean"), ("dim", "unbiased", "keepdim")),
+    }.get(name, ("dim", "keepdim"))
+    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    wanted = given.get("dim")
+    dims = list(range(x.dim())) if wanted is None else [wanted] if isinstance(wanted, int) else wanted
+    return _reduce(x, name, tuple(d % x.dim() for d in dims), given.get("keepdim", False), given)
+
+
+def _reduce(x: MaskedMap, name: str, dims: tuple[int, ...], keepdim: bool, given: dict) -> Any:
+    """Reduce visible elements; 0 where there is none. The result is visible everywhere positions are gone."""
+    seen = x.mask
+    values = torch.where(seen, x, 0)
+    count = seen.sum(dims, keepdim=True)
+    total = values.sum(dims, keepdim=True)
+    mean = total / count.clamp(min=1)
+    correction = given.get("correction")
+    if correction is None:
+        correction = 1 if given.get("unbiased", True) else 0
+    squares = torch.where(seen, (x - mean).square(), 0).sum(dims, keepdim=True)
+    variance = squares / (count - correction).clamp(min=1)
+    if name in ("norm", "vector_norm"):
+        order = given.get("p", given.get("ord", 2))
+        powers = values.abs().pow(order).sum(dims, keepdim=True)
+        results = [torch.where(powers > 0, torch.where(powers > 0, powers, 1).pow(1 / order), 0)]
+    elif name in ("amax", "amin"):
+        empty = -math.inf if name == "amax" else math.inf
+        extreme = getattr(torch.where(seen, x, empty), name)(dims, keepdim=True)
+        results = [torch.where(count > 0, extreme, 0)]
+    else:
+        results = {
+            "sum": [total],
+            "mean": [mean],
+            "var": [variance],
+            "std": [variance.sqrt()],
+            "var_mean": [variance, mean],
+            "std_mean": [variance.sqrt(), mean],
+        }[name]
+    first, last = x.place.amin(dims, keepdim=True), x.place.amax(dims, keepdim=True)
+    place = torch.where(first == last, first, NOWHERE)  # channels reduced, or positions
+    if not keepdim:
+        results, place = [r.squeeze(dims) for r in results], place.squeeze(dims)
+    wrapped = [_wrap(r, place, x.visible) for r in results]
+    return tuple(wrapped) if len(wrapped) > 1 else wrapped[0]
+
+
+def _batch_norm(
+    x: MaskedMap,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> MaskedMap:
+    """Statistics over the visible positions of the batch; running ones with the unbiased variance."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    view = [1, -1] + [1] * (x.dim() - 2)
+    if training:
+        count = x.mask.sum(dims)
+        mean = torch.where(x.mask, x, 0).sum(dims) / count.clamp(min=1)
+        squares = torch.where(x.mask, (x - mean.view(view)).square(), 0).sum(dims)
+        variance = squares / count.clamp(min=1)
+        if running_mean is not None and running_var is not None and count.max() > 0:
+            running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach())
+            unbiased = squares.detach() / (count - 1).clamp(min=1)
+            running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
+    else:
+        assert running_mean is not None and running_var is not None
+        mean, variance = running_mean, running_var
+    out = (x - mean.view(view)) / (variance.view(view) + eps).sqrt()
+    out = out if weight is None else out * weight.view(view)
+    return _wrap(out if bias is None else out + bias.view(view), x.place, x.visible)
+
+
+def _group_norm(name: str, x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap:
+    if name == "group_norm":
+        names = ("num_groups", "weight", "bias", "eps")
+        given = dict(zip(names, args[1:], strict=False)) | kwargs
+        groups = given["num_groups"]
+    else:
+        names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+        given = dict(zip(names, args[1:], strict=False)) | kwargs
+        groups = x.shape[1]
+    values, seen = x.reshape(x.shape[0], groups, -1), x.mask.reshape(x.shape[0], groups, -1)
+    count = seen.sum(2, keepdim=True).clamp(min=1)
+    mean = torch.where(seen, values, 0).sum(2, keepdim=True) / count
+    variance = torch.where(seen, (values - mean).square(), 0).sum(2, keepdim=True) / count
+    out = ((values - mean) / (variance + given.get("eps", 1e-5)).sqrt()).reshape(x.shape)
+    view = [1, -1] + [1] * (x.dim() - 2)
+    if given.get("weight") is not None:
+        out = out * given["weight"].view(view)
+    return _wrap(out if given.get("bias") is None else out + given["bias"].view(view), x.place, x.visible)
+
+
+__all__ = ["MaskedMap", "masked_map", "visible_part"]

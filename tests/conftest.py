@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests, and where the larger truths that are not part of the project lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data_dir() -> Path:
+    """Folder with `golden/` and `data/`, from CONVSPARK_TEST_DATA or beside the repository; skips where absent."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("CONVSPARK_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder} (set CONVSPARK_TEST_DATA to the folder with golden/ and data/)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir(shared_data_dir: Path) -> Path:
+    """Folder of tensors written by the method's authors' implementation; skips where absent."""
+    folder = shared_data_dir / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"no golden tensors at {folder} (set CONVSPARK_TEST_DATA to the folder that has golden/)")
+    return folder
