@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# The tensors of tests are small: threads would spend their time waiting for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,188 @@
+"""Small custom networks, each built around one kind of function, exact in all three senses."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from truth import assert_exact
+
+SHAPE, GRID = (3, 4, 16, 24), (2, 3)
+
+
+class Net(nn.Module):
+    """A convolution, a function of the map, a convolution."""
+
+    def __init__(self, middle, channels=4):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.middle = middle
+        if isinstance(middle, nn.Module):
+            self.module = middle
+        self.last = nn.Conv2d(channels, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, squeeze):
+        super().__init__()
+        self.squeeze = squeeze
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc(self.squeeze(x)))[:, :, None, None]
+
+
+class EfficientChannelAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        gate = x.mean((2, 3)).view(x.shape[0], 1, -1)
+        return x * self.conv(gate).view(x.shape[0], -1, 1, 1).sigmoid().expand_as(x)
+
+
+class LastAxisNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class Rows(nn.Module):
+    """Positions as rows of a matrix, and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        rows = self.norm(self.fc(x.permute(0, 2, 3, 1).reshape(-1, c)))
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+class GlobalResponseNorm(nn.Module):
+    def __init__(self, dims):
+        super().__init__()
+        self.dims = dims
+        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        g = x.norm(p=2, dim=self.dims, keepdim=True)
+        return x + self.gamma * x * (g / (g.mean(1, keepdim=True) + 1e-6))
+
+
+def shuffle_channels(x):
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+
+
+def space_to_depth(x):
+    n, c, h, w = x.shape
+    return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).contiguous().view(n, c * 4, h // 2, w // 2)
+
+
+def depth_to_space(x):
+    n, c, h, w = x.shape
+    return x.view(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, h * 2, w * 2)
+
+
+def standardise(x):
+    var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, unbiased=False)
+    return (x - mean) / (var + 1e-5).sqrt()
+
+
+def batch_standardise(x):
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return x - mean + x.mean((0, 2, 3)).view(1, -1, 1, 1)
+
+
+MIDDLES = {
+    "squeeze by mean": lambda: SqueezeExcite(lambda x: x.mean((2, 3))),
+    "squeeze by pooling": lambda: SqueezeExcite(lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
+    "squeeze by maximum": lambda: SqueezeExcite(lambda x: F.adaptive_max_pool2d(x, 1).flatten(1)),
+    "squeeze over flat positions": lambda: SqueezeExcite(lambda x: x.flatten(2).mean(-1)),
+    "squeeze by sum": lambda: SqueezeExcite(lambda x: x.sum([2, 3]) / 10),
+    "squeeze of deviations": lambda: SqueezeExcite(lambda x: x.std((2, 3)) + x.amin((2, 3))),
+    "eca": EfficientChannelAttention,
+    "norm over channels": LastAxisNorm,
+    "positions as rows": Rows,
+    "grn": lambda: GlobalResponseNorm((2, 3)),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "batch norm in evaluation": lambda: nn.BatchNorm2d(4).eval(),
+    "prelu": lambda: nn.PReLU(4),
+    "activations": lambda: lambda x: F.gelu(x) + F.silu(x) * F.hardswish(x) - F.softplus(x) + x.clamp(-1, 1).exp(),
+    "in-place": lambda: lambda x: F.relu(x + 1, inplace=True).add_(x) * 2,
+    "channel shuffle": lambda: shuffle_channels,
+    "chunks": lambda: lambda x: torch.cat([part.sigmoid() for part in x.chunk(2, 1)][::-1], 1),
+    "split and index": lambda: lambda x: torch.cat([x[:, 1:], x[:, :1] * 2], 1),
+    "stack": lambda: lambda x: torch.stack([x, x.relu()], 1).sum(1),
+    "depth and space": lambda: lambda x: depth_to_space(space_to_depth(x)),
+    "pixel shuffle": lambda: lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),
+    "every second position": lambda: lambda x: torch.cat([x[..., ::2, 1::2], x[..., 1::2, ::2]], 1)[:, :4],
+    "nearest": lambda: lambda x: F.interpolate(x, scale_factor=2.0),
+    "softmax over channels": lambda: lambda x: x.softmax(1),
+    "standardise each image": lambda: standardise,
+    "standardise the batch": lambda: batch_standardise,
+    "blur": lambda: lambda x: F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), _blur(x), groups=4, stride=2),
+    "same padding": lambda: lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), _blur(x), groups=4, stride=2),
+    "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+    "global pooling added": lambda: lambda x: x + F.adaptive_avg_pool2d(x, 1),
+    "transposed conv": lambda: nn.ConvTranspose2d(4, 4, 2, 2),
+    "mask by value": lambda: lambda x: torch.where(x > 0, x, 0.1 * x) + x.masked_fill(x < 0, 0.5),
+}
+
+
+def _blur(x):
+    return torch.ones(4, 1, 3, 3, dtype=x.dtype) / 9
+
+
+@pytest.mark.parametrize("name", MIDDLES)
+def test_small_network_is_exact(name):
+    torch.manual_seed(0)
+    assert_exact(Net(MIDDLES[name]()), SHAPE, GRID)
+
+
+@pytest.mark.parametrize(
+    "name", ["squeeze by mean", "eca", "norm over channels", "grn", "positions as rows", "batch norm"]
+)
+def test_small_network_is_exact_where_a_patch_is_one_position(name):
+    """At p = 1 shapes say little: axes of positions look like axes that were added."""
+    torch.manual_seed(0)
+    assert_exact(Net(MIDDLES[name]()), (3, 4, 3, 4), (3, 4))
+
+
+def test_as_many_patches_as_images():
+    """N = B must not turn per-image values into per-patch ones."""
+    from convspark import PatchGrid, gather, scatter
+    from convspark.sparse.oracle import masked_map, visible_part
+
+    net = Net(SqueezeExcite(lambda x: x.mean((2, 3)))).double()
+    images = torch.randn(3, 4, 8, 8, dtype=torch.float64)
+    visible = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]).bool().view(3, 2, 2)
+    torch.testing.assert_close(
+        scatter(net(gather(images, PatchGrid(visible)))), visible_part(net(masked_map(images, visible)))
+    )
+
+
+def test_volumes():
+    net = nn.Sequential(
+        nn.Conv3d(2, 4, 3, 2, 1),
+        nn.BatchNorm3d(4),
+        nn.ReLU(),
+        nn.MaxPool3d(3, 2, 1),
+        nn.Conv3d(4, 4, (3, 1, 3), 1, (1, 0, 1)),
+    )
+    assert_exact(net, (3, 2, 8, 16, 16), (2, 2, 4))
+
+
+def test_signals():
+    net = nn.Sequential(nn.Conv1d(2, 4, 7, 2, 3), nn.InstanceNorm1d(4), nn.GELU(), nn.AvgPool1d(2))
+    assert_exact(net, (3, 2, 64), (8,))

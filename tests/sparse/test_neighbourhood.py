@@ -1,0 +1,160 @@
+"""Convolutions and poolings over random grids and settings, against the dense op on the zero-filled map."""
+
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from convspark.errors import NotExactError
+from convspark.sparse import PatchGrid, gather, scatter
+
+# Many drawn settings give a map that is no multiple of the grid; they are thrown away.
+PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+
+
+def whole_mask(visible, patch):
+    mask = visible[:, None]
+    for axis, p in enumerate(patch):
+        mask = mask.repeat_interleave(p, 2 + axis)
+    return mask
+
+
+@st.composite
+def grids(draw, dims=2, patches=(1, 2, 3, 4, 6, 8)):
+    shape = [draw(st.integers(1, 4)) for _ in range(dims)]
+    patch = [draw(st.sampled_from(patches)) for _ in range(dims)]
+    batch = draw(st.integers(1, 3))
+    seed = draw(st.integers(0, 2**20))
+    share = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.rand(batch, *shape, generator=generator) < share
+    return visible, patch, generator
+
+
+def check(op, visible, patch, channels, generator, module=None):
+    """op(gathered) against op(zero-filled) at visible positions, with the gradient of the images and of the weights."""
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    images = torch.randn(visible.shape[0], channels, *sides, generator=generator, dtype=torch.float64)
+    mask = whole_mask(visible, patch)
+    dense_in, sparse_in = (images.clone().requires_grad_() for _ in range(2))
+    dense = op(torch.where(mask, dense_in, 0))
+    divides = all(n % h == 0 for n, h in zip(dense.shape[2:], visible.shape[1:], strict=True))
+    assume(divides)
+    try:
+        patches = op(gather(sparse_in, PatchGrid(visible)))
+    except NotExactError as error:
+        if "line up" in str(error) or "does not divide" in str(error):
+            assume(False)
+        raise  # refused for another reason than positions that do not line up with the patches
+    found = scatter(patches)
+    expected = torch.where(
+        whole_mask(visible, [n // h for n, h in zip(dense.shape[2:], visible.shape[1:], strict=True)]), dense, 0
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    variables = [*(module.parameters() if module else [])]
+    if not visible.any():
+        return
+    ours = torch.autograd.grad((found * weight).sum(), [sparse_in, *variables])
+    truth = torch.autograd.grad((expected * weight).sum(), [dense_in, *variables])
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@PROPERTY
+@given(
+    grids(),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    st.booleans(),
+)
+def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias):
+    visible, patch, generator = drawn
+    padding = [((k - 1) * dilation + 1 - stride + 1) // 2 for k in kernel]
+    padding = [max(p, 0) for p in padding]
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    assume(mode == "zeros" or all(p < n for p, n in zip(padding, sides, strict=True)))
+    assume(all((k - 1) * dilation < n + 2 * p for k, n, p in zip(kernel, sides, padding, strict=True)))
+    conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias, mode, dtype=torch.float64)
+    check(conv, visible, patch, 4, generator, conv)
+
+
+@PROPERTY
+@given(
+    grids(),
+    st.integers(1, 5),
+    st.sampled_from([1, 2]),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 1.5]),
+)
+def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, value):
+    visible, patch, generator = drawn
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    assume(all(kernel <= n + before + after for n in sides))
+    conv = nn.Conv2d(2, 3, kernel, stride, dtype=torch.float64)
+    check(
+        lambda x: conv(functional.pad(x, (before, after, before, after), value=value)),
+        visible,
+        patch,
+        2,
+        generator,
+        conv,
+    )
+
+
+@PROPERTY
+@given(grids(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.integers(1, 2))
+def test_max_pooling(drawn, kernel, stride, padding, ceil_mode, dilation):
+    visible, patch, generator = drawn
+    assume(padding <= kernel // 2)
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    assume(all((kernel - 1) * dilation < n + 2 * padding for n in sides))
+    pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil_mode)
+    check(pool, visible, patch, 2, generator)
+
+
+@PROPERTY
+@given(
+    grids(),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 3]),
+)
+def test_average_pooling(drawn, kernel, stride, padding, ceil_mode, count_include_pad, divisor):
+    visible, patch, generator = drawn
+    assume(padding <= kernel // 2)
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    assume(all(kernel <= n + 2 * padding for n in sides))
+    pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+    check(pool, visible, patch, 2, generator)
+
+
+@PROPERTY
+@given(grids(dims=3, patches=(1, 2, 4)), st.sampled_from([1, 3]), st.sampled_from([1, 2]))
+def test_convolution_of_volumes(drawn, kernel, stride):
+    visible, patch, generator = drawn
+    conv = nn.Conv3d(2, 3, kernel, stride, kernel // 2, dtype=torch.float64)
+    check(conv, visible, patch, 2, generator, conv)
+
+
+def test_every_way_to_run_is_met():
+    """The property tests above would mean little if the same way were chosen each time."""
+    from convspark.sparse.functions.conv import _way
+    from convspark.sparse.functions.neighbourhood import Reach, source_of
+
+    def way(patch, kernel, groups):
+        grid = PatchGrid.random(2, (4, 4), 0.5)
+        x = gather(torch.randn(2, 8, 4 * patch, 4 * patch), grid)
+        source = source_of(x, (kernel // 2,) * 2)
+        reach = Reach((kernel,) * 2, (1, 1), (1, 1), source)
+        return _way(reach, torch.empty(8, 8 // groups, kernel, kernel), groups)
+
+    assert {way(1, 3, 1), way(8, 3, 1), way(2, 7, 8)} == {"taps", "window", "image"}

@@ -1,0 +1,117 @@
+"""What has no known meaning is refused: by name, place in the network, and with what to do."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from convspark import PatchGrid, gather
+from convspark.errors import NotExactError
+from convspark.sparse.check import prove
+
+
+def patches(channels=4, p=4):
+    visible = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool().view(2, 2, 2)
+    return gather(torch.randn(2, channels, 2 * p, 2 * p), PatchGrid(visible))
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        rows = x.flatten(2)
+        return (rows.transpose(1, 2) @ rows).softmax(-1)
+
+
+REFUSED = {
+    "unfold": (lambda x: F.unfold(x, 3), "unfold", "no known meaning"),
+    "cumsum": (lambda x: x.cumsum(2), "cumsum", "no known meaning"),
+    "numel": (lambda x: x.sum() / x.numel(), "numel", "no known meaning"),
+    "roll over positions": (lambda x: x.roll(1, 2), "roll", "patches or positions"),
+    "sort": (lambda x: x.sort(1), "sort", "no known meaning"),
+    "attention": (Attention(), "matmul", "patches or positions"),
+    "positions of one patch": (lambda x: x[:, :, 0], "__getitem__", "single patches or positions"),
+    "one row": (lambda x: x.mean(2), "mean", "some spatial axes and not others"),
+    "patches alone": (lambda x: x.mean(0), "mean", "but not over their positions|some spatial axes"),
+    "softmax over positions": (lambda x: x.flatten(2).softmax(-1), "softmax", "patches or positions"),
+    "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "interpolate", "bilinear"),
+    "pool to a map": (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d", "no longer lines up"),
+    "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
+    "a row for each patch": (lambda x: x * torch.rand(4, 1, 1, 1), "mul", "more than one row"),
+    "unpadded conv": (nn.Conv2d(4, 4, 3), "conv2d", "line up"),
+    "stride too wide": (nn.Conv2d(4, 4, 8, 8), "conv2d", "does not divide"),
+    "flatten to a vector": (lambda x: F.linear(x.flatten(1), torch.ones(1, 64)), "linear", "patches or positions"),
+    "dropout of channels": (lambda x: F.dropout2d(x, 0.5), "dropout2d", "image by image"),
+    "read after pad": (lambda x: F.pad(x, (1, 1, 1, 1)) + 1, "add", "padded"),
+    "mean after pad": (lambda x: F.pad(x, (1, 1, 1, 1)).mean((2, 3)), "mean", "padded"),
+    "conv of conv weights": (lambda x: F.conv2d(x, x[:, :, :1]), "__getitem__|conv2d", ""),
+    "indices of a pool": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True),
+        "max_pool2d_with_indices",
+        "no known meaning",
+    ),
+    "two grids": (lambda x: x + patches(), "add", "different grids"),
+    "split of patches": (lambda x: x.view(2, 2, 4, 4, 4), "view", "cuts through the patch axis"),
+    "joined patches": (lambda x: torch.cat([x, x], 0), "cat", "patches or positions"),
+    "reversed map": (lambda x: x.flip(3), "flip", "patches or positions"),
+    "first half of the map": (lambda x: x[:, :, :2], "__getitem__", "part of the patches or positions"),
+}
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_is_refused_by_name_and_place(name):
+    function, called, reason = REFUSED[name]
+    network = nn.Sequential(nn.Identity(), Wrapped(function))
+    with pytest.raises(NotExactError, match=called) as caught:
+        network(patches())
+    message = str(caught.value)
+    assert "in 1" in message and "convspark.sparse.meaning" in message
+    if reason:
+        assert any(part in message for part in reason.split("|")), message
+
+
+def test_proof_names_the_module_that_acts_by_size():
+    class Coordinates(nn.Module):
+        def forward(self, x):
+            return x * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).sum()
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), Coordinates())
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(NotExactError, match=r"2 \(Coordinates\)"):
+        prove(lambda x: [network(x)], network, 3, (64, 64), (16, 16))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training
+
+
+def test_proof_finds_what_is_wrong_only_with_masked_patches():
+    """With everything visible, this meaning of the mean would pass: it forgets to count visible positions only."""
+
+    class FixedDivisor(nn.Module):
+        def forward(self, x):
+            return x + x.sum((2, 3), keepdim=True) / self.positions
+
+    module = FixedDivisor()
+    module.positions = 48 * 48
+    assert prove(lambda x: [module(x)], module, 3, (48, 48), (16, 16)) < 1e-12  # sums agree with the oracle
+
+    class WrongMean(nn.Module):
+        def forward(self, x):
+            masked_share = 1.0 if type(x).__name__ == "MaskedMap" or type(x) is torch.Tensor else 0.9
+            return x + x.mean((2, 3), keepdim=True) * (masked_share if x.shape[0] not in (2, 18) else 1.0)
+
+    wrong = WrongMean()
+    with pytest.raises(NotExactError, match="mask-and-multiply"):
+        prove(lambda x: [wrong(x)], wrong, 3, (48, 48), (16, 16))
+
+
+def test_proof_passes_an_exact_network_and_restores_it():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)).bfloat16()
+    assert prove(lambda x: [network(x)], network, 3, (64, 64), (16, 16)) < 1e-12
+    assert all(p.dtype == torch.bfloat16 for p in network.parameters()) and network.training
