@@ -119,7 +119,7 @@ MIDDLES = {
     "batch norm in evaluation": lambda: nn.BatchNorm2d(4).eval(),
     "prelu": lambda: nn.PReLU(4),
     "activations": lambda: lambda x: F.gelu(x) + F.silu(x) * F.hardswish(x) - F.softplus(x) + x.clamp(-1, 1).exp(),
-    "in-place": lambda: lambda x: F.relu(x + 1, inplace=True).add_(x) * 2,
+    "in-place": lambda: lambda x: F.relu(x.tanh() + 1).mul(2).add_(x) * 2,
     "channel shuffle": lambda: shuffle_channels,
     "chunks": lambda: lambda x: torch.cat([part.sigmoid() for part in x.chunk(2, 1)][::-1], 1),
     "split and index": lambda: lambda x: torch.cat([x[:, 1:], x[:, :1] * 2], 1),

@@ -109,7 +109,7 @@ class PoolReach(Reach):
             at = places // inner % source.grid.shape[axis]
             view = [-1, 1] + [1] * len(counts)
             view[2 + axis] = self.out[axis]
-            result = result * (self.kernel[axis] / counted[at].view(view)).to(share.dtype)
+            result = result * (self.kernel[axis] / counted[at].view(view).to(share.dtype))
         return result
 
 
