@@ -1,0 +1,30 @@
+"""Where images come from and how they become tensors."""
+
+from .dataset import EpochSampler, PretrainImages
+from .decode import BadPictureError, decode
+from .files import list_images
+from .photographs import demo_photographs
+from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
+from .sources import DatasetSource, FileSource, ImageSource, adapt
+from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainTransform
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "BadPictureError",
+    "DatasetSource",
+    "EpochSampler",
+    "FileSource",
+    "HeldOutTransform",
+    "ImageSource",
+    "PretrainImages",
+    "PretrainTransform",
+    "ScanResult",
+    "TooManyBadPicturesError",
+    "adapt",
+    "decode",
+    "demo_photographs",
+    "hold_out",
+    "list_images",
+    "scan",
+]

@@ -1,0 +1,183 @@
+"""Pictures as training examples, and the order in which an epoch visits them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import UsageError
+from .counters import Counter, Use, counted
+from .decode import BadPictureError
+from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
+from .sources import FileSource, ImageSource
+from .transforms import Picture
+
+Key: TypeAlias = int | tuple[int, int]
+"""(epoch, index), or an index in epoch 0."""
+
+_ATTEMPTS = 20  # with 5 % of bad pictures, all of so many replacements are bad once in 1e26 times
+
+
+class PretrainImages(Dataset[Tensor]):
+    """`dataset[(epoch, index)]` is a float tensor (C, H, W), a function of (seed, epoch, index) alone.
+
+    Neither the number of workers nor an interruption changes it: the transform is handed the counter instead
+    of drawing from a global generator. Indices from `len(dataset)` on are further crops of the same pictures,
+    so that a batch can be filled up without repeating an example.
+
+    A picture that cannot be read is replaced by another one, chosen by (seed, epoch, picture), and remembered
+    in shared memory, where the main process sees what its workers found: `bad_files`.
+
+    Args:
+        source: paths, or any `ImageSource` (see `adapt`).
+        transform: called with a picture and a counter; its `size_hint`, if it has one, lets large files be
+            decoded small.
+        seed: first word of every counter.
+        crops_per_image: examples made of each picture in an epoch. Their indices follow each other, and
+            neighbours in a batch share one decoding (`EpochSampler` keeps them together), which helps with
+            few, large photographs.
+        most_bad: share of unreadable pictures above which training stops.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[str] | ImageSource,
+        transform: Callable[[Picture, Counter], Tensor],
+        seed: int = 0,
+        crops_per_image: int = 1,
+        most_bad: float = MOST_BAD,
+    ) -> None:
+        if crops_per_image < 1:
+            raise UsageError(f"crops_per_image: expected 1 or more, got {crops_per_image}")
+        self.source: ImageSource = FileSource(source) if isinstance(source, Sequence) else source
+        self.transform = transform
+        self.seed = seed
+        self.crops_per_image = crops_per_image
+        self._most_bad = most_bad
+        self._size_hint: tuple[int, int] | None = getattr(transform, "size_hint", None)
+        self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        """Examples in an epoch: pictures × crops of each."""
+        return len(self.source) * self.crops_per_image
+
+    def __getitem__(self, key: Key) -> Tensor:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Tensor]:
+        """A batch of examples; the DataLoader asks for them at once, so that neighbours share a picture."""
+        examples: list[Tensor] = []
+        shown: tuple[int, int] | None = None
+        picture: Picture | None = None
+        for key in keys:
+            epoch, index = (0, key) if isinstance(key, int) else key
+            if index < 0:
+                raise IndexError(f"index {index} of a dataset that is indexed from 0")
+            wanted = epoch, index % len(self) // self.crops_per_image
+            if picture is None or shown != wanted:
+                picture, shown = self._read(*wanted), wanted
+            examples.append(self.transform(picture, (self.seed, Use.CROP, epoch, index)))
+        return examples
+
+    def bad_files(self) -> list[tuple[str, str]]:
+        """(path, reason) of every picture that could not be read so far, in this process or a worker."""
+        found: list[tuple[str, str]] = []
+        for index in self._is_bad.nonzero()[:, 0].tolist():
+            reason = "could be read later, but not when it was needed"
+            try:
+                self.source.read(index)
+            except BadPictureError as error:
+                reason = error.reason
+            found.append((self.source.name(index), reason))
+        return found
+
+    def _read(self, epoch: int, image: int) -> Picture:
+        """Picture `image`, or the one that stands in for it this epoch.
+
+        Raises:
+            TooManyBadPicturesError: more than the allowed share is bad, or no replacement can be found.
+        """
+        total = len(self.source)
+        stand_ins: np.random.Generator | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                return self.source.read(image, self._size_hint)
+            except BadPictureError:
+                if not self._is_bad[image]:
+                    self._is_bad[image] = 1
+                    if int(self._is_bad.sum()) > self._most_bad * total:
+                        check_bad_share(self.bad_files(), total, self._most_bad)
+                stand_ins = stand_ins or counted(self.seed, Use.STAND_IN, epoch, image)
+                image = int(stand_ins.integers(total))
+        raise TooManyBadPicturesError(f"images: {_ATTEMPTS} pictures in a row cannot be read; is the disk still there?")
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The (epoch, index) keys of one epoch, shuffled by (seed, epoch), for `PretrainImages`.
+
+    The last batch is filled up: with further crops of the pictures the epoch began with. Process `rank` of
+    `world_size` gets its contiguous share of each global batch, so that together they see what a single
+    process would.
+
+    Args:
+        length: `len(dataset)`.
+        batch_size: of all processes together; a multiple of `world_size`. The DataLoader's own is
+            `local_batch_size`.
+        epoch: may be moved on by `set_epoch`, which Lightning does by itself.
+        start_batch: how many batches of this epoch were already seen, to resume in its midst. The next epoch
+            starts at 0.
+        crops_per_image: as in the dataset; crops of one picture stay neighbours.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        crops_per_image: int = 1,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UsageError(f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}")
+        if length < 1 or length % crops_per_image:
+            raise UsageError(f"length: expected a multiple of the {crops_per_image} crops an image, got {length}")
+        self.num_batches = -(-length // batch_size)
+        if not 0 <= start_batch <= self.num_batches:
+            raise UsageError(f"start_batch: expected 0 to {self.num_batches}, got {start_batch}")
+        self.length = length
+        self.batch_size = batch_size
+        self.local_batch_size = batch_size // world_size
+        self.seed = seed
+        self.epoch = epoch
+        self.start_batch = start_batch
+        self._rank = rank
+        self._crops_per_image = crops_per_image
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to `epoch`; a new one starts with its first batch."""
+        if epoch != self.epoch:
+            self.epoch, self.start_batch = epoch, 0
+
+    def __len__(self) -> int:
+        return (self.num_batches - self.start_batch) * self.local_batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, order = self.epoch, self._order()
+        for batch in range(self.start_batch, self.num_batches):
+            start = batch * self.batch_size + self._rank * self.local_batch_size
+            for index in order[start : start + self.local_batch_size].tolist():
+                yield epoch, index
+
+    def _order(self) -> np.ndarray:
+        """Indices of all batches together, (num_batches * batch_size,)."""
+        crops = self._crops_per_image
+        images = counted(self.seed, Use.ORDER, self.epoch).permutation(self.length // crops)
+        order = (images[:, None] * crops + np.arange(crops)).reshape(-1)  # (images, crops) -> (length,)
+        place = np.arange(self.num_batches * self.batch_size)
+        return order[place % self.length] + place // self.length * self.length

@@ -1,0 +1,133 @@
+"""Sources of pictures: files, or any PyTorch dataset, behind one small interface."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import DataError, UsageError
+from .decode import BadPictureError, decode, to_rgb
+from .transforms import Picture
+
+_IMAGE_KEYS = ("image", "img", "pixel_values")
+
+
+class ImageSource(Protocol):
+    """Pictures by index. One that cannot be read raises `BadPictureError`; any other error is a mistake."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Picture:
+        """Picture `index`; it may be shrunk as `decode` does, but keeps at least `size_hint` (H, W)."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call the picture in a list: its path, if it has one."""
+        ...
+
+
+class FileSource:
+    """Picture files by path."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        if not paths:
+            raise DataError("images: the list of paths is empty")
+        # One array of bytes instead of a million Python strings: forked workers would copy those, page by
+        # page, as they touch their reference counts.
+        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+        self._ends = np.cumsum([len(path) for path in encoded])
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Image.Image:
+        return decode(self.name(index), size_hint)
+
+    def name(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+
+class DatasetSource:
+    """A map-style dataset whose items are images, or begin with one, or hold one by the name of "image".
+
+    Images may be Pillow images (turned upright, made RGB), arrays (H, W) or (H, W, C), or tensors (H, W) or
+    (C, H, W). Bytes count from 0 to 255, 16-bit integers from 0 to their largest value, floats as they are.
+    What the dataset's own transform draws at random is drawn from the global generators, and so is not
+    counted by (seed, epoch, index).
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Picture:
+        try:
+            image = _image_of(self._dataset[index])
+            return to_rgb(image, size_hint) if isinstance(image, Image.Image) else _tensor_of(image)
+        # What Pillow raises on damaged files. Other errors are mistakes in the dataset and must be seen.
+        except (OSError, SyntaxError, Image.DecompressionBombError, BadPictureError) as error:
+            raise BadPictureError(self.name(index), f"{type(error).__name__}: {error}") from error
+
+    def name(self, index: int) -> str:
+        samples = getattr(self._dataset, "samples", None)  # torchvision's ImageFolder: (path, class)
+        if isinstance(samples, Sequence) and len(samples) == len(self):
+            sample = samples[index]
+            return str(sample[0] if isinstance(sample, tuple) else sample)
+        return f"item {index}"
+
+
+def adapt(dataset: Any) -> ImageSource:
+    """Any map-style dataset of images as a source; see `DatasetSource` for what its items may be.
+
+    To hold some items out, adapt two `torch.utils.data.Subset`s of it.
+
+    Raises:
+        UsageError: it has no length or no items by index, or its first item is no image.
+        DataError: it is empty.
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise UsageError(
+            f"images: {type(dataset).__name__} has no length or cannot be indexed; expected a "
+            "map-style dataset (`__len__` and `__getitem__`), a folder, a text file, or a list of paths"
+        )
+    if not len(dataset):
+        raise DataError(f"images: the {type(dataset).__name__} is empty")
+    source = DatasetSource(dataset)
+    with suppress(BadPictureError):
+        source.read(0)  # an item of the wrong kind is better found now than in a worker
+    return source
+
+
+def _image_of(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        for key in _IMAGE_KEYS:
+            if key in item:
+                return item[key]
+        raise UsageError(f"images: an item with keys {list(item)}; expected one of them to be {_IMAGE_KEYS}")
+    return item[0] if isinstance(item, tuple | list) and item else item
+
+
+def _tensor_of(image: Any) -> Tensor:
+    """(C, H, W) of an array (H, W[, C]) or a tensor ([C,] H, W)."""
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UsageError(
+            f"images: an item of type {type(image).__name__}; expected a Pillow image, an array or a tensor, "
+            "alone or followed by its label"
+        )
+    if image.ndim not in (2, 3):
+        raise UsageError(
+            f"images: an item of shape {tuple(image.shape)}; expected an array (H, W) or (H, W, C), "
+            "or a tensor (H, W) or (C, H, W)"
+        )
+    if isinstance(image, Tensor):
+        return image if image.ndim == 3 else image[None]
+    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor[None]

@@ -1,0 +1,86 @@
+"""Listing: what is found, in which order, and what is said when nothing is."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from convspark.data.files import list_images
+from convspark.errors import DataError, UsageError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for name in ("b.JPG", "a.png", "deep/er/c.webp", "deep/d.tiff", "with space/e f.jpeg", "ü.jpg", "m.mpo"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name in (".hidden.jpg", "notes.txt", "labels.csv", ".git/x.jpg", "__MACOSX/y.jpg", "README"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("no picture")
+    Image.new("RGB", (4, 4)).save(root / "0123abcd", format="PNG")  # a picture without a suffix
+    return root
+
+
+def test_folder(tree: Path) -> None:
+    expected = [
+        "0123abcd", "a.png", "b.JPG", "deep/d.tiff", "deep/er/c.webp", "m.mpo", "with space/e f.jpeg", "ü.jpg"
+    ]  # fmt: skip
+    assert [os.path.relpath(path, tree) for path in list_images(tree)] == expected
+    assert list_images(str(tree) + "/") == list_images(str(tree) + "/")
+
+
+def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "z.jpg").touch()
+    (tree / "linked").symlink_to(elsewhere)
+    (tree / "loop").symlink_to(tree)
+    (tree / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")  # to be counted as a bad file, not passed over
+    found = [os.path.relpath(path, tree) for path in list_images(tree)]
+    assert "linked/z.jpg" in found and "gone.jpg" in found and len(found) == 10
+
+
+def test_text_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("\ufeff# chosen\n\nphotos/b.JPG\n  photos/with space/e f.jpeg\nphotos/b.JPG\n/abs/x.jpg\n")
+    expected = [str(tree / "b.JPG"), str(tree / "with space/e f.jpeg"), str(tree / "b.JPG"), "/abs/x.jpg"]
+    assert list_images(listed) == expected
+    # A list written in the working directory (`find photos … > lists/all.txt`), kept in another folder.
+    (tmp_path / "lists").mkdir()
+    listed.rename(tmp_path / "lists" / "all.txt")
+    monkeypatch.chdir(tmp_path)
+    assert list_images("lists/all.txt") == expected
+
+
+def test_other_sources(tree: Path) -> None:
+    assert list_images(tree / "a.png") == [str(tree / "a.png")]
+    assert list_images([tree / "a.png", "b.jpg"]) == [str(tree / "a.png"), "b.jpg"]
+    assert list_images(f"{i}.jpg" for i in range(2)) == ["0.jpg", "1.jpg"]
+
+
+def test_missing_folder_names_the_nearest(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"photoz.*does not exist.*did you mean .*photos"):
+        list_images(tree.parent / "photoz")
+    with pytest.raises(DataError, match="does not exist; give a folder"):
+        list_images("/nowhere/at/all")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no picture in folder .*no file at all"):
+        list_images(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.txt").touch()
+    with pytest.raises(DataError, match=r"no picture in folder .*1 \.txt"):
+        list_images(tmp_path)
+
+
+def test_unusable_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n# nothing\n")
+    (tmp_path / "b.bin").write_bytes(b"\xff\xfe\x00\x81")
+    for source, words in ((tmp_path / "a.txt", "holds no path"), (tmp_path / "b.bin", "neither"), ([], "empty")):
+        with pytest.raises(DataError, match=words):
+            list_images(source)
+    with pytest.raises(UsageError, match="int"):
+        list_images([1, 2])  # type: ignore[list-item]
