@@ -1,0 +1,307 @@
+"""The backbone as a pyramid of stages: any `nn.Module`, called as it is, up to its deepest stage."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import UsageError
+from .pyramid import (
+    Call,
+    Intermediates,
+    ModuleCalls,
+    ReturnedMaps,
+    all_calls,
+    call_giving,
+    maps_in,
+    outermost_stages,
+    recording,
+    runs_behind,
+    stride_of,
+)
+
+MAX_STAGES = 4
+"""The paper decodes four stages: the deepest ones."""
+
+# Not square, so that no pooled value looks like a map; small; divisible by every usual stride.
+_PROBE_SIZE: dict[int, tuple[int, ...]] = {2: (128, 192), 3: (64, 96, 64)}
+
+
+class _Stage(NamedTuple):
+    stride: int
+    channels: int
+    name: str
+    key: Any  # an index into a list of maps, or a module's call
+
+
+Way = Callable[[nn.Module, Tensor], list[Tensor]]
+"""How to run a backbone and get at the features of its stages."""
+
+_WayOf = Callable[[tuple[Any, ...]], Way]
+
+
+class Stages:
+    """What of a backbone is decoded: calling it gives the features of each stage, finest first.
+
+    Stages are found by one small dense run: by timm's `forward_intermediates`, as the maps that the network
+    returns (a `features_only` model), or else as the output of the outermost module at each resolution. Where
+    that finds the wrong ones, name the modules: `stages=("layer1", "layer2", "layer3")`.
+
+    The probing runs leave parameters, gradients, running statistics and training modes as they are.
+
+    Args:
+        backbone: a convolutional network for 2-D or 3-D images.
+        stages: names of the modules whose outputs are the stages, or None to find them.
+        in_chans: channels of the images; None takes those of the backbone's first convolution, or timm's
+            configuration if it begins with something else.
+        image_size: sides in pixels, for networks that run at one size only.
+
+    Attributes:
+        backbone: the very module passed in.
+        strides: of the decoded stages, finest first: powers of two, at most four of them.
+        channels: of the decoded stages.
+        names: where each stage comes from, for people to read.
+        in_chans: channels of the images.
+        dims: number of spatial dimensions, 2 or 3.
+        dtype, device: of the backbone's first convolution.
+        untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
+            does not reach: they get no gradient and no statistics.
+        modules: names of the modules that are called on the way to the deepest stage.
+
+    Raises:
+        UsageError: the backbone is not a convolutional network with stages.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        stages: Sequence[str] | None = None,
+        in_chans: int | None = None,
+        image_size: Sequence[int] | None = None,
+    ):
+        first = _first_conv(backbone)
+        self.backbone = backbone
+        self.dims = first.weight.ndim - 2
+        self.dtype, self.device = first.weight.dtype, first.weight.device
+        channels = [in_chans] if in_chans else [first.in_channels, *_channels_timm_says(backbone)]
+        sizes = [_PROBE_SIZE[self.dims], *([tuple(image_size)] if image_size else [])]
+        probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
+        with evaluating(backbone):
+            probe, way, found = self._probe(probes, stages)
+            decoded = _decodable(found, backbone)
+            self.in_chans = probe.shape[1]
+            self.strides = tuple(stage.stride for stage in decoded)
+            self.channels = tuple(stage.channels for stage in decoded)
+            self.names = [stage.name for stage in decoded]
+            self._way = way(tuple(stage.key for stage in decoded))
+            self.untrained, self.modules = self._reach(probe)
+        _refuse_attention(backbone, self.modules)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
+        return self._way(self.backbone, x)
+
+    def _probe(self, probes: Sequence[Tensor], names: Sequence[str] | None) -> tuple[Tensor, _WayOf, list[_Stage]]:
+        """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
+        failure: Exception | None = None
+        for to_the_end, probe in itertools.product((True, False), probes):
+            try:
+                with torch.no_grad():
+                    return probe, *self._find(probe, names, to_the_end)
+            except UsageError:
+                raise
+            except Exception as error:  # whatever a foreign network raises at a size that it does not take
+                failure = failure or error
+        _refuse_attention(self.backbone, [name for name, _ in self.backbone.named_modules()])
+        shape = " x ".join(str(n) for n in probes[0].shape)
+        raise UsageError(
+            f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
+            f"{type(failure).__name__}: {failure}. Expected a convolutional network that takes images of any "
+            "size; if its images have another number of channels, pass in_chans"
+        ) from failure
+
+    def _find(self, probe: Tensor, names: Sequence[str] | None, to_the_end: bool) -> tuple[_WayOf, list[_Stage]]:
+        """The kind of way that leads to the stages, and all stages there are."""
+        size = probe.shape[2:]
+        if names is None and Intermediates.offered_by(self.backbone):
+            return self._announced(probe)
+        failure: Exception | None = None
+        output = None
+        with recording(self.backbone, size) as calls:
+            try:
+                output = self.backbone(probe)
+            except Exception as error:
+                if to_the_end:
+                    raise
+                failure = error  # a classifier may take one size only, long after the stages
+        if names is None:
+            returned = _stages_among(maps_in(output), size, "output")
+            if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
+                return ReturnedMaps, returned
+            found = outermost_stages(calls)
+        else:
+            found = _named_calls(self.backbone, calls, names)
+        if failure is not None and not (found and _went_through(calls, _first_conv(self.backbone), self.backbone)):
+            raise failure
+        return ModuleCalls, _stages_of(found)
+
+    def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
+        """Stages by timm's `forward_intermediates`; by its modules where it runs on behind the deepest map.
+
+        It does for the last blocks of timm's GhostNet and ReXNet.
+        """
+        with recording(self.backbone, probe.shape[2:]) as calls:
+            maps = Intermediates()(self.backbone, probe)
+        stages = sorted(_stages_among(maps, probe.shape[2:], "forward_intermediates"))
+        givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
+        if stages and len(givers) == len(stages) and runs_behind(givers[-1], calls):
+            return ModuleCalls, _stages_of(givers)
+        return Intermediates, stages
+
+    def _reach(self, probe: Tensor) -> tuple[list[str], list[str]]:
+        """What lies behind the deepest stage, and the modules called before, by a dense backward pass.
+
+        It runs on stand-ins for parameters and buffers, so that frozen parameters count like all others.
+        """
+        parameters = {n: p for n, p in self.backbone.named_parameters() if p.is_floating_point()}
+        stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
+        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
+        with torch.enable_grad(), recording(self.backbone, probe.shape[2:]) as calls:
+            features = functional_call(_FeaturesOf(self), replaced, (probe,))
+        outputs = [f for f in features if f.requires_grad]
+        if not outputs:
+            raise UsageError(f"backbone={type(self.backbone).__name__}: its features depend on no parameter")
+        gradients = torch.autograd.grad(
+            outputs, list(stand_ins.values()), [torch.ones_like(f) for f in outputs], allow_unused=True
+        )
+        trained = {n for n, g in zip(stand_ins, gradients, strict=True) if g is not None}
+        called = {call.point[0] for call in all_calls(calls)} | {n.rpartition(".")[0] for n in trained}
+        behind = [n for n in stand_ins if n not in trained]
+        behind += [n for n in buffers if n.rpartition(".")[0] not in called]
+        return behind, sorted(called)
+
+
+class _FeaturesOf(nn.Module):
+    """Stages as a module, for `functional_call`."""
+
+    def __init__(self, stages: Stages):
+        super().__init__()
+        self.backbone = stages.backbone
+        self.stages = stages
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.stages(x)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each submodule gets back the mode that it had."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def _first_conv(backbone: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    for module in backbone.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            return module
+    raise UsageError(
+        f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
+        "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
+    )
+
+
+def _went_through(calls: Sequence[Call], module: nn.Module, backbone: nn.Module) -> bool:
+    """Whether the recorded run came as far as to a map from this module."""
+    name = next(name for name, each in backbone.named_modules() if each is module)
+    return any(call.point[0] == name and call.out_stride is not None for call in all_calls(calls))
+
+
+def _channels_timm_says(backbone: nn.Module) -> list[int]:
+    config = getattr(backbone, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return [size[0]] if size else []
+
+
+def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:
+    """The last map of each stride."""
+    by_stride: dict[int, _Stage] = {}
+    for i, each in enumerate(maps):
+        stride = stride_of(each, size)
+        if stride is not None:
+            by_stride[stride] = _Stage(stride, each.shape[1], f"{what}[{i}]", i)
+    return list(by_stride.values())
+
+
+def _stages_of(calls: Iterable[Call]) -> list[_Stage]:
+    return [_Stage(call.out_stride or 0, call.out_channels, call.point[0] or "output", call.point) for call in calls]
+
+
+def _is_pyramid(stages: Sequence[_Stage]) -> bool:
+    """Ever coarser maps of different widths, as an encoder returns; not the outputs of deep supervision."""
+    strides = [stage.stride for stage in stages]
+    return strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
+
+
+def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
+    last = {call.point[0]: call for call in all_calls(calls)}
+    known = [name for name, _ in backbone.named_modules() if name]
+    found: dict[int, Call] = {}
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UsageError(f"stages: {name!r} is no module of {type(backbone).__name__}{hint}")
+        stride = last[name].out_stride if name in last else None
+        if stride is None:
+            raise UsageError(
+                f"stages: module {name!r} gives no map of features (B, C, *spatial) whose side divides the "
+                "image's; name a module that does"
+            )
+        if stride in found:
+            raise UsageError(
+                f"stages: {found[stride].point[0]!r} and {name!r} both have stride {stride}; name one of them"
+            )
+        found[stride] = last[name]
+    return list(found.values())
+
+
+def _decodable(stages: Sequence[_Stage], backbone: nn.Module) -> list[_Stage]:
+    """The deepest stages at which a decoder that doubles its side can take them up, finest first."""
+    by_stride = sorted(stages)
+    kind = type(backbone).__name__
+    if not by_stride or by_stride[-1].stride < 2:
+        raise UsageError(
+            f"backbone={kind} has no stages: found no map (B, C, *spatial) whose side is a whole fraction "
+            "of the image's (all convolutions padded). Expected a convolutional network that makes its maps "
+            "smaller; or name modules in `stages`"
+        )
+    deepest = by_stride[-1].stride
+    if deepest & (deepest - 1):
+        raise UsageError(
+            f"backbone={kind} has a deepest stage of stride {deepest}; expected a power of two, because the "
+            "decoder doubles the side of a map at each of its blocks. Name a shallower module in `stages`"
+        )
+    return [stage for stage in by_stride if stage.stride > 1 and deepest % stage.stride == 0][-MAX_STAGES:]
+
+
+def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
+    """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
+    found = [name for name in names if hasattr(backbone.get_submodule(name), "num_heads")]
+    if found:
+        kind = type(backbone.get_submodule(found[0])).__name__
+        raise UsageError(
+            f"backbone={type(backbone).__name__} is not a convolutional network: it has self-attention "
+            f"({kind} at {found[0]!r}, {len(found)} in all). Expected a convnet such as timm's resnet50 or "
+            "convnext_tiny; for transformers, use masked autoencoders made for them (MAE, BEiT)"
+        )

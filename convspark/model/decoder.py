@@ -1,0 +1,71 @@
+"""The light decoder: a UNet from the deepest densified map to the image, doubling the side at each block."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class UpBlock(nn.Module):
+    """(B, c, s, s) -> (B, c', 2s, 2s): transposed conv, two 3x3 convs with BatchNorm, ReLU6 between them."""
+
+    def __init__(self, in_width: int, out_width: int, dims: int = 2):
+        super().__init__()
+        self.up = CONV_TRANSPOSE[dims](in_width, in_width, kernel_size=4, stride=2, padding=1)
+        self.conv1 = CONV[dims](in_width, in_width, kernel_size=3, padding=1, bias=False)
+        self.norm1 = BATCH_NORM[dims](in_width)
+        self.act = nn.ReLU6()
+        self.conv2 = CONV[dims](in_width, out_width, kernel_size=3, padding=1, bias=False)
+        self.norm2 = BATCH_NORM[dims](out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(self.conv1(self.up(x))))
+        return self.norm2(self.conv2(x))
+
+
+class Decoder(nn.Module):
+    """`blocks` up-blocks of width W, W/2, …, then a 1x1 conv to the image's channels.
+
+    Args:
+        width: W, the channels of the deepest map; must be divisible by 2^blocks.
+        blocks: how often the side doubles, log2 of the deepest stride.
+        out_channels: channels of the image.
+        dims: number of spatial dimensions, 2 or 3.
+    """
+
+    def __init__(self, width: int, blocks: int, out_channels: int, dims: int = 2):
+        super().__init__()
+        widths = [width >> i for i in range(blocks + 1)]
+        self.blocks = nn.ModuleList(UpBlock(wide, narrow, dims) for wide, narrow in pairwise(widths))
+        self.head = CONV[dims](widths[-1], out_channels, kernel_size=1)
+        self.apply(_initialise)
+
+    def forward(self, maps: Sequence[Tensor | None]) -> Tensor:
+        """Decode to (B, out_channels, H, W).
+
+        maps[i], (B, W/2^i, ...), is added to the input of block i; None where the backbone has no such stage.
+        maps[0], the deepest, must be there.
+        """
+        x = maps[0]
+        if x is None:
+            raise ValueError("maps[0] is None: the decoder starts from the deepest map")
+        for i, block in enumerate(self.blocks):
+            skip = maps[i] if 0 < i < len(maps) else None
+            x = block(x if skip is None else x + skip)
+        return self.head(x)
+
+
+def _initialise(module: nn.Module) -> None:
+    """The paper's initialisation; norms keep PyTorch's (1, 0)."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, (nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,205 @@
+"""How the features of a network's stages are got at, and how they are found where nothing announces them.
+
+There are three ways: ask timm (`Intermediates`), take the maps that the network returns (`ReturnedMaps`), or
+watch its modules (`ModuleCalls`). For the last, a stage is the output of the outermost module of a resolution.
+The last map of a resolution would be, in ConvNeXt, the norm in front of the next downsampling, and in
+EfficientNet the next block's expansion.
+"""
+
+import inspect
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+StagePoint = tuple[str, int]
+"""A module's name, and which of its calls in one forward pass is meant (one ReLU may serve many stages)."""
+
+
+@dataclass(frozen=True)
+class Intermediates:
+    """Features by timm's `forward_intermediates`, which can stop at the deepest one that is wanted."""
+
+    indices: tuple[int, ...] | None = None
+
+    @staticmethod
+    def offered_by(backbone: nn.Module) -> bool:
+        method = getattr(backbone, "forward_intermediates", None)
+        return callable(method) and "intermediates_only" in inspect.signature(method).parameters
+
+    def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
+        method: Callable[..., list[Tensor]] = backbone.forward_intermediates  # type: ignore[assignment]
+        wanted = {"stop_early": True, "norm": False, "intermediates_only": True}
+        known = inspect.signature(method).parameters
+        options = {name: value for name, value in wanted.items() if name in known}
+        indices = None if self.indices is None else list(self.indices)
+        return list(method(x, indices=indices, **options))
+
+
+@dataclass(frozen=True)
+class ReturnedMaps:
+    """Features from a network that returns them: timm's `features_only`, or a list or dictionary of maps."""
+
+    indices: tuple[int, ...]
+
+    def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
+        maps = maps_in(backbone(x))
+        return [maps[i] for i in self.indices]
+
+
+@dataclass(frozen=True)
+class ModuleCalls:
+    """Features as the outputs of certain module calls; the forward pass is left at the last of them.
+
+    The hooks live for one call and listen to its thread alone, so that two runs do not disturb each other.
+    """
+
+    points: tuple[StagePoint, ...]
+
+    def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
+        found: dict[StagePoint, Tensor] = {}
+        counts: Counter[str] = Counter()
+        thread = threading.get_ident()
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+                if threading.get_ident() != thread:
+                    return
+                point = (name, counts[name])
+                counts[name] += 1
+                if point in self.points:
+                    found[point] = output
+                    if len(found) == len(self.points):
+                        raise _DeepestReached
+
+            return hook
+
+        names = {name for name, _ in self.points}
+        handles = [backbone.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+        try:
+            backbone(x)
+        except _DeepestReached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[point] for point in self.points]
+
+
+class _DeepestReached(Exception):
+    """Leaves a backbone's forward pass once the deepest stage is there."""
+
+
+def maps_in(output: object) -> list[Tensor]:
+    """The tensors of an output that is a list, a tuple or a dictionary of them; else nothing."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [x for x in output if isinstance(x, Tensor)] if isinstance(output, (list, tuple)) else []
+
+
+def stride_of(value: object, size: Sequence[int]) -> int | None:
+    """The stride at which `value` is a map (B, C, *spatial) of an input of this size; None if it is none.
+
+    A single cell counts as a globally pooled value, not as a map.
+    """
+    if not isinstance(value, Tensor) or value.ndim != len(size) + 2:
+        return None
+    cells = value.shape[2:]
+    if not all(cells) or all(n == 1 for n in cells):
+        return None
+    strides = {side / n for side, n in zip(size, cells, strict=True)}
+    stride = strides.pop()
+    return int(stride) if not strides and stride == int(stride) else None
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module: the strides of its first input and of its output (None: no map of features)."""
+
+    point: StagePoint
+    in_stride: int | None
+    output: object = None
+    out_stride: int | None = None
+    out_channels: int = 0
+    children: list["Call"] = field(default_factory=list)
+
+    def descendants(self) -> Iterator["Call"]:
+        for child in self.children:
+            yield child
+            yield from child.descendants()
+
+
+@contextmanager
+def recording(module: nn.Module, size: Sequence[int]) -> Iterator[list[Call]]:
+    """Record the calls of `module` and of all below it as a tree; the list holds the outermost calls."""
+    roots: list[Call] = []
+    open_calls: list[Call] = []
+    counts: Counter[str] = Counter()
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            call = Call((name, counts[name]), stride_of(args[0], size) if args else None)
+            counts[name] += 1
+            (open_calls[-1].children if open_calls else roots).append(call)
+            open_calls.append(call)
+
+        return hook
+
+    def leave(_module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        call = open_calls.pop()
+        call.output, call.out_stride = output, stride_of(output, size)
+        if isinstance(output, Tensor) and call.out_stride is not None:
+            call.out_channels = output.shape[1]
+
+    try:
+        for name, each in module.named_modules():
+            handles.append(each.register_forward_pre_hook(enter(name)))
+            handles.append(each.register_forward_hook(leave))
+        yield roots
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def all_calls(calls: Sequence[Call]) -> Iterator[Call]:
+    """Every recorded call, in the order in which they began."""
+    for call in calls:
+        yield call
+        yield from call.descendants()
+
+
+def call_giving(value: Tensor, calls: Sequence[Call]) -> Call | None:
+    """The outermost call whose output is this very tensor."""
+    return next((call for call in all_calls(calls) if call.output is value), None)
+
+
+def runs_behind(last: Call, calls: Sequence[Call]) -> bool:
+    """Whether anything was called after this call."""
+    every = list(all_calls(calls))
+    return every.index(last) + 1 + sum(1 for _ in last.descendants()) < len(every)
+
+
+def outermost_stages(calls: Sequence[Call]) -> list[Call]:
+    """The stage of each stride >= 2, finest first, up to the deepest; what runs behind that is ignored.
+
+    A module that stays at the resolutions of its own input and output is one unit; one that passes further
+    resolutions is a container, and counts by its parts. The last unit at a stride is the stage.
+    """
+    units = [unit for call in calls for unit in _units(call)]
+    deepest = max((unit.out_stride or 0 for unit in units), default=0)
+    until = max((i for i, unit in enumerate(units) if unit.out_stride == deepest), default=-1)
+    stages = {unit.out_stride: unit for unit in units[: until + 1]}
+    return [stages[stride] for stride in sorted(s for s in stages if s is not None and s >= 2)]
+
+
+def _units(call: Call) -> list[Call]:
+    inside = {below.out_stride for below in call.descendants()} - {None}
+    if call.out_stride is not None and inside <= {call.in_stride, call.out_stride}:
+        return [call]
+    units = [unit for child in call.children for unit in _units(child)]
+    return units if call.out_stride is None else [*units, call]

@@ -1,0 +1,231 @@
+"""SparK: mask an image, encode its visible patches, densify, decode, compare with the masked pixels."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..sparse import PatchGrid, VisiblePatches, gather
+from ..sparse.check import prove as prove_exact
+from .backbone import Stages, evaluating
+from .decoder import Decoder
+from .densify import Densify, choose_norm
+from .target import join_patches, paint_prediction, per_patch, reconstruction_loss, split_patches
+
+logger = logging.getLogger(__name__)
+
+MAX_DEFAULT_WIDTH = 768
+"""The paper's decoder width; the default for backbones at least as wide."""
+
+
+class SparKOutput(NamedTuple):
+    """What one forward pass gives."""
+
+    loss: Tensor
+    """Scalar, at least float32."""
+    prediction: Tensor
+    """(B, C, H, W), each patch in units of its own standardised pixels."""
+    grid: PatchGrid
+    """Which patches were visible."""
+    features: list[VisiblePatches]
+    """Of the decoded stages, finest first."""
+
+
+class Reconstruction(NamedTuple):
+    """Pictures to look at, (B, C, H, W), in the normalised space of the input."""
+
+    masked: Tensor
+    """The images with masked patches at 0."""
+    reconstruction: Tensor
+    """Masked patches as predicted, visible ones copied."""
+    grid: PatchGrid
+
+
+class SparK(nn.Module):
+    """Masked-image pre-training of a convolutional network (Tian et al., arXiv 2301.03580).
+
+    Args:
+        backbone: any convnet, 2-D or 3-D; it is used as it is, and `model.backbone` is this very module. The
+            rest of the model follows its type and device.
+        image_size: side in pixels, or one a spatial dimension; divisible by the patch. The forward pass takes
+            other sizes too, as long as the patch divides them.
+        mask_ratio: share of patches masked in each image, between 0 and 1.
+        decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
+            min(768, width of the deepest stage), rounded down to that.
+        densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
+        patch_size: side of a patch in pixels, a multiple of the deepest stride; None takes that stride.
+        stages: names of the backbone's modules to decode, or None to find them (see `Stages`).
+        prove: run the backbone once with every patch visible and compare with its dense output.
+        in_chans: channels of the images; None takes those of the backbone's first convolution.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        NotExactError: from the proof, if the backbone does not run exactly on visible patches.
+
+    Example:
+        >>> model = SparK(timm.create_model("resnet50"), image_size=224)
+        >>> model(images).loss.backward()
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int | Sequence[int] = 224,
+        mask_ratio: float = 0.6,
+        decoder_width: int | None = None,
+        densify_norm: str = "auto",
+        patch_size: int | None = None,
+        stages: Sequence[str] | None = None,
+        prove: bool = True,
+        in_chans: int | None = None,
+    ):
+        super().__init__()
+        sides = None if isinstance(image_size, int) else tuple(image_size)
+        self.stages = Stages(backbone, stages, in_chans, sides)
+        dims, strides = self.stages.dims, self.stages.strides
+        if sides is not None and len(sides) != dims:
+            raise UsageError(f"image_size={image_size!r}: expected {dims} sides, as the backbone's images have")
+        self.in_chans = self.stages.in_chans
+        self.patch_size = _checked_patch_size(patch_size, strides[-1])
+        self.image_size: tuple[int, ...] = sides or (image_size,) * dims  # type: ignore[assignment]
+        self.mask_ratio = mask_ratio
+        check_mask_ratio(mask_ratio, self.grid_shape(self.image_size))
+
+        blocks = strides[-1].bit_length() - 1
+        self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], blocks)
+        modules = [backbone.get_submodule(name) for name in self.stages.modules]
+        self.densify_norm = choose_norm(densify_norm, modules)
+        self.backbone = backbone
+        # Deepest first, like the decoder's blocks: self.densify[i] goes to block self._block[i].
+        self._block = [blocks + 1 - stride.bit_length() for stride in reversed(strides)]
+        self.densify = nn.ModuleList(
+            Densify(channels, self.decoder_width >> block, self.densify_norm, deepest=block == 0, dims=dims)
+            for channels, block in zip(reversed(self.stages.channels), self._block, strict=True)
+        )
+        self.decoder = Decoder(self.decoder_width, blocks, self.in_chans, dims)
+        self.densify.to(self.stages.device, self.stages.dtype)
+        self.decoder.to(self.stages.device, self.stages.dtype)
+        if self.untrained:
+            logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.untrained))
+        if prove:
+            prove_exact(self.stages, backbone, self.in_chans, self.image_size, (self.patch_size,) * dims)
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of the backbone's parameters and buffers that pre-training does not touch."""
+        return self.stages.untrained
+
+    def grid_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
+        """How many patches an image of this size has along each side."""
+        if any(side <= 0 or side % self.patch_size for side in image_size):
+            raise UsageError(
+                f"image_size={_times(image_size)} is not divisible by the patch of {self.patch_size} pixels; "
+                f"nearest sizes: {_nearest_sizes(image_size, self.patch_size)}"
+            )
+        return tuple(side // self.patch_size for side in image_size)
+
+    def forward(
+        self, images: Tensor, grid: PatchGrid | None = None, generator: torch.Generator | None = None
+    ) -> SparKOutput:
+        """Mask, encode, decode, compare.
+
+        Args:
+            images: (B, C, H, W), normalised by mean and deviation.
+            grid: which patches are visible; None draws one.
+            generator: for drawing the grid.
+        """
+        grid = self._grid(images, grid, generator)
+        features = self.stages(gather(images, grid))
+        maps: list[Tensor | None] = [None] * (self._block[-1] + 1)
+        for block, densify, stage in zip(self._block, self.densify, reversed(features), strict=True):
+            maps[block] = densify(stage)
+        prediction = self.decoder(maps)
+        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size)
+        return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Tensor, grid: PatchGrid | None = None, generator: torch.Generator | None = None
+    ) -> Reconstruction:
+        """Show what the model makes of masked images, in evaluation mode; training modes stay as they are.
+
+        A masked patch is drawn with the mean and deviation of the true one, which the model does not predict.
+        """
+        with evaluating(self):
+            _, prediction, drawn, _ = self(images, grid, generator)
+        patches = split_patches(images, self.patch_size)
+        masked = join_patches(torch.where(per_patch(drawn.visible), patches, 0))
+        painted = paint_prediction(images, prediction, drawn.visible, self.patch_size)
+        return Reconstruction(masked, painted, drawn)
+
+    def _grid(self, images: Tensor, grid: PatchGrid | None, generator: torch.Generator | None) -> PatchGrid:
+        dims = self.stages.dims
+        if images.ndim != dims + 2 or images.shape[1] != self.in_chans:
+            raise UsageError(
+                f"images of shape {tuple(images.shape)}: expected (B, {self.in_chans}, "
+                f"{', '.join('DHW'[-dims:])}), as the backbone takes them"
+            )
+        shape = self.grid_shape(images.shape[2:])
+        if grid is None:
+            check_mask_ratio(self.mask_ratio, shape)
+            return PatchGrid.random(
+                len(images), shape, mask_ratio=self.mask_ratio, generator=generator, device=images.device
+            )
+        if grid.batch_size != len(images) or tuple(grid.shape) != shape:
+            raise UsageError(
+                f"grid of {grid.batch_size} images with {_times(grid.shape)} patches: expected {len(images)} "
+                f"with {_times(shape)}, for images of {_times(images.shape[2:])} and patches of "
+                f"{self.patch_size} pixels"
+            )
+        return grid
+
+
+def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
+    """Raise UsageError if masking would leave none or all of an image's patches."""
+    patches = 1
+    for cells in grid_shape:
+        patches *= cells
+    visible = round(patches * (1 - mask_ratio)) if 0 <= mask_ratio <= 1 else -1
+    if not 0 < visible < patches:
+        left = f"leaves {visible} of {patches} patches visible" if visible >= 0 else "is no share of patches"
+        raise UsageError(
+            f"mask_ratio={mask_ratio} {left} ({_times(grid_shape)} patches an image); expected at least one "
+            "visible and one masked. The paper uses 0.6; with few patches an image, use larger images"
+        )
+
+
+def _checked_patch_size(patch_size: int | None, stride: int) -> int:
+    if patch_size is None:
+        return stride
+    if patch_size <= 0 or patch_size % stride:
+        raise UsageError(
+            f"patch_size={patch_size}: expected a multiple of the deepest stage's stride, {stride}, such as "
+            f"{stride} or {2 * stride}; or decode fewer `stages`"
+        )
+    return patch_size
+
+
+def _checked_width(width: int | None, channels: int, blocks: int) -> int:
+    step = 1 << blocks
+    if width is None:
+        return max(step, min(MAX_DEFAULT_WIDTH, channels) // step * step)
+    if width <= 0 or width % step:
+        lower = max(step, width // step * step)
+        raise UsageError(
+            f"decoder_width={width}: expected a multiple of {step}, because the width halves at each of "
+            f"{blocks} blocks; nearest: {lower} or {lower + step}"
+        )
+    return width
+
+
+def _times(sides: Sequence[int]) -> str:
+    return "x".join(str(side) for side in sides)
+
+
+def _nearest_sizes(image_size: Sequence[int], patch: int) -> str:
+    lower = [max(patch, side // patch * patch) for side in image_size]
+    upper = [max(patch, -(-side // patch) * patch) for side in image_size]
+    return " or ".join(dict.fromkeys([_times(lower), _times(upper)]))

@@ -1,0 +1,79 @@
+"""What the decoder has to predict: each patch's pixels, standardised by the patch's own mean and deviation.
+
+All functions work on images of any number of spatial dimensions, written (B, C, H, W) in the comments.
+Patches are a *view* of the image, (B, C, h, P, w, P): no pixel is moved to compute a loss.
+"""
+
+import torch
+from torch import Tensor
+
+VARIANCE_EPS = 1e-6
+"""Added to a patch's variance (unbiased, in squared units of the normalised image) before its root."""
+
+COUNT_EPS = 1e-8
+"""Added to the number of masked patches, as in the paper's code; a batch without any has loss 0."""
+
+
+def split_patches(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, P, w, P), the inverse of `join_patches`; P must divide each side."""
+    shape = list(images.shape[:2])
+    for side in images.shape[2:]:
+        shape += [side // patch_size, patch_size]
+    return images.reshape(shape)
+
+
+def join_patches(patches: Tensor) -> Tensor:
+    """(B, C, h, P, w, P) -> (B, C, H, W), the inverse of `split_patches`."""
+    shape = list(patches.shape[:2])
+    for cells, side in zip(patches.shape[2::2], patches.shape[3::2], strict=True):
+        shape.append(cells * side)
+    return patches.reshape(shape)
+
+
+def per_patch(cells: Tensor) -> Tensor:
+    """(B, h, w) -> (B, 1, h, 1, w, 1): one value a patch, broadcastable to what `split_patches` gives."""
+    shape = [cells.shape[0], 1]
+    for side in cells.shape[1:]:
+        shape += [side, 1]
+    return cells.reshape(shape)
+
+
+def patch_statistics(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation sqrt(unbiased variance + 1e-6) over all P x P x C values of each patch.
+
+    Both (B, 1, h, 1, w, 1), in the units of the normalised images.
+    """
+    patches = split_patches(images, patch_size)
+    within = (1, *range(3, patches.ndim, 2))
+    variance, mean = torch.var_mean(patches, dim=within, keepdim=True)  # unbiased
+    return mean, (variance + VARIANCE_EPS).sqrt()
+
+
+def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: int) -> Tensor:
+    """Squared error to the standardised patches, mean within a patch, averaged over the masked patches.
+
+    images, prediction: (B, C, H, W), the images normalised and not masked; visible: (B, h, w) bool.
+    Returns a scalar of at least float32, also under autocast: half precision loses small patch variances.
+    Source: Tian et al., arXiv 2301.03580.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
+        prediction = prediction.to(images.dtype)
+        with torch.no_grad():
+            mean, deviation = patch_statistics(images, patch_size)
+            target = (split_patches(images, patch_size) - mean) / deviation
+        error = (split_patches(prediction, patch_size) - target).square()
+        within = (1, *range(3, error.ndim, 2))
+        masked = (~visible).to(error.dtype)
+        return (error.mean(within) * masked).sum() / (masked.sum() + COUNT_EPS)
+
+
+def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: int) -> Tensor:
+    """The picture behind a prediction, (B, C, H, W): prediction x deviation + mean of the true patch.
+
+    Visible patches are copied from the image. The statistics of masked patches are the true ones, which only
+    someone who has the whole image can know: a way to look at a prediction, not a way to complete a picture.
+    """
+    mean, deviation = patch_statistics(images, patch_size)
+    painted = split_patches(prediction, patch_size).to(images.dtype) * deviation + mean
+    return join_patches(torch.where(per_patch(visible), split_patches(images, patch_size), painted))
