@@ -131,7 +131,12 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     if name in _AROUND:
         out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
         on_grid = x.padded or bool((x.place >= 0).any())
-        return _wrap(out, _places(x.visible, out.shape) if on_grid else _nowhere(out), x.visible)
+        if not on_grid:
+            return _wrap(out, _nowhere(out), x.visible)
+        # Conditional convolutions lay the images out as groups of channels, (1, B * C, H, W).
+        batch = len(x.visible)
+        whole = (batch, out.shape[0] * out.shape[1] // batch, *out.shape[2:])
+        return _wrap(out, _places(x.visible, whole).reshape(out.shape), x.visible)
     if name.startswith("adaptive_") and name.rstrip("123d").endswith("pool"):
         dims = tuple(range(2, x.dim()))
         kind = "mean" if "avg" in name else "amax"
@@ -148,7 +153,10 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
 def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
     """Move the axes of the places as those of the values."""
     others = tuple(a.place if isinstance(a, MaskedMap) else a for a in args[1:])
-    values, places = func(*args, **kwargs), func(x.place, *others, **kwargs)
+    values = func(*args, **kwargs)
+    if func.__name__ == "view":  # the places' memory may not allow a view where the values' does
+        return _wrap(values, x.place.reshape(values.shape), x.visible)
+    places = func(x.place, *others, **kwargs)
     if isinstance(values, Tensor):
         return _wrap(values, places, x.visible)
     return tuple(_wrap(value, place, x.visible) for value, place in zip(values, places, strict=True))

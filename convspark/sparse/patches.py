@@ -57,7 +57,7 @@ class VisiblePatches(GridTensor):
     """
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
-    pending: Padding | None = None
+    pending: Padding | None
 
 
 class PerImage(GridTensor):
@@ -65,6 +65,9 @@ class PerImage(GridTensor):
 
     Repeated for each patch of the image as soon as it meets visible patches again.
     """
+
+    # Axes and sizes of the patches it was reduced from, where it kept them as axes of size 1: what `expand` grows to.
+    origin: tuple[Layout, torch.Size] | None
 
 
 class Padding:
@@ -82,20 +85,26 @@ def as_patches(values: Tensor, grid: PatchGrid, layout: Layout) -> VisiblePatche
     patches = values.as_subclass(VisiblePatches)
     patches.grid = grid
     patches.axes = layout
+    patches.pending = None
     return patches
 
 
-def as_per_image(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> PerImage:
+def as_per_image(
+    values: Tensor, grid: PatchGrid, layout: Layout | None = None, origin: tuple[Layout, torch.Size] | None = None
+) -> PerImage:
     """Plain values, one row an image, to PerImage."""
     rows = values.as_subclass(PerImage)
     rows.grid = grid
     rows.axes = layout or lay.per_image(values.shape)
+    rows.origin = origin if origin is not None and len(origin[1]) == values.dim() else None
     return rows
 
 
 def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor:
-    make = as_patches if isinstance(like, VisiblePatches) else as_per_image
-    return make(values, like.grid, layout)
+    if isinstance(like, VisiblePatches):
+        return as_patches(values, like.grid, layout)
+    assert isinstance(like, PerImage)
+    return as_per_image(values, like.grid, layout, like.origin)
 
 
 # -------------------------------------------------------------------------------- images and patches

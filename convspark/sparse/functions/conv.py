@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, canonical_values
+from ..grid import PatchGrid
+from ..patches import PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, source_of
 from .operands import dense_batch, per_axis
@@ -28,8 +29,10 @@ def _convolve(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ):
-    if isinstance(weight, GridTensor) or isinstance(bias, GridTensor):
-        raise Refusal("its weights were computed from the patches (a conditional convolution)")
+    if isinstance(weight, VisiblePatches) or isinstance(bias, VisiblePatches):
+        raise Refusal("its weights were computed from single patches")
+    if isinstance(weight, PerImage):
+        return _conditional(func, x, weight, bias, stride, padding, dilation, groups)
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
     dims = weight.dim() - 2
@@ -51,6 +54,29 @@ def _convolve(
     else:
         values = func(reach.window(), weight, bias, strides, 0, dilations, groups)
     return reach.patches(values)
+
+
+def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, groups: int) -> VisiblePatches:
+    """A kernel for each image (CondConv): x is (1, N * C, *positions), weight (B * O, C / groups, *kernel)."""
+    dims, grid = weight.dim() - 2, weight.grid
+    kernel = tuple(weight.shape[2:])
+    if not isinstance(x, VisiblePatches) or x.axes[0] or groups % max(grid.num_visible, 1):
+        raise Refusal("its weights were computed from the images, and its input is not arranged one group a patch")
+    dilations = per_axis(dilation, dims)
+    source = source_of(x, _paddings(padding, kernel, dilations)[0], dims=dims)
+    reach = Reach(kernel, per_axis(stride, dims), dilations, source)
+    weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
+    biases = bias if bias is None else _each_patch(bias, grid)
+    windows = reach.window().reshape(1, -1, *reach.size)
+    values = func(windows, weights, biases, reach.stride, 0, dilations, groups)
+    channels: lay.Axis = lay.merged([(lay.PATCH, grid.num_visible), (lay.PLAIN, values.shape[1] // grid.num_visible)])
+    return as_patches(values, grid, ((), channels, *lay.canonical(values.shape)[2:]))
+
+
+def _each_patch(rows: Tensor, grid: PatchGrid) -> Tensor:
+    if not isinstance(rows, PerImage) or not rows.axes[0] or rows.axes[0][0][0] != lay.IMAGE:
+        raise Refusal("its weights were not computed image by image")
+    return repeat_per_patch(rows.reshape(grid.batch_size, -1, *rows.shape[1:]), grid).flatten(0, 1)
 
 
 def _paddings(padding: int | str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]):

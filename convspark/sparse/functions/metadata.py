@@ -13,7 +13,7 @@ from .operands import named, unpadded
 # how many positions are masked. `numel` is missing on purpose: the dense network's would differ.
 _ATTRIBUTES = """
     shape dtype device ndim layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
-    is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr output_nr retains_grad
+    is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr _base output_nr retains_grad
 """
 _QUESTIONS = """
     size dim ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__

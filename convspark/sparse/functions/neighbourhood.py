@@ -45,8 +45,7 @@ def source_of(x: VisiblePatches, padding: tuple[int, ...], outside: float = 0.0,
         dims: spatial axes that the op works on.
     """
     core, pending = (x.pending.core, x.pending) if x.pending is not None else (x, None)
-    if not lay.is_canonical(core.axes):
-        raise Refusal("its axes are not (patches, channels, *positions)")
+    core = with_patches_first(core)
     if dims is not None and core.dim() != dims + 2:
         raise Refusal(f"it works on {dims} spatial axes, and the patches have {core.dim() - 2}")
     if pending is None:
@@ -57,6 +56,19 @@ def source_of(x: VisiblePatches, padding: tuple[int, ...], outside: float = 0.0,
             raise Refusal("the op pads a tensor that F.pad padded in another way")
     pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(pending.pads, padding, strict=True))
     return Source(core, core.grid, pads, pending.mode, pending.value)
+
+
+def with_patches_first(x: VisiblePatches) -> VisiblePatches:
+    """(1, N * C, *positions), as conditional convolutions arrange it, to (N, C, *positions); refuses other orders."""
+    if lay.is_canonical(x.axes):
+        return x
+    joined = (
+        len(x.axes) > 2 and not x.axes[0] and [role for role, _ in x.axes[1]] in ([lay.PATCH, lay.PLAIN], [lay.PATCH])
+    )
+    if joined and [[role for role, _ in axis] for axis in x.axes[2:]] == [[axis] for axis in range(x.dim() - 2)]:
+        values = x.reshape(x.grid.num_visible, -1, *x.shape[2:])
+        return as_patches(values, x.grid, lay.canonical(values.shape))
+    raise Refusal("its axes are not (patches, channels, *positions)")
 
 
 @dataclass(frozen=True)

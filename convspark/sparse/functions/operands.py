@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -144,6 +145,9 @@ def dense_batch(func: Callable[..., Any], tensor: PerImage, args: tuple, kwargs:
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
     """Sizes that a network computed from the shape of visible patches: a PerImage has B rows where it said N."""
     wanted = list(sizes)
-    if isinstance(tensor, PerImage) and wanted and wanted[0] == tensor.grid.num_visible:
-        wanted[0] = tensor.grid.batch_size
+    if isinstance(tensor, PerImage) and wanted:
+        patches, images = tensor.grid.num_visible, tensor.grid.batch_size
+        unfit = -1 not in wanted and math.prod(wanted) != tensor.numel()
+        if wanted[0] == patches or (unfit and patches and wanted[0] % patches == 0):  # N, or N * channels
+            wanted[0] = wanted[0] // max(patches, 1) * images
     return wanted

@@ -7,6 +7,7 @@ from torch.nn import functional
 from .. import layout as lay
 from ..patches import Padding, PerImage, VisiblePatches, as_patches, as_same_kind
 from ..registry import Refusal, meaning
+from .neighbourhood import with_patches_first
 from .operands import dense_batch
 
 
@@ -34,8 +35,7 @@ def pad(func, args, kwargs):
 
 def _announce(x: VisiblePatches, padded: dict[int, tuple[int, int]], mode: str, value: float) -> VisiblePatches:
     core = x if x.pending is None else x.pending.core
-    if not lay.is_canonical(core.axes):
-        raise Refusal("its axes are not (patches, channels, *positions)")
+    with_patches_first(core)  # refuses what no convolution can take
     if any(any(padded.get(axis, (0, 0))) for axis in (0, 1)):
         raise Refusal("it pads patches or, together with positions, channels")
     pads = tuple(padded.get(axis, (0, 0)) for axis in range(2, x.dim()))

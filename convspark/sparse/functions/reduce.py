@@ -94,7 +94,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
         layout = reduced_layout(_image_layout(x), dims, keepdim)
-        return as_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout)
+        return as_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout, (x.axes, x.shape))
     if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
         out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
     elif reduction in ("amax", "amin"):
@@ -163,7 +163,8 @@ def spread(func, args, kwargs):
     mean, variance = image_moments(x, dims, correction)
     layout = reduced_layout(_image_layout(x), dims, keepdim)
     first = variance.sqrt() if func.__name__.startswith("std") else variance
-    both = tuple(as_per_image(v if keepdim else v.squeeze(dims), x.grid, layout) for v in (first, mean))
+    origin = (x.axes, x.shape)
+    both = tuple(as_per_image(v if keepdim else v.squeeze(dims), x.grid, layout, origin) for v in (first, mean))
     return both if func.__name__.endswith("mean") else both[0]
 
 
@@ -201,7 +202,7 @@ def norm(func, args, kwargs):
         return torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
     assert isinstance(x, VisiblePatches)
     layout = reduced_layout(_image_layout(x), dims, keepdim)
-    return as_per_image(_image_norm(x, order, dims, keepdim), x.grid, layout)
+    return as_per_image(_image_norm(x, order, dims, keepdim), x.grid, layout, (x.axes, x.shape))
 
 
 def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim: bool) -> Tensor:
