@@ -35,7 +35,7 @@ SMALL = {
     "efficientnetv2_rw_t": {},
     "efficientnet_b0_gn": {},
     "efficientnet_cc_b0_4e": {},
-    "resnetv2_50d_evos": {"layers": (1, 1, 1, 1), "channels": (64, 64, 128, 256)},
+    "resnetv2_50d_evos": {"layers": (1, 1, 1, 1)},
     "resnetv2_50d_frn": {"layers": (1, 1, 1, 1), "channels": (32, 32, 64, 128)},
 }
 FAMILIES = re.compile(
