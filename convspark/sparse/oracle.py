@@ -164,6 +164,10 @@ def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> 
 
 def _elementwise(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
     """Anything else is taken to act position by position: the engine's refusals are tested elsewhere."""
+    if func.__name__ in ("matmul", "bmm", "__matmul__") and isinstance(args[1], MaskedMap):
+        return _matmul(*args)
+    if func.__name__ == "softmax":
+        return _softmax(x, args, kwargs)
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or out is args[0]:
         return out
@@ -174,6 +178,25 @@ def _elementwise(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: di
         if isinstance(other, MaskedMap):
             place = torch.where(place < 0, other.place, place)
     return _wrap(out, place.expand(out.shape), x.visible)
+
+
+def _matmul(a: MaskedMap, b: MaskedMap) -> MaskedMap:
+    """Sums over positions count visible ones; otherwise each position keeps its place."""
+    out = torch.where(a.mask, a, 0) @ torch.where(b.mask, b, 0)
+    if (a.place != a.place[..., :1]).any():
+        return _wrap(out, _nowhere(out), a.visible)
+    rows, columns = a.place[..., :1], b.place[..., :1, :]
+    return _wrap(out, torch.where(rows < 0, columns, rows).expand(out.shape), a.visible)
+
+
+def _softmax(x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap:
+    """Over channels as torch has it; over positions, over the visible ones."""
+    dim = int(kwargs.get("dim", args[-1]))
+    if not (x.place != x.place.narrow(dim, 0, 1)).any():
+        return _wrap(torch.softmax(x, dim), x.place, x.visible)
+    weights = torch.where(x.mask, (x - x.amax(dim, keepdim=True)).exp(), 0)
+    total = weights.sum(dim, keepdim=True)
+    return _wrap(weights / torch.where(total > 0, total, 1), x.place, x.visible)
 
 
 def _reduction(name: str, args: tuple, kwargs: dict) -> Any:

@@ -77,6 +77,24 @@ class GlobalResponseNorm(nn.Module):
         return x + self.gamma * x * (g / (g.mean(1, keepdim=True) + 1e-6))
 
 
+class GlobalContext(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        weight = self.attention(x).reshape(n, 1, h * w).softmax(-1).unsqueeze(3)
+        context = x.reshape(n, c, h * w).unsqueeze(1) @ weight
+        return x + context.view(n, c, 1, 1)
+
+
+def channel_attention(x):
+    n, c, h, w = x.shape
+    rows = x.flatten(2)
+    return ((rows @ rows.transpose(1, 2) / 100).softmax(-1) @ rows).view(n, c, h, w)
+
+
 def shuffle_channels(x):
     n, c, h, w = x.shape
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
@@ -110,6 +128,8 @@ MIDDLES = {
     "squeeze by sum": lambda: SqueezeExcite(lambda x: x.sum([2, 3]) / 10),
     "squeeze of deviations": lambda: SqueezeExcite(lambda x: x.std((2, 3)) + x.amin((2, 3))),
     "eca": EfficientChannelAttention,
+    "global context": GlobalContext,
+    "channel attention": lambda: channel_attention,
     "norm over channels": LastAxisNorm,
     "positions as rows": Rows,
     "grn": lambda: GlobalResponseNorm((2, 3)),

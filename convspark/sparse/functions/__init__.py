@@ -1,3 +1,3 @@
 """What each torch function means on visible patches, one file a family; importing them fills the registry."""
 
-from . import conv, metadata, norm, pad, pointwise, pool, random, reduce, resize, structure  # noqa: F401
+from . import conv, matrix, metadata, norm, pad, pointwise, pool, random, reduce, resize, structure  # noqa: F401

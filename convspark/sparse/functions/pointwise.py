@@ -112,29 +112,6 @@ def glu(func, args, kwargs):
     return as_same_kind(out, x, (*x.axes[:dim], lay.plain_axis(out.shape[dim]), *x.axes[dim + 1 :]))
 
 
-@meaning(*named("linear", functional))
-def linear(func, args, kwargs):
-    x = unpadded(args[0])
-    if not isinstance(x, GridTensor) or any(isinstance(t, GridTensor) for t in tensors_in(args[1:])):
-        raise Refusal("its weights were computed from patches")
-    require_plain(x, [x.dim() - 1], "multiplying along the last axis")
-    out = func(*args, **kwargs)
-    return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
-
-
-@meaning(*named("matmul __matmul__", torch, Tensor))
-def matmul(func, args, kwargs):
-    x, other = args[0], args[1]
-    if isinstance(x, GridTensor) and not isinstance(other, GridTensor) and other.dim() == 2:
-        return linear(lambda a, b: a @ b, (x, other), {})
-    raise Refusal("it multiplies matrices whose rows or columns may be patches or positions")
-
-
-@meaning(*named("bilinear", functional))
-def bilinear(func, args, kwargs):
-    raise Refusal("it is not known to act position by position")
-
-
 @meaning(*named("dropout1d dropout2d dropout3d feature_alpha_dropout alpha_dropout", functional))
 def feature_dropout(func, args, kwargs):
     x = args[0]

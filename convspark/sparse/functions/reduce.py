@@ -173,7 +173,7 @@ def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 
     grid = x.grid
     rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
     mean = over_image(x, "mean", dims, keepdim=True)
-    centred = x - repeat_per_patch(mean.movedim(rows, 0), grid).movedim(0, rows)
+    centred = x - _repeated(mean, x)
     squares = sum_per_image(centred.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
     count = grid.counts() * math.prod(x.shape[dim] for dim in dims)
     view = [1] * x.dim()
@@ -228,17 +228,35 @@ def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim:
     return result if keepdim else result.squeeze(dims)
 
 
-@meaning(*named("softmax log_softmax", torch, Tensor, functional), *named("logsumexp", torch, Tensor))
+@meaning(*named("softmax log_softmax", torch, Tensor, functional))
 def softmax(func, args, kwargs):
     x, given = _unpack(args, kwargs, "dim")
     dim = given.get("dim")
-    if dim is None:
+    if not isinstance(dim, int):
         raise Refusal("its axis is not given")
-    require_plain(x, [dimension(x, dim)] if isinstance(dim, int) else dimensions(x, dim), "normalising along this axis")
-    out = func(*args, **kwargs)
-    if out.dim() == x.dim() and out.shape == x.shape:
-        return as_same_kind(out, x, x.axes)
-    return as_same_kind(out, x, reduced_layout(x.axes, dimensions(x, dim), given.get("keepdim", False)))
+    dims = (dimension(x, dim),)
+    if reduced_kind(x, dims) == "rows":
+        return as_same_kind(func(*args, **kwargs), x, x.axes)
+    if reduced_kind(x, dims) != "image" or not isinstance(x, VisiblePatches) or func.__name__ != "softmax":
+        raise Refusal("normalising along this axis would mix patches or positions")
+    x = x if given.get("dtype") is None else as_patches(x.to(given["dtype"]), x.grid, x.axes)
+    exponentials = (x - _repeated(over_image(x, "amax", dims, keepdim=True).detach(), x)).exp()
+    total = over_image(as_patches(exponentials, x.grid, x.axes), "sum", dims, keepdim=True)
+    return as_patches(exponentials / _repeated(total, x), x.grid, x.axes)
+
+
+@meaning(*named("logsumexp", torch, Tensor))
+def logsumexp(func, args, kwargs):
+    x, given = _unpack(args, kwargs, "dim", "keepdim")
+    dims = dimensions(x, given.get("dim"))
+    require_plain(x, dims, "summing along this axis")
+    return as_same_kind(func(*args, **kwargs), x, reduced_layout(x.axes, dims, given.get("keepdim", False)))
+
+
+def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
+    """Per-image values with the axes of x, one row for each patch."""
+    at = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    return repeat_per_patch(rows.movedim(at, 0), x.grid).movedim(0, at)
 
 
 @meaning(*named("normalize", functional))

@@ -1,0 +1,62 @@
+"""Matrix products: over channels they stay per position, over an image's positions they give one result an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import layout as lay
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
+from ..registry import Refusal, meaning
+from .operands import joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
+
+
+@meaning(*named("linear", functional))
+def linear(func, args, kwargs):
+    x = unpadded(args[0])
+    if not isinstance(x, GridTensor) or any(
+        isinstance(t, GridTensor) for t in tensors_in((*args[1:], *kwargs.values()))
+    ):
+        raise Refusal("its weights were computed from patches")
+    require_plain(x, [x.dim() - 1], "multiplying along the last axis")
+    out = func(*args, **kwargs)
+    return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
+
+
+@meaning(*named("matmul __matmul__ bmm", torch.Tensor), *named("matmul bmm", torch))
+def matmul(func, args, kwargs):
+    a, b = unpadded(args[0]), unpadded(args[1] if len(args) > 1 else next(iter(kwargs.values())))
+    if isinstance(a, GridTensor) and not isinstance(b, GridTensor) and b.dim() == 2:
+        require_plain(a, [a.dim() - 1], "multiplying along the last axis")
+        return as_same_kind(a @ b, a, (*a.axes[:-1], lay.plain_axis(b.shape[-1])))
+    if not isinstance(a, GridTensor) or not isinstance(b, GridTensor) or a.dim() < 3 or b.dim() < 3:
+        raise Refusal("it multiplies matrices whose rows or columns may be patches or positions")
+    # The leading axes pair up as those of an elementwise function do.
+    leader, batch = joined_layout([_first_of_matrix(a), _first_of_matrix(b)])
+    row, inner, column = a.axes[-2], (a.axes[-1], b.axes[-2]), b.axes[-1]
+    out = with_rows_of(a, leader) @ with_rows_of(b, leader)
+    if all(lay.is_plain(axis) for axis in inner):
+        if not lay.is_plain(row) and not lay.is_plain(column):
+            raise Refusal(
+                "it relates positions to each other (attention), within a patch where it should be the whole image"
+            )
+        return as_same_kind(out, leader, (*batch, row, column))
+    if (
+        not (lay.is_plain(row) and lay.is_plain(column))
+        or inner[0] != inner[1]
+        or not isinstance(leader, VisiblePatches)
+    ):
+        raise Refusal("it sums over some positions and not others")
+    spatial = {role for role, _ in inner[0]}
+    if spatial != {role for role in lay.spatial_roles(a.axes)} or [r for r, _ in batch[0]] != [lay.PATCH]:
+        raise Refusal("it sums over some positions and not others")
+    return as_per_image(sum_per_image(out, leader.grid), leader.grid)
+
+
+def _first_of_matrix(x: GridTensor) -> GridTensor:
+    """The tensor without its two matrix axes: what is left pairs up with the other operand's."""
+    rest: Tensor = x[..., 0, 0]
+    if isinstance(x, PerImage):
+        return as_per_image(rest, x.grid, x.axes[:-2])
+    return as_patches(rest, x.grid, x.axes[:-2])
