@@ -1,0 +1,227 @@
+"""From a typed function to a command line: each parameter a flag and a YAML key, described by the docstring."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from ..errors import UsageError
+
+
+class Command:
+    """A parser for one command.
+
+    Args:
+        name: of the command.
+        function: whose keyword parameters become flags.
+        summary: one sentence for its help; None takes the docstring's first.
+        types: of parameters whose annotation is for Python only; None leaves the parameter out.
+        positional: parameters that are given without a flag; each may be missing.
+        groups: title -> parameters shown under it, in the help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        summary: str | None = None,
+        types: Mapping[str, Any] | None = None,
+        positional: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        from docstring_parser import parse
+
+        doc = parse(inspect.getdoc(function) or "")
+        help_of = {p.arg_name: " ".join((p.description or "").split()) for p in doc.params}
+        self.name = name
+        self.parser = ArgumentParser(
+            prog=f"convspark {name}",
+            usage=" ".join([f"convspark {name}", *map(str.upper, positional), "[options]"]),
+            description=summary or doc.short_description,
+            exit_on_error=False,
+            allow_abbrev=False,
+            print_config=None,
+            formatter_class=_HelpFormatter,
+        )
+        places: dict[str, Any] = {}
+        for title, members in (groups or {}).items():
+            places |= dict.fromkeys(members, self.parser.add_argument_group(title))
+        self.keys: list[str] = []
+        self._positional = positional
+        for parameter in inspect.signature(function).parameters.values():
+            kind = (types or {}).get(parameter.name, parameter.annotation)
+            if kind is None:
+                continue
+            self.keys.append(parameter.name)
+            place = places.get(parameter.name, self.parser)
+            options = {
+                "type": kind,
+                "default": parameter.default,
+                "help": _percent(help_of[parameter.name]),
+            } | _metavar(kind)
+            if parameter.name in positional:
+                place.add_argument(parameter.name, nargs="?", **{**options, "metavar": parameter.name.upper()})
+            else:
+                place.add_argument(_flag(parameter.name), **options)
+
+    def add_switch(self, *flags: str, help: str) -> None:
+        """A flag without a value that belongs to the command line alone."""
+        self.parser.add_argument(*flags, action="store_true", help=help)
+
+    def add_config(self) -> None:
+        """`--config FILE`: settings from YAML, which flags given beside it override."""
+        self.parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        """The arguments' values.
+
+        Raises:
+            UsageError: all keys of a config file that are not known, with the nearest that are; a flag that is not
+                known; a value of another type.
+        """
+        arguments = [_with_commas(argument) for argument in arguments]
+        configured: dict[str, Any] = {}
+        for path in _config_paths(arguments):
+            configured |= self._read_config(path)
+        try:
+            given = self.parser.parse_args(arguments)
+        except argparse.ArgumentError as error:
+            raise UsageError(self._explain(str(error))) from None
+        for key in self._positional:
+            if given[key] is None:  # argparse gives a positional its default even where a file had a value
+                given[key] = configured.get(key)
+        return given
+
+    def values(self, namespace: Namespace) -> dict[str, Any]:
+        """The function's arguments out of what was parsed."""
+        return {key: namespace[key] for key in self.keys}
+
+    def _read_config(self, path: Path) -> dict[str, Any]:
+        """The keys and values of a config file; UsageError unless all keys are known."""
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--config {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        if content is None:
+            return {}
+        if not isinstance(content, dict):
+            raise UsageError(f"--config {path} holds a {type(content).__name__}: expected lines of `key: value`")
+        problems = [
+            f"{key!r} is not known{_nearest(str(key), self.keys)}"
+            for key in content
+            if str(key).replace("-", "_") not in self.keys
+        ]
+        if problems:
+            raise UsageError(f"--config {path}: {'; '.join(problems)}. `convspark {self.name} --help` names them all")
+        return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+    def _explain(self, message: str) -> str:
+        """jsonargparse's messages in the words of the command line."""
+        unknown = re.match(r"unrecognized arguments: (.*)", message)
+        if unknown:
+            words = unknown[1].split()
+            flags = [w.partition("=")[0] for w in words if w.startswith("-") and not _is_number(w)]
+            known = [option for action in self.parser._actions for option in action.option_strings]
+            if flags:
+                told = [f"{flag} is not known{_nearest(flag.replace('_', '-'), known)}" for flag in flags]
+                return f"{'; '.join(told)}. `convspark {self.name} --help` names all flags"
+            return f"{' '.join(words)!r}: one argument too many. A flag's value follows the flag, lists as [a,b]"
+        wrong = re.match(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL)
+        if wrong:
+            action = next(a for a in self.parser._actions if a.dest == wrong[1])
+            given = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
+            value = f" is {given[1].strip()!r}" if given else ""
+            return f"{_name(action)}{value}: expected {_expected(action)}"
+        required = re.match(r"the following arguments are required: (.*)", message)
+        if required:
+            names = [a.metavar or a.dest for a in self.parser._actions if a.dest in required[1].split(", ")]
+            return f"{' and '.join(map(str, names))} missing. `convspark {self.name} --help` tells what to give"
+        return message
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """argparse's own, with the default where there is one to tell."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        shown = action.default not in (None, False)
+        told = shown and action.default is not argparse.SUPPRESS and action.option_strings
+        if told and action.nargs != 0:
+            value = action.default
+            text += f" (default: {list(value) if isinstance(value, tuple) else value})"
+        return text
+
+
+def _with_commas(argument: str) -> str:
+    """`0.9,0.95` -> `[0.9,0.95]`: lists of numbers and of names need no brackets."""
+    flag, equals, value = argument.rpartition("=")
+    numbers = r"-?[\d.]+(?:e-?\d+)?"
+    return f"{flag}{equals}[{value}]" if re.fullmatch(rf"{numbers}(?:,{numbers})+", value) else argument
+
+
+def _config_paths(arguments: Sequence[str]) -> list[Path]:
+    follows = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    return [Path(p) for p in [*follows, *(a[9:] for a in arguments if a.startswith("--config="))]]
+
+
+def _metavar(kind: Any) -> dict[str, str]:
+    """What stands for a number in the help; of other types argparse has something to tell."""
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    letter = {"int": "N", "float": "X"}.get(text.removesuffix(" | None"))
+    return {"metavar": letter} if letter else {}
+
+
+def _flag(parameter: str) -> str:
+    return "--" + parameter.replace("_", "-")
+
+
+def _name(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else action.dest
+
+
+def _expected(action: argparse.Action) -> str:
+    """A type in words."""
+    kind = getattr(action, "_typehint", None) or action.type
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    literal = re.search(r"Literal\[(.*?)\]", text)
+    if literal:
+        return literal[1].replace("'", "").replace(", ", " or ")
+    words = {
+        r"tuple\[float, float\]": "two numbers, as in 0.9,0.95",
+        r"list\[float\]": "numbers, as in 0.5,0.5,0.5",
+        r"list\[str\]": "names, as in [layer1,layer2]",
+        r"\bint \| str\b|\bstr \| int\b": "a whole number or a text",
+        r"\bfloat \| str\b": "a number or a text",
+        r"\bint\b": "a whole number",
+        r"\bfloat\b": "a number",
+        r"\bbool\b": "true or false",
+        r"\bstr\b": "a text",
+    }
+    return next((word for pattern, word in words.items() if re.search(pattern, text)), text)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    found = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-[\d.]+", word) is not None
+
+
+def _percent(text: str) -> str:
+    """argparse formats help with `%`."""
+    return text.replace("%", "%%")

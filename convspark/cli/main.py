@@ -1,0 +1,85 @@
+"""`convspark COMMAND …`: finds the command, runs it, and turns errors into messages and exit codes."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from .. import __version__
+from ..errors import ConvsparkError
+
+# Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
+COMMANDS = {
+    "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
+    "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
+    "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except SystemExit as exit_:  # from argparse: --help, --version
+        return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    except ConvsparkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'Stopped'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return ConvsparkError.exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        print(f"convspark {__version__}")
+        return 0
+    if name not in COMMANDS:
+        nearest = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
+        kind = "option" if name.startswith("-") else "command"
+        print(f"error: convspark has no {kind} {name!r}; {hint}\n\n{_help()}", file=sys.stderr)
+        return USAGE_ERROR
+    return import_module(COMMANDS[name][0]).run(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [
+        "usage: convspark COMMAND [ARGUMENTS]",
+        "",
+        "Masked-image pre-training (SparK) for any convolutional network, computing visible patches only.",
+        "",
+        "commands:",
+        *(f"  {name:{width}}{summary}" for name, (_, summary) in COMMANDS.items()),
+        "",
+        "options:",
+        f"  {'--help':{width}}this text; `convspark COMMAND --help` for a command's",
+        f"  {'--version':{width}}the version",
+        "",
+        "exit codes: 0 done, 1 failed, 2 usage or settings, 3 unusable images, 4 diverged, 130 Ctrl-C",
+    ]
+    return "\n".join(lines)

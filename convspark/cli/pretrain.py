@@ -1,0 +1,93 @@
+"""`convspark pretrain`."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ..training.pretrain import PretrainResult, pretrain
+from .arguments import Command
+
+_GROUPS = {
+    "network": ("model_args", "channels", "patch_size", "stages", "decoder_width", "densify_norm", "drop_path"),
+    "optimisation": (
+        "optimizer",
+        "learning_rate",
+        "base_learning_rate",
+        "warmup_epochs",
+        "weight_decay",
+        "final_weight_decay",
+        "betas",
+        "gradient_clip",
+        "accumulate",
+    ),
+    "images": ("held_out", "held_out_most", "crop_scale", "flip", "crops_per_image", "mean", "std"),
+    "machine": ("seed", "device", "precision", "workers"),
+    "what is kept": ("picture_epochs", "checkpoint_minutes", "keep_epochs", "tracker"),
+}
+
+
+def command() -> Command:
+    made = Command(
+        "pretrain",
+        pretrain,
+        types={"images": str | None, "model": str, "held_out": float | str},
+        positional=("images",),
+        groups=_GROUPS,
+    )
+    made.add_config()
+    made.add_switch("--print_config", "--print-config", help="print the resolved settings as YAML, and exit")
+    made.add_switch("--dry-run", help="show settings, memory, and the time this would take, and exit")
+    made.add_switch("--json", help="print the result as JSON")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
+    given = made.parse(arguments)
+    values = made.values(given)
+    if given.print_config:
+        from ..training.estimate import resolved_config
+
+        print(resolved_config(**values), end="")
+        return 0
+    if given.dry_run:
+        from ..training.estimate import estimate
+
+        plan = estimate(**values)
+        print(json.dumps(plan.as_dict(), indent=2) if given.json else plan)
+        return 0
+    result = pretrain(**values)
+    print(json.dumps(as_dict(result), indent=2) if given.json else describe(result))
+    return 0
+
+
+def as_dict(result: PretrainResult) -> dict[str, Any]:
+    """A result as JSON knows it."""
+    return {
+        "folder": str(result.folder),
+        "export": str(result.export.folder),
+        "architecture": result.export.architecture,
+        "untrained": result.export.untrained,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "train_loss": result.train_loss,
+        "held_out_loss": result.held_out_loss,
+        "seconds": round(result.seconds, 1),
+        "picture": str(result.picture) if result.picture else None,
+    }
+
+
+def describe(result: PretrainResult) -> str:
+    """A result, and what to do next."""
+    held_out = "" if result.held_out_loss is None else f", {result.held_out_loss:.4f} on held-out images"
+    pictures = [f"  pictures        {result.picture}"] if result.picture else []
+    lines = [
+        f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
+        f"  run             {result.folder}",
+        *pictures,
+        f"  backbone        {result.export.folder}",
+        "Next:",
+        f'  timm.create_model("local-dir:{result.export.folder}", pretrained=True, num_classes=N)',
+        f"  convspark reconstruct {result.folder} PICTURE -o grid.png",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The paper's settings and ours, one file a run: `convspark pretrain IMAGES --config FILE`."""

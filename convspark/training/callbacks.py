@@ -1,0 +1,318 @@
+"""What a run writes while it goes on: metrics, pictures, checkpoints; and how it is stopped."""
+
+import csv
+import io
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from ..report import loss_curves, reconstruction_grid
+from .loading import TrainLoader, write_bad_files
+from .module import HELD_OUT_MASK, PretrainModule, counted_grid
+from .run_folder import RunFolder, write_text, written_atomically
+
+logger = logging.getLogger(__name__)
+
+COLUMNS: tuple[str, ...] = (
+    "epoch",
+    "step",
+    "train_loss",
+    "held_out_loss",
+    "learning_rate",
+    "weight_decay",
+    "images_per_second",
+    "data_wait_share",
+    "seconds",
+)
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop and did so at the end of a step, with a checkpoint. Not an error."""
+
+
+class Stopwatch(Callback):
+    """Times the steps of an epoch: images a second, and the share of the time spent waiting for data.
+
+    Attributes:
+        images: images seen in this epoch (since a resumed one went on).
+        seconds: time that took, without validation and writing.
+        waiting: seconds of it spent waiting for the next batch.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.waiting = 0.0
+        self._last = time.perf_counter()
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        return self.waiting / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.images, self.seconds, self.waiting = 0, 0.0, 0.0
+        self._last = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.waiting += now - self._last
+        self.seconds += now - self._last
+        self._last = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.images += len(batch)
+        self.seconds += now - self._last
+        self._last = now
+
+
+class Metrics(Callback):
+    """Writes `metrics.csv`, one row an epoch, whole at every moment, and the loss curves beside the pictures.
+
+    Rows of steps after the checkpoint that a run goes on from are dropped: those steps are taken again.
+    """
+
+    def __init__(self, folder: RunFolder, stopwatch: Stopwatch) -> None:
+        self._folder = folder
+        self._stopwatch = stopwatch
+        self._rows: list[dict[str, str]] = []
+
+    @property
+    def last(self) -> dict[str, str]:
+        """The last row; empty before the first epoch is over."""
+        return self._rows[-1] if self._rows else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._folder.metrics.is_file():
+            self.read(self._folder.metrics, trainer.global_step)
+
+    def read(self, path: Path, last_step: int | None = None) -> None:
+        """Take over the rows that a run left, up to a step."""
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        pl_module.check_finite()
+        step, watch, held_out = trainer.global_step, self._stopwatch, pl_module.held_out_loss
+        # The rates of the epoch's last step: `step` counts those taken.
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": step,
+            "train_loss": f"{pl_module.train_loss:.6f}",
+            "held_out_loss": "" if held_out is None else f"{held_out:.6f}",
+            "learning_rate": f"{pl_module.schedule.learning_rate(step - 1):.6g}",
+            "weight_decay": f"{pl_module.schedule.weight_decay(step - 1):.6g}",
+            "images_per_second": f"{watch.images_per_second:.4g}",
+            "data_wait_share": f"{watch.data_wait_share:.4f}",
+            "seconds": f"{watch.seconds:.3f}",
+        }
+        self._rows.append({name: str(value) for name, value in row.items()})
+        for tracker in trainer.loggers:
+            tracker.log_metrics({name: float(value) for name, value in row.items() if value != ""}, step)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._folder.metrics, text.getvalue())
+
+
+def make_tracker(name: str, folder: RunFolder) -> Logger | bool:
+    """Lightning's logger for a tracker; False for none."""
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder.path, name="", version="tensorboard")
+    if name == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(name=folder.path.name, save_dir=folder.path, project="convspark")
+    return False
+
+
+class Pictures(Callback):
+    """Draws reconstructions of the same images under the same masks, every few epochs and at the end.
+
+    Args:
+        images: (B, C, H, W), normalised by `mean` and `std`.
+        epochs: how often; 0 for never.
+        captions: one an image.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        images: Tensor,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        epochs: int,
+        captions: list[str] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._images = images
+        self._mean, self._std = mean, std
+        self._epochs = epochs
+        self._captions = captions
+
+    @property
+    def last(self) -> Path:
+        return self._folder.pictures / "last.png"
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not self._epochs or (epoch % self._epochs and epoch != trainer.max_epochs):
+            return
+        assert isinstance(pl_module, PretrainModule)
+        model = pl_module.model
+        images = self._images.to(pl_module.device)
+        with trainer.precision_plugin.forward_context():
+            shown = model.reconstruct(images, counted_grid(model, images, pl_module.seed, HELD_OUT_MASK, 0))
+        width = len(str(trainer.max_epochs))
+        path = self._folder.pictures / f"epoch_{epoch:0{width}d}.png"
+        visible = shown.grid.visible.cpu()
+        reconstruction_grid(
+            self._images,
+            shown.masked.float().cpu(),
+            shown.reconstruction.float().cpu(),
+            self._mean,
+            self._std,
+            path,
+            self._captions,
+            visible,
+        )
+        with written_atomically(self.last) as temporary:
+            temporary.write_bytes(path.read_bytes())
+        loss_curves(self._folder.metrics, self._folder.pictures / "curves.png")
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `checkpoints/last.ckpt`: every so many minutes, at the end, and when the run is asked to stop.
+
+    A checkpoint appears whole or not at all. In the midst of an epoch it holds the place in the epoch's order, too.
+
+    Args:
+        minutes: how much work may be lost at most; the end of an epoch is waited for only if it comes sooner.
+        keep_epochs: also keep `epoch_N.ckpt` every so many epochs; None for none.
+    """
+
+    def __init__(
+        self, folder: RunFolder, loader: TrainLoader, minutes: float = 10.0, keep_epochs: int | None = None
+    ) -> None:
+        self._folder = folder
+        self._loader = loader
+        self._seconds = 60 * minutes
+        self._keep_epochs = keep_epochs
+        self._saved = time.monotonic()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the run to stop when the step it is in is over."""
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches, part = divmod(batch_idx + 1, self._loader.accumulate)
+        if part:
+            return
+        self._loader.mark(trainer.current_epoch, batches)
+        if batches == self._loader.order.num_batches:
+            return  # the epoch's end saves, after the held-out images
+        if self.stopping or time.monotonic() - self._saved > self._seconds:
+            self._save(trainer, pl_module)
+        if self.stopping:
+            raise Interrupted
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch, ends = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
+        write_bad_files(self._folder, self._loader.dataset.bad_files())  # type: ignore[attr-defined]
+        if ends or self.stopping or time.monotonic() - self._saved > self._seconds:
+            self._save(trainer, pl_module)
+        if self._keep_epochs and epoch % self._keep_epochs == 0:
+            width = len(str(trainer.max_epochs))
+            self._save(trainer, pl_module, f"epoch_{epoch:0{width}d}.ckpt")
+        if self.stopping and not ends:
+            raise Interrupted
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        checkpoint["convspark_epoch"] = pl_module.epoch_state()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        pl_module.load_epoch_state(checkpoint["convspark_epoch"])
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str | None = None) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        pl_module.check_finite()
+        path = self._folder.checkpoints / name if name else self._folder.last_checkpoint
+        with written_atomically(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            _to_disk(temporary)
+        if name is None:
+            self._saved = time.monotonic()
+            logger.debug("checkpoint written after step %d", trainer.global_step)
+
+
+@contextmanager
+def stopped_by_signals(checkpoints: Checkpoints) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) ends the run after the current step, with a checkpoint; the second at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: Any) -> None:
+        if checkpoints.stopping:
+            signal.signal(number, before[signal.Signals(number)])
+            raise KeyboardInterrupt
+        checkpoints.stop()
+        logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _to_disk(path: Path) -> None:
+    """Make sure that a file's content is on the disk before its name replaces another."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,158 @@
+"""What a run would be and cost, without running it: resolved settings, parameters, memory, time."""
+
+import inspect
+import logging
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .build import check_name
+from .device import describe_device
+from .logs import run_log
+from .module import counted_grid
+from .optimizer import default_learning_rate, set_rates
+from .plan import NOT_SETTINGS, Plan, dump_config, make_plan
+from .pretrain import default_arguments, pretrain
+from .progress import format_seconds
+from .settings import count
+
+logger = logging.getLogger(__name__)
+
+_TIMED_STEPS = 4
+_ENOUGH_SECONDS = 20.0
+# A forward pass in evaluation against a training step.
+_HELD_OUT_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would be; `str(estimate)` is the report.
+
+    Attributes:
+        config: resolved settings.
+        description: the effective numbers, in words.
+        device: in words.
+        parameters: of the whole model; backbone_parameters of the backbone alone.
+        memory_bytes: most memory in use while training, measured: on a GPU what was allocated there, else the process.
+        step_seconds: of one optimiser step, measured with real images.
+        steps: of the whole run.
+        total_seconds: steps and held-out images together.
+    """
+
+    config: dict[str, Any]
+    description: list[str]
+    device: str
+    parameters: int
+    backbone_parameters: int
+    memory_bytes: int
+    step_seconds: float
+    steps: int
+    total_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        batch = self.config["batch_size"]
+        lines = [
+            dump_config(self.config, "The settings of this run, resolved").rstrip(),
+            "",
+            *self.description,
+            f"memory    {self.memory_bytes / 2**30:.1f} GiB on {self.device}",
+            f"speed     {self.step_seconds:.3g} s a step, {batch / self.step_seconds:.1f} images/s",
+            f"total     {format_seconds(self.total_seconds)} for {self.steps} steps",
+        ]
+        return "\n".join(lines)
+
+
+def estimate(images: Any = None, **settings: Any) -> Estimate:
+    """Prepare a run as `pretrain` would, take a few steps, and throw them away; nothing is written.
+
+    Takes the arguments of `pretrain`, and raises what that would raise before it starts to train.
+    """
+    arguments = _arguments(images, settings)
+    with run_log(logging.WARNING), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        plan = make_plan(arguments, default_arguments())
+        step_seconds, memory = _measure(plan)
+    kept = plan.images.held_out
+    held_out_seconds = _HELD_OUT_SHARE * step_seconds * (len(kept) if kept else 0) / plan.numbers.batch_size
+    return Estimate(
+        config=plan.config,
+        description=plan.describe(),
+        device=describe_device(plan.device),
+        parameters=sum(p.numel() for p in plan.model.parameters()),
+        backbone_parameters=sum(p.numel() for p in plan.model.backbone.parameters()),
+        memory_bytes=memory,
+        step_seconds=step_seconds,
+        steps=plan.numbers.steps,
+        total_seconds=plan.numbers.steps * step_seconds + plan.config["epochs"] * held_out_seconds,
+    )
+
+
+def resolved_config(images: Any = None, **settings: Any) -> str:
+    """The settings of a run as YAML, all resolved; without images, all that does not depend on them."""
+    arguments = _arguments(images, settings)
+    with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
+        if arguments["images"] is not None or arguments["resume"] is not None:
+            return dump_config(make_plan(arguments, default_arguments()).config)
+        check_name(arguments["model"])  # no images: a template to fill in, for which no network is built
+    config = {name: value for name, value in arguments.items() if name not in NOT_SETTINGS}
+    numbers = count(1 << 30, config["batch_size"], config["epochs"], config["warmup_epochs"], config["accumulate"])
+    config["batch_size"] = numbers.batch_size
+    config["warmup_epochs"] = numbers.warmup_steps / numbers.steps_per_epoch
+    if config["learning_rate"] is None and config["base_learning_rate"] is None:
+        config["learning_rate"] = default_learning_rate(numbers.batch_size)
+    return dump_config(config)
+
+
+def _arguments(images: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(pretrain).bind(images, **settings)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _measure(plan: Plan) -> tuple[float, int]:
+    """Seconds of a step, and the most memory in use, by taking steps as training does."""
+    device = plan.device
+    module, loader = plan.module(), plan.train_loader()
+    model = plan.model.to(device).train()
+    optimizer = module.configure_optimizers()
+    set_rates(optimizer, 0.0, 0.0)  # the steps cost what they cost, and change nothing that could overflow
+    batches = iter(loader)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    autocast = torch.autocast(device.type, torch.bfloat16) if plan.precision == "bf16" else nullcontext()
+    seconds: list[float] = []
+    for step in range(1 + min(_TIMED_STEPS, len(loader) // plan.numbers.accumulate)):
+        started = time.perf_counter()
+        for part in range(plan.numbers.accumulate):
+            try:
+                batch = next(batches)
+            except StopIteration:  # fewer steps an epoch than are timed
+                batches = iter(loader)
+                batch = next(batches)
+            images = batch.to(device, memory_format=torch.channels_last)
+            with autocast:
+                loss = model(images, counted_grid(model, images, step, part)).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
+            break
+    timed = seconds[1:] or seconds  # the first allocates, and waits for the workers to start
+    return sum(timed) / len(timed), _peak_memory(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

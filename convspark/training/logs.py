@@ -1,0 +1,101 @@
+"""Where the log of a run goes: to stderr, and into the run folder."""
+
+import logging
+import logging.handlers
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_ROOT = "convspark"
+_CHATTY = ("lightning.pytorch", "lightning.fabric")
+
+
+class RunLog:
+    """The open log; what was said before the run had a folder is kept for its file."""
+
+    def __init__(self, buffer: logging.handlers.MemoryHandler) -> None:
+        self._buffer = buffer
+        self._file: logging.FileHandler | None = None
+
+    def write_to(self, path: Path) -> None:
+        """Write everything so far, and from now on, to this file, behind what is in it."""
+        self._file = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
+        self._file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._buffer.setTarget(self._file)
+        self._buffer.capacity = 1  # each further line at once
+        self._buffer.flush()
+
+    def close(self) -> None:
+        self._buffer.close()
+        if self._file is not None:
+            self._file.close()
+
+
+@contextmanager
+def run_log(level: int = logging.INFO) -> Iterator[RunLog]:
+    """Log to stderr for a while, unless the program that uses this has its own handlers."""
+    root = logging.getLogger(_ROOT)
+    buffer = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
+    handlers: list[logging.Handler] = [buffer]
+    if not (root.handlers or logging.getLogger().handlers):
+        handlers.append(_stderr_handler())
+    before = root.level
+    log = RunLog(buffer)
+    try:
+        for handler in handlers:
+            root.addHandler(handler)
+        root.setLevel(level)
+        yield log
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+        log.close()
+        root.setLevel(before)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning for a while: it announces devices and tips, and advises against settings chosen on purpose.
+
+    Lightning sets its levels when it is imported, so import it before.
+    """
+    levels = {name: logging.getLogger(name).level for name in _CHATTY}
+    try:
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+            # Workers are forked before they have threads of their own, and use none of ours.
+            warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks.*")
+            yield
+    finally:
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
+
+
+def console() -> Any:
+    """The one console for stderr: a bar and log lines must share it to keep out of each other's way."""
+    return _console(sys.stderr)
+
+
+@lru_cache(maxsize=1)
+def _console(stream: Any) -> Any:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, soft_wrap=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console().print(self.format(record), markup=False)
+
+
+def _stderr_handler() -> logging.Handler:
+    handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler

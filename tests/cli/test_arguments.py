@@ -1,0 +1,138 @@
+"""From a typed function to a command line."""
+
+from typing import Literal
+
+import pytest
+
+from convspark.cli.arguments import Command
+from convspark.errors import UsageError
+
+
+def function(
+    images: str | None = None,
+    *,
+    batch_size: int = 4,
+    size: int | str = 224,
+    betas: tuple[float, float] | None = None,
+    stages: list[str] | None = None,
+    norm: Literal["batch", "layer"] = "batch",
+    flip: bool = True,
+    rate: float = 0.5,
+) -> None:
+    """Do something.
+
+    Args:
+        images: where they are, 100 % of them.
+        batch_size: of a step,
+            on two lines.
+        size: in pixels.
+        betas: two.
+        stages: names.
+        norm: a kind.
+        flip: or not.
+        rate: a number.
+    """
+
+
+@pytest.fixture
+def command() -> Command:
+    made = Command("try", function, positional=("images",), groups={"numbers": ("batch_size", "rate")})
+    made.add_config()
+    made.add_switch("--dry-run", help="do nothing")
+    return made
+
+
+def parse(command, *arguments):
+    namespace = command.parse(arguments)
+    return command.values(namespace)
+
+
+def test_defaults_are_the_functions(command):
+    assert parse(command) == {
+        "images": None,
+        "batch_size": 4,
+        "size": 224,
+        "betas": None,
+        "stages": None,
+        "norm": "batch",
+        "flip": True,
+        "rate": 0.5,
+    }
+
+
+def test_every_parameter_is_a_flag(command):
+    values = parse(
+        command,
+        *"folder --batch-size 8 --size 192x256 --betas 0.9,0.95 --stages [a,b] --norm layer".split(),
+        *"--flip false --rate=1e-3".split(),
+    )
+    assert values == {
+        "images": "folder",
+        "batch_size": 8,
+        "size": "192x256",
+        "betas": (0.9, 0.95),
+        "stages": ["a", "b"],
+        "norm": "layer",
+        "flip": False,
+        "rate": 1e-3,
+    }
+    assert parse(command, "--betas", "[0.9, 0.95]")["betas"] == (0.9, 0.95)
+
+
+def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("images: here\nbatch_size: 16\nbetas: [0.1, 0.2]\nflip: false\nnorm: layer\nrate: 2\n")
+    values = parse(command, "--config", str(config), "--batch-size", "32")
+    assert (values["images"], values["batch_size"], values["betas"]) == ("here", 32, (0.1, 0.2))
+    assert (values["flip"], values["norm"], values["rate"]) == (False, "layer", 2.0)
+    assert parse(command, f"--config={config}", "there")["images"] == "there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bach-size", "3"], r"--bach-size is not known \(did you mean --batch-size\?\)"),
+        (["--batch_size", "3"], r"did you mean --batch-size\?"),
+        (["--batch", "3"], r"did you mean --batch-size\?"),
+        (["--dry-rum"], r"did you mean --dry-run\?"),
+        (["--batch-size", "x"], "--batch-size is 'x': expected a whole number"),
+        (["--batch-size", "1.5"], "--batch-size is '1.5': expected a whole number"),
+        (["--rate", "fast"], "--rate is 'fast': expected a number"),
+        (["--norm", "group"], "--norm is 'group': expected batch or layer"),
+        (["--betas", "0.9"], "--betas is '0.9': expected two numbers"),
+        (["--flip", "perhaps"], "--flip is 'perhaps': expected true or false"),
+        (["--batch-size"], "--batch-size"),
+        (["a", "b"], "one argument too many"),
+        (["--config", "missing.yaml"], r"--config missing\.yaml cannot be read"),
+    ],
+)
+def test_what_cannot_be_parsed_is_explained(command, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        command.parse(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "batchsize: 3\nratte: 1",
+            r"'batchsize' is not known \(did you mean batch_size\?\); 'ratte'.*did you mean rate",
+        ),
+        ("batch_size: many", "--batch-size is 'many': expected a whole number"),
+        ("- a\n- b", "holds a list"),
+        ("a: [1", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_explained(command, tmp_path, text, words):
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        command.parse(["--config", str(config)])
+
+
+def test_help_tells_types_defaults_and_groups(command, capsys):
+    with pytest.raises(SystemExit):
+        command.parse(["--help"])
+    text = capsys.readouterr().out
+    assert "numbers:\n  --batch-size N" in text and "of a step, on two lines. (default: 4)" in text
+    assert "--norm {batch,layer}" in text and "100 % of them" in text

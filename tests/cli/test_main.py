@@ -1,0 +1,114 @@
+"""Commands, exit codes, help, interruptions."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from convspark import __version__
+from convspark.cli import main as main_module
+from convspark.cli.main import COMMANDS, main
+from convspark.errors import ConvsparkError, DataError, DivergedError, NotExactError, UsageError
+
+
+def test_help_names_every_command(capsys):
+    for arguments in ([], ["--help"], ["-h"], ["help"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"convspark {__version__}\n"
+
+
+@pytest.mark.parametrize(("word", "nearest"), [("pretain", "pretrain"), ("demos", "demo"), ("--pretrain", "option")])
+def test_unknown_commands_are_usage_errors(capsys, word, nearest):
+    assert main([word]) == 2
+    captured = capsys.readouterr()
+    assert nearest in captured.err and not captured.out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_no_torch_and_takes_less_than_a_second(arguments):
+    code = (
+        "import sys\nfrom convspark.cli.main import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        "heavy = {'torch', 'timm', 'lightning', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    seconds = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+        seconds.append(time.perf_counter() - started)
+        if seconds[-1] < 1:
+            return
+    pytest.fail(f"{arguments} took {min(seconds):.2f} s")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConvsparkError("x"), 1),
+        (NotExactError("x"), 1),
+        (UsageError("x"), 2),
+        (DataError("x"), 3),
+        (DivergedError("x"), 4),
+        (KeyboardInterrupt("x"), 130),
+        (OSError(28, "No space left on device"), 1),
+    ],
+)
+def test_errors_are_one_message_and_an_exit_code(monkeypatch, capsys, error, code):
+    class Module:
+        @staticmethod
+        def run(_arguments):
+            raise error
+
+    monkeypatch.setattr(main_module, "import_module", lambda _name: Module)
+    assert main(["demo"]) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err and not captured.out
+    assert captured.err.strip() in ("error: x", "x", "error: No space left on device")
+
+
+def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
+    class Module:
+        @staticmethod
+        def run(_arguments):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(main_module, "import_module", lambda _name: Module)
+    with pytest.raises(ZeroDivisionError):
+        main(["demo"])
+
+
+def test_python_m(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "convspark", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.startswith("convspark ")
+
+
+def test_ctrl_c_ends_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "convspark", "pretrain", str(folder), "--out", str(out), *quick]
+    process = subprocess.Popen(
+        [*command, "--epochs", "100000", "--workers", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        metrics = out / "metrics.csv"
+        deadline = time.monotonic() + 60
+        while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert f"convspark pretrain --resume {out}" in errors and "Traceback" not in errors
+    assert (out / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,40 @@
+"""What a user sees of a run that goes on."""
+
+import io
+import sys
+
+import pytest
+
+from convspark.training.pretrain import pretrain
+from convspark.training.progress import format_seconds
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3599, "1 h"), (3600 * 3 + 1200, "3 h 20 min"), (200_000, "2 days 7 h")],
+)
+def test_times_in_words(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_plain_lines_where_there_is_no_terminal(pictures, small, tmp_path, caplog):
+    pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    assert len(lines) == 2
+    assert all(word in lines[0] for word in ("1/2", "loss", "held out", "images/s", "left"))
+    assert lines[1] in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_bar_on_a_terminal(pictures, small, tmp_path, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    assert "8/8" in screen.getvalue() and " left" in screen.getvalue()
+    assert "\x1b" not in (tmp_path / "run" / "log.txt").read_text()
