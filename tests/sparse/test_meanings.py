@@ -133,6 +133,7 @@ MIDDLES = {
     "norm over channels": LastAxisNorm,
     "positions as rows": Rows,
     "grn": lambda: GlobalResponseNorm((2, 3)),
+    "local response norm": lambda: nn.LocalResponseNorm(3),
     "group norm": lambda: nn.GroupNorm(2, 4),
     "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
     "batch norm": lambda: nn.BatchNorm2d(4),

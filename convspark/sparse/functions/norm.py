@@ -117,4 +117,7 @@ def _update_instance_statistics(x: VisiblePatches, dims: tuple[int, ...], given:
 
 @meaning(functional.local_response_norm)
 def local_response_norm(func, args, kwargs):
-    raise Refusal("it pools over channels with padding and is not known here; rewrite it with a 1×1 convolution")
+    x = unpadded(args[0])
+    if isinstance(x, VisiblePatches):
+        _require_channels_second(x)
+    return as_same_kind(func(*args, **kwargs), x, x.axes)  # it looks along channels, never along positions

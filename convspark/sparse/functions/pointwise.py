@@ -72,6 +72,7 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
     )
 )
 def elementwise(func, args, kwargs):
+    """Meaning of a function that treats every element alone: `meaning(torch.special.expit)(elementwise)`."""
     operands = tensors_in((*args, *kwargs.values()))
     first = operands[0]
     if len(operands) == 1 and isinstance(first, GridTensor):
