@@ -21,7 +21,6 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "crops_per_image": 32,
     "crop_scale": (0.1, 1.0),
-    "learning_rate": 8e-3,
     "workers": 1,
 }
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 60

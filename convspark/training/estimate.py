@@ -15,7 +15,7 @@ from .build import check_name
 from .device import describe_device
 from .logs import run_log
 from .module import counted_grid
-from .optimizer import default_learning_rate, set_rates
+from .optimizer import set_rates
 from .plan import NOT_SETTINGS, Plan, dump_config, make_plan
 from .pretrain import default_arguments, pretrain
 from .progress import format_seconds
@@ -105,8 +105,6 @@ def resolved_config(images: Any = None, **settings: Any) -> str:
     numbers = count(1 << 30, config["batch_size"], config["epochs"], config["warmup_epochs"], config["accumulate"])
     config["batch_size"] = numbers.batch_size
     config["warmup_epochs"] = numbers.warmup_steps / numbers.steps_per_epoch
-    if config["learning_rate"] is None and config["base_learning_rate"] is None:
-        config["learning_rate"] = default_learning_rate(numbers.batch_size)
     return dump_config(config)
 
 

@@ -233,8 +233,10 @@ def _is_list_of_paths(images: Any) -> bool:
 
 
 def _prepare_worker(_worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one finishes its step and needs its workers for that.
+    # Signals often reach all processes of a job; the main one finishes its step and needs its workers for that.
+    # They end when it tells them to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers and the learning rate that fits a batch size."""
+"""Parameter groups, optimisers and the learning rate that fits the length of a run."""
 
 import math
 from typing import Literal
@@ -66,10 +66,12 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
-def default_learning_rate(batch_size: int) -> float:
-    """The peak learning rate for a global batch size: 3.2e-3 at 4096 (the paper's), its square root scaling below.
+def default_learning_rate(steps: int) -> float:
+    """The peak learning rate of a run of so many optimiser steps: 3.2e-3 from 4,000 steps on, more for shorter runs.
 
-    The paper's own rule is linear (2e-4 for each 256 images), which leaves a batch of 64 with a rate that hardly
-    moves; recipes that want it set `base_learning_rate`.
+    LAMB moves each layer by a share of that layer's own size, so that what a rate achieves depends on how many steps
+    there are, and hardly on how many images stand behind each. 3.2e-3 is the paper's peak, at a batch of 4096; its own
+    rule for others is linear in the batch (2e-4 for each 256 images), with which small batches hardly move: recipes
+    that want it set `base_learning_rate`. Found by trial, `docs/learning-rate.md`.
     """
-    return 3.2e-3 * math.sqrt(batch_size / 4096)
+    return min(3.2e-3 * max(1.0, math.sqrt(4000 / steps)), 2e-2)

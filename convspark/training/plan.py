@@ -283,7 +283,7 @@ def _resolved(
         "patch_size": model.patch_size,
         "decoder_width": model.decoder_width,
         "densify_norm": model.densify_norm,
-        "learning_rate": default_learning_rate(numbers.batch_size) if rate is None else rate,
+        "learning_rate": default_learning_rate(numbers.steps) if rate is None else rate,
         "base_learning_rate": None,
         "warmup_epochs": settings.default_warmup_epochs(epochs) if warmup is None else warmup,
         "betas": tuple(betas),

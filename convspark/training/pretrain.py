@@ -114,7 +114,7 @@ def pretrain(
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.
         drop_path: stochastic depth rate; by default the paper's for the networks it trained, else 0.
         optimizer: lamb is the paper's.
-        learning_rate: peak learning rate; by default 3.2e-3 x sqrt(batch size / 4096).
+        learning_rate: peak learning rate; by default 3.2e-3, and more for runs of less than 4,000 steps.
         base_learning_rate: instead, the paper's linear rule: peak learning rate for each 256 images of a batch.
         warmup_epochs: epochs of linear warm-up, fractions allowed; by default a tenth of them, at most 40.
         weight_decay: at the first step.

@@ -94,7 +94,8 @@ def test_python_m(tmp_path):
     assert done.stdout.startswith("convspark ")
 
 
-def test_ctrl_c_ends_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp_path, number):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "convspark", "pretrain", str(folder), "--out", str(out), *quick]
     process = subprocess.Popen(
@@ -105,7 +106,7 @@ def test_ctrl_c_ends_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp
         deadline = time.monotonic() + 60
         while not metrics.exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
+        os.killpg(process.pid, number)  # the whole group, as a terminal does
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -68,8 +68,8 @@ def test_refuses_another_optimiser():
         build_optimizer(parameter_groups(Net()), "sgd")  # type: ignore[arg-type]
 
 
-def test_default_learning_rate_meets_the_paper_at_its_batch_and_falls_slower():
-    assert default_learning_rate(4096) == pytest.approx(3.2e-3)
-    assert default_learning_rate(256) > 2e-4
-    rates = [default_learning_rate(n) for n in (32, 64, 256, 1024, 4096)]
-    assert rates == sorted(rates)
+def test_default_learning_rate_is_the_papers_for_long_runs_and_higher_for_short_ones():
+    assert default_learning_rate(500_000) == default_learning_rate(4000) == pytest.approx(3.2e-3)
+    rates = [default_learning_rate(steps) for steps in (10, 100, 400, 1000, 3000, 4000)]
+    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(2e-2)
+    assert default_learning_rate(1000) == pytest.approx(6.4e-3)

@@ -272,7 +272,8 @@ def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypat
 
 def test_resolved_config_without_images_is_a_template(small):
     config = yaml.safe_load(resolved_config(**{**small, "batch_size": None}))
-    assert config["images"] is None and config["batch_size"] == 64 and config["learning_rate"] > 0
+    assert config["images"] is None and config["batch_size"] == 64
+    assert config["learning_rate"] is None  # depends on how many steps there will be
 
 
 @pytest.mark.parametrize(
