@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .cli.reconstruct import reconstruct
     from .model.spark import SparK
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
+    from .training.pretrain import pretrain
 
 # Loaded on first use, so that `convspark --help` does not wait for torch.
 _HOME = {
@@ -15,10 +17,12 @@ _HOME = {
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",
     "gather": ".sparse",
+    "pretrain": ".training.pretrain",
+    "reconstruct": ".cli.reconstruct",
     "scatter": ".sparse",
 }
 
-__all__ = ["PatchGrid", "SparK", "VisiblePatches", "__version__", "gather", "scatter"]
+__all__ = ["PatchGrid", "SparK", "VisiblePatches", "__version__", "gather", "pretrain", "reconstruct", "scatter"]
 
 
 def __getattr__(name: str) -> object:
