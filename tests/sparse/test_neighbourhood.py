@@ -40,7 +40,7 @@ def check(op, visible, patch, channels, generator, module=None):
     dense_in, sparse_in = (images.clone().requires_grad_() for _ in range(2))
     dense = op(torch.where(mask, dense_in, 0))
     divides = all(n % h == 0 for n, h in zip(dense.shape[2:], visible.shape[1:], strict=True))
-    # A dilated pool may see nothing but padding; torch then writes the gradient outside of its memory.
+    # A dilated pool may see nothing but padding; its gradient then goes to an index outside of the map (torch 2.14).
     assume(divides and torch.isfinite(dense).all())
     try:
         patches = op(gather(sparse_in, PatchGrid(visible)))
