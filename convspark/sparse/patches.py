@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from .grid import PatchGrid
 from .layout import Layout, LostAxes
 from .registry import MEANINGS, Refusal
 from .rows import RowTable, gather_rows
+
+T = TypeVar("T")
 
 
 class GridTensor(Tensor):
@@ -104,7 +106,7 @@ def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor
     if isinstance(like, VisiblePatches):
         return as_patches(values, like.grid, layout)
     assert isinstance(like, PerImage)
-    return as_per_image(values, like.grid, layout, like.origin)
+    return as_per_image(values, like.grid, layout, like.origin if layout == like.axes else None)
 
 
 # -------------------------------------------------------------------------------- images and patches
@@ -177,11 +179,16 @@ def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> T
     return visible
 
 
+def unpadded(tensor: T) -> T:
+    """The tensor, refused if cells announced by F.pad have not been written."""
+    if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
+        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
+    return tensor
+
+
 def canonical_values(patches: VisiblePatches) -> Tensor:
     """Values as (N, C, *positions), plain, whatever order the axes are in. Runs with dispatch switched off."""
-    if patches.pending is not None:
-        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
-    order = canonical_order(patches.axes)
+    order = canonical_order(unpadded(patches).axes)
     if order is None:
         raise Refusal("its patch, channel and position axes have been merged or split")
     return patches.permute(order)

@@ -110,6 +110,11 @@ def depth_to_space(x):
     return x.view(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, h * 2, w * 2)
 
 
+def spread_with_patches_second(x):
+    moved = x.transpose(0, 1)
+    return moved.mean((2, 3), keepdim=True).expand(moved.shape).transpose(0, 1) + x
+
+
 def standardise(x):
     var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, unbiased=False)
     return (x - mean) / (var + 1e-5).sqrt()
@@ -144,6 +149,7 @@ MIDDLES = {
     "channel shuffle": lambda: shuffle_channels,
     "chunks": lambda: lambda x: torch.cat([part.sigmoid() for part in x.chunk(2, 1)][::-1], 1),
     "split and index": lambda: lambda x: torch.cat([x[:, 1:], x[:, :1] * 2], 1),
+    "expand with patches second": lambda: spread_with_patches_second,
     "stack": lambda: lambda x: torch.stack([x, x.relu()], 1).sum(1),
     "depth and space": lambda: lambda x: depth_to_space(space_to_depth(x)),
     "pixel shuffle": lambda: lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),

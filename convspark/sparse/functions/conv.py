@@ -12,7 +12,7 @@ from ..grid import PatchGrid
 from ..patches import PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, source_of
-from .operands import dense_batch, per_axis
+from .operands import arguments, dense_batch, per_axis
 
 # Up to so many positions, gathering a kernel's taps and multiplying once beats the library's convolution on a window
 # that is mostly halo (measured on CPU, `benchmarks/`).
@@ -38,10 +38,8 @@ def _convolve(
     dims = weight.dim() - 2
     kernel = tuple(weight.shape[2:])
     strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
-    pads, shift = _paddings(padding, kernel, dilations)
+    pads = _paddings(padding, kernel, dilations)
     source = source_of(x, pads, dims=dims)
-    if shift:
-        raise Refusal("padding='same' with an even kernel pads one side more than the other; use F.pad instead")
     reach = Reach(kernel, strides, dilations, source)
     way = _way(reach, weight, groups)
     if way == "taps":
@@ -63,7 +61,7 @@ def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, gro
     if not isinstance(x, VisiblePatches) or x.axes[0] or groups % max(grid.num_visible, 1):
         raise Refusal("its weights were computed from the images, and its input is not arranged one group a patch")
     dilations = per_axis(dilation, dims)
-    source = source_of(x, _paddings(padding, kernel, dilations)[0], dims=dims)
+    source = source_of(x, _paddings(padding, kernel, dilations), dims=dims)
     reach = Reach(kernel, per_axis(stride, dims), dilations, source)
     weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
     biases = bias if bias is None else _each_patch(bias, grid)
@@ -79,15 +77,19 @@ def _each_patch(rows: Tensor, grid: PatchGrid) -> Tensor:
     return repeat_per_patch(rows.reshape(grid.batch_size, -1, *rows.shape[1:]), grid).flatten(0, 1)
 
 
-def _paddings(padding: int | str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]):
-    """Symmetric padding of each axis, and whether 'same' asked for an uneven one."""
+def _paddings(
+    padding: int | str | tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Symmetric padding of each axis; refuses a 'same' that is not symmetric."""
     if padding == "valid":
-        return (0,) * len(kernel), False
+        return (0,) * len(kernel)
     if padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return tuple(t // 2 for t in total), any(t % 2 for t in total)
+        if any(t % 2 for t in total):
+            raise Refusal("padding='same' with an even kernel pads one side more than the other; use F.pad instead")
+        return tuple(t // 2 for t in total)
     assert not isinstance(padding, str)
-    return per_axis(padding, len(kernel)), False
+    return per_axis(padding, len(kernel))
 
 
 def _way(reach: Reach, weight: Tensor, groups: int) -> str:
@@ -119,8 +121,8 @@ def conv_transpose(func, args, kwargs):
     x, weight = args[0], args[1]
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("bias", "stride", "padding", "output_padding", "groups", "dilation")
-    given = dict(zip(names, args[2:], strict=False)) | kwargs
+    names = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    given = arguments(args, kwargs, *names)
     dims = weight.dim() - 2
     strides = per_axis(given.get("stride", 1), dims)
     zeros = [per_axis(given.get(name, 0), dims) for name in ("padding", "output_padding")]

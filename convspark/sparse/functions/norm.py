@@ -9,7 +9,7 @@ from torch.nn import functional
 from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
 from ..registry import Refusal, meaning
-from .operands import dense_batch, named, require_plain, unpadded
+from .operands import arguments, dense_batch, named, require_plain, unpadded
 from .reduce import image_moments
 
 
@@ -20,8 +20,7 @@ def batch_norm(func, args, kwargs):
         return dense_batch(func, x, args, kwargs)
     if not lay.is_plain(x.axes[1]) or any(lay.is_plain(axis) and axis for axis in (x.axes[0], *x.axes[2:])):
         raise Refusal("its channels are not axis 1")
-    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(args, kwargs, "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     positions = x.numel() // max(x.shape[1], 1)
     if given.get("training", False) and positions < 2:
         return as_same_kind(_batch_norm_of_few(x, positions, given), x, x.axes)
@@ -57,8 +56,7 @@ def group_norm(func, args, kwargs):
     x = unpadded(args[0])
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("num_groups", "weight", "bias", "eps")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(args, kwargs, "num_groups", "weight", "bias", "eps")
     _require_channels_second(x)
     groups = given["num_groups"]
     split = x.reshape(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
@@ -72,8 +70,9 @@ def instance_norm(func, args, kwargs):
     x = unpadded(args[0])
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(
+        args, kwargs, "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"
+    )
     _require_channels_second(x)
     if not given.get("use_input_stats", True):
         return as_same_kind(func(*args, **kwargs), x, x.axes)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from .. import layout as lay
+from ..grid import PatchGrid
 from ..layout import Axis, Layout
-from ..patches import GridTensor, PerImage, VisiblePatches, as_per_image, repeat_per_patch
+from ..patches import GridTensor, PerImage, VisiblePatches, as_per_image, repeat_per_patch, unpadded
 from ..registry import Refusal
-
-T = TypeVar("T")
 
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
@@ -27,13 +26,6 @@ def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
     return list(found)
 
 
-def unpadded(tensor: T) -> T:
-    """The tensor, refused if cells announced by F.pad have not been written."""
-    if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
-        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
-    return tensor
-
-
 def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     """Tensors among arguments, lists and tuples of them included."""
     found: list[Tensor] = []
@@ -43,6 +35,11 @@ def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
         elif isinstance(argument, (list, tuple)):
             found += [item for item in argument if isinstance(item, Tensor)]
     return found
+
+
+def arguments(args: tuple, kwargs: dict, *names: str) -> dict[str, Any]:
+    """What was given after the first argument, by name."""
+    return dict(zip(names, args[1:], strict=False)) | kwargs
 
 
 def dimension(tensor: Tensor, dim: int) -> int:
@@ -111,8 +108,17 @@ def with_rows_of(operand: Any, leader: GridTensor) -> Any:
         return type(operand)(with_rows_of(item, leader) for item in operand)
     if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
         return operand
-    at = image_axis(operand)
-    return repeat_per_patch(operand.movedim(at, 0), leader.grid).movedim(0, at)
+    return each_patch(operand, image_axis(operand), leader.grid)
+
+
+def each_patch(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
+    """Values with one row an image along axis `at`, repeated there for each patch."""
+    return repeat_per_patch(rows.movedim(at, 0), grid).movedim(0, at)
+
+
+def patch_axis(x: VisiblePatches) -> int:
+    """The axis that begins with the patches."""
+    return next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
 
 
 def image_axis(operand: PerImage) -> int:

@@ -8,13 +8,13 @@ from .. import layout as lay
 from ..patches import Padding, PerImage, VisiblePatches, as_patches, as_same_kind
 from ..registry import Refusal, meaning
 from .neighbourhood import with_patches_first
-from .operands import dense_batch
+from .operands import arguments, dense_batch
 
 
 @meaning(functional.pad)
 def pad(func, args, kwargs):
     x = args[0]
-    given = dict(zip(("pad", "mode", "value"), args[1:], strict=False)) | kwargs
+    given = arguments(args, kwargs, "pad", "mode", "value")
     pads = [(given["pad"][i], given["pad"][i + 1]) for i in range(0, len(given["pad"]), 2)][::-1]  # outermost first
     mode, value = given.get("mode", "constant"), given.get("value") or 0.0
     if isinstance(x, PerImage):

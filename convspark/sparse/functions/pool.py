@@ -13,7 +13,7 @@ from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_per_image
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, source_of
-from .operands import dense_batch, named, per_axis
+from .operands import arguments, dense_batch, named, per_axis
 from .reduce import over_image
 
 
@@ -26,8 +26,7 @@ def max_pool(func, args, kwargs):
     x = args[0]
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(args, kwargs, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     if given.get("return_indices"):
         raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
     dims = _dims(func)
@@ -48,8 +47,9 @@ def average_pool(func, args, kwargs):
     x = args[0]
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(
+        args, kwargs, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
+    )
     dims = _dims(func)
     kernel = per_axis(given["kernel_size"], dims)
     stride = per_axis(given.get("stride") or kernel, dims)

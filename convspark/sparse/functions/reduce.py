@@ -16,11 +16,10 @@ from ..patches import (
     as_patches,
     as_per_image,
     as_same_kind,
-    repeat_per_patch,
     sum_per_image,
 )
 from ..registry import Refusal, meaning
-from .operands import dimension, dimensions, named, require_plain, unpadded
+from .operands import arguments, dimension, dimensions, each_patch, named, patch_axis, require_plain, unpadded
 
 
 def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
@@ -60,7 +59,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
         The reduced values with B in place of N, plain.
     """
     grid = x.grid
-    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    rows = patch_axis(x)
     if reduction in ("amax", "amin"):
         per_patch = getattr(x, reduction)(dims, keepdim=True) if grid.num_visible else x.sum(dims, keepdim=True)
         result = _extreme_per_image(per_patch.movedim(rows, 0), grid, reduction).movedim(0, rows)
@@ -84,7 +83,7 @@ def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
 
 
 def _unpack(args: tuple, kwargs: dict, *names: str) -> tuple[GridTensor, dict]:
-    return unpadded(args[0]), dict(zip(names, args[1:], strict=False)) | kwargs
+    return unpadded(args[0]), arguments(args, kwargs, *names)
 
 
 def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
@@ -171,7 +170,7 @@ def spread(func, args, kwargs):
 def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 0) -> tuple[Tensor, Tensor]:
     """Mean and variance over the visible positions of each image, axes kept, B rows; 0 where nothing is visible."""
     grid = x.grid
-    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    rows = patch_axis(x)
     mean = over_image(x, "mean", dims, keepdim=True)
     centred = x - _repeated(mean, x)
     squares = sum_per_image(centred.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
@@ -214,7 +213,7 @@ def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim:
         raise Refusal(f"a norm of order {order} is not known")
     # Norms of norms: each patch first, as torch computes it (finite gradient at 0), then the patches of an image.
     per_patch = torch.linalg.vector_norm(x, order, dims, keepdim=True)
-    rows = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
+    rows = patch_axis(x)
     per_patch = per_patch.movedim(rows, 0)
     grid = x.grid
     if grid.visible_per_image:
@@ -255,8 +254,7 @@ def logsumexp(func, args, kwargs):
 
 def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
     """Per-image values with the axes of x, one row for each patch."""
-    at = next(at for at, axis in enumerate(x.axes) if axis and axis[0][0] == lay.PATCH)
-    return repeat_per_patch(rows.movedim(at, 0), x.grid).movedim(0, at)
+    return each_patch(rows, patch_axis(x), x.grid)
 
 
 @meaning(*named("normalize", functional))

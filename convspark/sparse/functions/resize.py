@@ -7,7 +7,7 @@ from torch.nn import functional
 from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_patches
 from ..registry import Refusal, meaning
-from .operands import dense_batch, per_axis, unpadded
+from .operands import arguments, dense_batch, per_axis, unpadded
 
 
 @meaning(functional.interpolate, functional.upsample)
@@ -15,8 +15,7 @@ def interpolate(func, args, kwargs):
     x = unpadded(args[0])
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    names = ("size", "scale_factor", "mode", "align_corners")
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
+    given = arguments(args, kwargs, "size", "scale_factor", "mode", "align_corners")
     mode = given.get("mode", "nearest")
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")

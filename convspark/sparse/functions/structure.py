@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import layout as lay
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind
 from ..registry import Refusal, meaning
 from .operands import (
     dimension,
+    each_patch,
     image_axis,
     joined_layout,
     named,
@@ -233,7 +234,7 @@ def expand(func, args, kwargs):
     sizes = _sizes(kwargs.get("size", args[1:]))
     if isinstance(x, PerImage) and x.origin is not None and tuple(sizes) == tuple(x.origin[1]):
         axes, shape = x.origin
-        return as_patches(repeat_per_patch(x.movedim(image_axis(x), 0), x.grid).expand(shape), x.grid, axes)
+        return as_patches(each_patch(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
         sizes = sizes_for(x, sizes)
