@@ -5,18 +5,128 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import NotExactError
 from .grid import PatchGrid
-from .oracle import masked_map, visible_part
+from .oracle import MaskedMap, masked_map, visible_part
 from .patches import VisiblePatches, gather, scatter
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
-TOLERANCE = 1e-8  # relative to the largest value of a map, in float64
+
+TOLERANCE = 1e-8
+"""Largest deviation allowed in float64, relative to the largest value of a map."""
+
+_NOISE = 1e-15  # relative; a few roundings of float64
+_AMPLIFIED = 1e3  # how many times the reaction to such noise the roundings of a whole network may add up to
+_BLIND = 1e-4  # a network that amplifies roundings beyond this proves nothing
+_NUDGE = 0.02  # added to parameters, so that none stays at 0 or 1, where mistakes would not show
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a network's run on visible patches is from the truth, in float64.
+
+    Deviations are relative to the largest value of each map (gradient, statistic).
+
+    Attributes:
+        dense: of the features from the dense network's, with every patch visible.
+        features: from mask-and-multiply's, with some patches masked.
+        gradients: of all parameters, likewise.
+        statistics: of all running statistics, likewise.
+        leak: whether an output depends on a masked pixel.
+        sensitivity: what a relative change of the input by 1e-15 does to mask-and-multiply's features and gradients;
+            None where no deviation gave reason to ask.
+        tolerance: the largest deviation allowed.
+        reason: why the network is not exact, or None.
+    """
+
+    dense: float
+    features: float
+    gradients: float
+    statistics: float
+    leak: bool
+    sensitivity: float | None
+    tolerance: float
+    reason: str | None
+
+    @property
+    def exact(self) -> bool:
+        return self.reason is None
+
+    @property
+    def largest(self) -> float:
+        """The largest of the four deviations."""
+        return max(self.dense, self.features, self.gradients, self.statistics)
+
+
+def examine(
+    forward: Forward,
+    module: nn.Module,
+    in_chans: int,
+    image_size: Sequence[int],
+    patch_size: Sequence[int],
+    training: bool = True,
+    thorough: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Proof:
+    """Run a network densely, by mask-and-multiply and on visible patches, and compare.
+
+    In float64, with slightly changed parameters and without dropout, whose draws cannot be compared. Parameters,
+    buffers, modes and random state are left as they were.
+
+    Args:
+        forward: images or visible patches -> the features of each stage.
+        module: the network that `forward` runs, whose parameters are taken to float64 meanwhile.
+        in_chans: channels of its images.
+        image_size: sides of its images; at most three patches a side are used.
+        patch_size: sides of a patch.
+        training: in training mode, where norms take their statistics from the batch.
+        thorough: gradients, statistics and leaks as well; without, features alone.
+
+    Raises:
+        NotExactError: a function was refused.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with _in_float64(module, training), torch.random.fork_rng([device] if device.type == "cuda" else []), _Steady():
+        trial = _Trial(forward, module, in_chans, image_size, patch_size)
+        dense = trial.run(trial.images.clone())
+        opened = trial.run(gather(trial.images, PatchGrid(trial.everything)))
+        off_dense = _features_apart(dense, opened)
+        if off_dense > tolerance:
+            found = gather(trial.images, PatchGrid(trial.everything))
+            culprit = trial.culprit(trial.images, found, tolerance)
+            return _failed(
+                "with every patch visible, the dense network", off_dense, culprit, tolerance, dense=off_dense
+            )
+        if trial.masks_nothing:
+            return Proof(off_dense, 0.0, 0.0, 0.0, False, None, tolerance, None)
+        grid = PatchGrid(trial.some)
+        ours = trial.run(gather(trial.images, grid), gradients=thorough)
+        theirs = trial.run(masked_map(trial.images, trial.some), gradients=thorough)
+        off = {
+            "features": _features_apart(theirs, ours),
+            "gradients": _apart(theirs.gradients, ours.gradients),
+            "statistics": _apart(theirs.statistics, ours.statistics),
+        }
+        sensitivity = None
+        if max(off.values()) > tolerance:
+            noisy = trial.images * (1 + _NOISE * torch.randn_like(trial.images))
+            shaken = trial.run(masked_map(noisy, trial.some), gradients=thorough)
+            sensitivity = max(_features_apart(theirs, shaken), _apart(theirs.gradients, shaken.gradients))
+            if not max(off.values()) <= min(_AMPLIFIED * sensitivity, _BLIND):
+                what = next(name for name, value in off.items() if not value <= tolerance)
+                culprit = trial.culprit(masked_map(trial.images, trial.some), gather(trial.images, grid), tolerance)
+                truth = "with some patches masked, the same network run by mask-and-multiply"
+                return _failed(truth, off[what], culprit, tolerance, off_dense, sensitivity, what, **off)
+        leak = thorough and trial.leaks(ours)
+        reason = "its output depends on pixels of masked patches" if leak else None
+        return Proof(off_dense, **off, leak=leak, sensitivity=sensitivity, tolerance=tolerance, reason=reason)
 
 
 def prove(
@@ -27,93 +137,224 @@ def prove(
     patch_size: Sequence[int],
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Run a network densely and on visible patches, and compare.
-
-    Two comparisons in float64 and evaluation mode, without gradients: with every patch visible against the dense
-    network, and with some masked against the oracle. Parameters, buffers, mode and random state are left as they were.
-
-    Args:
-        forward: images or visible patches -> the features of each stage.
-        module: the network that `forward` runs, whose parameters are taken to float64 meanwhile.
-        in_chans: channels of its images.
-        image_size: sides of its images; at most three patches a side are used.
-        patch_size: sides of a patch.
+    """`examine` in evaluation mode, features alone, as an assertion: what each new `SparK` does.
 
     Returns:
-        The largest deviation, relative to the largest value of the map.
+        The largest deviation.
 
     Raises:
         NotExactError: the results differ; names the first module whose output does.
     """
-    grid_shape = [max(min(side // p, 3), 1) for side, p in zip(image_size, patch_size, strict=True)]
-    sides = [h * p for h, p in zip(grid_shape, patch_size, strict=True)]
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, in_chans, *sides, generator=generator, dtype=torch.float64).to(device)
-    everything = PatchGrid(torch.ones(2, *grid_shape, dtype=torch.bool, device=device))
-    some = torch.rand(2, *grid_shape, generator=generator).to(device) < 0.5
-    some.view(2, -1)[:, 0] = True  # something to compare in each image
-    deviation = 0.0
-    with _in_float64(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        visible = gather(images, everything)
-        deviation = _compare(forward, module, images, visible, "with every patch visible, the dense network", tolerance)
-        if math.prod(grid_shape) > 1:
-            masked = masked_map(images, some)
-            visible = gather(images, PatchGrid(some))
-            truth = "with some patches masked, the same network run by mask-and-multiply"
-            deviation = max(deviation, _compare(forward, module, masked, visible, truth, tolerance))
-    return deviation
+    proof = examine(forward, module, in_chans, image_size, patch_size, False, False, tolerance)
+    if proof.reason is not None:
+        raise NotExactError(
+            f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
+            "Take stages before that module, or give the function a meaning with convspark.sparse.meaning."
+        )
+    return proof.largest
 
 
-def _compare(
-    forward: Forward, module: nn.Module, whole: Tensor, visible: VisiblePatches, truth: str, tolerance: float
-) -> float:
-    """Largest relative deviation between the features of whole maps and of visible patches."""
-    expected, found = forward(whole), forward(visible)
-    deviations = [_deviation(e, f) for e, f in zip(expected, found, strict=True)]
-    if max(deviations) <= tolerance:
-        return max(deviations)
-    stage = next(i for i, d in enumerate(deviations) if not d <= tolerance)
-    raise NotExactError(
-        f"{type(module).__name__} is not exact on visible patches: {truth} gives other features at stage {stage} "
-        f"(relative deviation {deviations[stage]:.2g}, tolerated {tolerance:.0e}). "
-        f"{_culprit(forward, module, whole, visible, tolerance)} "
-        "A function there may act by the size of what it is given (coordinates, a pooling over the whole map). "
-        "Take stages before that module, or give the function a meaning with convspark.sparse.meaning."
+def _failed(
+    truth: str,
+    deviation: float,
+    culprit: str,
+    tolerance: float,
+    dense: float,
+    sensitivity: float | None = None,
+    what: str = "features",
+    features: float = math.nan,
+    gradients: float = math.nan,
+    statistics: float = math.nan,
+) -> Proof:
+    reason = (
+        f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit} "
+        "A function there may act by the size of what it is given (coordinates, a pooling over the whole map)."
     )
+    return Proof(dense, features, gradients, statistics, False, sensitivity, tolerance, reason)
 
 
-def _culprit(forward: Forward, module: nn.Module, whole: Tensor, visible: Tensor, tolerance: float) -> str:
-    """Sentence naming the first module whose output deviates."""
-    expected, found = _outputs(forward, module, whole), _outputs(forward, module, visible)
-    for (name, kind, e), (_, _, f) in zip(expected, found, strict=False):
-        if e.shape[1:2] == f.shape[1:2] and not _deviation(e, f) <= tolerance:
-            return f"The first module to differ is {name} ({kind})."
-    return "No single module could be made out."
+# ------------------------------------------------------------------------------------------------ running
 
 
-def _outputs(forward: Forward, module: nn.Module, images: Tensor) -> list[tuple[str, str, Tensor]]:
-    """Path, class and output of each module, in the order in which they finish."""
-    seen: list[tuple[str, str, Tensor]] = []
+@dataclass(frozen=True)
+class _Outcome:
+    features: list[Tensor]  # whole maps, 0 where masked
+    gradients: dict[str, Tensor]
+    statistics: dict[str, Tensor]
 
-    def remember(name: str) -> Callable[..., None]:
-        def hook(owner: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() >= 3:
-                seen.append((name or "the network itself", type(owner).__name__, output))
 
-        return hook
+class _Trial:
+    """Images, masks, and runs of the network on them that all start from the same state."""
 
-    handles = [owner.register_forward_hook(remember(name)) for name, owner in module.named_modules()]
+    def __init__(
+        self,
+        forward: Forward,
+        module: nn.Module,
+        in_chans: int,
+        image_size: Sequence[int],
+        patch_size: Sequence[int],
+    ):
+        self.forward, self.module = forward, module
+        shape = [max(min(side // p, 3), 1) for side, p in zip(image_size, patch_size, strict=True)]
+        sides = [h * p for h, p in zip(shape, patch_size, strict=True)]
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(3, in_chans, *sides, generator=generator, dtype=torch.float64)
+        self.images = images.to(device)
+        self.everything = torch.ones(3, *shape, dtype=torch.bool, device=device)
+        some = torch.rand(3, *shape, generator=generator) < 0.5
+        some.view(3, -1)[0, 0] = True
+        some[-1] = False  # an image that shows nothing
+        self.some = some.to(device)
+        self.masks_nothing = math.prod(shape) == 1
+
+    def run(self, x: Tensor, gradients: bool = False) -> _Outcome:
+        """Features, gradients of a random weighting of them, and statistics; the module is as before afterwards."""
+        before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        parameters = {n: p for n, p in self.module.named_parameters() if p.is_floating_point()}
+        torch.manual_seed(1)
+        try:
+            with torch.set_grad_enabled(gradients):
+                maps = [_whole(feature) for feature in self.forward(x)]
+            slopes: Sequence[Tensor | None] = ()
+            if gradients:
+                generator = torch.Generator().manual_seed(2)
+                weights = [torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device) for m in maps]
+                total = torch.stack([(m * w).sum() for m, w in zip(maps, weights, strict=True)]).sum()
+                slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            found = {n: slope for n, slope in zip(parameters, slopes, strict=False) if slope is not None}
+            after = {n: b.clone() for n, b in self.module.named_buffers() if b.is_floating_point()}
+        finally:
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
+        return _Outcome([m.detach() for m in maps], found, after)
+
+    def leaks(self, clean: _Outcome) -> bool:
+        """Whether a bit of the output changes when masked pixels do."""
+        mask = self.some[:, None]
+        for axis, side in enumerate(self.images.shape[2:], start=2):
+            mask = mask.repeat_interleave(side // mask.shape[axis], axis)
+        spoilt = torch.where(mask, self.images, math.nan)
+        dirty = self.run(gather(spoilt, PatchGrid(self.some)))
+        return not all(torch.equal(a, b) for a, b in zip(clean.features, dirty.features, strict=True))
+
+    def culprit(self, whole: Tensor, visible: Tensor, tolerance: float) -> str:
+        """Sentence naming the first module whose output deviates."""
+        with torch.no_grad():
+            expected, found = self._outputs(whole), self._outputs(visible)
+        for (name, kind, e), (_, _, f) in zip(expected, found, strict=False):
+            if e.shape[1:2] == f.shape[1:2] and not _deviation(e, f) <= tolerance:
+                return f"The first module to differ is {name} ({kind})."
+        return "No single module could be made out."
+
+    def _outputs(self, x: Tensor) -> list[tuple[str, str, Tensor]]:
+        """Path, class and output of each module, in the order in which they finish."""
+        seen: list[tuple[str, str, Tensor]] = []
+
+        def remember(name: str) -> Callable[..., None]:
+            def hook(owner: nn.Module, _args: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and output.dim() >= 3:
+                    seen.append((name or "the network itself", type(owner).__name__, output))
+
+            return hook
+
+        handles = [owner.register_forward_hook(remember(name)) for name, owner in self.module.named_modules()]
+        try:
+            self.run(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+
+
+def _whole(feature: Tensor) -> Tensor:
+    if isinstance(feature, VisiblePatches):
+        return scatter(feature)
+    return visible_part(feature) if isinstance(feature, MaskedMap) else feature
+
+
+class _Steady(TorchFunctionMode):
+    """Keeps float64 where a network goes to float32 for its statistics, and leaves out dropout."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is Tensor.float:
+            return args[0].double()
+        if func in (nn.functional.dropout, torch.dropout) and isinstance(args[0], Tensor):
+            return args[0]
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*(torch.float64 if a is torch.float32 else a for a in args), **kwargs)
+
+
+@contextmanager
+def _in_float64(module: nn.Module, training: bool) -> Iterator[None]:
+    """The module's floating-point tensors in float64, nudged, in one mode; put back afterwards as they were."""
+    parameters = [p for p in module.parameters() if p.is_floating_point()]
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
+    modes = [(owner, owner.training) for owner in module.modules()]
+    generator = torch.Generator().manual_seed(3)
     try:
-        forward(images)
+        for parameter in parameters:
+            nudge = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * _NUDGE
+            parameter.data = parameter.data.double() + nudge.to(parameter.device)
+            parameter.requires_grad_(True)
+        for buffer in buffers:
+            buffer.data = buffer.data.double()
+        module.train(training)
+        for owner in module.modules():
+            if isinstance(owner, nn.modules.dropout._DropoutNd) or type(owner).__name__ == "StochasticDepth":
+                owner.eval()
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+        for tensor, data, wanted_gradient in originals:
+            tensor.data = data
+            tensor.requires_grad_(wanted_gradient)
+        for owner, mode in modes:
+            owner.training = mode
+
+
+# ------------------------------------------------------------------------------------------------ comparing
+
+
+def _features_apart(expected: _Outcome, found: _Outcome) -> float:
+    pairs = zip(expected.features, found.features, strict=True)
+    return max(_relative(e, f) for e, f in pairs)
+
+
+def _apart(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+    """Largest relative difference between named tensors; one that is missing counts as 0.
+
+    A bias in front of a norm has the gradient 0 up to rounding: it is held against a millionth of the largest.
+    """
+    floor = 1e-6 * max((float(e.abs().max()) for e in expected.values() if e.numel()), default=1.0)
+    worst = 0.0
+    for name in expected.keys() | found.keys():
+        e, f = expected.get(name), found.get(name)
+        e, f = (torch.zeros_like(f) if e is None and f is not None else e), (torch.zeros_like(e) if f is None else f)  # type: ignore[arg-type]
+        assert e is not None
+        worst = max(worst, _relative(e, f, floor))
+    return worst
+
+
+def _relative(expected: Tensor, found: Tensor, floor: float = 0.0) -> float:
+    """Largest difference relative to the largest expected value; infinite where they cannot be compared."""
+    if expected.shape != found.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    scale = max(float(expected.abs().max()), floor)
+    difference = float((expected - found).abs().max())
+    if not math.isfinite(scale) or math.isnan(difference):
+        return math.inf
+    return difference / scale if scale > 0 else difference
 
 
 def _deviation(expected: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite where they cannot be compared."""
+    """`_relative` of a module's two outputs; 0 where their forms say nothing."""
     if not isinstance(found, VisiblePatches):
         values = getattr(found, "values", found)
         return _relative(expected, values) if isinstance(values, Tensor) and values.shape == expected.shape else 0.0
@@ -121,33 +362,4 @@ def _deviation(expected: Tensor, found: Tensor) -> float:
         found_map = scatter(found)
     except Exception:  # a form that cannot be put back into an image says nothing
         return 0.0
-    if not isinstance(expected, Tensor) or found_map.shape != expected.shape:
-        return math.inf
-    truth = visible_part(expected) if type(expected).__name__ == "MaskedMap" else expected
-    return _relative(truth, found_map)
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    scale = expected.abs().max()
-    difference = (expected - found).abs().max()
-    if not torch.isfinite(scale):
-        return math.inf
-    return float(difference / scale) if scale > 0 else float(difference)
-
-
-@contextmanager
-def _in_float64(module: nn.Module) -> Iterator[None]:
-    """The module's floating-point tensors in float64 and evaluation mode, put back afterwards as they were."""
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    originals = [t.data for t in tensors]
-    modes = {owner: owner.training for owner in module.modules()}
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.double()
-        module.eval()
-        yield
-    finally:
-        for tensor, original in zip(tensors, originals, strict=True):
-            tensor.data = original
-        for owner, training in modes.items():
-            owner.training = training
+    return _relative(_whole(expected), found_map)

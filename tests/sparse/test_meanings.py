@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
 from truth import assert_exact
 
 SHAPE, GRID = (3, 4, 16, 24), (2, 3)
@@ -163,6 +164,15 @@ MIDDLES = {
     "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
     "global pooling added": lambda: lambda x: x + F.adaptive_avg_pool2d(x, 1),
     "transposed conv": lambda: nn.ConvTranspose2d(4, 4, 2, 2),
+    "transposed conv with neighbours": lambda: nn.ConvTranspose2d(4, 4, 4, 2, 1),
+    "transposed conv in groups": lambda: nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1, groups=2),
+    "bilinear": lambda: lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "bilinear to a size, corners aligned": lambda: (
+        lambda x: F.interpolate(x, size=(x.shape[2] * 2, x.shape[3] * 2), mode="bilinear", align_corners=True)
+    ),
+    "bicubic, smaller": lambda: lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True),
+    "area": lambda: lambda x: F.interpolate(x, scale_factor=0.5, mode="area"),
+    "nearest by a half": lambda: lambda x: F.interpolate(x, scale_factor=1.5),
     "mask by value": lambda: lambda x: torch.where(x > 0, x, 0.1 * x) + x.masked_fill(x < 0, 0.5),
 }
 
@@ -197,6 +207,28 @@ def test_as_many_patches_as_images():
     torch.testing.assert_close(
         scatter(net(gather(images, PatchGrid(visible)))), visible_part(net(masked_map(images, visible)))
     )
+
+
+@pytest.mark.parametrize("form", ["torchvision", "own"])
+def test_stochastic_depth_by_rows_drops_whole_images(form):
+    """Its noise is a plain tensor made from a shape; all patches of an image must share the image's draw."""
+    from convspark import PatchGrid, gather
+
+    def drop_path(x, share):
+        keep = 1 - share
+        noise = keep + torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype)
+        return x.div(keep) * noise.floor_()
+
+    drop = drop_path if form == "own" else lambda x, share: stochastic_depth(x, share, "row")
+    visible = torch.rand(64, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    visible[5] = False
+    patches = gather(torch.rand(64, 4, 16, 24) + 1, PatchGrid(visible))
+    torch.manual_seed(0)
+    scales = (drop(patches, 0.25) / patches).values.flatten(1).round(decimals=4)
+    assert all(len(scales[patches.grid.image == image].unique()) <= 1 for image in range(64))
+    torch.testing.assert_close(scales.unique(), torch.tensor([0, 1.3333]))
+    kept = torch.stack([drop(patches, 0.25).values.flatten(1)[:, 0] > 0 for _ in range(50)]).float().mean()
+    assert abs(kept - 0.75) < 0.03
 
 
 def test_volumes():

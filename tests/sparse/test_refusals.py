@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convspark import PatchGrid, gather
+from convspark import PatchGrid, VisiblePatches, gather
 from convspark.errors import NotExactError
 from convspark.sparse.check import prove
 
@@ -32,7 +32,13 @@ REFUSED = {
     "one row": (lambda x: x.mean(2), "mean", "some spatial axes and not others"),
     "patches alone": (lambda x: x.mean(0), "mean", "but not over their positions|some spatial axes"),
     "softmax over a row": (lambda x: x.softmax(-1), "softmax", "some spatial axes and not others"),
-    "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), "interpolate", "bilinear"),
+    "bilinear to no whole patch": (
+        lambda x: F.interpolate(x, scale_factor=1.1, mode="bilinear"),
+        "interpolate",
+        "no whole number of positions",
+    ),
+    "transposed conv that shifts": (nn.ConvTranspose2d(4, 4, 3, 2), "conv_transpose2d", "cannot be cut into"),
+    "transposed conv of another size": (nn.ConvTranspose2d(4, 4, 4, 2, 0), "conv_transpose2d", "expected (8, 8)"),
     "pool to a map": (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d", "no longer lines up"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
     "a row for each patch": (lambda x: x * torch.rand(4, 1, 1, 1), "mul", "more than one row"),
@@ -103,8 +109,8 @@ def test_proof_finds_what_is_wrong_only_with_masked_patches():
 
     class WrongMean(nn.Module):
         def forward(self, x):
-            masked_share = 1.0 if type(x).__name__ == "MaskedMap" or type(x) is torch.Tensor else 0.9
-            return x + x.mean((2, 3), keepdim=True) * (masked_share if x.shape[0] not in (2, 18) else 1.0)
+            some_masked = isinstance(x, VisiblePatches) and not x.grid.visible.all()
+            return x + x.mean((2, 3), keepdim=True) * (0.9 if some_masked else 1.0)
 
     wrong = WrongMean()
     with pytest.raises(NotExactError, match="mask-and-multiply"):

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from .. import layout as lay
 from ..grid import PatchGrid
-from ..patches import PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
 from ..registry import Refusal, meaning
-from .neighbourhood import Reach, source_of
+from .neighbourhood import Reach, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
 
 # Up to so many positions, gathering a kernel's taps and multiplying once beats the library's convolution on a window
@@ -126,7 +126,13 @@ def conv_transpose(func, args, kwargs):
     dims = weight.dim() - 2
     strides = per_axis(given.get("stride", 1), dims)
     zeros = [per_axis(given.get(name, 0), dims) for name in ("padding", "output_padding")]
-    if tuple(weight.shape[2:]) != strides or any(map(any, zeros)):
-        raise Refusal("its kernel reaches into neighbouring patches; only kernel = stride without padding stays inside")
-    out = func(canonical_values(x), *args[1:], **kwargs)
-    return as_patches(out, x.grid, lay.canonical(out.shape))
+    if not isinstance(x, VisiblePatches) or any(isinstance(t, GridTensor) for t in (weight, given.get("bias"))):
+        raise Refusal("its weights were computed from patches")
+    if tuple(weight.shape[2:]) == strides and not any(map(any, zeros)):  # stays within each patch
+        out = func(canonical_values(x), *args[1:], **kwargs)
+        return as_patches(out, x.grid, lay.canonical(out.shape))
+    out = through_images(x, lambda maps: func(maps, *args[1:], **kwargs))
+    grown = tuple(p * s for p, s in zip(x.shape[2:], strides, strict=True))
+    if tuple(out.shape[2:]) != grown:
+        raise Refusal(f"patches of {tuple(x.shape[2:])} positions become {tuple(out.shape[2:])}, expected {grown}")
+    return out

@@ -4,18 +4,20 @@
 * **window**: each patch is gathered with its halo, then the dense op runs without padding.
 * **taps**: the kernel's inputs at each output position are gathered and multiplied once (conv.py).
 * **image**: patches are put back into whole zero images, padded, the dense op runs, visible positions are cut out.
+  It is the definition itself, mask-and-multiply, and the only way for what makes a map larger.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .. import layout as lay
 from ..grid import PatchGrid
-from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, window
+from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, unpadded, window
 from ..registry import Refusal
 from ..rows import gather_rows
 
@@ -69,6 +71,26 @@ def with_patches_first(x: VisiblePatches) -> VisiblePatches:
         values = x.reshape(x.grid.num_visible, -1, *x.shape[2:])
         return as_patches(values, x.grid, lay.canonical(values.shape))
     raise Refusal("its axes are not (patches, channels, *positions)")
+
+
+def through_images(x: VisiblePatches, function: Callable[[Tensor], Tensor]) -> VisiblePatches:
+    """Run a function of whole maps, (B, C, *sides) -> (B, C', *sides'), on patches put back into zero images.
+
+    Refuses unless the result again has a whole number of positions for each patch.
+    """
+    core, grid = with_patches_first(unpadded(x)), x.grid
+    patch = tuple(core.shape[2:])
+    none = (0,) * len(patch)
+    sides = tuple(h * p for h, p in zip(grid.shape, patch, strict=True))
+    maps = function(window(core, grid.images(patch, none, none, "constant"), sides))
+    if any(side % h for side, h in zip(maps.shape[2:], grid.shape, strict=True)):
+        raise Refusal(
+            f"a map of {sides} positions becomes one of {tuple(maps.shape[2:])}, which cannot be cut into "
+            f"{grid.shape} patches again"
+        )
+    result = tuple(side // h for side, h in zip(maps.shape[2:], grid.shape, strict=True))
+    values = from_rows(gather_rows(flat_rows(maps), grid.crops(result)), result)
+    return as_patches(values, grid, lay.canonical(values.shape))
 
 
 @dataclass(frozen=True)

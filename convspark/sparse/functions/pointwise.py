@@ -13,6 +13,7 @@ from .. import layout as lay
 from ..patches import GridTensor, PerImage, as_same_kind
 from ..registry import Refusal, meaning
 from .operands import dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
+from .random import is_row_noise, one_an_image
 
 _ARITHMETIC = """
     add sub mul div pow remainder fmod floor_divide true_divide subtract multiply divide maximum minimum fmax
@@ -81,6 +82,10 @@ def elementwise(func, args, kwargs):
         return out if out is first else as_same_kind(out, first, first.axes)
     if func in _PRELU:
         return _prelu(func, args, kwargs)
+    grid = next(o.grid for o in operands if isinstance(o, GridTensor))
+    if any(is_row_noise(o, grid) for o in operands):
+        args = tuple(one_an_image(a, grid) if is_row_noise(a, grid) else a for a in args)
+        operands = tensors_in((*args, *kwargs.values()))
     leader, layout = joined_layout(operands)
     out = func(
         *(with_rows_of(arg, leader) for arg in args),

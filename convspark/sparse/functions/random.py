@@ -1,13 +1,22 @@
-"""New tensors made from visible patches (`x.new_empty`), which is how stochastic depth draws its numbers."""
+"""Random numbers for each image: tensors made from visible patches (`x.new_empty`), and stochastic depth by rows."""
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .. import layout as lay
-from ..patches import PerImage, VisiblePatches, as_patches, as_per_image
+from ..grid import PatchGrid
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
 from ..registry import Refusal, meaning
 from .operands import named
+
+# Functions that draw one number for each row of their input from its shape alone (`torch.rand(x.shape[0], 1, 1, 1)`),
+# which no dispatch can see, to drop whole images. Known by these names in torchvision and in most networks' own code.
+_ROW_NOISE = ("stochastic_depth", "drop_path")
 
 
 @meaning(*named("new_empty new_zeros new_ones new_full", Tensor))
@@ -27,3 +36,28 @@ def new(func, args, kwargs):
         layout = (x.axes[0], lay.plain_axis(sizes[1]), *x.axes[2:])
         return as_patches(func(x, sizes, *rest, **kwargs), grid, layout)
     raise Refusal(f"it makes a tensor of shape {sizes}, and it cannot be told which axes are patches or positions")
+
+
+def is_row_noise(operand: Any, grid: PatchGrid) -> bool:
+    """Whether this plain tensor holds one number a patch, drawn by a function known to mean one number an image."""
+    if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.dim() < 2:
+        return False
+    if not operand.shape[0] == operand.numel() == grid.num_visible > 1:
+        return False
+    frame = sys._getframe(1)
+    for _ in range(8):  # the dispatcher's own frames, then the network's
+        if frame is None or frame.f_code.co_name in _ROW_NOISE:
+            return frame is not None
+        frame = frame.f_back
+    return False
+
+
+def one_an_image(noise: Tensor, grid: PatchGrid) -> PerImage:
+    """(N, 1, ...) independent draws -> (B, 1, ...): each image takes that of its first patch."""
+
+    def build() -> Tensor:
+        counts = grid.counts()
+        return (counts.cumsum(0) - counts).clamp(max=grid.num_visible - 1)
+
+    first = grid.cached("first patch", build)
+    return as_per_image(torch.index_select(noise, 0, first), grid)
