@@ -84,7 +84,8 @@ def merged(factors: Sequence[Factor]) -> Axis:
 
 def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     """Layout after view(*sizes); the sizes must fit. Raises `LostAxes` where the patches would be split."""
-    rest = [factor for axis in layout for factor in axis]
+    # An axis of size 1 takes part, so that (N, 1, 1, 1) -> (N, 1, 1) leaves the channel where it is.
+    rest = [factor for axis in layout for factor in (axis or ((PLAIN, 1),))]
     result: list[Axis] = []
     for at, size in enumerate(sizes):
         taken: list[Factor] = []
@@ -92,6 +93,8 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
             # Positions of a 1×1 patch go to axes of size 1, one each; the last such axis takes what is left over.
             ones_here = _leading_ones(sizes[at:])
             ones_given = _leading_ones([factor[1] for factor in rest])
+            if at >= 2 and ones_given > ones_here and rest[0][0] == PLAIN:
+                rest, ones_given = rest[1:], ones_given - 1  # patches and channels are placed: it was squeezed
             take = ones_given if ones_here == 1 else min(ones_given, 1)
             taken, rest = rest[:take], rest[take:]
             result.append(merged(taken))

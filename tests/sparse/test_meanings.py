@@ -188,7 +188,8 @@ def test_small_network_is_exact(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["squeeze by mean", "eca", "norm over channels", "grn", "positions as rows", "batch norm"]
+    "name",
+    ["squeeze by mean", "eca", "global context", "norm over channels", "grn", "positions as rows", "batch norm"],
 )
 def test_small_network_is_exact_where_a_patch_is_one_position(name):
     """At p = 1 shapes say little: axes of positions look like axes that were added."""
