@@ -32,6 +32,7 @@ NOT_CONVOLUTIONAL = {
     "file:sequencer": "LSTM along rows and columns",
     "file:efficientvim": "state-space mixing of all positions",
     "file:swiftformer": "additive attention over positions",
+    "file:vision_transformer": "attention",
     "file:crossvit": "attention between tokens of two scales",
     "mobilevitv2*": "separable attention over positions",
     "bat_resnext*": "bilinear attention over positions",
@@ -214,8 +215,9 @@ def page(table: dict[str, Any]) -> str:
         f"**{len(exact)} of the {len(convolutional)} architecture names of timm {table['timm']} that are convolutional "
         f"over space are exact ({100 * len(exact) / max(1, len(convolutional)):.1f} %)**: on visible patches they "
         "give the features, the gradients of all parameters and the running statistics of mask-and-multiply, with "
-        "every patch visible the features of the dense network, all to a relative 1e-8 in float64 and in training "
-        "mode, and no bit of their output depends on a masked pixel. The exceptions are listed below with their reasons; "
+        "every patch visible the features of the dense network, all to a relative 1e-8 in float64 and in "
+        "training mode, and no bit of their output depends on a masked pixel. The exceptions are listed below with "
+        "their reasons; "
         f"{len(other)} further names relate positions to each other (attention and its kin) and are no convnets.",
         "",
         f"Measured {table['date']} with torch {table['torch']}; `python benchmarks/coverage.py` makes this page. "
