@@ -97,7 +97,8 @@ def refused_without_weights(network: Any) -> str | None:
     """What refuses a network on visible patches that have a shape and no values; None if nothing does."""
     import torch
 
-    from convspark.errors import NotExactError
+    from convspark.errors import NotExactError, UsageError
+    from convspark.model.backbone import Stages
     from convspark.sparse import PatchGrid, gather
 
     size = network.pretrained_cfg.get("input_size", (3, 224, 224))
@@ -111,8 +112,14 @@ def refused_without_weights(network: Any) -> str | None:
             network.eval().forward_features(gather(images, PatchGrid.from_cells(cells, 2, grid_shape, 2)))
     except NotExactError as refusal:
         return str(refusal)
-    except Exception:  # whatever a network does with shapes that are no image's; it is then tried with weights
-        return None
+    except Exception:  # a network that checks the size of its images reads that of a patch
+        pass
+    try:
+        Stages(network, image_size=size[1:])
+    except UsageError as refusal:
+        return str(refusal)
+    except Exception:  # whatever a network does without values; it is then tried with weights
+        pass
     return None
 
 

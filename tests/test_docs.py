@@ -21,19 +21,70 @@ def test_example_of_the_readme():
     assert torch.isfinite(names["out"].loss) and names["model"].backbone is names["backbone"]
 
 
-def test_example_of_an_elementwise_meaning():
-    from convspark import PatchGrid, gather
-    from convspark.errors import NotExactError
+@pytest.fixture
+def taught():
+    """Runs an example of docs/meanings.md; what it taught is forgotten afterwards."""
     from convspark.sparse.registry import MEANINGS
 
-    x = gather(torch.randn(1, 2, 4, 4), PatchGrid(torch.tensor([[[True, False], [True, True]]])))
-    with pytest.raises(NotExactError, match="expit"):
+    known = dict(MEANINGS)
+    yield lambda number: exec(blocks(ROOT / "docs" / "meanings.md")[number], {})
+    MEANINGS.clear()
+    MEANINGS.update(known)
+
+
+def patches_and_images():
+    from convspark import PatchGrid, gather
+
+    torch.manual_seed(0)
+    images = torch.randn(3, 4, 16, 24, dtype=torch.float64)
+    visible = torch.rand(3, 2, 3) < 0.6
+    visible[2] = False
+    seen = visible[:, None].repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return gather(images, PatchGrid(visible)), images * seen, seen
+
+
+def test_example_of_an_elementwise_meaning(taught):
+    from convspark.errors import NotExactError
+
+    x, _, _ = patches_and_images()
+    with pytest.raises(NotExactError, match=r"torch\.special\.expit"):
         torch.special.expit(x)
-    try:
-        exec(blocks(ROOT / "docs" / "meanings.md")[0], {})
-        assert torch.equal(torch.special.expit(x).values, x.values.sigmoid())
-    finally:
-        MEANINGS.pop(torch.special.expit, None)
+    taught(0)
+    assert torch.equal(torch.special.expit(x).values, x.values.sigmoid())
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_example_of_an_operator_that_looks_around(taught, with_mask):
+    from torchvision.ops import DeformConv2d
+
+    from convspark import scatter
+    from convspark.errors import NotExactError
+
+    x, zeroed, seen = patches_and_images()
+    offsets, masks = torch.nn.Conv2d(4, 18, 3, padding=1).double(), torch.nn.Conv2d(4, 9, 3, padding=1).double()
+    deform = DeformConv2d(4, 6, 3, padding=1).double()
+
+    def run(x):
+        return deform(x, offsets(x), masks(x) if with_mask else None)
+
+    with pytest.raises(NotExactError, match=r"torch\.ops\.torchvision\.deform_conv2d"):
+        run(x)
+    taught(1)
+    found, expected = scatter(run(x)), run(zeroed) * seen
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), list(deform.parameters())) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_example_of_a_meaning_of_its_own(taught):
+    taught(2)
+    x, zeroed, seen = patches_and_images()
+    found = torch.ops.mine.median_pool(x)
+    for image in (0, 1):
+        values = zeroed[image][:, seen[image, 0]]
+        assert torch.equal(found.values[image], values.median(1).values)
+    assert (found.values[2] == 0).all()
+    assert (x * found[:, :, None, None]).shape == x.shape
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,14 +25,18 @@ def refuse(func: Callable[..., Any], reason: str) -> NotExactError:
 
 def function_name(func: Callable[..., Any]) -> str:
     """`torch.nn.functional.unfold`, `Tensor.roll`: a name that a reader can look up."""
+    if type(func).__name__ in ("OpOverloadPacket", "OpOverload"):
+        return f"torch.ops.{func}"
     owner = getattr(func, "__objclass__", None)
     name = getattr(func, "__name__", repr(func))
     if name == "__get__":
         return f"Tensor.{getattr(func, '__self__', func).__name__}"
     if owner is not None:
         return f"Tensor.{name}"
-    module = getattr(func, "__module__", None)
-    return f"{module}.{name}" if module else f"torch.{name}"
+    module = getattr(func, "__module__", None) or "torch"
+    # Where a function is found, not where it was made: torch._C._special.special_expit, torch._C._nn.gelu.
+    public = re.sub(r"^torch\._C\._(special|linalg|fft)\.\1_", r"torch.\1.", f"{module}.{name}")
+    return public.replace("torch._C._nn.", "torch.nn.functional.")
 
 
 def module_path() -> str:

@@ -128,8 +128,10 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         padded = _wrap(out, _nowhere(out), x.visible)
         padded.padded = bool((x.place >= 0).any())
         return padded
-    if name in _AROUND:
-        out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
+    if name in _AROUND or isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)):
+        # Custom operators, unknown to us, are taken to look around as well.
+        zeroed = (torch.where(a.mask, a, 0) if isinstance(a, MaskedMap) else a for a in args)
+        out = func(*zeroed, **kwargs)
         on_grid = x.padded or bool((x.place >= 0).any())
         if not on_grid:
             return _wrap(out, _nowhere(out), x.visible)

@@ -14,7 +14,7 @@ from . import layout as lay
 from .blame import refuse
 from .grid import PatchGrid
 from .layout import Layout, LostAxes
-from .registry import MEANINGS, Refusal
+from .registry import Refusal, meaning_of
 from .rows import RowTable, gather_rows
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class GridTensor(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        known = MEANINGS.get(func)
+        known = meaning_of(func)
         if known is None:
             raise refuse(func, "it has no known meaning on visible patches")
         try:
@@ -82,11 +82,15 @@ class Padding:
         self.value = value
 
 
-def as_patches(values: Tensor, grid: PatchGrid, layout: Layout) -> VisiblePatches:
-    """Plain values to VisiblePatches."""
+def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> VisiblePatches:
+    """Plain values, one row a visible patch, to VisiblePatches.
+
+    Args:
+        values: (N, C, *positions), in the order of `grid.cells`; other axes need a `layout` (`layout.py`).
+    """
     patches = values.as_subclass(VisiblePatches)
     patches.grid = grid
-    patches.axes = layout
+    patches.axes = layout or lay.canonical(values.shape)
     patches.pending = None
     return patches
 
@@ -94,7 +98,7 @@ def as_patches(values: Tensor, grid: PatchGrid, layout: Layout) -> VisiblePatche
 def as_per_image(
     values: Tensor, grid: PatchGrid, layout: Layout | None = None, origin: tuple[Layout, torch.Size] | None = None
 ) -> PerImage:
-    """Plain values, one row an image, to PerImage."""
+    """Plain values, one row an image, (B, ...), to PerImage."""
     rows = values.as_subclass(PerImage)
     rows.grid = grid
     rows.axes = layout or lay.per_image(values.shape)

@@ -14,6 +14,15 @@ class Refusal(Exception):
     """Raised inside a meaning, tersely; the dispatcher adds the function and the module path."""
 
 
+def meaning_of(function: Callable[..., Any]) -> Meaning | None:
+    """The meaning of a function, or None; an operator's overloads (`torch.ops.mine.op.default`) share one."""
+    return MEANINGS.get(function) or MEANINGS.get(_operator(function))
+
+
+def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
+    return getattr(function, "overloadpacket", function)
+
+
 def meaning(*functions: Callable[..., Any]) -> Callable[[Meaning], Meaning]:
     """Decorator: what `functions` mean on visible patches.
 
@@ -23,7 +32,7 @@ def meaning(*functions: Callable[..., Any]) -> Callable[[Meaning], Meaning]:
     """
 
     def register(function: Meaning) -> Meaning:
-        for known in functions:
+        for known in map(_operator, functions):
             if known in MEANINGS:
                 raise ValueError(f"{known} has a meaning already")
             MEANINGS[known] = function

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import layout as lay
 from ..grid import PatchGrid
-from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, unpadded, window
+from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, gather, scatter, unpadded, window
 from ..registry import Refusal
 from ..rows import gather_rows
 
@@ -78,19 +78,20 @@ def through_images(x: VisiblePatches, function: Callable[[Tensor], Tensor]) -> V
 
     Refuses unless the result again has a whole number of positions for each patch.
     """
-    core, grid = with_patches_first(unpadded(x)), x.grid
-    patch = tuple(core.shape[2:])
-    none = (0,) * len(patch)
-    sides = tuple(h * p for h, p in zip(grid.shape, patch, strict=True))
-    maps = function(window(core, grid.images(patch, none, none, "constant"), sides))
-    if any(side % h for side, h in zip(maps.shape[2:], grid.shape, strict=True)):
-        raise Refusal(
-            f"a map of {sides} positions becomes one of {tuple(maps.shape[2:])}, which cannot be cut into "
-            f"{grid.shape} patches again"
-        )
-    result = tuple(side // h for side, h in zip(maps.shape[2:], grid.shape, strict=True))
-    values = from_rows(gather_rows(flat_rows(maps), grid.crops(result)), result)
-    return as_patches(values, grid, lay.canonical(values.shape))
+    return cut(function(put_back(x)), x.grid)
+
+
+def put_back(x: VisiblePatches) -> Tensor:
+    """(N, C, *patch) -> (B, C, *sides), 0 at masked positions."""
+    return scatter(with_patches_first(unpadded(x)))
+
+
+def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
+    """(B, C, *sides) -> (N, C, *patch); refuses sides that cannot be cut into the grid's patches."""
+    if maps.dim() != len(grid.shape) + 2 or any(side % h for side, h in zip(maps.shape[2:], grid.shape, strict=True)):
+        sides = tuple(maps.shape[2:])
+        raise Refusal(f"it makes maps of {sides} positions, which cannot be cut into {grid.shape} patches")
+    return gather(maps, grid)
 
 
 @dataclass(frozen=True)
