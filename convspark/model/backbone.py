@@ -60,6 +60,8 @@ class Stages:
         in_chans: channels of the images; None takes those of the backbone's first convolution, or timm's
             configuration if it begins with something else.
         image_size: sides in pixels, for networks that run at one size only.
+        patch_size: side of a masked patch in pixels: stages whose stride does not divide it are left out, so that a
+            patch finer than the network's total stride trains the stages above; None takes all stages.
 
     Attributes:
         backbone: the very module passed in.
@@ -83,6 +85,7 @@ class Stages:
         stages: Sequence[str] | None = None,
         in_chans: int | None = None,
         image_size: Sequence[int] | None = None,
+        patch_size: int | None = None,
     ):
         first = _first_conv(backbone)
         self.backbone = backbone
@@ -93,7 +96,7 @@ class Stages:
         probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
         with evaluating(backbone):
             probe, way, found = self._probe(probes, stages)
-            decoded = _decodable(found, backbone)
+            decoded = _decodable(found, backbone, patch_size)
             self.in_chans = probe.shape[1]
             self.strides = tuple(stage.stride for stage in decoded)
             self.channels = tuple(stage.channels for stage in decoded)
@@ -276,7 +279,7 @@ def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str
     return list(found.values())
 
 
-def _decodable(stages: Sequence[_Stage], backbone: nn.Module) -> list[_Stage]:
+def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: int | None) -> list[_Stage]:
     """The deepest stages at which a decoder that doubles its side can take them up, finest first."""
     by_stride = sorted(stages)
     kind = type(backbone).__name__
@@ -286,6 +289,16 @@ def _decodable(stages: Sequence[_Stage], backbone: nn.Module) -> list[_Stage]:
             "of the image's (all convolutions padded). Expected a convolutional network that makes its maps "
             "smaller; or name modules in `stages`"
         )
+    strides = [stage.stride for stage in by_stride]
+    if patch_size is not None:
+        # A patch finer than the total stride trains the stages above it; one that is larger must fit the whole.
+        fitting = [s for s in by_stride if s.stride > 1 and patch_size % s.stride == 0 and patch_size < strides[-1]]
+        by_stride = by_stride if patch_size % strides[-1] == 0 else fitting
+        if patch_size < 2 or not by_stride:
+            raise UsageError(
+                f"patch_size={patch_size}: expected a multiple of the deepest stage's stride, {strides[-1]}, or of a "
+                f"finer stage's to train {kind} up to that stage; its strides are {', '.join(map(str, strides))}"
+            )
     deepest = by_stride[-1].stride
     if deepest & (deepest - 1):
         raise UsageError(

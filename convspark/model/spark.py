@@ -56,7 +56,8 @@ class SparK(nn.Module):
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
         densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
-        patch_size: side of a patch in pixels, a multiple of the deepest stride; None takes that stride.
+        patch_size: side of a patch in pixels; None takes the deepest stride. A finer one trains only the stages whose
+            stride divides it, and `untrained` names the rest.
         stages: names of the backbone's modules to decode, or None to find them (see `Stages`).
         prove: run the backbone once with every patch visible and compare with its dense output.
         in_chans: channels of the images; None takes those of the backbone's first convolution.
@@ -84,12 +85,12 @@ class SparK(nn.Module):
     ):
         super().__init__()
         sides = None if isinstance(image_size, int) else tuple(image_size)
-        self.stages = Stages(backbone, stages, in_chans, sides)
+        self.stages = Stages(backbone, stages, in_chans, sides, patch_size)
         dims, strides = self.stages.dims, self.stages.strides
         if sides is not None and len(sides) != dims:
             raise UsageError(f"image_size={image_size!r}: expected {dims} sides, as the backbone's images have")
         self.in_chans = self.stages.in_chans
-        self.patch_size = _checked_patch_size(patch_size, strides[-1])
+        self.patch_size = patch_size or strides[-1]
         self.image_size: tuple[int, ...] = sides or (image_size,) * dims  # type: ignore[assignment]
         self.mask_ratio = mask_ratio
         check_mask_ratio(mask_ratio, self.grid_shape(self.image_size))
@@ -195,17 +196,6 @@ def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
             f"mask_ratio={mask_ratio} {left} ({_times(grid_shape)} patches an image); expected at least one "
             "visible and one masked. The paper uses 0.6; with few patches an image, use larger images"
         )
-
-
-def _checked_patch_size(patch_size: int | None, stride: int) -> int:
-    if patch_size is None:
-        return stride
-    if patch_size <= 0 or patch_size % stride:
-        raise UsageError(
-            f"patch_size={patch_size}: expected a multiple of the deepest stage's stride, {stride}, such as "
-            f"{stride} or {2 * stride}; or decode fewer `stages`"
-        )
-    return patch_size
 
 
 def _checked_width(width: int | None, channels: int, blocks: int) -> int:

@@ -1,7 +1,6 @@
 """Backbones by name, and the model of a run from its folder."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,55 +9,10 @@ from torch import nn
 
 from ..checkpoints.weights import load_backbone_weights, read_checkpoint
 from ..errors import ConvsparkError, UsageError
+from ..model.networks import create_backbone
 from ..model.spark import SparK
 from .run_folder import RunFolder
-from .settings import paper_drop_path, parse_size
-
-
-def create_backbone(
-    name: str,
-    *,
-    channels: int = 3,
-    drop_path: float | None = None,
-    model_args: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """A timm network with random weights and no classifier; nothing is downloaded.
-
-    Args:
-        name: timm's name of the architecture.
-        channels: channels of the images.
-        drop_path: stochastic depth rate; None for the paper's, where it has one.
-        model_args: further arguments of `timm.create_model`.
-
-    Raises:
-        UsageError: a name that timm does not know (the nearest are suggested), or a network without stochastic depth
-            when a rate was given.
-    """
-    import timm
-
-    check_name(name)
-    rate = paper_drop_path(name) if drop_path is None else drop_path
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": channels, **(model_args or {})}
-    try:
-        return timm.create_model(name, pretrained=False, drop_path_rate=rate or None, **options)
-    except TypeError as error:
-        if "drop_path_rate" in str(error) and rate:
-            raise UsageError(
-                f"drop_path is {rate}, but {name} has no stochastic depth; leave --drop-path out"
-            ) from None
-        raise UsageError(f"model is {name!r}, which cannot be built with {options}: {error}") from None
-    except (FileNotFoundError, RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        raise UsageError(f"model is {name!r}, which timm cannot build with {options}: {error}") from None
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError, with the nearest names, unless timm knows this one."""
-    import timm
-
-    if not (timm.is_model(name.partition(".")[0]) or name.startswith(("local-dir:", "hf-hub:", "hf_hub:"))):
-        nearest = get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else "timm.list_models() names them all"
-        raise UsageError(f"model is {name!r}, which timm does not know; {hint}")
+from .settings import drop_path_of, parse_size
 
 
 def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *, prove: bool = True) -> SparK:
@@ -69,7 +23,7 @@ def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *,
         backbone = create_backbone(
             config["model"],
             channels=config["channels"],
-            drop_path=config["drop_path"],
+            drop_path=drop_path_of(config),
             model_args=config["model_args"],
         )
     return SparK(

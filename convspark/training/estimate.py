@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .build import check_name
+from ..model.networks import check_name
 from .device import describe_device
 from .logs import run_log
 from .module import counted_grid

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from ..data import list_images
 from ..errors import UsageError
+from ..model.networks import create_backbone
 from ..model.spark import SparK
 from . import settings
-from .build import build_model, create_backbone, initialise, read_config
+from .build import build_model, initialise, read_config
 from .device import choose_device, choose_precision, default_workers, describe_device
 from .loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
 from .module import PretrainModule, counted_seed
@@ -149,7 +150,8 @@ def make_plan(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> Plan
 
     torch.manual_seed(counted_seed(config["seed"], _INITIAL_WEIGHTS))
     backbone = _backbone(given["model"], config)
-    config["drop_path"] = _resolved_drop_path(config)
+    if config["model"]:
+        config["drop_path"] = settings.drop_path_of(config)
     starts_anew = resumes is None or not resumes.last_checkpoint.is_file()
     if config["init"] is not None and starts_anew:
         logger.info("%s", initialise(backbone, config["init"]))
@@ -254,14 +256,12 @@ def _backbone(model: Any, config: dict[str, Any]) -> nn.Module:
         return model
     if config["model"] is None:
         raise UsageError("the run's network is a module of yours, not a timm name: pass it again, as `model=`")
-    names = ("channels", "drop_path", "model_args")
-    return create_backbone(config["model"], **{name: config[name] for name in names})
-
-
-def _resolved_drop_path(config: Mapping[str, Any]) -> float | None:
-    if config["drop_path"] is None and config["model"]:
-        return settings.paper_drop_path(config["model"])
-    return config["drop_path"]
+    return create_backbone(
+        config["model"],
+        channels=config["channels"],
+        drop_path=settings.drop_path_of(config),
+        model_args=config["model_args"],
+    )
 
 
 def _resolved(

@@ -108,7 +108,8 @@ def pretrain(
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
         model_args: further arguments of timm.create_model, such as {output_stride: 16} for small images.
         channels: channels of the images: 3 for colour, 1 for grey; others need a Dataset.
-        patch_size: side of the masked patches in pixels, a multiple of the network's total stride, the default.
+        patch_size: side of the masked patches in pixels; by default the network's total stride. A multiple of it masks
+            more coarsely, a finer one trains only the stages whose stride divides it.
         stages: names of the network's modules to decode, finest first; by default they are found.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.

@@ -1,8 +1,9 @@
 """From what was asked for to the numbers of a run; nothing here needs torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UsageError
 
@@ -136,6 +137,12 @@ def normalisation(
 def paper_drop_path(model_name: str) -> float:
     """The paper's stochastic depth rate for the networks it trained; 0 for all others."""
     return _PAPER_DROP_PATH.get(model_name.partition(".")[0], 0.0)
+
+
+def drop_path_of(config: Mapping[str, Any]) -> float:
+    """The stochastic depth rate of a run: the one set, or else the paper's."""
+    rate = config["drop_path"]
+    return paper_drop_path(config["model"]) if rate is None else rate
 
 
 def check_shares(**shares: float | None) -> None:

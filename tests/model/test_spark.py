@@ -171,6 +171,16 @@ def test_skips_where_stages_are(fine, channels, width):
     assert len(out.features) == 2 and model.densify[1].mask_token.grad.abs().sum() > 0
 
 
+def test_a_patch_finer_than_the_stride_trains_the_stages_above():
+    backbone = small_resnet()
+    model = model_of(backbone, patch_size=16)
+    assert model.stages.strides == (2, 4, 8, 16) and model.grid_shape((64, 64)) == (4, 4)
+    deepest = {name for name, _ in (*backbone.named_parameters(), *backbone.named_buffers()) if "layer4" in name}
+    assert deepest and set(model.untrained) == deepest
+    model(torch.randn(2, 3, 64, 64)).loss.backward()
+    assert backbone.layer4[0].conv1.weight.grad is None and backbone.layer3[0].conv1.weight.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -183,6 +193,8 @@ def test_skips_where_stages_are(fine, channels, width):
         ({"mask_ratio": 0.9}, "mask_ratio=0.9 leaves 0 of 4 patches visible"),
         ({"mask_ratio": 60}, "mask_ratio=60 is no share"),
         ({"patch_size": 48}, "patch_size=48: expected a multiple of .* 32"),
+        ({"patch_size": 0}, "patch_size=0: expected a multiple of .* 32"),
+        ({"patch_size": 7}, "patch_size=7: .* strides are .*16, 32"),
         ({"decoder_width": 100}, "decoder_width=100: expected a multiple of 32, .* nearest: 96 or 128"),
         ({"densify_norm": "group"}, "densify_norm='group'"),
     ],

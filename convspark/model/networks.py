@@ -1,0 +1,117 @@
+"""Networks by name: timm's, torchvision's, and those of a user's own code."""
+
+import os
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from ..errors import UsageError
+
+
+def find_network(name: str, channels: int | None = None) -> nn.Module:
+    """A network with random weights by what a user calls it; nothing is downloaded.
+
+    Args:
+        name: a timm name (`resnet50`), `torchvision:NAME`, or `package.module:factory`, where `factory` is a module, or
+            something that returns one when called without arguments; the current folder is searched too.
+        channels: channels of the images, for timm networks; others have what they have.
+
+    Raises:
+        UsageError: no such network; the nearest names are suggested.
+    """
+    home, colon, factory = name.partition(":")
+    if not colon or home in ("local-dir", "hf-hub", "hf_hub"):
+        return create_backbone(name, channels=channels)
+    return _torchvision(factory) if home == "torchvision" else _own(name, home, factory)
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        raise UsageError(f"network is 'torchvision:{name}', which torchvision does not know{_nearest(name, known)}")
+    options = {"weights_backbone": None} if "segmentation/" in name or "detection/" in name else {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": True}
+    return models.get_model(name, weights=None, **options)
+
+
+def _own(name: str, home: str, factory: str) -> nn.Module:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = import_module(home)
+    except ImportError as error:
+        raise UsageError(
+            f"network is {name!r}, but {home} cannot be imported ({error}); expected package.module:factory, importable "
+            "from the current folder or installed"
+        ) from None
+    finally:
+        sys.path.remove(here)
+    made = getattr(module, factory, None)
+    if made is None:
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise UsageError(f"network is {name!r}, but {home} has no {factory!r}{_nearest(factory, names)}")
+    if not isinstance(made, nn.Module):
+        try:
+            made = made()
+        except TypeError as error:
+            raise UsageError(f"network is {name!r}, which cannot be called without arguments: {error}") from None
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"network is {name!r}, which gives a {type(made).__name__}; expected a torch.nn.Module")
+    return made
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    found = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def create_backbone(
+    name: str,
+    *,
+    channels: int | None = None,
+    drop_path: float = 0.0,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A timm network with random weights and no classifier; nothing is downloaded.
+
+    Args:
+        name: timm's name of the architecture.
+        channels: channels of the images; None for the network's usual number.
+        drop_path: stochastic depth rate.
+        model_args: further arguments of `timm.create_model`.
+
+    Raises:
+        UsageError: a name that timm does not know (the nearest are suggested), or a network without stochastic depth
+            when a rate was given.
+    """
+    import timm
+
+    check_name(name)
+    options: dict[str, Any] = {"num_classes": 0, **({"in_chans": channels} if channels else {}), **(model_args or {})}
+    try:
+        return timm.create_model(name, pretrained=False, drop_path_rate=drop_path or None, **options)
+    except TypeError as error:
+        if "drop_path_rate" in str(error) and drop_path:
+            raise UsageError(
+                f"drop_path is {drop_path}, but {name} has no stochastic depth; leave --drop-path out"
+            ) from None
+        raise UsageError(f"model is {name!r}, which cannot be built with {options}: {error}") from None
+    except (FileNotFoundError, RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise UsageError(f"model is {name!r}, which timm cannot build with {options}: {error}") from None
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError, with the nearest names, unless timm knows this one."""
+    import timm
+
+    if not (timm.is_model(name.partition(".")[0]) or name.startswith(("local-dir:", "hf-hub:", "hf_hub:"))):
+        nearest = get_close_matches(name.lower(), timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else "timm.list_models() names them all"
+        raise UsageError(f"model is {name!r}, which timm does not know; {hint}")
