@@ -109,6 +109,15 @@ class Stages:
         """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
         return self._way(self.backbone, x)
 
+    @property
+    def untrained_parts(self) -> list[str]:
+        """`untrained` in brief: the largest modules that lie behind the deepest stage as a whole."""
+        untrained = set(self.untrained)
+        every = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
+        reached = {prefix for name in every if name not in untrained for prefix in _prefixes(name)}
+        parts = (next(p for p in _prefixes(name) if p not in reached) for name in self.untrained)
+        return list(dict.fromkeys(parts))
+
     def _probe(self, probes: Sequence[Tensor], names: Sequence[str] | None) -> tuple[Tensor, _WayOf, list[_Stage]]:
         """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
         failure: Exception | None = None
@@ -188,6 +197,12 @@ class Stages:
         behind = [n for n in stand_ins if n not in trained]
         behind += [n for n in buffers if n.rpartition(".")[0] not in called]
         return behind, sorted(called)
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.b.c` -> a, a.b, a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 class _FeaturesOf(nn.Module):

@@ -48,8 +48,8 @@ def _own(name: str, home: str, factory: str) -> nn.Module:
         module = import_module(home)
     except ImportError as error:
         raise UsageError(
-            f"network is {name!r}, but {home} cannot be imported ({error}); expected package.module:factory, importable "
-            "from the current folder or installed"
+            f"network is {name!r}, but {home} cannot be imported ({error}); expected package.module:factory, "
+            "importable from the current folder or installed"
         ) from None
     finally:
         sys.path.remove(here)

@@ -110,7 +110,7 @@ class SparK(nn.Module):
         self.densify.to(self.stages.device, self.stages.dtype)
         self.decoder.to(self.stages.device, self.stages.dtype)
         if self.untrained:
-            logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.untrained))
+            logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
             prove_exact(self.stages, backbone, self.in_chans, self.image_size, (self.patch_size,) * dims)
 

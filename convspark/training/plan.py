@@ -119,7 +119,7 @@ class Plan:
             f"device    {describe_device(self.device)}, {self.precision}, {self.workers} workers",
         ]
         if self.model.untrained:
-            lines.append(f"untrained {', '.join(self.model.untrained)} (behind the deepest stage)")
+            lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (behind the deepest stage)")
         return lines
 
 
