@@ -252,7 +252,7 @@ def page(table: dict[str, Any]) -> str:
     lines += ["", "## Exceptions", "", "| name | verdict | why |", "|---|---|---|"]
     for name, row in convolutional.items():
         if row["verdict"] != "exact":
-            lines.append(f"| {name} | {row['verdict']} | {first_sentences(row['reason'])} |")
+            lines.append(f"| {name} | {row['verdict']} | {why(row['reason'])} |")
     lines += [
         "",
         "## Not convolutional over space",
@@ -267,15 +267,15 @@ def page(table: dict[str, Any]) -> str:
         verdicts = ", ".join(
             f"{count} {verdict}" for verdict, count in Counter(rows[n]["verdict"] for n in names).items()
         )
-        reason = first_sentences(rows[names[0]]["reason"]) if rows[names[0]]["reason"] else what
+        reason = why(rows[names[0]]["reason"]) if rows[names[0]]["reason"] else what
         lines.append(f"| {family} | {len(names)} | {verdicts} | {names[0]}: {reason} |")
     return "\n".join(lines) + "\n"
 
 
-def first_sentences(reason: str) -> str:
-    """The reason without the advice that follows it."""
-    short = re.split(r"\. (?:Either take|Expected|Take stages|Name a)|; or name", reason, maxsplit=1)[0]
-    return short.replace("|", "\\|").rstrip(".")
+def why(reason: str) -> str:
+    from convspark.trial.coverage import brief
+
+    return brief(reason).replace("|", "\\|")
 
 
 def main() -> None:

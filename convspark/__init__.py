@@ -10,19 +10,33 @@ if TYPE_CHECKING:
     from .model.spark import SparK
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
     from .training.pretrain import pretrain
+    from .trial.check import CheckReport, check
 
 # Loaded on first use, so that `convspark --help` does not wait for torch.
 _HOME = {
+    "CheckReport": ".trial.check",
     "PatchGrid": ".sparse",
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",
+    "check": ".trial.check",
     "gather": ".sparse",
     "pretrain": ".training.pretrain",
     "reconstruct": ".cli.reconstruct",
     "scatter": ".sparse",
 }
 
-__all__ = ["PatchGrid", "SparK", "VisiblePatches", "__version__", "gather", "pretrain", "reconstruct", "scatter"]
+__all__ = [
+    "CheckReport",
+    "PatchGrid",
+    "SparK",
+    "VisiblePatches",
+    "__version__",
+    "check",
+    "gather",
+    "pretrain",
+    "reconstruct",
+    "scatter",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,8 @@ from ..errors import ConvsparkError
 COMMANDS = {
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
+    "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
+    "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
 }
 

@@ -84,7 +84,7 @@ def examine(
         forward: images or visible patches -> the features of each stage.
         module: the network that `forward` runs, whose parameters are taken to float64 meanwhile.
         in_chans: channels of its images.
-        image_size: sides of its images; at most three patches a side are used.
+        image_size: sides of its images; at most four patches a side are used.
         patch_size: sides of a patch.
         training: in training mode, where norms take their statistics from the batch.
         thorough: gradients, statistics and leaks as well; without, features alone.
@@ -195,7 +195,7 @@ class _Trial:
         patch_size: Sequence[int],
     ):
         self.forward, self.module = forward, module
-        shape = [max(min(side // p, 3), 1) for side, p in zip(image_size, patch_size, strict=True)]
+        shape = [max(min(side // p, 4), 1) for side, p in zip(image_size, patch_size, strict=True)]
         sides = [h * p for h, p in zip(shape, patch_size, strict=True)]
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,67 @@
+"""`convspark check`."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UsageError
+from .arguments import Command
+
+
+def check(
+    network: str | None = None,
+    *,
+    size: int | str | None = None,
+    channels: int | None = None,
+    patch_size: int | None = None,
+    stages: list[str] | None = None,
+) -> None:
+    """Prove that a network runs exactly on visible patches; show what its modules do there, and what it costs.
+
+    Args:
+        network: timm name (resnet50), torchvision:NAME, or package.module:factory for your own, where the factory is
+            called without arguments.
+        size: side of the images to measure with, or HxW; by default seven patches a side.
+        channels: channels of the images.
+        patch_size: side of a patch in pixels; by default the network's total stride.
+        stages: names of the network's modules to decode, finest first; by default they are found.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """0 if the network is exact, 1 if not."""
+    made = Command("check", check, types={"network": str | None}, positional=("network",))
+    made.add_switch("--no-measure", help="leave out time and memory")
+    made.add_switch("--json", help="print the report as JSON")
+    given = made.parse(arguments)
+    values = made.values(given)
+    network = values.pop("network")
+    if network is None:
+        raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
+    values["size"] = _sides(values["size"])
+
+    from ..trial.check import check as examine
+
+    report = examine(network, measure=not given.no_measure, **values)
+    print(json.dumps(_finite(report.as_dict()), indent=2) if given.json else report)
+    return 0 if report.exact else 1
+
+
+def _sides(size: int | str | None) -> int | tuple[int, ...] | None:
+    """`224`, `192x256`, `64x128x128`."""
+    if size is None or isinstance(size, int):
+        return size
+    sides = size.split("x")
+    if not all(side.isdigit() for side in sides):
+        raise UsageError(f"--size {size!r}: expected a side in pixels or one a dimension, as 224 or 192x256")
+    return int(size) if len(sides) == 1 else tuple(map(int, sides))
+
+
+def _finite(value: Any) -> Any:
+    """Nested values without NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

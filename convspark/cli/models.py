@@ -1,0 +1,38 @@
+"""`convspark models`."""
+
+import json
+from collections.abc import Sequence
+
+from .arguments import Command
+
+
+def models(pattern: str | None = None) -> None:
+    """List timm's networks: family, size, total stride, and whether they run exactly on visible patches.
+
+    Args:
+        pattern: part of a name, or a pattern with * and ?; by default all networks.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = Command("models", models, positional=("pattern",))
+    made.add_switch("--json", help="print the list as JSON")
+    given = made.parse(arguments)
+
+    from ..trial.coverage import list_networks, summary
+
+    rows = list_networks(given.pattern)
+    if given.json:
+        print(json.dumps({row.name: row.as_dict() for row in rows}, indent=2))
+        return 0
+    width = max(len(row.name) for row in rows)
+    print(f"{'network':{width}}  {'family':20}{'parameters':>11}  {'stride':>6}  verdict")
+    for row in rows:
+        size = "" if row.parameters is None else f"{row.parameters / 1e6:.1f} M"
+        print(f"{row.name:{width}}  {row.family:20}{size:>11}  {row.stride or '':>6}  {row.verdict}{_why(row.brief)}")
+    print(summary(rows))
+    return 0
+
+
+def _why(brief: str | None) -> str:
+    return f": {brief}" if brief else ""
