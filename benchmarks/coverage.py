@@ -76,10 +76,10 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
         stages = Stages(network, image_size=size)
     except ConvsparkError as error:
         return row | {"verdict": "refused", "reason": str(error)}
-    row["stride"] = max(_sides(stages.strides[-1]))
+    row["stride"] = max(stages.strides[-1])
     reason = None
     for factor in (1, 2):
-        patch = tuple(side * factor for side in _sides(stages.strides[-1]))
+        patch = tuple(side * factor for side in stages.strides[-1])
         try:
             proof = examine(stages, network, stages.in_chans, (2 * patch[0], 3 * patch[1]), patch)
         except ConvsparkError as error:
@@ -121,10 +121,6 @@ def refused_without_weights(network: Any) -> str | None:
     except Exception:  # whatever a network does without values; it is then tried with weights
         pass
     return None
-
-
-def _sides(stride: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (stride, stride) if isinstance(stride, int) else stride
 
 
 def mixes_positions(name: str, row: dict[str, Any]) -> str | None:

@@ -87,7 +87,7 @@ class Command:
             UsageError: all keys of a config file that are not known, with the nearest that are; a flag that is not
                 known; a value of another type.
         """
-        arguments = [_with_commas(argument) for argument in arguments]
+        arguments = self._bracketed(arguments)
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
             configured |= self._read_config(path)
@@ -99,6 +99,21 @@ class Command:
             if given[key] is None:  # argparse gives a positional its default even where a file had a value
                 given[key] = configured.get(key)
         return given
+
+    def _bracketed(self, arguments: Sequence[str]) -> list[str]:
+        """`--stages layer1,layer2` -> `--stages [layer1,layer2]`, as jsonargparse wants lists."""
+        lists = {flag: str(_type_of(a)) for a in self.parser._actions for flag in a.option_strings}
+        lists = {flag: text for flag, text in lists.items() if "list[" in text or "tuple[" in text}
+        bracketed: list[str] = []
+        for argument in arguments:
+            flag, equals, value = argument.partition("=")
+            if not equals:
+                flag, value = bracketed[-1] if bracketed else "", argument
+            several = "," in value or re.fullmatch(r"list\[str\](?: \| None)?", lists.get(flag, "")) is not None
+            if flag in lists and several and value not in ("null", "") and value[0] not in "[(":
+                value = f"[{value}]"
+            bracketed.append(f"{flag}={value}" if equals else value)
+        return bracketed
 
     def values(self, namespace: Namespace) -> dict[str, Any]:
         """The function's arguments out of what was parsed."""
@@ -135,7 +150,7 @@ class Command:
             if flags:
                 told = [f"{flag} is not known{_nearest(flag.replace('_', '-'), known)}" for flag in flags]
                 return f"{'; '.join(told)}. `convspark {self.name} --help` names all flags"
-            return f"{' '.join(words)!r}: one argument too many. A flag's value follows the flag, lists as [a,b]"
+            return f"{' '.join(words)!r}: one argument too many. A flag's value follows the flag, lists as a,b"
         wrong = re.match(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL)
         if wrong:
             action = next(a for a in self.parser._actions if a.dest == wrong[1])
@@ -165,13 +180,6 @@ class _HelpFormatter(argparse.HelpFormatter):
         return text
 
 
-def _with_commas(argument: str) -> str:
-    """`0.9,0.95` -> `[0.9,0.95]`: lists of numbers and of names need no brackets."""
-    flag, equals, value = argument.rpartition("=")
-    numbers = r"-?[\d.]+(?:e-?\d+)?"
-    return f"{flag}{equals}[{value}]" if re.fullmatch(rf"{numbers}(?:,{numbers})+", value) else argument
-
-
 def _config_paths(arguments: Sequence[str]) -> list[Path]:
     follows = [value for flag, value in pairwise(arguments) if flag == "--config"]
     return [Path(p) for p in [*follows, *(a[9:] for a in arguments if a.startswith("--config="))]]
@@ -192,9 +200,13 @@ def _name(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else action.dest
 
 
+def _type_of(action: argparse.Action) -> Any:
+    return getattr(action, "_typehint", None) or action.type
+
+
 def _expected(action: argparse.Action) -> str:
     """A type in words."""
-    kind = getattr(action, "_typehint", None) or action.type
+    kind = _type_of(action)
     text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
     literal = re.search(r"Literal\[(.*?)\]", text)
     if literal:
@@ -202,7 +214,8 @@ def _expected(action: argparse.Action) -> str:
     words = {
         r"tuple\[float, float\]": "two numbers, as in 0.9,0.95",
         r"list\[float\]": "numbers, as in 0.5,0.5,0.5",
-        r"list\[str\]": "names, as in [layer1,layer2]",
+        r"list\[str\]": "names, as in layer1,layer2",
+        r"list\[int\]": "a whole number, or one a side, as in 32,16",
         r"\bint \| str\b|\bstr \| int\b": "a whole number or a text",
         r"\bfloat \| str\b": "a number or a text",
         r"\bint\b": "a whole number",

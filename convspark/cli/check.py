@@ -14,7 +14,7 @@ def check(
     *,
     size: int | str | None = None,
     channels: int | None = None,
-    patch_size: int | None = None,
+    patch_size: int | list[int] | None = None,
     stages: list[str] | None = None,
 ) -> None:
     """Prove that a network runs exactly on visible patches; show what its modules do there, and what it costs.
@@ -24,7 +24,7 @@ def check(
             called without arguments.
         size: side of the images to measure with, or HxW; by default seven patches a side.
         channels: channels of the images.
-        patch_size: side of a patch in pixels; by default the network's total stride.
+        patch_size: side of a patch in pixels, or one a dimension, as 32,16; by default the network's total stride.
         stages: names of the network's modules to decode, finest first; by default they are found.
     """
 

@@ -1,9 +1,11 @@
 """The backbone as a pyramid of stages: any `nn.Module`, called as it is, up to its deepest stage."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch.func import functional_call
 from ..errors import UsageError
 from .pyramid import (
     Call,
+    CallBackbone,
     Intermediates,
     ModuleCalls,
     ReturnedMaps,
@@ -20,20 +23,19 @@ from .pyramid import (
     call_giving,
     maps_in,
     outermost_stages,
+    plainly,
     recording,
     runs_behind,
     stride_of,
 )
+from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
 
-MAX_STAGES = 4
-"""The paper decodes four stages: the deepest ones."""
-
-# Not square, so that no pooled value looks like a map; small; divisible by every usual stride.
-_PROBE_SIZE: dict[int, tuple[int, ...]] = {2: (128, 192), 3: (64, 96, 64)}
+# Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the last by 7 and 14.
+_PROBE_SIZES: dict[int, list[Sides]] = {2: [(128, 192), (112, 168)], 3: [(64, 96, 64)]}
 
 
 class _Stage(NamedTuple):
-    stride: int
+    stride: Sides
     channels: int
     name: str
     key: Any  # an index into a list of maps, or a module's call
@@ -60,12 +62,16 @@ class Stages:
         in_chans: channels of the images; None takes those of the backbone's first convolution, or timm's
             configuration if it begins with something else.
         image_size: sides in pixels, for networks that run at one size only.
-        patch_size: side of a masked patch in pixels: stages whose stride does not divide it are left out, so that a
-            patch finer than the network's total stride trains the stages above; None takes all stages.
+        patch_size: side of a masked patch in pixels, or one a spatial dimension: stages whose stride does not divide
+            it are left out, so that a patch finer than the network's total stride trains the stages above; None takes
+            the total stride.
+        call: how to call the backbone on images where `backbone(images)` is not the way.
 
     Attributes:
         backbone: the very module passed in.
-        strides: of the decoded stages, finest first: powers of two, at most four of them.
+        strides: of the decoded stages, one number a spatial dimension, finest first: at most four, each of which
+            divides the next.
+        patch_size: side of a patch on each spatial dimension, a multiple of the deepest stride.
         channels: of the decoded stages.
         names: where each stage comes from, for people to read.
         in_chans: channels of the images.
@@ -85,20 +91,27 @@ class Stages:
         stages: Sequence[str] | None = None,
         in_chans: int | None = None,
         image_size: Sequence[int] | None = None,
-        patch_size: int | None = None,
+        patch_size: int | Sequence[int] | None = None,
+        call: CallBackbone | None = None,
     ):
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
         self.dtype, self.device = first.weight.dtype, first.weight.device
         channels = [in_chans] if in_chans else [first.in_channels, *_channels_timm_says(backbone)]
-        sizes = [_PROBE_SIZE[self.dims], *([tuple(image_size)] if image_size else [])]
+        self._run = call or plainly
+        self._called_otherwise = call is not None
+        sizes = _PROBE_SIZES[self.dims]
+        if image_size is not None:
+            sizes = [*sizes[:1], sides_of(image_size, self.dims, "image_size"), *sizes[1:]]
         probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
         with evaluating(backbone):
             probe, way, found = self._probe(probes, stages)
-            decoded = _decodable(found, backbone, patch_size)
+            wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
+            decoded = _decodable(found, backbone, wanted)
             self.in_chans = probe.shape[1]
             self.strides = tuple(stage.stride for stage in decoded)
+            self.patch_size = wanted or self.strides[-1]
             self.channels = tuple(stage.channels for stage in decoded)
             self.names = [stage.name for stage in decoded]
             self._way = way(tuple(stage.key for stage in decoded))
@@ -121,15 +134,21 @@ class Stages:
     def _probe(self, probes: Sequence[Tensor], names: Sequence[str] | None) -> tuple[Tensor, _WayOf, list[_Stage]]:
         """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
         failure: Exception | None = None
+        nothing: tuple[Tensor, _WayOf, list[_Stage]] | None = None
         for to_the_end, probe in itertools.product((True, False), probes):
             try:
                 with torch.no_grad():
-                    return probe, *self._find(probe, names, to_the_end)
+                    way, stages = self._find(probe, names, to_the_end)
+                if any(math.prod(stage.stride) > 1 for stage in stages):
+                    return probe, way, stages
+                nothing = (probe, way, stages)  # its strides do not divide this size
             except UsageError:
                 raise
             except Exception as error:  # whatever a foreign network raises at a size that it does not take
                 failure = failure or error
         _refuse_attention(self.backbone, [name for name, _ in self.backbone.named_modules()])
+        if nothing is not None:
+            return nothing
         shape = " x ".join(str(n) for n in probes[0].shape)
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
@@ -140,13 +159,13 @@ class Stages:
     def _find(self, probe: Tensor, names: Sequence[str] | None, to_the_end: bool) -> tuple[_WayOf, list[_Stage]]:
         """The kind of way that leads to the stages, and all stages there are."""
         size = probe.shape[2:]
-        if names is None and Intermediates.offered_by(self.backbone):
+        if names is None and not self._called_otherwise and Intermediates.offered_by(self.backbone):
             return self._announced(probe)
         failure: Exception | None = None
         output = None
         with recording(self.backbone, size) as calls:
             try:
-                output = self.backbone(probe)
+                output = self._run(self.backbone, probe)
             except Exception as error:
                 if to_the_end:
                     raise
@@ -154,13 +173,13 @@ class Stages:
         if names is None:
             returned = _stages_among(maps_in(output), size, "output")
             if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
-                return ReturnedMaps, returned
+                return partial(ReturnedMaps, call=self._run), returned
             found = outermost_stages(calls)
         else:
             found = _named_calls(self.backbone, calls, names)
         if failure is not None and not (found and _went_through(calls, _first_conv(self.backbone), self.backbone)):
             raise failure
-        return ModuleCalls, _stages_of(found)
+        return partial(ModuleCalls, call=self._run), _stages_of(found)
 
     def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
         """Stages by timm's `forward_intermediates`; by its modules where it runs on behind the deepest map.
@@ -169,7 +188,8 @@ class Stages:
         """
         with recording(self.backbone, probe.shape[2:]) as calls:
             maps = Intermediates()(self.backbone, probe)
-        stages = sorted(_stages_among(maps, probe.shape[2:], "forward_intermediates"))
+        stages = _stages_among(maps, probe.shape[2:], "forward_intermediates")
+        stages.sort(key=lambda stage: math.prod(stage.stride))
         givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
         if stages and len(givers) == len(stages) and runs_behind(givers[-1], calls):
             return ModuleCalls, _stages_of(givers)
@@ -253,7 +273,7 @@ def _channels_timm_says(backbone: nn.Module) -> list[int]:
 
 def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:
     """The last map of each stride."""
-    by_stride: dict[int, _Stage] = {}
+    by_stride: dict[Sides, _Stage] = {}
     for i, each in enumerate(maps):
         stride = stride_of(each, size)
         if stride is not None:
@@ -262,19 +282,23 @@ def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> lis
 
 
 def _stages_of(calls: Iterable[Call]) -> list[_Stage]:
-    return [_Stage(call.out_stride or 0, call.out_channels, call.point[0] or "output", call.point) for call in calls]
+    return [
+        _Stage(call.out_stride, call.out_channels, call.point[0] or "output", call.point)
+        for call in calls
+        if call.out_stride is not None
+    ]
 
 
 def _is_pyramid(stages: Sequence[_Stage]) -> bool:
     """Ever coarser maps of different widths, as an encoder returns; not the outputs of deep supervision."""
-    strides = [stage.stride for stage in stages]
+    strides = [math.prod(stage.stride) for stage in stages]
     return strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
 
 
 def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
     last = {call.point[0]: call for call in all_calls(calls)}
     known = [name for name, _ in backbone.named_modules() if name]
-    found: dict[int, Call] = {}
+    found: dict[Sides, Call] = {}
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, n=3)
@@ -288,39 +312,42 @@ def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str
             )
         if stride in found:
             raise UsageError(
-                f"stages: {found[stride].point[0]!r} and {name!r} both have stride {stride}; name one of them"
+                f"stages: {found[stride].point[0]!r} and {name!r} both have stride {as_text(stride)}; name one of them"
             )
         found[stride] = last[name]
     return list(found.values())
 
 
-def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: int | None) -> list[_Stage]:
-    """The deepest stages at which a decoder that doubles its side can take them up, finest first."""
-    by_stride = sorted(stages)
+def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides | None) -> list[_Stage]:
+    """The stages that a decoder can take up on its way from the deepest one that the patch allows, finest first."""
+    by_stride = {stage.stride: stage for stage in stages if math.prod(stage.stride) > 1}
     kind = type(backbone).__name__
-    if not by_stride or by_stride[-1].stride < 2:
+    if not by_stride:
         raise UsageError(
             f"backbone={kind} has no stages: found no map (B, C, *spatial) whose side is a whole fraction "
             "of the image's (all convolutions padded). Expected a convolutional network that makes its maps "
             "smaller; or name modules in `stages`"
         )
-    strides = [stage.stride for stage in by_stride]
-    if patch_size is not None:
+    chain = decodable(list(by_stride))
+    if patch_size is not None and not (min(patch_size) > 0 and divides(chain[-1], patch_size)):
         # A patch finer than the total stride trains the stages above it; one that is larger must fit the whole.
-        fitting = [s for s in by_stride if s.stride > 1 and patch_size % s.stride == 0 and patch_size < strides[-1]]
-        by_stride = by_stride if patch_size % strides[-1] == 0 else fitting
-        if patch_size < 2 or not by_stride:
+        finer = all(p <= s for p, s in zip(patch_size, chain[-1], strict=True)) and min(patch_size) > 0
+        chain = decodable([s for s in by_stride if divides(s, patch_size)]) if finer else []
+        if not chain:
+            known = sorted(by_stride, key=math.prod)
             raise UsageError(
-                f"patch_size={patch_size}: expected a multiple of the deepest stage's stride, {strides[-1]}, or of a "
-                f"finer stage's to train {kind} up to that stage; its strides are {', '.join(map(str, strides))}"
+                f"patch_size={as_text(patch_size)}: expected a multiple of the deepest stage's stride, "
+                f"{as_text(known[-1])}, or of a finer stage's to train {kind} up to that stage; its strides are "
+                f"{', '.join(map(as_text, known))}"
             )
-    deepest = by_stride[-1].stride
-    if deepest & (deepest - 1):
+    largest = max(n for factors in upsampling(chain) for factor in factors for n in factor)
+    if largest > MAX_FACTOR:
         raise UsageError(
-            f"backbone={kind} has a deepest stage of stride {deepest}; expected a power of two, because the "
-            "decoder doubles the side of a map at each of its blocks. Name a shallower module in `stages`"
+            f"backbone={kind} has stages of strides {', '.join(map(as_text, chain))}: between them, or in front of "
+            f"them, the decoder would have to make a map {largest} times larger at once; it goes up to {MAX_FACTOR}. "
+            "Name other modules in `stages`"
         )
-    return [stage for stage in by_stride if stage.stride > 1 and deepest % stage.stride == 0][-MAX_STAGES:]
+    return [by_stride[stride] for stride in chain]
 
 
 def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:

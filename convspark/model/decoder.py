@@ -1,9 +1,11 @@
-"""The light decoder: a UNet from the deepest densified map to the image, doubling the side at each block."""
+"""The light decoder: a UNet from the deepest densified map to the image, doubling its sides block by block."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from .strides import Sides
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -11,11 +13,18 @@ BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class UpBlock(nn.Module):
-    """(B, c, s, s) -> (B, c', 2s, 2s): transposed conv, two 3x3 convs with BatchNorm, ReLU6 between them."""
+    """(B, c, s, s) -> (B, c', 2s, 2s): transposed conv, two 3x3 convs with BatchNorm, ReLU6 between them.
 
-    def __init__(self, in_width: int, out_width: int, dims: int = 2):
+    Args:
+        in_width, out_width: c and c'.
+        factor: what each side is multiplied by: 2 in the paper; 1 on an axis that need not grow.
+    """
+
+    def __init__(self, in_width: int, out_width: int, factor: Sides):
         super().__init__()
-        self.up = CONV_TRANSPOSE[dims](in_width, in_width, kernel_size=4, stride=2, padding=1)
+        dims = len(factor)
+        kernel = tuple(f + 2 for f in factor)  # with a padding of 1, a side of n becomes exactly n * f
+        self.up = CONV_TRANSPOSE[dims](in_width, in_width, kernel, stride=factor, padding=1)
         self.conv1 = CONV[dims](in_width, in_width, kernel_size=3, padding=1, bias=False)
         self.norm1 = BATCH_NORM[dims](in_width)
         self.act = nn.ReLU6()
@@ -28,20 +37,21 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`blocks` up-blocks of width W, W/2, …, then a 1x1 conv to the image's channels.
+    """Up-blocks of width W, W/2, …, then a 1x1 conv to the image's channels.
 
     Args:
-        width: W, the channels of the deepest map; must be divisible by 2^blocks.
-        blocks: how often the side doubles, log2 of the deepest stride.
+        width: W, the channels of the deepest map; must be divisible by 2^(number of blocks).
+        factors: what each block multiplies the sides by, one number for each spatial axis; in the paper, for a
+            stride of 32, five times (2, 2).
         out_channels: channels of the image.
-        dims: number of spatial dimensions, 2 or 3.
     """
 
-    def __init__(self, width: int, blocks: int, out_channels: int, dims: int = 2):
+    def __init__(self, width: int, factors: Sequence[Sides], out_channels: int):
         super().__init__()
-        widths = [width >> i for i in range(blocks + 1)]
-        self.blocks = nn.ModuleList(UpBlock(wide, narrow, dims) for wide, narrow in pairwise(widths))
-        self.head = CONV[dims](widths[-1], out_channels, kernel_size=1)
+        widths = [width >> i for i in range(len(factors) + 1)]
+        steps = zip(pairwise(widths), factors, strict=True)
+        self.blocks = nn.ModuleList(UpBlock(wide, narrow, factor) for (wide, narrow), factor in steps)
+        self.head = CONV[len(factors[0])](widths[-1], out_channels, kernel_size=1)
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[Tensor | None]) -> Tensor:

@@ -7,17 +7,28 @@ EfficientNet the next block's expansion.
 """
 
 import inspect
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from .strides import Sides
+
 StagePoint = tuple[str, int]
 """A module's name, and which of its calls in one forward pass is meant (one ReLU may serve many stages)."""
+
+CallBackbone = Callable[[nn.Module, Tensor], object]
+"""How to call a backbone on images."""
+
+
+def plainly(backbone: nn.Module, x: Tensor) -> object:
+    """The usual way to call a backbone."""
+    return backbone(x)
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,10 @@ class ReturnedMaps:
     """Features from a network that returns them: timm's `features_only`, or a list or dictionary of maps."""
 
     indices: tuple[int, ...]
+    call: CallBackbone = plainly
 
     def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
-        maps = maps_in(backbone(x))
+        maps = maps_in(self.call(backbone, x))
         return [maps[i] for i in self.indices]
 
 
@@ -59,6 +71,7 @@ class ModuleCalls:
     """
 
     points: tuple[StagePoint, ...]
+    call: CallBackbone = plainly
 
     def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
         found: dict[StagePoint, Tensor] = {}
@@ -81,7 +94,7 @@ class ModuleCalls:
         names = {name for name, _ in self.points}
         handles = [backbone.get_submodule(name).register_forward_hook(keep(name)) for name in names]
         try:
-            backbone(x)
+            self.call(backbone, x)
         except _DeepestReached:
             pass
         finally:
@@ -95,25 +108,35 @@ class _DeepestReached(Exception):
 
 
 def maps_in(output: object) -> list[Tensor]:
-    """The tensors of an output that is a list, a tuple or a dictionary of them; else nothing."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [x for x in output if isinstance(x, Tensor)] if isinstance(output, (list, tuple)) else []
+    """The tensors of an output made of lists, tuples, dictionaries and dataclasses, however nested; else nothing."""
+    return [] if isinstance(output, Tensor) else list(_tensors_in(output))
 
 
-def stride_of(value: object, size: Sequence[int]) -> int | None:
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, each.name) for each in fields(value)]
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors_in(each)
+
+
+def stride_of(value: object, size: Sequence[int]) -> Sides | None:
     """The stride at which `value` is a map (B, C, *spatial) of an input of this size; None if it is none.
 
-    A single cell counts as a globally pooled value, not as a map.
+    A single cell counts as a globally pooled value, not as a map, and so does an axis of one cell beside others.
     """
     if not isinstance(value, Tensor) or value.ndim != len(size) + 2:
         return None
     cells = value.shape[2:]
-    if not all(cells) or all(n == 1 for n in cells):
+    if not all(cells) or all(n == 1 for n in cells) or any(side % n for side, n in zip(size, cells, strict=True)):
         return None
-    strides = {side / n for side, n in zip(size, cells, strict=True)}
-    stride = strides.pop()
-    return int(stride) if not strides and stride == int(stride) else None
+    strides = tuple(side // n for side, n in zip(size, cells, strict=True))
+    return strides if len(set(strides)) == 1 or 1 not in cells else None
 
 
 @dataclass(eq=False)
@@ -121,9 +144,9 @@ class Call:
     """One call of a module: the strides of its first input and of its output (None: no map of features)."""
 
     point: StagePoint
-    in_stride: int | None
+    in_stride: Sides | None
     output: object = None
-    out_stride: int | None = None
+    out_stride: Sides | None = None
     out_channels: int = 0
     children: list["Call"] = field(default_factory=list)
 
@@ -142,8 +165,9 @@ def recording(module: nn.Module, size: Sequence[int]) -> Iterator[list[Call]]:
     handles = []
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            call = Call((name, counts[name]), stride_of(args[0], size) if args else None)
+        def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given = next(_tensors_in((args, named)), None)
+            call = Call((name, counts[name]), stride_of(given, size))
             counts[name] += 1
             (open_calls[-1].children if open_calls else roots).append(call)
             open_calls.append(call)
@@ -158,7 +182,7 @@ def recording(module: nn.Module, size: Sequence[int]) -> Iterator[list[Call]]:
 
     try:
         for name, each in module.named_modules():
-            handles.append(each.register_forward_pre_hook(enter(name)))
+            handles.append(each.register_forward_pre_hook(enter(name), with_kwargs=True))
             handles.append(each.register_forward_hook(leave))
         yield roots
     finally:
@@ -185,16 +209,16 @@ def runs_behind(last: Call, calls: Sequence[Call]) -> bool:
 
 
 def outermost_stages(calls: Sequence[Call]) -> list[Call]:
-    """The stage of each stride >= 2, finest first, up to the deepest; what runs behind that is ignored.
+    """The stage of each stride above 1, finest first, up to the deepest; what runs behind that is ignored.
 
     A module that stays at the resolutions of its own input and output is one unit; one that passes further
     resolutions is a container, and counts by its parts. The last unit at a stride is the stage.
     """
-    units = [unit for call in calls for unit in _units(call)]
-    deepest = max((unit.out_stride or 0 for unit in units), default=0)
-    until = max((i for i, unit in enumerate(units) if unit.out_stride == deepest), default=-1)
-    stages = {unit.out_stride: unit for unit in units[: until + 1]}
-    return [stages[stride] for stride in sorted(s for s in stages if s is not None and s >= 2)]
+    units = [(unit.out_stride, unit) for call in calls for unit in _units(call) if unit.out_stride is not None]
+    deepest = max((math.prod(stride) for stride, _ in units), default=0)
+    until = max((i for i, (stride, _) in enumerate(units) if math.prod(stride) == deepest), default=-1)
+    stages = dict(units[: until + 1])
+    return [stages[stride] for stride in sorted(stages, key=math.prod) if math.prod(stride) > 1]
 
 
 def _units(call: Call) -> list[Call]:

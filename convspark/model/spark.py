@@ -1,7 +1,8 @@
 """SparK: mask an image, encode its visible patches, densify, decode, compare with the masked pixels."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ..sparse.check import prove as prove_exact
 from .backbone import Stages, evaluating
 from .decoder import Decoder
 from .densify import Densify, choose_norm
+from .strides import Sides, as_text, divides, sides_of, times, upsampling
 from .target import join_patches, paint_prediction, per_patch, reconstruction_loss, split_patches
 
 logger = logging.getLogger(__name__)
@@ -56,11 +58,13 @@ class SparK(nn.Module):
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
         densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
-        patch_size: side of a patch in pixels; None takes the deepest stride. A finer one trains only the stages whose
-            stride divides it, and `untrained` names the rest.
+        patch_size: side of a patch in pixels, or one a spatial dimension; None takes the deepest stride. A finer one
+            trains only the stages whose stride divides it, and `untrained` names the rest.
         stages: names of the backbone's modules to decode, or None to find them (see `Stages`).
         prove: run the backbone once with every patch visible and compare with its dense output.
         in_chans: channels of the images; None takes those of the backbone's first convolution.
+        call: how to call the backbone, `call(backbone, images)`, where it takes images in a dictionary, say; None calls
+            it as `backbone(images)`.
 
     Raises:
         UsageError: an argument that cannot be used.
@@ -78,41 +82,40 @@ class SparK(nn.Module):
         mask_ratio: float = 0.6,
         decoder_width: int | None = None,
         densify_norm: str = "auto",
-        patch_size: int | None = None,
+        patch_size: int | Sequence[int] | None = None,
         stages: Sequence[str] | None = None,
         prove: bool = True,
         in_chans: int | None = None,
+        call: Callable[[nn.Module, Tensor], object] | None = None,
     ):
         super().__init__()
-        sides = None if isinstance(image_size, int) else tuple(image_size)
-        self.stages = Stages(backbone, stages, in_chans, sides, patch_size)
-        dims, strides = self.stages.dims, self.stages.strides
-        if sides is not None and len(sides) != dims:
-            raise UsageError(f"image_size={image_size!r}: expected {dims} sides, as the backbone's images have")
+        probed = None if isinstance(image_size, int) else image_size
+        self.stages = Stages(backbone, stages, in_chans, probed, patch_size, call)
+        dims = self.stages.dims
         self.in_chans = self.stages.in_chans
-        self.patch_size = patch_size or strides[-1]
-        self.image_size: tuple[int, ...] = sides or (image_size,) * dims  # type: ignore[assignment]
+        self.patch_size = self.stages.patch_size
+        self.image_size = sides_of(image_size, dims, "image_size")
         self.mask_ratio = mask_ratio
         check_mask_ratio(mask_ratio, self.grid_shape(self.image_size))
 
-        blocks = strides[-1].bit_length() - 1
-        self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], blocks)
+        ways = upsampling(self.stages.strides)
+        self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], sum(map(len, ways)))
         modules = [backbone.get_submodule(name) for name in self.stages.modules]
         self.densify_norm = choose_norm(densify_norm, modules)
         self.backbone = backbone
         # Deepest first, like the decoder's blocks: self.densify[i] goes to block self._block[i].
-        self._block = [blocks + 1 - stride.bit_length() for stride in reversed(strides)]
+        self._block = list(accumulate(map(len, ways[:-1]), initial=0))
         self.densify = nn.ModuleList(
             Densify(channels, self.decoder_width >> block, self.densify_norm, deepest=block == 0, dims=dims)
             for channels, block in zip(reversed(self.stages.channels), self._block, strict=True)
         )
-        self.decoder = Decoder(self.decoder_width, blocks, self.in_chans, dims)
+        self.decoder = Decoder(self.decoder_width, [factor for way in ways for factor in way], self.in_chans)
         self.densify.to(self.stages.device, self.stages.dtype)
         self.decoder.to(self.stages.device, self.stages.dtype)
         if self.untrained:
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
-            prove_exact(self.stages, backbone, self.in_chans, self.image_size, (self.patch_size,) * dims)
+            prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
 
     @property
     def untrained(self) -> list[str]:
@@ -121,12 +124,12 @@ class SparK(nn.Module):
 
     def grid_shape(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """How many patches an image of this size has along each side."""
-        if any(side <= 0 or side % self.patch_size for side in image_size):
+        if min(image_size) <= 0 or not divides(self.patch_size, image_size):
             raise UsageError(
-                f"image_size={_times(image_size)} is not divisible by the patch of {self.patch_size} pixels; "
+                f"image_size={times(image_size)} is not divisible by the patch of {as_text(self.patch_size)} pixels; "
                 f"nearest sizes: {_nearest_sizes(image_size, self.patch_size)}"
             )
-        return tuple(side // self.patch_size for side in image_size)
+        return tuple(side // p for side, p in zip(image_size, self.patch_size, strict=True))
 
     def forward(
         self, images: Tensor, grid: PatchGrid | None = None, generator: torch.Generator | None = None
@@ -177,9 +180,9 @@ class SparK(nn.Module):
             )
         if grid.batch_size != len(images) or tuple(grid.shape) != shape:
             raise UsageError(
-                f"grid of {grid.batch_size} images with {_times(grid.shape)} patches: expected {len(images)} "
-                f"with {_times(shape)}, for images of {_times(images.shape[2:])} and patches of "
-                f"{self.patch_size} pixels"
+                f"grid of {grid.batch_size} images with {times(grid.shape)} patches: expected {len(images)} "
+                f"with {times(shape)}, for images of {times(images.shape[2:])} and patches of "
+                f"{as_text(self.patch_size)} pixels"
             )
         return grid
 
@@ -193,7 +196,7 @@ def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
     if not 0 < visible < patches:
         left = f"leaves {visible} of {patches} patches visible" if visible >= 0 else "is no share of patches"
         raise UsageError(
-            f"mask_ratio={mask_ratio} {left} ({_times(grid_shape)} patches an image); expected at least one "
+            f"mask_ratio={mask_ratio} {left} ({times(grid_shape)} patches an image); expected at least one "
             "visible and one masked. The paper uses 0.6; with few patches an image, use larger images"
         )
 
@@ -211,11 +214,8 @@ def _checked_width(width: int | None, channels: int, blocks: int) -> int:
     return width
 
 
-def _times(sides: Sequence[int]) -> str:
-    return "x".join(str(side) for side in sides)
-
-
-def _nearest_sizes(image_size: Sequence[int], patch: int) -> str:
-    lower = [max(patch, side // patch * patch) for side in image_size]
-    upper = [max(patch, -(-side // patch) * patch) for side in image_size]
-    return " or ".join(dict.fromkeys([_times(lower), _times(upper)]))
+def _nearest_sizes(image_size: Sequence[int], patch_size: Sides) -> str:
+    sides = list(zip(image_size, patch_size, strict=True))
+    lower = [max(p, side // p * p) for side, p in sides]
+    upper = [max(p, -(-side // p) * p) for side, p in sides]
+    return " or ".join(dict.fromkeys([times(lower), times(upper)]))

@@ -7,6 +7,8 @@ Patches are a *view* of the image, (B, C, h, P, w, P): no pixel is moved to comp
 import torch
 from torch import Tensor
 
+from .strides import Sides
+
 VARIANCE_EPS = 1e-6
 """Added to a patch's variance (unbiased, in squared units of the normalised image) before its root."""
 
@@ -14,11 +16,11 @@ COUNT_EPS = 1e-8
 """Added to the number of masked patches, as in the paper's code; a batch without any has loss 0."""
 
 
-def split_patches(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, h, P, w, P), the inverse of `join_patches`; P must divide each side."""
+def split_patches(images: Tensor, patch_size: Sides) -> Tensor:
+    """(B, C, H, W) -> (B, C, h, P, w, P), the inverse of `join_patches`; each side must be divisible by the patch's."""
     shape = list(images.shape[:2])
-    for side in images.shape[2:]:
-        shape += [side // patch_size, patch_size]
+    for side, p in zip(images.shape[2:], patch_size, strict=True):
+        shape += [side // p, p]
     return images.reshape(shape)
 
 
@@ -38,7 +40,7 @@ def per_patch(cells: Tensor) -> Tensor:
     return cells.reshape(shape)
 
 
-def patch_statistics(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+def patch_statistics(images: Tensor, patch_size: Sides) -> tuple[Tensor, Tensor]:
     """Mean and deviation sqrt(unbiased variance + 1e-6) over all P x P x C values of each patch.
 
     Both (B, 1, h, 1, w, 1), in the units of the normalised images.
@@ -49,7 +51,7 @@ def patch_statistics(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     return mean, (variance + VARIANCE_EPS).sqrt()
 
 
-def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: int) -> Tensor:
+def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:
     """Squared error to the standardised patches, mean within a patch, averaged over the masked patches.
 
     images, prediction: (B, C, H, W), the images normalised and not masked; visible: (B, h, w) bool.
@@ -68,7 +70,7 @@ def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, pat
         return (error.mean(within) * masked).sum() / (masked.sum() + COUNT_EPS)
 
 
-def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: int) -> Tensor:
+def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:
     """The picture behind a prediction, (B, C, H, W): prediction x deviation + mean of the true patch.
 
     Visible patches are copied from the image. The statistics of masked patches are the true ones, which only

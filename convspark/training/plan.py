@@ -17,6 +17,7 @@ from ..data import list_images
 from ..errors import UsageError
 from ..model.networks import create_backbone
 from ..model.spark import SparK
+from ..model.strides import as_setting, as_text
 from . import settings
 from .build import build_model, initialise, read_config
 from .device import choose_device, choose_precision, default_workers, describe_device
@@ -110,8 +111,8 @@ class Plan:
             f"{(parameters - backbone) / 1e6:.1f} M more in the decoder",
             f"images    {len(self.images.train)} to train on{crops}, {len(kept) if kept else 0} held out, "
             f"{len(self.images.bad)} unreadable",
-            f"size      {self.size[0]}x{self.size[1]} pixels, patches of {self.model.patch_size}: {visible} of "
-            f"{patches} visible",
+            f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
+            f"{visible} of {patches} visible",
             f"training  {epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}{accumulated}, "
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, weight decay {c['weight_decay']:g} "
@@ -280,7 +281,7 @@ def _resolved(
         "batch_size": numbers.batch_size,
         "size": settings.format_size(settings.parse_size(config["size"])),
         "channels": model.in_chans,
-        "patch_size": model.patch_size,
+        "patch_size": as_setting(model.patch_size),
         "decoder_width": model.decoder_width,
         "densify_norm": model.densify_norm,
         "learning_rate": default_learning_rate(numbers.steps) if rate is None else rate,

@@ -62,7 +62,7 @@ def pretrain(
     resume: str | None = None,
     model_args: dict[str, Any] | None = None,
     channels: int = 3,
-    patch_size: int | None = None,
+    patch_size: int | list[int] | None = None,
     stages: list[str] | None = None,
     decoder_width: int | None = None,
     densify_norm: Literal["auto", "batch", "layer"] = "auto",
@@ -108,8 +108,8 @@ def pretrain(
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
         model_args: further arguments of timm.create_model, such as {output_stride: 16} for small images.
         channels: channels of the images: 3 for colour, 1 for grey; others need a Dataset.
-        patch_size: side of the masked patches in pixels; by default the network's total stride. A multiple of it masks
-            more coarsely, a finer one trains only the stages whose stride divides it.
+        patch_size: side of the masked patches in pixels, or height,width; by default the network's total stride. A
+            multiple of it masks more coarsely, a finer one trains only the stages whose stride divides it.
         stages: names of the network's modules to decode, finest first; by default they are found.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.
@@ -264,13 +264,14 @@ def _read_back(metrics: "Metrics", folder: RunFolder) -> "Metrics":
 
 def _export(plan: "Plan", folder: RunFolder, last: Mapping[str, str]) -> "ExportReport":
     from ..checkpoints.export import export_timm
+    from ..model.strides import as_text
 
     config = plan.config
     card = {
         "pre-trained on": f"{plan.numbers.images} images ({plan.images.description})",
         "epochs": f"{config['epochs']}, batch {plan.numbers.batch_size}, {plan.numbers.steps} steps",
         "started from": config["init"] or "random weights",
-        "mask ratio": f"{config['mask_ratio']:g}, patches of {plan.model.patch_size} pixels",
+        "mask ratio": f"{config['mask_ratio']:g}, patches of {as_text(plan.model.patch_size)} pixels",
         "loss on training images": last.get("train_loss"),
         "loss on held-out images": last.get("held_out_loss") or "not measured",
     }

@@ -1,6 +1,6 @@
 """`check`: whether a network runs exactly on visible patches, what each module does there, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import nn
 from ..errors import NotExactError, UsageError
 from ..model.backbone import Stages
 from ..model.networks import find_network
+from ..model.pyramid import CallBackbone
+from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..sparse import PatchGrid, gather
 from ..sparse.check import Proof, examine
 from .modules import ModuleRow, watch_modules
@@ -41,11 +43,11 @@ class CheckReport:
     parameters: int
     stages: list[str]
     """Where the stages come from, finest first."""
-    strides: list[int]
+    strides: list[Sides]
     channels: list[int]
     untrained: list[str]
     """What lies behind the deepest stage: pre-training does not reach it."""
-    patch_size: int | None
+    patch_size: Sides | None
     proof: Proof | None
     """None where a function was refused, or no stages were found."""
     modules: list[ModuleRow]
@@ -72,8 +74,9 @@ def check(
     *,
     size: int | Sequence[int] | None = None,
     channels: int | None = None,
-    patch_size: int | None = None,
+    patch_size: int | Sequence[int] | None = None,
     stages: Sequence[str] | None = None,
+    call: CallBackbone | None = None,
     measure: bool = True,
 ) -> CheckReport:
     """Prove a network, on this very machine and with its own weights; nothing of it is changed.
@@ -86,8 +89,9 @@ def check(
         network: timm name, `torchvision:NAME`, `package.module:factory`, or the module itself.
         size: side of the images in pixels, or one a dimension, for the measurement; by default seven patches.
         channels: channels of the images.
-        patch_size: side of a patch in pixels; by default the total stride.
+        patch_size: side of a patch in pixels, or one a dimension; by default the total stride.
         stages: names of the modules to take as stages, as for `SparK`.
+        call: how to call the network on images, as for `SparK`.
         measure: time a step and its memory as well.
 
     Raises:
@@ -96,7 +100,6 @@ def check(
     name = network if isinstance(network, str) else type(network).__name__
     module = find_network(network, channels) if isinstance(network, str) else network
     parameters = sum(p.numel() for p in module.parameters())
-    sides = (size,) * 3 if isinstance(size, int) else tuple(size) if size else None
 
     def report(found: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
         return CheckReport(
@@ -106,7 +109,7 @@ def check(
             strides=list(found.strides) if found else [],
             channels=list(found.channels) if found else [],
             untrained=found.untrained_parts if found else [],
-            patch_size=(patch_size or found.strides[-1]) if found else None,
+            patch_size=found.patch_size if found else None,
             proof=proof,
             reason=reason,
             advice=advice,
@@ -115,66 +118,72 @@ def check(
         )
 
     try:
-        found = Stages(module, stages, channels, sides[:2] if sides else None, patch_size)
+        found = Stages(module, stages, channels, size if isinstance(size, Sequence) else None, patch_size, call)
     except UsageError as error:
         if stages is not None or patch_size is not None or "in_chans" in str(error):
             raise
         return report(None, None, str(error), None)
-    patch = patch_size or found.strides[-1]
-    image_size = _checked_size(sides, patch, found.dims)
+    image_size = _checked_size(size, found)
+
+    def again(patch: Sides) -> Stages:
+        return Stages(module, stages, channels, None, patch, call)
+
     try:
-        proof = _proof(found, module, patch)
+        proof = _proof(found)
     except NotExactError as error:
-        return report(found, None, str(error), _advice(module, found, stages, channels, patch))
+        return report(found, None, str(error), _advice(found, again))
     except Exception as error:  # whatever a foreign network raises at a size that it does not take
-        reason = f"{name} cannot be run on a few patches of {patch} pixels: {type(error).__name__}: {error}"
-        return report(found, None, reason, _advice(module, found, stages, channels, patch))
+        where = f"on a few patches of {as_text(found.patch_size)} pixels"
+        reason = f"{name} cannot be run {where}: {type(error).__name__}: {error}"
+        return report(found, None, reason, _advice(found, again))
     if not proof.exact:
-        advice = _advice(module, found, stages, channels, patch)
-        return report(found, proof, f"{name} is not exact: {proof.reason}", advice)
-    modules = watch_modules(found, module, found.in_chans, (patch,) * found.dims)
-    cost = _measured(found, module, patch, image_size) if measure else None
+        return report(found, proof, f"{name} is not exact: {proof.reason}", _advice(found, again))
+    modules = watch_modules(found, module, found.in_chans, found.patch_size)
+    cost = _measured(found, image_size) if measure else None
     return report(found, proof, None, None, modules=modules, cost=cost)
 
 
-def _checked_size(sides: Sequence[int] | None, patch: int, dims: int) -> tuple[int, ...]:
+def _checked_size(size: int | Sequence[int] | None, stages: Stages) -> Sides:
     """The sides of the images to measure with."""
-    if sides is None:
-        return (7 * patch if dims == 2 else 3 * patch,) * dims
-    if len(sides) < dims or any(side % patch for side in sides[:dims]):
-        text = "x".join(map(str, sides[:dims]))
-        raise UsageError(f"size is {text}: expected {dims} sides, each a multiple of the patch of {patch} pixels")
-    return tuple(sides[:dims])
+    patch = stages.patch_size
+    if size is None:
+        return tuple((7 if stages.dims == 2 else 3) * p for p in patch)
+    sides = sides_of(size, stages.dims, "size")
+    if min(sides) <= 0 or not divides(patch, sides):
+        raise UsageError(
+            f"size is {times(sides)}: expected sides that are multiples of the patch, {as_text(patch)} pixels"
+        )
+    return sides
 
 
-def _proof(stages: Stages, module: nn.Module, patch: int) -> Proof:
-    sides = tuple(n * patch for n in _PROOF_SIDES[: stages.dims])
-    return examine(stages, module, stages.in_chans, sides, (patch,) * stages.dims)
+def _proof(stages: Stages) -> Proof:
+    sides = tuple(n * p for n, p in zip(_PROOF_SIDES, stages.patch_size, strict=False))
+    return examine(stages, stages.backbone, stages.in_chans, sides, stages.patch_size)
 
 
-def _advice(
-    module: nn.Module, stages: Stages, names: Sequence[str] | None, channels: int | None, patch: int
-) -> str | None:
+def _advice(stages: Stages, with_patch: Callable[[Sides], Stages]) -> str | None:
     """A patch with which the network is exact: a coarser one, or a finer one that trains fewer stages."""
-    coarser = [2 * patch]
-    finer = [stride for stride in reversed(stages.strides[:-1]) if stride >= 4]
-    for size in (*coarser, *finer):
+    coarser = tuple(2 * p for p in stages.patch_size)
+    finer = [stride for stride in reversed(stages.strides[:-1]) if max(stride) >= 4]
+    for patch in (coarser, *finer):
         try:
-            fewer = Stages(module, names, channels, None, size)
-            if _proof(fewer, module, size).exact:
-                what = f", which leaves out {', '.join(fewer.untrained_parts)}" if size < patch else ""
-                return f"With --patch-size {size} it is exact{what}."
+            fewer = with_patch(patch)
+            if _proof(fewer).exact:
+                what = f", which leaves out {', '.join(fewer.untrained_parts)}" if patch != coarser else ""
+                return f"With --patch-size {str(as_setting(patch)).strip('[]').replace(' ', '')} it is exact{what}."
         except Exception:  # not this one either, whatever the reason
             continue
     return None
 
 
-def _measured(stages: Stages, module: nn.Module, patch: int, image_size: tuple[int, ...]) -> Cost:
+def _measured(stages: Stages, image_size: Sides) -> Cost:
     """A step of both kinds, side by side; parameters, gradients and statistics are put back."""
-    device = stages.device
-    images = torch.randn(_BATCH, stages.in_chans, *image_size, dtype=stages.dtype, device=device)
-    images = images.contiguous(memory_format=torch.channels_last if stages.dims == 2 else torch.channels_last_3d)
-    shape = tuple(side // patch for side in image_size)
+    module, device = stages.backbone, stages.device
+    images = torch.randn(_BATCH, stages.in_chans, *image_size, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, stages.dtype).contiguous(
+        memory_format=torch.channels_last if stages.dims == 2 else torch.channels_last_3d
+    )
+    shape = tuple(side // p for side, p in zip(image_size, stages.patch_size, strict=True))
     wanted = [p for p in module.parameters() if p.requires_grad]
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     modes = [(each, each.training) for each in module.modules()]
@@ -188,7 +197,8 @@ def _measured(stages: Stages, module: nn.Module, patch: int, image_size: tuple[i
 
     module.train()
     try:
-        costs = compare({"dense": dense, "visible": visible}, _REPEATS, device)
+        with torch.random.fork_rng():
+            costs = compare({"dense": dense, "visible": visible}, _REPEATS, device)
     finally:
         for each, training in modes:
             each.training = training
@@ -211,11 +221,11 @@ def _page(report: CheckReport) -> list[str]:
     lines = [f"{report.network}: {'exact' if report.exact else 'NOT exact'} on visible patches", ""]
     lines.append(f"parameters  {report.parameters / 1e6:.1f} million")
     for name, stride, channels in zip(report.stages, report.strides, report.channels, strict=True):
-        lines.append(f"stage       stride {stride}, {channels} channels: {name}")
+        lines.append(f"stage       stride {as_text(stride)}, {channels} channels: {name}")
     if report.untrained:
         lines.append(f"left out    {', '.join(report.untrained)} (behind the deepest stage)")
     if report.patch_size:
-        lines.append(f"patch       {report.patch_size} pixels")
+        lines.append(f"patch       {as_text(report.patch_size)} pixels")
     if report.reason:
         lines += ["", "Why: " + report.reason]
         if report.advice:
@@ -254,7 +264,7 @@ def _module_lines(rows: Sequence[ModuleRow]) -> list[str]:
 
 
 def _cost_lines(cost: Cost) -> list[str]:
-    size = "x".join(map(str, cost.image_size))
+    size = times(cost.image_size)
     where = f"{cost.threads} threads" if cost.threads else cost.device
     lines = [
         f"Encoder step, forward and backward: {cost.batch_size} images of {size}, {cost.mask_ratio:.0%} masked, {where}"

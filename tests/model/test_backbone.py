@@ -82,7 +82,7 @@ class FixedSize(nn.Module):
 )
 def test_strides_and_channels(build, strides, channels):
     stages = Stages(build())
-    assert stages.strides == strides
+    assert stages.strides == tuple((s, s) for s in strides)
     assert stages.channels == channels
     features = stages(torch.zeros(1, stages.in_chans, 64, 64))
     assert [tuple(f.shape[1:]) for f in features] == [
@@ -193,7 +193,7 @@ def test_finding_stages_leaves_the_network_as_it_was(build):
 
 def test_named_stages():
     stages = Stages(torchvision.models.resnet18(), stages=["layer1", "layer3"])
-    assert (stages.strides, stages.channels, stages.names) == ((4, 16), (64, 256), ["layer1", "layer3"])
+    assert (stages.strides, stages.channels, stages.names) == (((4, 4), (16, 16)), (64, 256), ["layer1", "layer3"])
     assert {name.split(".")[0] for name in stages.untrained} == {"layer4", "fc"}
 
 
@@ -223,7 +223,7 @@ def test_networks_with_attention_are_refused(name):
         (nn.Linear(3, 3), "Linear is not a convolutional network: it has no Conv2d"),
         (nn.Conv2d(3, 4, 3, padding=1), "Conv2d has no stages"),
         (nn.Conv2d(3, 4, 5, 2), "Conv2d has no stages"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3, 3)), "has no stages"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9, 9)), "has no stages"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
     ],
 )
@@ -234,7 +234,7 @@ def test_other_networks_that_cannot_be(network, message):
 
 def test_a_stride_that_is_no_power_of_two():
     network = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1))
-    assert Stages(network).strides == (4, 8)
+    assert Stages(network).strides == ((4, 4), (8, 8))
 
     class Thirds(nn.Module):
         def __init__(self):
@@ -245,8 +245,9 @@ def test_a_stride_that_is_no_power_of_two():
             assert x.shape[-1] == 96, "fixed size"
             return self.conv(x)
 
-    with pytest.raises(UsageError, match="deepest stage of stride 6; expected a power of two"):
-        Stages(Thirds(), image_size=(96, 96))
+    assert Stages(Thirds(), image_size=(96, 96)).strides == ((6, 6),)
+    with pytest.raises(UsageError, match=r"strides 11: .* 11 times larger at once; it goes up to 7"):
+        Stages(nn.Conv2d(3, 4, 11, 11), image_size=(88, 110))
 
 
 def test_channels_of_a_network_that_begins_with_a_rearrangement():
@@ -267,7 +268,7 @@ def test_channels_of_a_network_that_begins_with_a_rearrangement():
 def test_a_volume():
     network = nn.Sequential(nn.Conv3d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv3d(4, 8, 3, 2, 1), nn.ReLU())
     stages = Stages(network)
-    assert (stages.dims, stages.in_chans, stages.strides, stages.channels) == (3, 2, (2, 4), (4, 8))
+    assert (stages.dims, stages.in_chans, stages.strides, stages.channels) == (3, 2, ((2, 2, 2), (4, 4, 4)), (4, 8))
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda stages: pickle.loads(pickle.dumps(stages))])

@@ -14,7 +14,7 @@ from convspark.model.densify import Densify, choose_norm
 def test_cost_is_the_published_one():
     """12.2 GMAC an image at 224 px and W = 768, the projections of a ResNet-50's stages included."""
     with torch.device("meta"):
-        decoder = Decoder(768, blocks=5, out_channels=3)
+        decoder = Decoder(768, [(2, 2)] * 5, out_channels=3)
         stages = zip((2048, 1024, 512, 256), range(4), strict=True)
         projections = [Densify(c, 768 >> i, "batch", deepest=i == 0).project for c, i in stages]
         maps = [torch.empty(1, c, 7 << i, 7 << i) for i, c in enumerate((2048, 1024, 512, 256))]
@@ -26,14 +26,14 @@ def test_cost_is_the_published_one():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_each_block_doubles_the_side(dims):
-    decoder = Decoder(16, blocks=3, out_channels=5, dims=dims)
+    decoder = Decoder(16, [(2,) * dims] * 3, out_channels=5)
     maps = [torch.randn(2, 16, *[2] * dims), None, torch.randn(2, 4, *[8] * dims)]
     assert decoder(maps).shape == (2, 5, *[16] * dims)
 
 
 def test_a_skip_is_added_to_the_input_of_its_block():
     torch.manual_seed(0)
-    decoder = Decoder(8, blocks=2, out_channels=3)
+    decoder = Decoder(8, [(2, 2)] * 2, out_channels=3)
     deep, skip = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 8, 8)
     expected = decoder.head(decoder.blocks[1](decoder.blocks[0](deep) + skip))
     assert torch.equal(decoder([deep, skip]), expected)
@@ -44,7 +44,7 @@ def test_a_skip_is_added_to_the_input_of_its_block():
 
 def test_initialisation_of_the_decoder():
     torch.manual_seed(0)
-    decoder = Decoder(256, blocks=2, out_channels=3)
+    decoder = Decoder(256, [(2, 2)] * 2, out_channels=3)
     block = decoder.blocks[0]
     for convolution in (block.conv1, block.conv2):
         assert convolution.bias is None

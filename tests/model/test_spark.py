@@ -32,7 +32,7 @@ def test_forward(build):
     backbone = build()
     model = SparK(backbone, image_size=96)
     assert model.backbone is backbone
-    assert (model.patch_size, model.image_size, model.in_chans) == (32, (96, 96), 3)
+    assert (model.patch_size, model.image_size, model.in_chans) == ((32, 32), (96, 96), 3)
     out = model(torch.randn(2, 3, 96, 96))
     assert out.loss.ndim == 0 and out.loss.isfinite() and out.loss.dtype == torch.float32
     assert out.prediction.shape == (2, 3, 96, 96)
@@ -83,7 +83,7 @@ def test_rectangles_channels_and_larger_patches(image_size, options, in_chans):
     model = model_of(small_resnet(in_chans=in_chans), image_size=image_size, **options)
     out = model(torch.randn(2, in_chans, *model.image_size))
     assert out.prediction.shape == (2, in_chans, *model.image_size)
-    assert tuple(out.grid.shape) == tuple(side // model.patch_size for side in model.image_size)
+    assert tuple(out.grid.shape) == tuple(side // p for side, p in zip(model.image_size, model.patch_size, strict=True))
     out.loss.backward()
     assert model.backbone.conv1.weight.grad.abs().sum() > 0
 
@@ -174,7 +174,7 @@ def test_skips_where_stages_are(fine, channels, width):
 def test_a_patch_finer_than_the_stride_trains_the_stages_above():
     backbone = small_resnet()
     model = model_of(backbone, patch_size=16)
-    assert model.stages.strides == (2, 4, 8, 16) and model.grid_shape((64, 64)) == (4, 4)
+    assert model.stages.strides == ((2, 2), (4, 4), (8, 8), (16, 16)) and model.grid_shape((64, 64)) == (4, 4)
     deepest = {name for name, _ in (*backbone.named_parameters(), *backbone.named_buffers()) if "layer4" in name}
     assert deepest and {name for name in model.untrained if not name.startswith("fc.")} == deepest
     assert model.stages.untrained_parts == ["layer4", "fc"]

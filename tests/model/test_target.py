@@ -12,14 +12,14 @@ from convspark.model.target import (
     split_patches,
 )
 
-P = 4
+P = (4, 6)
 
 
 @pytest.fixture
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rectangular images of five channels, a prediction, and a mask with other numbers in each image."""
     generator = torch.Generator().manual_seed(5)
-    images = torch.randn(3, 5, 2 * P, 3 * P, generator=generator, dtype=torch.float64) * 3 + 1
+    images = torch.randn(3, 5, 2 * P[0], 3 * P[1], generator=generator, dtype=torch.float64) * 3 + 1
     prediction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
     visible = torch.tensor([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 0]]]).bool()
     return images, prediction, visible
@@ -28,16 +28,16 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def each_patch(images: np.ndarray):
     """((image, row, column), pixels (C, P, P)) of every patch."""
     for b, image in enumerate(images):
-        for row in range(image.shape[1] // P):
-            for column in range(image.shape[2] // P):
-                y, x = row * P, column * P
-                yield (b, row, column), image[:, y : y + P, x : x + P]
+        for row in range(image.shape[1] // P[0]):
+            for column in range(image.shape[2] // P[1]):
+                y, x = row * P[0], column * P[1]
+                yield (b, row, column), image[:, y : y + P[0], x : x + P[1]]
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 8, 12), (1, 2, 4, 8, 12)])
-def test_split_and_join_are_inverse(shape):
+@pytest.mark.parametrize(("shape", "patch"), [((2, 3, 8, 12), P), ((1, 2, 4, 8, 12), (2, 8, 4))])
+def test_split_and_join_are_inverse(shape, patch):
     images = torch.randn(shape)
-    assert torch.equal(join_patches(split_patches(images, P)), images)
+    assert torch.equal(join_patches(split_patches(images, patch)), images)
 
 
 def test_split_patches_holds_the_patches(example):
@@ -81,7 +81,7 @@ def test_loss_without_masked_patches_is_zero(example):
 
 
 def test_loss_of_a_flat_patch_is_finite():
-    flat = torch.full((1, 3, P, P), 7.0)
+    flat = torch.full((1, 3, *P), 7.0)
     loss = reconstruction_loss(flat, torch.zeros_like(flat), torch.zeros(1, 1, 1, dtype=torch.bool), P)
     assert loss == 0
 

@@ -234,7 +234,7 @@ def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):
     small = small | {"model": "resnet10t", "model_args": {"output_stride": 16}, "size": 32, "epochs": 1}
     result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
     model, config = load_run(result.folder)
-    assert model.patch_size == config["patch_size"] == 16
+    assert model.patch_size == (16, 16) and config["patch_size"] == 16
     loaded = timm.create_model(f"local-dir:{result.export.folder}", pretrained=True)
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert loaded.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)
