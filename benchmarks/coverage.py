@@ -48,7 +48,7 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
     import torch
 
     from convspark.errors import ConvsparkError
-    from convspark.model.backbone import Stages
+    from convspark.model.backbone import Stages, has_heads
     from convspark.sparse.check import examine
 
     torch.set_num_threads(1)
@@ -61,9 +61,10 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
         "patch": None,
         "deviation": None,
         "amplified": False,
+        "attention": next((name for name, module in shape_only.named_modules() if has_heads(module)), None),
         "reason": None,
     }
-    if any(hasattr(module, "num_heads") for module in shape_only.modules()):
+    if row["attention"] is not None:
         refusal = refused_without_weights(shape_only)
         if refusal is not None:
             return row | {"verdict": "refused", "reason": refusal}
@@ -128,7 +129,9 @@ def mixes_positions(name: str, row: dict[str, Any]) -> str | None:
     for pattern, what in NOT_CONVOLUTIONAL.items():
         if pattern == f"file:{row['family']}" or fnmatch.fnmatch(name, pattern):
             return what
-    return "attention" if row["reason"] and _ATTENTION.search(row["reason"]) else None
+    refused = row["verdict"] != "exact"  # a convnet may end in a head that pools by attention
+    by_reason = row["reason"] and _ATTENTION.search(row["reason"])
+    return "attention" if refused and (row["attention"] is not None or by_reason) else None
 
 
 # ---------------------------------------------------------------------------------------------- the sweep
@@ -183,6 +186,7 @@ def failure(verdict: str, reason: str) -> dict[str, Any]:
         "patch": None,
         "deviation": None,
         "amplified": False,
+        "attention": None,
         "verdict": verdict,
         "reason": reason,
     }

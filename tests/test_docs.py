@@ -21,6 +21,14 @@ def test_example_of_the_readme():
     assert torch.isfinite(names["out"].loss) and names["model"].backbone is names["backbone"]
 
 
+def test_examples_of_networks(capsys):
+    names = {}
+    for block in blocks(ROOT / "docs" / "networks.md"):
+        exec(block, names)
+    assert "exact on visible patches" in capsys.readouterr().out
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
 @pytest.fixture
 def taught():
     """Runs an example of docs/meanings.md; what it taught is forgotten afterwards."""

@@ -81,13 +81,18 @@ def describe(result: PretrainResult) -> str:
     """A result, and what to do next."""
     held_out = "" if result.held_out_loss is None else f", {result.held_out_loss:.4f} on held-out images"
     pictures = [f"  pictures        {result.picture}"] if result.picture else []
+    load = (
+        f'timm.create_model("local-dir:{result.export.folder}", pretrained=True, num_classes=N)'
+        if result.export.architecture
+        else f'network.load_state_dict(safetensors.torch.load_file("{result.export.folder / "model.safetensors"}"))'
+    )
     lines = [
         f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
         f"  run             {result.folder}",
         *pictures,
         f"  backbone        {result.export.folder}",
         "Next:",
-        f'  timm.create_model("local-dir:{result.export.folder}", pretrained=True, num_classes=N)',
+        f"  {load}",
         f"  convspark reconstruct {result.folder} PICTURE -o grid.png",
     ]
     return "\n".join(lines)

@@ -34,6 +34,9 @@ from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, u
 _PROBE_SIZES: dict[int, list[Sides]] = {2: [(128, 192), (112, 168)], 3: [(64, 96, 64)]}
 
 
+_HEADS = ("num_heads", "n_heads", "num_attention_heads")  # what attention modules call the number of their heads
+
+
 class _Stage(NamedTuple):
     stride: Sides
     channels: int
@@ -108,15 +111,17 @@ class Stages:
         with evaluating(backbone):
             probe, way, found = self._probe(probes, stages)
             wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
-            decoded = _decodable(found, backbone, wanted)
             self.in_chans = probe.shape[1]
+            decoded = self._confirmed(_decodable(found, backbone, wanted), way, probe)
             self.strides = tuple(stage.stride for stage in decoded)
             self.patch_size = wanted or self.strides[-1]
             self.channels = tuple(stage.channels for stage in decoded)
             self.names = [stage.name for stage in decoded]
             self._way = way(tuple(stage.key for stage in decoded))
             self.untrained, self.modules = self._reach(probe)
-        _refuse_attention(backbone, self.modules)
+        # Attention behind the deepest stage is a head's, unless the stages that were found are the lesser part.
+        found_little = stages is None and patch_size is None and self._trained_share() < 0.5
+        _refuse_attention(backbone, [n for n, _ in backbone.named_modules()] if found_little else self.modules)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
@@ -130,6 +135,12 @@ class Stages:
         reached = {prefix for name in every if name not in untrained for prefix in _prefixes(name)}
         parts = (next(p for p in _prefixes(name) if p not in reached) for name in self.untrained)
         return list(dict.fromkeys(parts))
+
+    def _trained_share(self) -> float:
+        """The share of the parameters up to the deepest stage."""
+        untrained = set(self.untrained)
+        sizes = {name: p.numel() for name, p in self.backbone.named_parameters()}
+        return sum(n for name, n in sizes.items() if name not in untrained) / max(1, sum(sizes.values()))
 
     def _probe(self, probes: Sequence[Tensor], names: Sequence[str] | None) -> tuple[Tensor, _WayOf, list[_Stage]]:
         """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
@@ -177,9 +188,31 @@ class Stages:
             found = outermost_stages(calls)
         else:
             found = _named_calls(self.backbone, calls, names)
-        if failure is not None and not (found and _went_through(calls, _first_conv(self.backbone), self.backbone)):
+        if failure is not None and not (found and _mostly_ran(calls, self.backbone)):
             raise failure
         return partial(ModuleCalls, call=self._run), _stages_of(found)
+
+    def _confirmed(self, stages: list[_Stage], way: _WayOf, probe: Tensor) -> list[_Stage]:
+        """The stages, if their unusual strides hold at a second size too, one cell larger.
+
+        Without padding, a map may by chance be a whole fraction of one image.
+        """
+        unusual = [s for s in stages if len(set(s.stride)) > 1 or not math.log2(s.stride[0]).is_integer()]
+        if not unusual:
+            return stages
+        size = [side + step for side, step in zip(probe.shape[2:], stages[-1].stride, strict=True)]
+        try:
+            with torch.no_grad():
+                maps = way(tuple(s.key for s in stages))(self.backbone, probe.new_zeros(*probe.shape[:2], *size))
+        except Exception:  # it takes one size only
+            return stages
+        if all(stride_of(each, size) == stage.stride for each, stage in zip(maps, stages, strict=True)):
+            return stages
+        raise UsageError(
+            f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions or "
+            "poolings without padding), so that a patch has no cells of its own. Expected a network whose "
+            "convolutions are padded; or name modules in `stages` before that point"
+        )
 
     def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
         """Stages by timm's `forward_intermediates`; by its modules where it runs on behind the deepest map.
@@ -259,10 +292,11 @@ def _first_conv(backbone: nn.Module) -> nn.Conv2d | nn.Conv3d:
     )
 
 
-def _went_through(calls: Sequence[Call], module: nn.Module, backbone: nn.Module) -> bool:
-    """Whether the recorded run came as far as to a map from this module."""
-    name = next(name for name, each in backbone.named_modules() if each is module)
-    return any(call.point[0] == name and call.out_stride is not None for call in all_calls(calls))
+def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
+    """Whether a run that failed in the end, in a classifier for one size, had come past most of the convolutions."""
+    finished = {call.point[0] for call in all_calls(calls) if call.output is not None}
+    convs = {n: each.weight.numel() for n, each in backbone.named_modules() if isinstance(each, (nn.Conv2d, nn.Conv3d))}
+    return sum(size for name, size in convs.items() if name in finished) > sum(convs.values()) / 2
 
 
 def _channels_timm_says(backbone: nn.Module) -> list[int]:
@@ -350,9 +384,14 @@ def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides 
     return [by_stride[stride] for stride in chain]
 
 
+def has_heads(module: nn.Module) -> bool:
+    """Whether a module seems to be self-attention."""
+    return any(hasattr(module, heads) for heads in _HEADS)
+
+
 def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
     """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
-    found = [name for name in names if hasattr(backbone.get_submodule(name), "num_heads")]
+    found = [name for name in names if has_heads(backbone.get_submodule(name))]
     if found:
         kind = type(backbone.get_submodule(found[0])).__name__
         raise UsageError(

@@ -4,12 +4,29 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..sparse.synchronised import synchronised_batch_norm
 from .strides import Sides
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class BatchNorm(_BatchNorm):
+    """BatchNorm of maps of any number of spatial dimensions, over the batches of a process group where one is given."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor, group: ProcessGroup | None = None) -> Tensor:
+        if group is None or not self.training:
+            return super().forward(input)
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return synchronised_batch_norm(input, *statistics, self.momentum, self.eps, group)
 
 
 class UpBlock(nn.Module):
@@ -26,14 +43,14 @@ class UpBlock(nn.Module):
         kernel = tuple(f + 2 for f in factor)  # with a padding of 1, a side of n becomes exactly n * f
         self.up = CONV_TRANSPOSE[dims](in_width, in_width, kernel, stride=factor, padding=1)
         self.conv1 = CONV[dims](in_width, in_width, kernel_size=3, padding=1, bias=False)
-        self.norm1 = BATCH_NORM[dims](in_width)
+        self.norm1 = BatchNorm(in_width)
         self.act = nn.ReLU6()
         self.conv2 = CONV[dims](in_width, out_width, kernel_size=3, padding=1, bias=False)
-        self.norm2 = BATCH_NORM[dims](out_width)
+        self.norm2 = BatchNorm(out_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.conv1(self.up(x))))
-        return self.norm2(self.conv2(x))
+    def forward(self, x: Tensor, group: ProcessGroup | None = None) -> Tensor:
+        x = self.act(self.norm1(self.conv1(self.up(x)), group))
+        return self.norm2(self.conv2(x), group)
 
 
 class Decoder(nn.Module):
@@ -54,18 +71,18 @@ class Decoder(nn.Module):
         self.head = CONV[len(factors[0])](widths[-1], out_channels, kernel_size=1)
         self.apply(_initialise)
 
-    def forward(self, maps: Sequence[Tensor | None]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor | None], group: ProcessGroup | None = None) -> Tensor:
         """Decode to (B, out_channels, H, W).
 
         maps[i], (B, W/2^i, ...), is added to the input of block i; None where the backbone has no such stage.
-        maps[0], the deepest, must be there.
+        maps[0], the deepest, must be there. group: processes to share the norms' statistics with.
         """
         x = maps[0]
         if x is None:
             raise ValueError("maps[0] is None: the decoder starts from the deepest map")
         for i, block in enumerate(self.blocks):
             skip = maps[i] if 0 < i < len(maps) else None
-            x = block(x if skip is None else x + skip)
+            x = block(x if skip is None else x + skip, group)
         return self.head(x)
 
 

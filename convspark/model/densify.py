@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..sparse import VisiblePatches, scatter
-from .decoder import BATCH_NORM, CONV
+from .decoder import CONV, BatchNorm
 
 _PER_POSITION_NORM = re.compile(r"layer_?norm|rms_?norm|simple_?norm", re.IGNORECASE)
 _BATCH_NORM = re.compile(r"batch_?norm", re.IGNORECASE)
@@ -42,7 +42,7 @@ class Densify(nn.Module):
 
     def __init__(self, channels: int, width: int, norm: str, deepest: bool, dims: int = 2):
         super().__init__()
-        self.norm = ChannelNorm(channels) if norm == "layer" else BATCH_NORM[dims](channels)
+        self.norm = ChannelNorm(channels) if norm == "layer" else BatchNorm(channels)
         self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         if deepest and channels == width:

@@ -1,5 +1,6 @@
 """Networks by name: timm's, torchvision's, and those of a user's own code."""
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -12,36 +13,61 @@ from torch import nn
 from ..errors import UsageError
 
 
-def find_network(name: str, channels: int | None = None) -> nn.Module:
+def find_network(
+    name: str,
+    channels: int | None = None,
+    drop_path: float = 0.0,
+    model_args: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """A network with random weights by what a user calls it; nothing is downloaded.
 
     Args:
         name: a timm name (`resnet50`), `torchvision:NAME`, or `package.module:factory`, where `factory` is a module, or
-            something that returns one when called without arguments; the current folder is searched too.
+            something that returns one when called; the current folder is searched too.
         channels: channels of the images, for timm networks; others have what they have.
+        drop_path: stochastic depth rate, for timm networks.
+        model_args: further arguments of `timm.create_model`, of torchvision's builder or of the factory.
 
     Raises:
-        UsageError: no such network; the nearest names are suggested.
+        UsageError: no such network (the nearest names are suggested), or one that does not take these arguments.
     """
     home, colon, factory = name.partition(":")
     if not colon or home in ("local-dir", "hf-hub", "hf_hub"):
-        return create_backbone(name, channels=channels)
-    return _torchvision(factory) if home == "torchvision" else _own(name, home, factory)
+        return _timm(name, channels, drop_path, model_args or {})
+    if drop_path:
+        raise UsageError(f"drop_path is {drop_path}, which is for timm's networks; give {name} its own in model_args")
+    network = (
+        _torchvision(factory, model_args or {})
+        if home == "torchvision"
+        else _own(name, home, factory, model_args or {})
+    )
+    first = next((each for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Conv3d))), None)
+    if channels and first is not None and first.in_channels != channels:
+        raise UsageError(
+            f"channels is {channels}, but {name} takes images of {first.in_channels}; only timm's networks can be "
+            "built for another number"
+        )
+    return network
 
 
-def _torchvision(name: str) -> nn.Module:
+def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     from torchvision import models
 
     known = models.list_models()
     if name not in known:
         raise UsageError(f"network is 'torchvision:{name}', which torchvision does not know{_nearest(name, known)}")
-    options = {"weights_backbone": None} if "segmentation/" in name or "detection/" in name else {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"init_weights": True}
-    return models.get_model(name, weights=None, **options)
+    options: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # else it would be downloaded
+    if name in ("googlenet", "inception_v3"):  # side branches for training on labels, which pool to fixed maps
+        options |= {"init_weights": True, "aux_logits": False}
+    try:
+        return models.get_model(name, **options | dict(model_args))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"network is 'torchvision:{name}', which cannot be built with {model_args}: {error}") from None
 
 
-def _own(name: str, home: str, factory: str) -> nn.Module:
+def _own(name: str, home: str, factory: str, model_args: Mapping[str, Any]) -> nn.Module:
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -59,9 +85,10 @@ def _own(name: str, home: str, factory: str) -> nn.Module:
         raise UsageError(f"network is {name!r}, but {home} has no {factory!r}{_nearest(factory, names)}")
     if not isinstance(made, nn.Module):
         try:
-            made = made()
+            made = made(**model_args)
         except TypeError as error:
-            raise UsageError(f"network is {name!r}, which cannot be called without arguments: {error}") from None
+            given = f"with {dict(model_args)}" if model_args else "without arguments"
+            raise UsageError(f"network is {name!r}, which cannot be called {given}: {error}") from None
     if not isinstance(made, nn.Module):
         raise UsageError(f"network is {name!r}, which gives a {type(made).__name__}; expected a torch.nn.Module")
     return made
@@ -72,29 +99,12 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {', '.join(found)}?" if found else ""
 
 
-def create_backbone(
-    name: str,
-    *,
-    channels: int | None = None,
-    drop_path: float = 0.0,
-    model_args: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """A timm network with random weights and no classifier; nothing is downloaded.
-
-    Args:
-        name: timm's name of the architecture.
-        channels: channels of the images; None for the network's usual number.
-        drop_path: stochastic depth rate.
-        model_args: further arguments of `timm.create_model`.
-
-    Raises:
-        UsageError: a name that timm does not know (the nearest are suggested), or a network without stochastic depth
-            when a rate was given.
-    """
+def _timm(name: str, channels: int | None, drop_path: float, model_args: Mapping[str, Any]) -> nn.Module:
+    """Without a classifier."""
     import timm
 
     check_name(name)
-    options: dict[str, Any] = {"num_classes": 0, **({"in_chans": channels} if channels else {}), **(model_args or {})}
+    options: dict[str, Any] = {"num_classes": 0, **({"in_chans": channels} if channels else {}), **model_args}
     try:
         return timm.create_model(name, pretrained=False, drop_path_rate=drop_path or None, **options)
     except TypeError as error:

@@ -211,8 +211,9 @@ def runs_behind(last: Call, calls: Sequence[Call]) -> bool:
 def outermost_stages(calls: Sequence[Call]) -> list[Call]:
     """The stage of each stride above 1, finest first, up to the deepest; what runs behind that is ignored.
 
-    A module that stays at the resolutions of its own input and output is one unit; one that passes further
-    resolutions is a container, and counts by its parts. The last unit at a stride is the stage.
+    A module that stays at the resolutions of its own input and output is one unit, also if it halves one axis after
+    the other; one that passes further resolutions is a container, and counts by its parts. The last unit at a stride
+    is the stage.
     """
     units = [(unit.out_stride, unit) for call in calls for unit in _units(call) if unit.out_stride is not None]
     deepest = max((math.prod(stride) for stride, _ in units), default=0)
@@ -222,8 +223,15 @@ def outermost_stages(calls: Sequence[Call]) -> list[Call]:
 
 
 def _units(call: Call) -> list[Call]:
-    inside = {below.out_stride for below in call.descendants()} - {None}
-    if call.out_stride is not None and inside <= {call.in_stride, call.out_stride}:
+    inside = {below.out_stride for below in call.descendants() if below.out_stride is not None}
+    if call.out_stride is not None and all(_within(stride, call.in_stride, call.out_stride) for stride in inside):
         return [call]
     units = [unit for child in call.children for unit in _units(child)]
     return units if call.out_stride is None else [*units, call]
+
+
+def _within(stride: Sides, begin: Sides | None, end: Sides) -> bool:
+    """Whether a module from stride `begin` to `end` may pass this one on its way."""
+    if begin is None or stride in (begin, end):
+        return stride in (begin, end)
+    return all(b <= s <= e <= 2 * b for b, s, e in zip(begin, stride, end, strict=True))

@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -65,6 +66,10 @@ class SparK(nn.Module):
         in_chans: channels of the images; None takes those of the backbone's first convolution.
         call: how to call the backbone, `call(backbone, images)`, where it takes images in a dictionary, say; None calls
             it as `backbone(images)`.
+        sync_batchnorm: in training, where `torch.distributed` runs several processes, take the statistics of all batch
+            norms (the backbone's too) over all of them, and count the loss's patches over all, so that wrapped into
+            `DistributedDataParallel` the model takes the very steps of one process with the joint batch. Every process
+            must then take part in every step.
 
     Raises:
         UsageError: an argument that cannot be used.
@@ -87,8 +92,10 @@ class SparK(nn.Module):
         prove: bool = True,
         in_chans: int | None = None,
         call: Callable[[nn.Module, Tensor], object] | None = None,
+        sync_batchnorm: bool = True,
     ):
         super().__init__()
+        self.sync_batchnorm = sync_batchnorm
         probed = None if isinstance(image_size, int) else image_size
         self.stages = Stages(backbone, stages, in_chans, probed, patch_size, call)
         dims = self.stages.dims
@@ -112,6 +119,8 @@ class SparK(nn.Module):
         self.decoder = Decoder(self.decoder_width, [factor for way in ways for factor in way], self.in_chans)
         self.densify.to(self.stages.device, self.stages.dtype)
         self.decoder.to(self.stages.device, self.stages.dtype)
+        # No gradient ever comes for these, which DistributedDataParallel would wait for.
+        self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in self.untrained]
         if self.untrained:
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
@@ -142,12 +151,13 @@ class SparK(nn.Module):
             generator: for drawing the grid.
         """
         grid = self._grid(images, grid, generator)
-        features = self.stages(gather(images, grid))
+        group = self._process_group()
+        features = self.stages(gather(images, grid if group is None else grid.across(group)))
         maps: list[Tensor | None] = [None] * (self._block[-1] + 1)
         for block, densify, stage in zip(self._block, self.densify, reversed(features), strict=True):
             maps[block] = densify(stage)
-        prediction = self.decoder(maps)
-        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size)
+        prediction = self.decoder(maps, group)
+        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size, group)
         return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -164,6 +174,12 @@ class SparK(nn.Module):
         masked = join_patches(torch.where(per_patch(drawn.visible), patches, 0))
         painted = paint_prediction(images, prediction, drawn.visible, self.patch_size)
         return Reconstruction(masked, painted, drawn)
+
+    def _process_group(self) -> dist.ProcessGroup | None:
+        """The processes to share statistics and counts with."""
+        if not (self.sync_batchnorm and self.training and dist.is_available() and dist.is_initialized()):
+            return None
+        return dist.group.WORLD if dist.get_world_size() > 1 else None
 
     def _grid(self, images: Tensor, grid: PatchGrid | None, generator: torch.Generator | None) -> PatchGrid:
         dims = self.stages.dims

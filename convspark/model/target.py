@@ -5,7 +5,9 @@ Patches are a *view* of the image, (B, C, h, P, w, P): no pixel is moved to comp
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .strides import Sides
 
@@ -51,11 +53,19 @@ def patch_statistics(images: Tensor, patch_size: Sides) -> tuple[Tensor, Tensor]
     return mean, (variance + VARIANCE_EPS).sqrt()
 
 
-def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:
+def reconstruction_loss(
+    images: Tensor,
+    prediction: Tensor,
+    visible: Tensor,
+    patch_size: Sides,
+    group: ProcessGroup | None = None,
+) -> Tensor:
     """Squared error to the standardised patches, mean within a patch, averaged over the masked patches.
 
     images, prediction: (B, C, H, W), the images normalised and not masked; visible: (B, h, w) bool.
     Returns a scalar of at least float32, also under autocast: half precision loses small patch variances.
+    With a process group, the mean of the processes' losses is the loss of their joint batch, however many masked
+    patches each has.
     Source: Tian et al., arXiv 2301.03580.
     """
     with torch.autocast(images.device.type, enabled=False):
@@ -67,7 +77,11 @@ def reconstruction_loss(images: Tensor, prediction: Tensor, visible: Tensor, pat
         error = (split_patches(prediction, patch_size) - target).square()
         within = (1, *range(3, error.ndim, 2))
         masked = (~visible).to(error.dtype)
-        return (error.mean(within) * masked).sum() / (masked.sum() + COUNT_EPS)
+        count = masked.sum()
+        if group is not None:
+            dist.all_reduce(count, group=group)
+            count = count / dist.get_world_size(group)
+        return (error.mean(within) * masked).sum() / (count + COUNT_EPS)
 
 
 def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:

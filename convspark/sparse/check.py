@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import NotExactError
+from .functions.random import drops_images
 from .grid import PatchGrid
 from .oracle import MaskedMap, masked_map, visible_part
 from .patches import VisiblePatches, gather, scatter
@@ -276,7 +277,7 @@ def _whole(feature: Tensor) -> Tensor:
 
 
 class _Steady(TorchFunctionMode):
-    """Keeps float64 where a network goes to float32 for its statistics, and leaves out dropout."""
+    """Keeps float64 where a network goes to float32 for its statistics; leaves out dropout and stochastic depth."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -284,6 +285,8 @@ class _Steady(TorchFunctionMode):
             return args[0].double()
         if func in (nn.functional.dropout, torch.dropout) and isinstance(args[0], Tensor):
             return args[0]
+        if func in (torch.rand, Tensor.bernoulli_) and drops_images():
+            return args[0].fill_(1) if func is Tensor.bernoulli_ else torch.full_like(func(*args, **kwargs), 0.5)
         if kwargs.get("dtype") is torch.float32:
             kwargs["dtype"] = torch.float64
         return func(*(torch.float64 if a is torch.float32 else a for a in args), **kwargs)

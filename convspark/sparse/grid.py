@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ..errors import UsageError
 from .rows import RowTable
@@ -28,7 +30,10 @@ class PatchGrid:
         cells: (N,) int64, the visible patches as positions in the flattened (B, *shape), in order.
         slots: (B * prod(shape),) int64, the row of each patch among the visible ones, N where masked.
         visible_per_image: their number where it is known to be the same in each image, else None.
+        process_group: processes over whose visible positions batch norms take their statistics; None: this one alone.
     """
+
+    process_group: ProcessGroup | None = None
 
     def __init__(self, visible: Tensor):
         if visible.dtype != torch.bool or visible.dim() < 2:
@@ -108,7 +113,15 @@ class PatchGrid:
     def to(self, device: torch.device | str) -> PatchGrid:
         if self.device == torch.device(device):
             return self
-        return PatchGrid.from_cells(self.cells.to(device), self.batch_size, self.shape, self.visible_per_image)
+        cells = self.cells.to(device)
+        grid = PatchGrid.from_cells(cells, self.batch_size, self.shape, self.visible_per_image)
+        return grid.across(self.process_group)
+
+    def across(self, group: ProcessGroup | None) -> PatchGrid:
+        """The same grid, its index tables shared, as one process's part of a group's batch."""
+        grid = copy.copy(self)
+        grid.process_group = group
+        return grid
 
     def __repr__(self) -> str:
         h_w = "×".join(map(str, self.shape))

@@ -77,6 +77,17 @@ def _nowhere(values: Tensor) -> Tensor:
     return torch.full_like(values, NOWHERE, dtype=torch.int64)
 
 
+def _grown(x: MaskedMap, values: Tensor) -> Tensor:
+    """The places of what became of per-image values: a map's, where one value an image and channel grew to a map."""
+    sides = values.shape[2:]
+    grid = x.visible.shape[1:]
+    images_first = values.dim() == x.dim() == x.visible.dim() + 1 and len(values) == len(x.visible)
+    grew = set(x.shape[2:]) == {1} != set(sides)
+    if images_first and grew and not any(side % h for side, h in zip(sides, grid, strict=True)):
+        return _places(x.visible, values.shape)
+    return _nowhere(values)
+
+
 def _first(operands: Any) -> MaskedMap:
     for operand in operands:
         for item in operand if isinstance(operand, (list, tuple)) else [operand]:
@@ -134,7 +145,7 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         out = func(*zeroed, **kwargs)
         on_grid = x.padded or bool((x.place >= 0).any())
         if not on_grid:
-            return _wrap(out, _nowhere(out), x.visible)
+            return _wrap(out, _grown(x, out), x.visible)
         # Conditional convolutions lay the images out as groups of channels, (1, B * C, H, W).
         batch = len(x.visible)
         whole = (batch, out.shape[0] * out.shape[1] // batch, *out.shape[2:])
@@ -160,7 +171,7 @@ def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> 
         return _wrap(values, x.place.reshape(values.shape), x.visible)
     places = func(x.place, *others, **kwargs)
     if isinstance(values, Tensor):
-        return _wrap(values, places, x.visible)
+        return _wrap(values, _grown(x, values) if (places < 0).all() else places, x.visible)
     return tuple(_wrap(value, place, x.visible) for value, place in zip(values, places, strict=True))
 
 

@@ -43,12 +43,20 @@ class GridTensor(Tensor):
     ) -> Any:
         known = meaning_of(func)
         if known is None:
+            if _computes_gradients(func):
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs or {})
             raise refuse(func, "it has no known meaning on visible patches")
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return known(func, args, kwargs or {})
         except (Refusal, LostAxes) as reason:
             raise refuse(func, str(reason)) from None
+
+
+def _computes_gradients(func: Callable[..., Any]) -> bool:
+    """Whether autograd runs an operator on what it saved: a dispatch mode (a FLOP counter, say) shows it to us."""
+    return isinstance(func, torch._ops.OpOverload) and torch._C._current_graph_task_id() != -1
 
 
 class VisiblePatches(GridTensor):

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checkpoints.weights import load_backbone_weights, read_checkpoint
 from ..errors import ConvsparkError, UsageError
-from ..model.networks import create_backbone
+from ..model.networks import find_network
 from ..model.spark import SparK
 from .run_folder import RunFolder
 from .settings import drop_path_of, parse_size
@@ -18,14 +18,7 @@ from .settings import drop_path_of, parse_size
 def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *, prove: bool = True) -> SparK:
     """The model that a run's settings describe, around `backbone` or a fresh one of the name they give."""
     if backbone is None:
-        if not isinstance(config["model"], str):
-            raise UsageError("the run's network is a module of yours, not a timm name: pass it again, as `model=`")
-        backbone = create_backbone(
-            config["model"],
-            channels=config["channels"],
-            drop_path=drop_path_of(config),
-            model_args=config["model_args"],
-        )
+        backbone = named_backbone(config)
     return SparK(
         backbone,
         image_size=parse_size(config["size"]),
@@ -36,6 +29,13 @@ def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *,
         stages=config["stages"],
         prove=prove,
     )
+
+
+def named_backbone(config: Mapping[str, Any]) -> nn.Module:
+    """The network that a run's settings name, with random weights."""
+    if not isinstance(config["model"], str):
+        raise UsageError("the run's network is a module of yours, not a name: pass it again, as `model=`")
+    return find_network(config["model"], config["channels"], drop_path_of(config), config["model_args"])
 
 
 def initialise(backbone: nn.Module, source: str) -> str:

@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 
 from ..data import list_images
 from ..errors import UsageError
-from ..model.networks import create_backbone
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
 from . import settings
-from .build import build_model, initialise, read_config
+from .build import build_model, initialise, named_backbone, read_config
 from .device import choose_device, choose_precision, default_workers, describe_device
 from .loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
 from .module import PretrainModule, counted_seed
@@ -255,14 +254,7 @@ def _backbone(model: Any, config: dict[str, Any]) -> nn.Module:
     if isinstance(model, nn.Module):
         config["model"] = None
         return model
-    if config["model"] is None:
-        raise UsageError("the run's network is a module of yours, not a timm name: pass it again, as `model=`")
-    return create_backbone(
-        config["model"],
-        channels=config["channels"],
-        drop_path=settings.drop_path_of(config),
-        model_args=config["model_args"],
-    )
+    return named_backbone(config)
 
 
 def _resolved(

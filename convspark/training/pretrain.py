@@ -97,7 +97,8 @@ def pretrain(
     Args:
         images: folder of pictures (flat or nested, labelled or not), or text file with one path a line; in Python also
             a list of paths or a map-style Dataset of images.
-        model: timm's name of the network; in Python also any nn.Module.
+        model: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; in Python also any
+            nn.Module.
         epochs: passes over the images.
         batch_size: images of an optimiser step; by default 64, or fewer if there are fewer images.
         size: side of the images in pixels, or height x width as in 192x256; divisible by the patch.
@@ -106,7 +107,7 @@ def pretrain(
             resnet50.a1_in1k. Advised where images are few.
         out: run folder to make; by default runs/MODEL-DATE-TIME.
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
-        model_args: further arguments of timm.create_model, such as {output_stride: 16} for small images.
+        model_args: further arguments for building the network, such as {output_stride: 16} for timm's on small images.
         channels: channels of the images: 3 for colour, 1 for grey; others need a Dataset.
         patch_size: side of the masked patches in pixels, or height,width; by default the network's total stride. A
             multiple of it masks more coarsely, a finer one trains only the stages whose stride divides it.

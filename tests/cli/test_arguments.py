@@ -136,3 +136,22 @@ def test_help_tells_types_defaults_and_groups(command, capsys):
     text = capsys.readouterr().out
     assert "numbers:\n  --batch-size N" in text and "of a step, on two lines. (default: 4)" in text
     assert "--norm {batch,layer}" in text and "100 % of them" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        (["--stages", "layer1,layer2"], ["layer1", "layer2"]),
+        (["--stages=layer1,layer2.0"], ["layer1", "layer2.0"]),
+        (["--stages", "layer3"], ["layer3"]),
+        (["--stages", "[layer1, layer2]"], ["layer1", "layer2"]),
+        (["--stages", "null"], None),
+    ],
+)
+def test_lists_need_no_brackets(command, arguments, stages):
+    assert parse(command, *arguments)["stages"] == stages
+
+
+def test_numbers_of_a_tuple_need_no_brackets(command):
+    given = parse(command, "--betas", "0.9,0.95", "folder,with,commas")
+    assert given["betas"] == (0.9, 0.95) and given["images"] == "folder,with,commas"

@@ -1,5 +1,7 @@
 """The decoder and the densify step: shapes, cost, initialisation, and what they compute."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convspark import PatchGrid, gather
 from convspark.errors import UsageError
-from convspark.model.decoder import Decoder
+from convspark.model.decoder import BatchNorm, Decoder
 from convspark.model.densify import Densify, choose_norm
 
 
@@ -31,6 +33,14 @@ def test_each_block_doubles_the_side(dims):
     assert decoder(maps).shape == (2, 5, *[16] * dims)
 
 
+@pytest.mark.parametrize("factors", [[(1, 2)], [(7, 7)], [(2, 1), (3, 5)], [(1, 2, 2), (2, 1, 3)]])
+def test_each_block_multiplies_each_side_by_its_factor(factors):
+    decoder = Decoder(16, factors, out_channels=3)
+    sides = (3, 4, 5)[: len(factors[0])]
+    expected = [side * math.prod(factor[axis] for factor in factors) for axis, side in enumerate(sides)]
+    assert decoder([torch.randn(2, 16, *sides)]).shape == (2, 3, *expected)
+
+
 def test_a_skip_is_added_to_the_input_of_its_block():
     torch.manual_seed(0)
     decoder = Decoder(8, [(2, 2)] * 2, out_channels=3)
@@ -52,7 +62,7 @@ def test_initialisation_of_the_decoder():
     # Kaiming: sqrt(2 / fan), 256 channels seen through 4 x 4 weights
     assert block.up.weight.std().item() == pytest.approx((2 / (256 * 16)) ** 0.5, rel=0.02)
     for module in decoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BatchNorm):
             assert (module.weight == 1).all() and (module.bias == 0).all()
         elif getattr(module, "bias", None) is not None:
             assert (module.bias == 0).all()

@@ -210,7 +210,19 @@ def test_as_many_patches_as_images():
     )
 
 
-@pytest.mark.parametrize("form", ["torchvision", "own"])
+class DropPath(nn.Module):
+    """Stochastic depth as many networks write it."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        keep = 1 - self.share
+        return x.div(keep) * (torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype) < keep)
+
+
+@pytest.mark.parametrize("form", ["torchvision", "own", "module"])
 def test_stochastic_depth_by_rows_drops_whole_images(form):
     """Its noise is a plain tensor made from a shape; all patches of an image must share the image's draw."""
     from convspark import PatchGrid, gather
@@ -220,7 +232,11 @@ def test_stochastic_depth_by_rows_drops_whole_images(form):
         noise = keep + torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype)
         return x.div(keep) * noise.floor_()
 
-    drop = drop_path if form == "own" else lambda x, share: stochastic_depth(x, share, "row")
+    drop = {
+        "own": drop_path,
+        "torchvision": lambda x, share: stochastic_depth(x, share, "row"),
+        "module": lambda x, share: DropPath(share)(x),
+    }[form]
     visible = torch.rand(64, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     visible[5] = False
     patches = gather(torch.rand(64, 4, 16, 24) + 1, PatchGrid(visible))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from ..patches import GridTensor, VisiblePatches, as_same_kind
 from ..registry import Refusal, meaning
@@ -30,7 +35,6 @@ _QUESTIONS = """
     *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad")),
     Tensor.register_hook,
     Tensor.retain_grad,
-    Tensor.backward,
     torch.get_device,
 )
 def ask(func, args, kwargs):
@@ -53,6 +57,27 @@ def hand_on(func, args, kwargs):
     if out.device != x.device:
         raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")
     return as_same_kind(out, x, x.axes)
+
+
+@meaning(Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+def differentiate(func, args, kwargs):
+    """On plain tensors, and with dispatch on: a checkpointed part of the network runs again on the way back."""
+    given = signature(func).bind(*args, **kwargs)
+    with torch.enable_grad():
+        for name, value in given.arguments.items():
+            given.arguments[name] = _each(get_gradient_edge if name == "inputs" else _values, value)
+    with torch._C._EnableTorchFunction():
+        return func(*given.args, **given.kwargs)
+
+
+def _each(change: Callable[[GridTensor], Any], value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_each(change, inner) for inner in value]
+    return change(value) if isinstance(value, GridTensor) else value
+
+
+def _values(x: GridTensor) -> Tensor:
+    return x.values
 
 
 @meaning(Tensor.__repr__)

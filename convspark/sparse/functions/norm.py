@@ -9,37 +9,43 @@ from torch.nn import functional
 from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
 from ..registry import Refusal, meaning
-from .operands import arguments, dense_batch, named, require_plain, unpadded
+from ..synchronised import synchronised_batch_norm
+from .operands import arguments, dense_batch, named, require_plain, rows_first, unpadded
 from .reduce import image_moments
 
 
 @meaning(functional.batch_norm, torch.batch_norm)
 def batch_norm(func, args, kwargs):
     x = unpadded(args[0])
-    if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    if not lay.is_plain(x.axes[1]) or any(lay.is_plain(axis) and axis for axis in (x.axes[0], *x.axes[2:])):
-        raise Refusal("its channels are not axis 1")
     given = arguments(args, kwargs, "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    if isinstance(x, PerImage):
+        rows_first(x)
+    elif not lay.is_plain(x.axes[1]) or any(lay.is_plain(axis) and axis for axis in (x.axes[0], *x.axes[2:])):
+        raise Refusal("its channels are not axis 1")
+    group = x.grid.process_group
     positions = x.numel() // max(x.shape[1], 1)
-    if given.get("training", False) and positions < 2:
-        return as_same_kind(_batch_norm_of_few(x, positions, given), x, x.axes)
-    return as_same_kind(func(*args, **kwargs), x, x.axes)
+    if given.get("training", False) and group is not None:
+        mean, variance, weight, bias = map(given.get, ("running_mean", "running_var", "weight", "bias"))
+        momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
+        out = synchronised_batch_norm(x.values, mean, variance, weight, bias, momentum, eps, group)
+    elif given.get("training", False) and positions < 2 and isinstance(x, VisiblePatches):
+        out = _batch_norm_of_few(x, positions, given)
+    else:
+        out = func(*args, **kwargs)
+    return as_same_kind(out, x, x.axes)
 
 
 def _batch_norm_of_few(x: Tensor, positions: int, given: dict) -> Tensor:
     """Batch norm in training of one position, whose variance is 0, or of none, which leaves the statistics alone."""
     if positions == 0:
-        return x.clone()
-    view = [1, -1] + [1] * (x.dim() - 2)
+        return _affine(x, given)  # empty, but with gradients of 0 for scale and shift
     mean = x.mean([dim for dim in range(x.dim()) if dim != 1])
     if given.get("running_mean") is not None:
         momentum = given.get("momentum", 0.1)
         given["running_mean"].lerp_(mean.detach().to(given["running_mean"].dtype), momentum)
         given["running_var"].mul_(1 - momentum)
-    out = (x - mean.view(view)) / given.get("eps", 1e-5) ** 0.5
-    out = out if given.get("weight") is None else out * given["weight"].view(view)
-    return out if given.get("bias") is None else out + given["bias"].view(view)
+    view = [1, -1] + [1] * (x.dim() - 2)
+    return _affine((x - mean.view(view)) / given.get("eps", 1e-5) ** 0.5, given)
 
 
 @meaning(*named("layer_norm rms_norm", functional, torch))

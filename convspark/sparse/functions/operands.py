@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import layout as lay
 from ..grid import PatchGrid
 from ..layout import Axis, Layout
-from ..patches import GridTensor, PerImage, VisiblePatches, as_per_image, repeat_per_patch, unpadded
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, repeat_per_patch, unpadded
 from ..registry import Refusal
 
 
@@ -114,6 +114,16 @@ def with_rows_of(operand: Any, leader: GridTensor) -> Any:
 def each_patch(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
     """Values with one row an image along axis `at`, repeated there for each patch."""
     return repeat_per_patch(rows.movedim(at, 0), grid).movedim(0, at)
+
+
+def spread_over_positions(rows: PerImage, positions: Sequence[int]) -> VisiblePatches:
+    """One value an image and channel, (B, C, 1, 1), at each position of each visible patch: (N, C, *positions).
+
+    Args:
+        positions: what the network read off a patch where it meant the whole map.
+    """
+    repeated = each_patch(rows_first(rows), 0, rows.grid)
+    return as_patches(repeated.expand(*repeated.shape[:2], *positions), rows.grid)
 
 
 def patch_axis(x: VisiblePatches) -> int:

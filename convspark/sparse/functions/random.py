@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -15,8 +16,8 @@ from ..registry import Refusal, meaning
 from .operands import named
 
 # Functions that draw one number for each row of their input from its shape alone (`torch.rand(x.shape[0], 1, 1, 1)`),
-# which no dispatch can see, to drop whole images. Known by these names in torchvision and in most networks' own code.
-_ROW_NOISE = ("stochastic_depth", "drop_path")
+# which no dispatch can see, to drop whole images. Known by the names that they or their classes go by.
+_ROW_NOISE = re.compile(r"stochastic_?depth|drop_?path|drop_?connect", re.IGNORECASE)
 
 
 @meaning(*named("new_empty new_zeros new_ones new_full", Tensor))
@@ -42,11 +43,14 @@ def is_row_noise(operand: Any, grid: PatchGrid) -> bool:
     """Whether this plain tensor holds one number a patch, drawn by a function known to mean one number an image."""
     if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.dim() < 2:
         return False
-    if not operand.shape[0] == operand.numel() == grid.num_visible > 1:
-        return False
+    return operand.shape[0] == operand.numel() == grid.num_visible > 1 and drops_images()
+
+
+def drops_images() -> bool:
+    """Whether the code that is running now is some network's stochastic depth."""
     frame = sys._getframe(1)
     for _ in range(8):  # the dispatcher's own frames, then the network's
-        if frame is None or frame.f_code.co_name in _ROW_NOISE:
+        if frame is None or _ROW_NOISE.search(frame.f_code.co_qualname):
             return frame is not None
         frame = frame.f_back
     return False

@@ -8,15 +8,17 @@ from .. import layout as lay
 from ..patches import PerImage, VisiblePatches, as_patches
 from ..registry import Refusal, meaning
 from .neighbourhood import through_images
-from .operands import arguments, dense_batch, per_axis, unpadded
+from .operands import arguments, dense_batch, per_axis, spread_over_positions, unpadded
 
 
 @meaning(functional.interpolate, functional.upsample)
 def interpolate(func, args, kwargs):
     x = unpadded(args[0])
-    if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
     given = arguments(args, kwargs, "size", "scale_factor", "mode", "align_corners")
+    if isinstance(x, PerImage):
+        if given.get("size") is not None and all(n == 1 for n in x.shape[2:]):
+            return spread_over_positions(x, per_axis(given["size"], x.dim() - 2))
+        return dense_batch(func, x, args, kwargs)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")
     dims = x.dim() - 2

@@ -18,6 +18,7 @@ from .operands import (
     named,
     require_plain,
     sizes_for,
+    spread_over_positions,
     unpadded,
     with_rows_of,
 )
@@ -106,6 +107,7 @@ def cat(func, args, kwargs):
     leader = leader if leader is not None else next(t for t in tensors if isinstance(t, GridTensor))
     at = dimension(leader, dim)
     require_plain(leader, [at], "joining along this axis")
+    tensors = [_beside(other, leader) for other in tensors]
     for other in tensors:
         if not isinstance(other, type(leader)):
             raise Refusal("a tensor without patches is joined to visible patches")
@@ -118,6 +120,14 @@ def cat(func, args, kwargs):
     axes = list(leader.axes)
     axes[at] = lay.plain_axis(out.shape[at])
     return as_same_kind(out, leader, tuple(axes))
+
+
+def _beside(other: Tensor, leader: GridTensor) -> Tensor:
+    """Values of an image that were expanded to a map of one position a patch, which changed no size."""
+    one = isinstance(leader, VisiblePatches) and lay.is_canonical(leader.axes) and set(leader.shape[2:]) == {1}
+    if one and isinstance(other, PerImage) and other.shape[2:] == leader.shape[2:]:
+        return spread_over_positions(other, leader.shape[2:])
+    return other
 
 
 @meaning(*named("stack", torch))
@@ -237,6 +247,9 @@ def expand(func, args, kwargs):
         return as_patches(each_patch(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
+        grows = [size not in (-1, n) for size, n in zip(sizes, x.shape, strict=False)]
+        if lead == 0 and x.dim() > 2 and any(grows[2:]) and not grows[1] and set(x.shape[2:]) == {1}:
+            return spread_over_positions(x, [max(size, 1) for size in sizes[2:]])
         sizes = sizes_for(x, sizes)
     out = x.expand(sizes)
     axes = []

@@ -1,0 +1,55 @@
+"""Sides, strides and the way back up, against their definitions."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convspark.errors import UsageError
+from convspark.model.strides import MAX_STAGES, as_setting, as_text, decodable, divides, sides_of, upsampling
+
+side = st.sampled_from([1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 32])
+strides = st.integers(2, 3).flatmap(lambda dims: st.lists(st.tuples(*[side] * dims), min_size=1, max_size=8))
+
+
+@given(strides)
+def test_what_is_decodable_is_a_chain_down_to_the_deepest(found):
+    chain = decodable(found)
+    real = [stride for stride in found if math.prod(stride) > 1]
+    if not real:
+        assert chain == []
+        return
+    assert set(chain) <= set(real) and len(chain) <= MAX_STAGES
+    assert math.prod(chain[-1]) == max(map(math.prod, real))
+    for finer, coarser in itertools.pairwise(chain):
+        assert divides(finer, coarser) and finer != coarser
+
+
+@given(strides)
+def test_going_up_multiplies_to_the_strides(found):
+    chain = decodable(found)
+    if not chain:
+        return
+    ways = upsampling(chain)
+    assert len(ways) == len(chain)
+    reached = chain[-1]
+    for way, finer in zip(ways, [*reversed(chain[:-1]), (1,) * len(reached)], strict=True):
+        for factor in way:
+            assert max(factor) > 1 and all(f == 1 or all(f % d for d in range(2, f)) for f in factor), "a prime or 1"
+            assert divides(factor, reached)
+            reached = tuple(r // f for r, f in zip(reached, factor, strict=True))
+        assert reached == finer
+
+
+def test_in_the_paper_each_block_doubles():
+    assert upsampling([(4, 4), (8, 8), (16, 16), (32, 32)]) == [[(2, 2)], [(2, 2)], [(2, 2)], [(2, 2), (2, 2)]]
+
+
+def test_sides():
+    assert sides_of(32, 3, "patch_size") == (32, 32, 32) and sides_of([8, 16], 2, "patch_size") == (8, 16)
+    with pytest.raises(UsageError, match=r"patch_size=\[8, 16\]: expected 3 sides"):
+        sides_of([8, 16], 3, "patch_size")
+    assert (as_setting((32, 32)), as_setting((8, 16))) == (32, [8, 16])
+    assert (as_text((32, 32)), as_text((8, 16, 16))) == ("32", "8x16x16")
