@@ -33,6 +33,7 @@ NOT_CONVOLUTIONAL = {
     "file:efficientvim": "state-space mixing of all positions",
     "file:swiftformer": "additive attention over positions",
     "file:vision_transformer": "attention",
+    "file:hiera": "attention",
     "file:crossvit": "attention between tokens of two scales",
     "mobilevitv2*": "separable attention over positions",
     "bat_resnext*": "bilinear attention over positions",
