@@ -153,12 +153,16 @@ class SparK(nn.Module):
         grid = self._grid(images, grid, generator)
         group = self._process_group()
         features = self.stages(gather(images, grid if group is None else grid.across(group)))
+        prediction = self.decode(features)  # type: ignore[arg-type]
+        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size, group)
+        return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
+
+    def decode(self, features: Sequence[VisiblePatches]) -> Tensor:
+        """The features of each stage, finest first, to the standardised pixels of all patches, (B, C, H, W)."""
         maps: list[Tensor | None] = [None] * (self._block[-1] + 1)
         for block, densify, stage in zip(self._block, self.densify, reversed(features), strict=True):
             maps[block] = densify(stage)
-        prediction = self.decoder(maps, group)
-        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size, group)
-        return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
+        return self.decoder(maps, self._process_group())
 
     @torch.no_grad()
     def reconstruct(

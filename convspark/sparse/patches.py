@@ -96,11 +96,7 @@ def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) ->
     Args:
         values: (N, C, *positions), in the order of `grid.cells`; other axes need a `layout` (`layout.py`).
     """
-    patches = values.as_subclass(VisiblePatches)
-    patches.grid = grid
-    patches.axes = layout or lay.canonical(values.shape)
-    patches.pending = None
-    return patches
+    return _know(values.as_subclass(VisiblePatches), grid, layout or lay.canonical(values.shape))
 
 
 def as_per_image(
@@ -114,9 +110,31 @@ def as_per_image(
     return rows
 
 
+def become_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> VisiblePatches:
+    """`as_patches` for a tensor that nobody else holds: the very object changes its class.
+
+    `as_subclass` makes a view, and an operation in place on a view (`relu_` above all) copies the whole gradient
+    several times on its way back.
+    """
+    if type(values) is not Tensor or torch.compiler.is_compiling():
+        return as_patches(values, grid, layout)
+    layout = layout or lay.canonical(values.shape)
+    values.__class__ = VisiblePatches
+    assert isinstance(values, VisiblePatches)
+    return _know(values, grid, layout)
+
+
+def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
+    patches.grid = grid
+    patches.axes = layout
+    patches.pending = None
+    return patches
+
+
 def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor:
+    """The fresh result of an operation on `like`, as what `like` is."""
     if isinstance(like, VisiblePatches):
-        return as_patches(values, like.grid, layout)
+        return become_patches(values, like.grid, layout)
     assert isinstance(like, PerImage)
     return as_per_image(values, like.grid, layout, like.origin if layout == like.axes else None)
 

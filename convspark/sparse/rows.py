@@ -62,7 +62,8 @@ class _GatherRows(torch.autograd.Function):
         ctx.table = table
         if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
             index, offsets = table.bags()
-            return _sum_bags(rows, index, offsets)
+            # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
+            return _sum_bags(rows.detach(), index, offsets)
         special = rows.new_zeros(2, rows.shape[1])
         special[1] = outside
         index = table.index

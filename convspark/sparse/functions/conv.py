@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
+from ..depthwise import depthwise_conv, suits
 from ..grid import PatchGrid
 from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
 
-# Up to so many positions, gathering a kernel's taps and multiplying once beats the library's convolution on a window
-# that is mostly halo (measured on CPU, `benchmarks/`).
+# Up to so many positions, multiplying a kernel's taps once beats the library's convolution: on a window that is mostly
+# halo, and also without any halo, for which its convolutions on maps of 1x1 and 2x2 are slow (measured on CPU,
+# `benchmarks/`).
 _TAPS_UP_TO = 4
 
 
@@ -42,15 +44,21 @@ def _convolve(
     source = source_of(x, pads, dims=dims)
     reach = Reach(kernel, strides, dilations, source)
     way = _way(reach, weight, groups)
+    run = func
+    if suits(source.values, weight, dilations, groups):
+
+        def run(windows, kernels, biases, strides, *_):
+            return depthwise_conv(windows, kernels, biases, strides)
+
     if way == "taps":
         # (O, C, *kernel) -> (O, *kernel, C) -> (O, prod(kernel) * C), the order of the taps
         flat = weight.movedim(1, -1).reshape(weight.shape[0], -1)
         rows = functional.linear(reach.tap_rows(), flat, bias)
         values = rows.view(-1, *reach.out, weight.shape[0]).movedim(-1, 1)
     elif way == "image":
-        values = reach.crop(func(reach.images(), weight, bias, strides, 0, dilations, groups))
+        values = reach.crop(run(reach.images(), weight, bias, strides, 0, dilations, groups))
     else:
-        values = func(reach.window(), weight, bias, strides, 0, dilations, groups)
+        values = run(reach.window(), weight, bias, strides, 0, dilations, groups)
     return reach.patches(values)
 
 
@@ -96,12 +104,13 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     """Choose how to run: by the positions that each way reads and writes, the dominating cost."""
     source = reach.source
     patch, grid = math.prod(source.patch), source.grid
-    if reach.is_local or not grid.num_visible:
+    if not grid.num_visible:
         return "window"
+    if reach.is_local:
+        return "taps" if groups == 1 and math.prod(reach.out) <= _TAPS_UP_TO else "window"
     windows = grid.num_visible * math.prod(reach.size)
     if groups > 1:
-        images = grid.batch_size * math.prod(grid.shape) * patch
-        return "image" if windows > 2 * images else "window"
+        return "image" if windows > grid.batch_size * math.prod(reach.image_size) else "window"
     return "taps" if math.prod(reach.out) <= _TAPS_UP_TO and patch <= 4 * _TAPS_UP_TO else "window"
 
 

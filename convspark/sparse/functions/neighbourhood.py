@@ -17,7 +17,17 @@ from torch import Tensor
 
 from .. import layout as lay
 from ..grid import PatchGrid
-from ..patches import VisiblePatches, as_patches, flat_rows, from_rows, gather, scatter, unpadded, window
+from ..patches import (
+    VisiblePatches,
+    as_patches,
+    become_patches,
+    flat_rows,
+    from_rows,
+    gather,
+    scatter,
+    unpadded,
+    window,
+)
 from ..registry import Refusal
 from ..rows import gather_rows
 
@@ -142,6 +152,11 @@ class Reach:
         return tuple(b + p + a for b, p, a in zip(self.before, self.source.patch, self.after, strict=True))
 
     @property
+    def image_size(self) -> tuple[int, ...]:
+        """Positions of a whole image with all that it needs around it."""
+        return tuple(b + s + a for b, s, a in zip(self.before, self._sides(), self.after, strict=True))
+
+    @property
     def out(self) -> tuple[int, ...]:
         return tuple(p // s for p, s in zip(self.source.patch, self.stride, strict=True))
 
@@ -167,6 +182,8 @@ class Reach:
     def tap_rows(self) -> Tensor:
         """(N, C, *patch) -> (N * prod(out), prod(kernel) * C): what the kernel sees at each output position."""
         source = self.source
+        if not any(self.before) and math.prod(self.kernel) == 1:
+            return flat_rows(source.values[(..., *(slice(None, None, s) for s in self.stride))])
         start = tuple(-b for b in self.before)
         table = source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
         rows = gather_rows(flat_rows(source.values), table, source.outside)
@@ -176,12 +193,11 @@ class Reach:
         """(N, C, *patch) -> (B, C, *sides with what is needed around them)."""
         source = self.source
         table = source.grid.images(source.patch, self.before, self.after, source.fold)
-        sides = tuple(b + s + a for b, s, a in zip(self.before, self._sides(), self.after, strict=True))
-        return window(source.values, table, sides, source.outside)
+        return window(source.values, table, self.image_size, source.outside)
 
     def crop(self, images: Tensor) -> Tensor:
         """(B, C', *sides of the result) -> (N, C', *out)."""
         return from_rows(gather_rows(flat_rows(images), self.source.grid.crops(self.out)), self.out)
 
     def patches(self, values: Tensor) -> VisiblePatches:
-        return as_patches(values, self.source.grid, lay.canonical(values.shape))
+        return become_patches(values, self.source.grid, lay.canonical(values.shape))

@@ -6,9 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .. import layout as lay
+from ..grid import PatchGrid
 from ..patches import (
     GridTensor,
     PerImage,
@@ -211,6 +213,9 @@ def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim:
         return over_image(magnitude, "amax" if order > 0 else "amin", dims, keepdim)
     if order <= 0:
         raise Refusal(f"a norm of order {order} is not known")
+    if order == 2:
+        result = _RootOfSquares.apply(x.values, x.grid, dims, patch_axis(x))
+        return result if keepdim else result.squeeze(dims)
     # Norms of norms: each patch first, as torch computes it (finite gradient at 0), then the patches of an image.
     per_patch = torch.linalg.vector_norm(x, order, dims, keepdim=True)
     rows = patch_axis(x)
@@ -225,6 +230,29 @@ def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim:
         result = torch.where(some, torch.where(some, powers, 1).pow(1 / order), 0)
     result = result.movedim(0, rows)
     return result if keepdim else result.squeeze(dims)
+
+
+class _RootOfSquares(torch.autograd.Function):
+    """Norm of order 2 over each image's positions, (N, ...) -> (B, ...), with a gradient of 0 where it is 0.
+
+    Squares and plain sums, because torch's own norm is slow over axes that are not the last in memory.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, grid: PatchGrid, dims: tuple[int, ...], rows: int) -> Tensor:  # type: ignore[override]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        squares = sum_per_image(wide.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
+        root = squares.sqrt()
+        ctx.save_for_backward(x, root)
+        ctx.grid, ctx.rows = grid, rows
+        return root.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, root = ctx.saved_tensors
+        slope = torch.where(root > 0, grad / root, 0).to(x.dtype)
+        return x * each_patch(slope, ctx.rows, ctx.grid), None, None, None
 
 
 @meaning(*named("softmax log_softmax", torch, Tensor, functional))
