@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..errors import UsageError
-from .rows import RowTable
+from .rows import RowTable, compacted
 
 T = TypeVar("T")
 Fold = str  # "constant", "reflect", "replicate" or "circular": what a position outside the image shows
@@ -146,20 +146,72 @@ class PatchGrid:
         """
 
         def build() -> RowTable:
-            offsets = [torch.arange(b, b + n, device=self.device) for b, n in zip(start, size, strict=True)]
-            positions = [
-                torch.arange(h, device=self.device)[:, None] * p + o[None]
-                for h, p, o in zip(self.shape, patch, offsets, strict=True)
-            ]  # each (h_i, size_i): absolute positions
-            cell, local, inside = self._locate(positions, patch, fold)  # each (*shape, *size)
-            place = math.prod(self.shape)
-            where = self.cells % place  # (N,)
-            cell = cell.flatten(0, len(patch) - 1).flatten(1).index_select(0, where) + self.image[:, None] * place
-            local = local.flatten(0, len(patch) - 1).flatten(1).index_select(0, where)
-            inside = inside.flatten(0, len(patch) - 1).flatten(1).index_select(0, where)
-            return self._row_table(cell, local, inside, patch)
+            if fold != "constant":
+                return self._folded_windows(patch, start, size, fold)
+            span = _Span(patch, start, size, self.device)
+            around = self._neighbours(span.first, span.count)  # (N, neighbours)
+            index = self._rows(around, span.neighbour, span.local, math.prod(patch))
+            return RowTable(index, self.num_visible * math.prod(patch), lambda: self._windows_showing(span))
 
         return self.cached(("windows", patch, start, size, fold), build)
+
+    def _windows_showing(self, span: _Span) -> tuple[Tensor, Tensor]:
+        """`RowTable.inverse_bags` of a table of windows, without sorting: seen from a patch, its own neighbours' windows
+        show it, each position at places that are the same for all patches."""
+        behind = tuple(1 - first - count for first, count in zip(span.first, span.count, strict=True))
+        around = self._neighbours(behind, span.count)  # (N, neighbours): who sees this patch as its own neighbour
+        cells = span.local.shape[0]
+        order = span.local.argsort(stable=True)
+        mirrored = math.prod(span.count) - 1 - span.neighbour[order]
+        seen_by = around.index_select(1, mirrored)  # (N, cells), source by source
+        found = seen_by < self.num_visible
+        row = seen_by * cells + order.to(seen_by.dtype)
+        ends = torch.cat([found.new_zeros(1, dtype=torch.int32), found.flatten().cumsum(0, dtype=torch.int32)])
+        shown = torch.searchsorted(span.local[order], torch.arange(1, span.positions + 1, device=self.device))
+        at = torch.arange(self.num_visible, device=self.device)[:, None] * cells + shown
+        return compacted(row.flatten(), found.flatten()), torch.cat([ends[:1], ends[at.flatten()]])
+
+    def _neighbours(self, first: tuple[int, ...], count: tuple[int, ...]) -> Tensor:
+        """int32 (N, prod(count)): the slot of each patch in a block around each visible patch that begins at `first`.
+
+        N stands for a masked patch, N + 1 for one outside the image.
+        """
+
+        def build() -> Tensor:
+            place, inside = self.cells % math.prod(self.shape), None
+            cell = self.image[:, None]
+            for axis, (h, begin, n) in enumerate(zip(self.shape, first, count, strict=True)):
+                at = (place // math.prod(self.shape[axis + 1 :]) % h)[:, None] + torch.arange(
+                    begin, begin + n, device=self.device
+                )  # (N, n)
+                within = (at >= 0) & (at < h)
+                cell = (cell[:, :, None] * h + at.clamp(0, h - 1)[:, None, :]).flatten(1)
+                inside = within if inside is None else (inside[:, :, None] & within[:, None, :]).flatten(1)
+            return torch.where(inside, self.slots[cell], self.num_visible + 1).to(torch.int32)  # type: ignore[arg-type]
+
+        return self.cached(("neighbours", first, count), build)
+
+    def _rows(self, slots: Tensor, which: Tensor, local: Tensor, positions: int) -> Tensor:
+        """(M, n) slots to rows (M * cells,): cell c shows position local[c] of the patch in column which[c]."""
+        slot = slots.index_select(1, which)
+        row = slot * positions + local.to(slot.dtype)
+        return torch.where(slot < self.num_visible, row, slot + self.num_visible * (positions - 1)).flatten()
+
+    def _folded_windows(
+        self, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], fold: Fold
+    ) -> RowTable:
+        offsets = [torch.arange(b, b + n, device=self.device) for b, n in zip(start, size, strict=True)]
+        positions = [
+            torch.arange(h, device=self.device)[:, None] * p + o[None]
+            for h, p, o in zip(self.shape, patch, offsets, strict=True)
+        ]  # each (h_i, size_i): absolute positions
+        cell, local, inside = self._locate(positions, patch, fold)  # each (*shape, *size)
+        place = math.prod(self.shape)
+        where = self.cells % place  # (N,)
+        cell = cell.flatten(0, len(patch) - 1).flatten(1).index_select(0, where) + self.image[:, None] * place
+        local = local.flatten(0, len(patch) - 1).flatten(1).index_select(0, where)
+        inside = inside.flatten(0, len(patch) - 1).flatten(1).index_select(0, where)
+        return self._row_table(cell, local, inside, patch)
 
     def taps(
         self,
@@ -189,9 +241,18 @@ class PatchGrid:
                 torch.arange(-b, h * p + a, device=self.device)[None]
                 for h, p, b, a in zip(self.shape, patch, before, after, strict=True)
             ]
-            cell, local, inside = (t.reshape(1, -1) for t in self._locate(positions, patch, fold))
-            base = torch.arange(self.batch_size, device=self.device)[:, None] * math.prod(self.shape)
-            return self._row_table(cell + base, local, inside, patch)
+            cell, local, inside = (t.reshape(-1) for t in self._locate(positions, patch, fold))
+            slots = self.slots.view(self.batch_size, -1).to(torch.int32)
+            outside = slots.new_full((self.batch_size, 1), self.num_visible + 1)
+            which = torch.where(inside, cell, slots.shape[1])
+            index = self._rows(torch.cat([slots, outside], 1), which, local, math.prod(patch))
+            once = fold == "constant" and min(*before, *after, 0) == 0
+            sides = tuple(h * p + b + a for h, p, b, a in zip(self.shape, patch, before, after, strict=True))
+            return RowTable(
+                index,
+                self.num_visible * math.prod(patch),
+                (lambda: _one_each(self._within_images(patch, before, sides))) if once else None,
+            )
 
         return self.cached(("images", patch, before, after, fold), build)
 
@@ -199,16 +260,25 @@ class PatchGrid:
         """Table of the visible patches within whole images: N * prod(patch) rows from B * prod(h * p) rows."""
 
         def build() -> RowTable:
-            cell = self.cells % math.prod(self.shape)
-            row = self.image[:, None]
-            for axis, (h, p) in enumerate(zip(self.shape, patch, strict=True)):
-                inner = math.prod(self.shape[axis + 1 :])
-                at = (cell // inner % h)[:, None] * p + torch.arange(p, device=self.device)  # (N, p)
-                row = (row[:, :, None] * (h * p) + at[:, None, :]).flatten(1)
-            total = self.batch_size * math.prod(self.shape) * math.prod(patch)
-            return RowTable(row.flatten(), total)
+            sides = tuple(h * p for h, p in zip(self.shape, patch, strict=True))
+            index = self._within_images(patch, (0,) * len(patch), sides)
+            return RowTable(
+                index,
+                self.batch_size * math.prod(sides),
+                lambda: self.images(patch, (0,) * len(patch), (0,) * len(patch), "constant").bags(),
+            )
 
         return self.cached(("crops", patch), build)
+
+    def _within_images(self, patch: tuple[int, ...], before: tuple[int, ...], sides: tuple[int, ...]) -> Tensor:
+        """int32 (N * prod(patch),): where each position of each visible patch lies in flattened (B, *sides)."""
+        place = self.cells % math.prod(self.shape)
+        row = self.image[:, None].to(torch.int32)
+        for axis, (h, p, b, side) in enumerate(zip(self.shape, patch, before, sides, strict=True)):
+            corner = (place // math.prod(self.shape[axis + 1 :]) % h * p + b)[:, None].to(torch.int32)
+            at = corner + torch.arange(p, device=self.device, dtype=torch.int32)  # (N, p)
+            row = (row[:, :, None] * side + at[:, None, :]).flatten(1)
+        return row.flatten()
 
     def _locate(self, positions: list[Tensor], patch: tuple[int, ...], fold: Fold) -> tuple[Tensor, Tensor, Tensor]:
         """Absolute positions along each axis, (a_i, n_i), to (cell, place within the cell, inside?), (*a, *n) each."""
@@ -230,7 +300,37 @@ class PatchGrid:
         masked = self.num_visible * positions
         slot = self.slots[cell]
         row = torch.where(slot < self.num_visible, slot * positions + local, masked)
-        return RowTable(torch.where(inside, row, masked + 1).flatten(), masked)
+        return RowTable(torch.where(inside, row, masked + 1).flatten().to(torch.int32), masked)
+
+
+class _Span:
+    """Where the positions of a window lie: in which neighbour of a patch, and where in it; the same for all patches.
+
+    Attributes:
+        first, count: the block of neighbours, along each axis, relative to the patch.
+        neighbour: (prod(size),) which neighbour of the block each position of the window lies in.
+        local: (prod(size),) which position of that patch it is.
+        positions: of a patch.
+    """
+
+    def __init__(
+        self, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.positions = math.prod(patch)
+        self.first = tuple(b // p for b, p in zip(start, patch, strict=True))
+        ends = [(b + n - 1) // p for b, n, p in zip(start, size, patch, strict=True)]
+        self.count = tuple(end - first + 1 for end, first in zip(ends, self.first, strict=True))
+        self.neighbour = self.local = torch.zeros(1, dtype=torch.int64, device=device)
+        for p, b, n, first, count in zip(patch, start, size, self.first, self.count, strict=True):
+            at = torch.arange(b, b + n, device=device)
+            which = torch.div(at, p, rounding_mode="floor") - first
+            self.neighbour = (self.neighbour[:, None] * count + which).flatten()
+            self.local = (self.local[:, None] * p + at % p).flatten()
+
+
+def _one_each(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Bags of one row each."""
+    return index, torch.arange(index.shape[0] + 1, device=index.device, dtype=index.dtype)
 
 
 def folded(position: Tensor, size: int, fold: Fold) -> Tensor:

@@ -7,6 +7,8 @@ shows. Cells that show a masked position, or none, have no source row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,41 +16,54 @@ from torch import Tensor
 # order. It has no float64 kernel that ignores trailing indices, and none at all for integers.
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+Bags = tuple[Tensor, Tensor]
+"""Rows, bag by bag, and offsets: bag i is rows[offsets[i] : offsets[i + 1]]. What rows lie behind the last is unread."""
+
 
 class RowTable:
     """Where each of R result rows comes from.
 
     Args:
-        index: (R,) int64. A value in [0, sources) is a source row; `sources` stands for a masked position (always 0),
+        index: (R,) int32. A value in [0, sources) is a source row; `sources` stands for a masked position (always 0),
             `sources + 1` for a position outside the image (`outside` of `gather_rows`).
         sources: number of source rows S.
+        inverse: makes the inverse bags, where there is a quicker way than sorting.
     """
 
-    def __init__(self, index: Tensor, sources: int):
+    def __init__(self, index: Tensor, sources: int, inverse: Callable[[], Bags] | None = None):
         self.index = index
         self.sources = sources
-        self._bags: tuple[Tensor, Tensor] | None = None
-        self._inverse_bags: tuple[Tensor, Tensor] | None = None
+        self._invert = inverse or self._sorted
+        self._bags: Bags | None = None
+        self._inverse_bags: Bags | None = None
 
-    def bags(self) -> tuple[Tensor, Tensor]:
-        """Compact source rows, and offsets (R + 1,): result row r is the sum of bag r, which holds one row or none."""
+    def bags(self) -> Bags:
+        """Source rows, (R + 1,) offsets: result row r is the sum of bag r, which holds one row or none."""
         if self._bags is None:
             found = self.index < self.sources
-            ends = found.cumsum(0)
-            offsets = torch.cat([ends.new_zeros(1), ends])
-            # Rows without a source are written to one spare cell behind the others, which no bag reads.
-            place = torch.where(found, ends - 1, self.index.shape[0])
-            compact = self.index.new_zeros(self.index.shape[0] + 1).scatter_(0, place, self.index)
-            self._bags = compact.clamp_(max=max(self.sources - 1, 0)), offsets
+            ends = found.cumsum(0, dtype=torch.int32)
+            self._bags = compacted(self.index, found), torch.cat([ends.new_zeros(1), ends])
         return self._bags
 
-    def inverse_bags(self) -> tuple[Tensor, Tensor]:
-        """Result rows ordered by source, and offsets (S + 1,): bag s holds every result row that shows source s."""
+    def inverse_bags(self) -> Bags:
+        """Result rows, (S + 1,) offsets: bag s holds every result row that shows source s."""
         if self._inverse_bags is None:
-            ordered, order = self.index.sort(stable=True)
-            boundaries = torch.arange(self.sources + 1, device=self.index.device)
-            self._inverse_bags = order, torch.searchsorted(ordered, boundaries)
+            self._inverse_bags = self._invert()
         return self._inverse_bags
+
+    def _sorted(self) -> Bags:
+        order = self.index.argsort(stable=True).to(torch.int32)
+        counts = self.index.new_zeros(self.sources + 3).index_add_(0, self.index + 1, torch.ones_like(self.index))
+        return order, counts.cumsum(0, dtype=torch.int32)[: self.sources + 1]
+
+
+def compacted(values: Tensor, found: Tensor) -> Tensor:
+    """(R,) values where `found`, in order, one behind the other; on a GPU, still (R,), with zeros behind them."""
+    if values.device.type == "cpu":
+        return values.masked_select(found)
+    # The host must not wait for the number of values: those without a place are written to a spare cell.
+    place = torch.where(found, found.cumsum(0) - 1, values.shape[0])
+    return values.new_zeros(values.shape[0] + 1).scatter_(0, place, values)[:-1]
 
 
 def gather_rows(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from convspark.errors import NotExactError
 from convspark.sparse import PatchGrid, gather, scatter
+from convspark.sparse.rows import gather_rows
 
 # Many drawn settings give a map that is no multiple of the grid; they are thrown away.
 PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -61,6 +62,36 @@ def check(op, visible, patch, channels, generator, module=None):
     truth = torch.autograd.grad((expected * weight).sum(), [dense_in, *variables])
     for a, b in zip(ours, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@PROPERTY
+@given(
+    grids(),
+    st.sampled_from(["windows", "images", "crops", "taps"]),
+    st.tuples(st.integers(-5, 5), st.integers(-5, 5)),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from(["constant", "replicate"]),
+)
+def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold):
+    """float32 goes through bags and their inverse, both ways; whole numbers make the sums exact."""
+    visible, patch, generator = drawn
+    grid, patch = PatchGrid(visible), tuple(patch)
+    if kind == "windows":
+        table = grid.windows(patch, start, size, fold)
+    elif kind == "taps":
+        table = grid.taps(patch, start, size, (1, 1), (1, 1), fold)
+    elif kind == "images":
+        before = tuple(max(s, -p) for s, p in zip(start, patch, strict=True))
+        table = grid.images(patch, before, tuple(n - 1 for n in size), fold)
+    else:
+        table = grid.crops(patch)
+    rows = torch.randint(-9, 9, (table.sources, 3), generator=generator).float().requires_grad_()
+    every = torch.cat([rows.detach(), torch.zeros(2, 3)])
+    found = gather_rows(rows, table)
+    assert torch.equal(found, every[table.index.long()])
+    slopes = torch.randint(-9, 9, found.shape, generator=generator).float()
+    expected = torch.zeros_like(every).index_add_(0, table.index.long(), slopes)
+    assert torch.equal(torch.autograd.grad(found, rows, slopes)[0], expected[: table.sources])
 
 
 @PROPERTY
