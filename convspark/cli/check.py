@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     network = values.pop("network")
     if network is None:
         raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
-    values["size"] = _sides(values["size"])
+    values["size"] = sides_from(values["size"])
 
     from ..trial.check import check as examine
 
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0 if report.exact else 1
 
 
-def _sides(size: int | str | None) -> int | tuple[int, ...] | None:
+def sides_from(size: int | str | None) -> int | tuple[int, ...] | None:
     """`224`, `192x256`, `64x128x128`."""
     if size is None or isinstance(size, int):
         return size

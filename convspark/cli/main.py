@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
+    "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
 }

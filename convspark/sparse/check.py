@@ -94,7 +94,7 @@ def examine(
         NotExactError: a function was refused.
     """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with _in_float64(module, training), torch.random.fork_rng([device] if device.type == "cuda" else []), _Steady():
+    with in_float64(module, training), torch.random.fork_rng([device] if device.type == "cuda" else []), _Steady():
         trial = _Trial(forward, module, in_chans, image_size, patch_size)
         dense = trial.run(trial.images.clone())
         opened = trial.run(gather(trial.images, PatchGrid(trial.everything)))
@@ -293,7 +293,7 @@ class _Steady(TorchFunctionMode):
 
 
 @contextmanager
-def _in_float64(module: nn.Module, training: bool) -> Iterator[None]:
+def in_float64(module: nn.Module, training: bool) -> Iterator[None]:
     """The module's floating-point tensors in float64, nudged, in one mode; put back afterwards as they were."""
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     buffers = [b for b in module.buffers() if b.is_floating_point()]

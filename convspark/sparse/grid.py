@@ -156,8 +156,10 @@ class PatchGrid:
         return self.cached(("windows", patch, start, size, fold), build)
 
     def _windows_showing(self, span: _Span) -> tuple[Tensor, Tensor]:
-        """`RowTable.inverse_bags` of a table of windows, without sorting: seen from a patch, its own neighbours' windows
-        show it, each position at places that are the same for all patches."""
+        """`RowTable.inverse_bags` of a table of windows, without sorting.
+
+        The windows that show a patch are those of its neighbours, each position at places that are the same for all.
+        """
         behind = tuple(1 - first - count for first, count in zip(span.first, span.count, strict=True))
         around = self._neighbours(behind, span.count)  # (N, neighbours): who sees this patch as its own neighbour
         cells = span.local.shape[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Bags = tuple[Tensor, Tensor]
-"""Rows, bag by bag, and offsets: bag i is rows[offsets[i] : offsets[i + 1]]. What rows lie behind the last is unread."""
+"""Rows, bag by bag, and offsets: bag i is rows[offsets[i] : offsets[i + 1]]. What lies behind the last is not read."""
 
 
 class RowTable:
