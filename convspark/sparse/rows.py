@@ -75,23 +75,29 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, table: RowTable, outside: float) -> Tensor:  # type: ignore[override]
         ctx.table = table
-        if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
-            index, offsets = table.bags()
-            # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
-            return _sum_bags(rows.detach(), index, offsets)
-        special = rows.new_zeros(2, rows.shape[1])
-        special[1] = outside
-        index = table.index
-        return torch.cat([rows, special]).index_select(0, index)
+        return gather_plainly(rows, table, outside)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        table = ctx.table
-        if grad.dtype in _BAG_DTYPES and table.index.shape[0]:
-            order, offsets = table.inverse_bags()
-            return _sum_bags(grad.contiguous(), order, offsets), None, None
-        total = grad.new_zeros(table.sources + 2, grad.shape[1]).index_add_(0, table.index, grad)
-        return total[: table.sources], None, None
+        return scatter_sums(grad, ctx.table), None, None
+
+
+def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tensor:
+    """`gather_rows` without a gradient."""
+    if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
+        # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
+        return _sum_bags(rows.detach(), *table.bags())
+    special = rows.new_zeros(2, rows.shape[1])
+    special[1] = outside
+    return torch.cat([rows, special]).index_select(0, table.index)
+
+
+def scatter_sums(grad: Tensor, table: RowTable) -> Tensor:
+    """The gradient of `gather_rows`: (R, C) -> (S, C), each source the sum of the result rows that show it."""
+    if grad.dtype in _BAG_DTYPES and table.index.shape[0]:
+        return _sum_bags(grad.contiguous(), *table.inverse_bags())
+    total = grad.new_zeros(table.sources + 2, grad.shape[1]).index_add_(0, table.index, grad)
+    return total[: table.sources]
 
 
 def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:

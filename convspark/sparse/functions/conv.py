@@ -8,9 +8,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
-from ..depthwise import depthwise_conv, suits
+from ..convolve import Gathered
 from ..grid import PatchGrid
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, canonical_values, repeat_per_patch
+from ..patches import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    canonical_values,
+    flat_rows,
+    from_rows,
+    repeat_per_patch,
+)
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
@@ -44,21 +53,21 @@ def _convolve(
     source = source_of(x, pads, dims=dims)
     reach = Reach(kernel, strides, dilations, source)
     way = _way(reach, weight, groups)
-    run = func
-    if suits(source.values, weight, dilations, groups):
-
-        def run(windows, kernels, biases, strides, *_):
-            return depthwise_conv(windows, kernels, biases, strides)
-
+    if way == "local":
+        return reach.patches(func(source.values, weight, bias, strides, 0, dilations, groups))
+    if way == "product":
+        flat = weight.flatten(1)
+        rows = functional.linear(reach.strided_rows(), flat, bias)
+        return reach.patches(from_rows(rows, reach.out))
     if way == "taps":
-        # (O, C, *kernel) -> (O, *kernel, C) -> (O, prod(kernel) * C), the order of the taps
-        flat = weight.movedim(1, -1).reshape(weight.shape[0], -1)
-        rows = functional.linear(reach.tap_rows(), flat, bias)
-        values = rows.view(-1, *reach.out, weight.shape[0]).movedim(-1, 1)
-    elif way == "image":
-        values = reach.crop(run(reach.images(), weight, bias, strides, 0, dilations, groups))
+        rows = Gathered(reach.tap_table(), (math.prod(kernel),), source.outside, strides, dilations, 1, taps=True)
+        values = from_rows(rows(flat_rows(source.values), weight, bias), reach.out)
     else:
-        values = run(reach.window(), weight, bias, strides, 0, dilations, groups)
+        whole = way == "image"
+        table, size = (reach.image_table(), reach.image_size) if whole else (reach.window_table(), reach.size)
+        convolution = Gathered(table, size, source.outside, strides, dilations, groups, taps=False)
+        values = convolution(flat_rows(source.values), weight, bias)
+        values = reach.crop(values) if whole else values
     return reach.patches(values)
 
 
@@ -104,14 +113,17 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     """Choose how to run: by the positions that each way reads and writes, the dominating cost."""
     source = reach.source
     patch, grid = math.prod(source.patch), source.grid
-    if not grid.num_visible:
-        return "window"
-    if reach.is_local:
-        return "taps" if groups == 1 and math.prod(reach.out) <= _TAPS_UP_TO else "window"
+    few = groups == 1 and math.prod(reach.out) <= _TAPS_UP_TO
+    if reach.is_local and not any(reach.before) and math.prod(reach.kernel) == 1:
+        return "product" if few else "local"
+    if not any(reach.before) and not any(reach.after):
+        return "taps" if few and grid.num_visible else "local"
+    if few and patch <= 4 * _TAPS_UP_TO and grid.num_visible:
+        return "taps"
     windows = grid.num_visible * math.prod(reach.size)
-    if groups > 1:
-        return "image" if windows > grid.batch_size * math.prod(reach.image_size) else "window"
-    return "taps" if math.prod(reach.out) <= _TAPS_UP_TO and patch <= 4 * _TAPS_UP_TO else "window"
+    if groups > 1 and windows > grid.batch_size * math.prod(reach.image_size):
+        return "image"
+    return "window"
 
 
 @meaning(functional.conv1d, functional.conv2d, functional.conv3d)

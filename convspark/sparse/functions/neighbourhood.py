@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ from ..patches import (
     window,
 )
 from ..registry import Refusal
-from ..rows import gather_rows
+from ..rows import RowTable, gather_rows
 
 
 @dataclass(frozen=True)
@@ -175,25 +174,26 @@ class Reach:
         source = self.source
         if all(b == 0 and a == 0 for b, a in zip(self.before, self.after, strict=True)):
             return source.values
-        start = tuple(-b for b in self.before)
-        table = source.grid.windows(source.patch, start, self.size, source.fold)
-        return window(source.values, table, self.size, source.outside)
+        return window(source.values, self.window_table(), self.size, source.outside)
 
-    def tap_rows(self) -> Tensor:
-        """(N, C, *patch) -> (N * prod(out), prod(kernel) * C): what the kernel sees at each output position."""
+    def window_table(self) -> RowTable:
+        """N * prod(size) rows: each patch with what it needs around it."""
         source = self.source
-        if not any(self.before) and math.prod(self.kernel) == 1:
-            return flat_rows(source.values[(..., *(slice(None, None, s) for s in self.stride))])
-        start = tuple(-b for b in self.before)
-        table = source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
-        rows = gather_rows(flat_rows(source.values), table, source.outside)
-        return rows.view(-1, math.prod(self.kernel) * source.values.shape[1])
+        return source.grid.windows(source.patch, tuple(-b for b in self.before), self.size, source.fold)
 
-    def images(self) -> Tensor:
-        """(N, C, *patch) -> (B, C, *sides with what is needed around them)."""
+    def tap_table(self) -> RowTable:
+        """N * prod(out) * prod(kernel) rows: what the kernel sees at each output position."""
+        source, start = self.source, tuple(-b for b in self.before)
+        return source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
+
+    def image_table(self) -> RowTable:
+        """B * prod(image_size) rows: whole images with what is needed around them."""
         source = self.source
-        table = source.grid.images(source.patch, self.before, self.after, source.fold)
-        return window(source.values, table, self.image_size, source.outside)
+        return source.grid.images(source.patch, self.before, self.after, source.fold)
+
+    def strided_rows(self) -> Tensor:
+        """(N, C, *patch) -> (N * prod(out), C): the positions that a kernel of one position sees."""
+        return flat_rows(self.source.values[(..., *(slice(None, None, s) for s in self.stride))])
 
     def crop(self, images: Tensor) -> Tensor:
         """(B, C', *sides of the result) -> (N, C', *out)."""
