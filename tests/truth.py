@@ -56,20 +56,40 @@ def _assert_equal_oracle(network, images, visible, run):
     found = [scatter(f) for f in _seeded(run, ours, gather(images, PatchGrid(visible)))]
     truth = [visible_part(f) for f in _seeded(run, theirs, masked_map(images, visible))]
     weights = [torch.randn_like(f) for f in truth]
-    sum((f * w).sum() for f, w in zip(found, weights, strict=True)).backward()
-    sum((f * w).sum() for f, w in zip(truth, weights, strict=True)).backward()
+    for maps in (found, truth):
+        sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
     for expected, got in zip(truth, found, strict=True):
         assert relative(expected, got) < TOLERANCE, "differs from the oracle"
-    largest = max((p.grad.abs().max() for p in theirs.parameters() if p.grad is not None), default=torch.tensor(1.0))
-    for (name, ours_p), theirs_p in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        expected = torch.zeros_like(theirs_p) if theirs_p.grad is None else theirs_p.grad
-        got = torch.zeros_like(ours_p) if ours_p.grad is None else ours_p.grad
-        # A bias in front of a norm has gradient 0 up to rounding: nothing to be relative to but the other gradients.
-        floor = 1e-6 * largest
-        assert (expected - got).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=floor), f"gradient of {name}"
+    _assert_equal_gradients(
+        network, ours, theirs, lambda net, x: _seeded(run, net, masked_map(x, visible)), images, weights
+    )
     for (name, ours_b), theirs_b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         if ours_b.is_floating_point():
             assert relative(theirs_b, ours_b) < TOLERANCE, f"buffer {name}"
+
+
+def _assert_equal_gradients(network, ours, theirs, oracle, images, weights):
+    """Relative to each gradient itself; of a network that amplifies roundings, to what they do to the truth."""
+    expected, found = _gradients(theirs), _gradients(ours)
+    largest = max((g.abs().max() for g in expected.values()), default=torch.tensor(1.0))
+    # A bias in front of a norm has gradient 0 up to rounding: nothing to be relative to but the other gradients.
+    floor = 1e-6 * largest
+    scale = {name: g.abs().max().clamp(min=floor) for name, g in expected.items()}
+    off = {name: float((g - found[name]).abs().max() / scale[name]) for name, g in expected.items()}
+    if max(off.values(), default=0) <= TOLERANCE:
+        return
+    noisy = copy.deepcopy(network)
+    maps = [visible_part(f) for f in oracle(noisy, images * (1 + 1e-15 * torch.randn_like(images)))]
+    sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
+    reaction = max(float((g - expected[name]).abs().max() / scale[name]) for name, g in _gradients(noisy).items())
+    for name, by in off.items():
+        assert by <= max(TOLERANCE, min(1e3 * reaction, 1e-4)), (
+            f"gradient of {name}: {by:.1e}; roundings alone {reaction:.1e}"
+        )
+
+
+def _gradients(network):
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in network.named_parameters()}
 
 
 def _assert_no_leak(network, images, visible, run):
