@@ -17,6 +17,7 @@ class Use(IntEnum):
     ORDER = 2
     STAND_IN = 3
     HOLD_OUT = 4
+    LABELS = 5
 
 
 def counted(seed: int, use: Use, epoch: int = 0, index: int = 0) -> np.random.Generator:

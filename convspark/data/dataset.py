@@ -1,7 +1,7 @@
 """Pictures as training examples, and the order in which an epoch visits them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -67,19 +67,20 @@ class PretrainImages(Dataset[Tensor]):
     def __getitem__(self, key: Key) -> Tensor:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Tensor]:
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
         """A batch of examples; the DataLoader asks for them at once, so that neighbours share a picture."""
-        examples: list[Tensor] = []
+        examples: list[Any] = []
         shown: tuple[int, int] | None = None
         picture: Picture | None = None
+        image = 0
         for key in keys:
             epoch, index = (0, key) if isinstance(key, int) else key
             if index < 0:
                 raise IndexError(f"index {index} of a dataset that is indexed from 0")
             wanted = epoch, index % len(self) // self.crops_per_image
             if picture is None or shown != wanted:
-                picture, shown = self._read(*wanted), wanted
-            examples.append(self.transform(picture, (self.seed, Use.CROP, epoch, index)))
+                (picture, image), shown = self._read(*wanted), wanted
+            examples.append(self._example(picture, image, (self.seed, Use.CROP, epoch, index)))
         return examples
 
     def bad_files(self) -> list[tuple[str, str]]:
@@ -94,8 +95,12 @@ class PretrainImages(Dataset[Tensor]):
             found.append((self.source.name(index), reason))
         return found
 
-    def _read(self, epoch: int, image: int) -> Picture:
-        """Picture `image`, or the one that stands in for it this epoch.
+    def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
+        """What the dataset gives of picture `image`."""
+        return self.transform(picture, counter)
+
+    def _read(self, epoch: int, image: int) -> tuple[Picture, int]:
+        """Picture `image`, or the one that stands in for it this epoch; and its index.
 
         Raises:
             TooManyBadPicturesError: more than the allowed share is bad, or no replacement can be found.
@@ -104,7 +109,7 @@ class PretrainImages(Dataset[Tensor]):
         stand_ins: np.random.Generator | None = None
         for _ in range(_ATTEMPTS):
             try:
-                return self.source.read(image, self._size_hint)
+                return self.source.read(image, self._size_hint), image
             except BadPictureError:
                 if not self._is_bad[image]:
                     self._is_bad[image] = 1

@@ -132,10 +132,13 @@ class PretrainTransform(_Normalised):
 
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
         """A picture of any size -> float32 (C, H, W)."""
-        rng = np.random.default_rng(counter)
+        return self._normalise(self.crop(picture, np.random.default_rng(counter)))
+
+    def crop(self, picture: Picture, rng: np.random.Generator) -> Picture:
+        """A random crop, resized, half of them mirrored; not normalised yet."""
         out_height, out_width = self.shape
         flip = self.flip and rng.random() < 0.5
-        top, left, height, width = self._crop(rng, *_height_width(picture))
+        top, left, height, width = self._place(rng, *_height_width(picture))
         if isinstance(picture, Image.Image):
             cropped = picture.crop((left, top, left + width, top + height))
             crop: Picture = cropped.resize((out_width, out_height), Image.Resampling.BICUBIC)
@@ -145,9 +148,9 @@ class PretrainTransform(_Normalised):
             crop = _resize(picture[:, top : top + height, left : left + width], self.shape)
             if flip:
                 crop = crop.flip(2)
-        return self._normalise(crop)
+        return crop
 
-    def _crop(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    def _place(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) of a crop of a picture of height × width pixels."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
@@ -165,7 +168,13 @@ class PretrainTransform(_Normalised):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutTransform(_Normalised):
-    """The centre of a picture, resized (bicubic) so that it just covers `size`. No randomness."""
+    """The centre of a picture, resized (bicubic) so that it just covers `size`. No randomness.
+
+    Args:
+        share: of the side of that centre that is kept; 0.95 crops a little closer.
+    """
+
+    share: float = 1.0
 
     @property
     def size_hint(self) -> tuple[int, int]:
@@ -180,8 +189,8 @@ class HeldOutTransform(_Normalised):
         scale = max(height / have_height, width / have_width)
         # The central part first: a panorama is not resized as a whole to be thrown away. Never less than a
         # pixel.
-        part_height = min(have_height, max(1, round(height / scale)))
-        part_width = min(have_width, max(1, round(width / scale)))
+        part_height = min(have_height, max(1, round(self.share * height / scale)))
+        part_width = min(have_width, max(1, round(self.share * width / scale)))
         top, left = (have_height - part_height) // 2, (have_width - part_width) // 2
         if isinstance(picture, Image.Image):
             part = picture.crop((left, top, left + part_width, top + part_height))

@@ -112,6 +112,7 @@ class Stages:
             probe, way, found = self._probe(probes, stages)
             wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
             self.in_chans = probe.shape[1]
+            self._probe_size = tuple(probe.shape[2:])
             decoded = self._confirmed(_decodable(found, backbone, wanted), way, probe)
             self.strides = tuple(stage.stride for stage in decoded)
             self.patch_size = wanted or self.strides[-1]
@@ -227,6 +228,23 @@ class Stages:
         if stages and len(givers) == len(stages) and runs_behind(givers[-1], calls):
             return ModuleCalls, _stages_of(givers)
         return Intermediates, stages
+
+    def first_stage_of_parameters(self) -> dict[str, int]:
+        """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
+        probe = torch.zeros(1, self.in_chans, *self._probe_size, dtype=self.dtype, device=self.device)
+        parameters = {n: p for n, p in self.backbone.named_parameters() if n not in self.untrained}
+        stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
+        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
+        with evaluating(self.backbone), torch.enable_grad():
+            features = functional_call(_FeaturesOf(self), replaced, (probe,))
+        found: dict[str, int] = {}
+        for stage, each in enumerate(features):
+            slopes = torch.autograd.grad(each.sum(), list(stand_ins.values()), retain_graph=True, allow_unused=True)
+            for name, slope in zip(stand_ins, slopes, strict=True):
+                if slope is not None:
+                    found.setdefault(name, stage)
+        return found
 
     def _reach(self, probe: Tensor) -> tuple[list[str], list[str]]:
         """What lies behind the deepest stage, and the modules called before, by a dense backward pass.

@@ -19,22 +19,13 @@ from torch import Tensor
 
 from ..report import loss_curves, reconstruction_grid
 from .loading import TrainLoader, write_bad_files
-from .module import HELD_OUT_MASK, PretrainModule, counted_grid
+from .module import HELD_OUT_MASK, PretrainModule, TrainingModule, counted_grid
 from .run_folder import RunFolder, write_text, written_atomically
 
 logger = logging.getLogger(__name__)
 
-COLUMNS: tuple[str, ...] = (
-    "epoch",
-    "step",
-    "train_loss",
-    "held_out_loss",
-    "learning_rate",
-    "weight_decay",
-    "images_per_second",
-    "data_wait_share",
-    "seconds",
-)
+_BEFORE = ("epoch", "step", "train_loss")
+_BEHIND = ("learning_rate", "weight_decay", "images_per_second", "data_wait_share", "seconds")
 
 
 class Interrupted(BaseException):
@@ -80,10 +71,10 @@ class Stopwatch(Callback):
         self._last = now
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self.images += len(batch)
+        self.images += len(batch if isinstance(batch, Tensor) else batch[0])
         self.seconds += now - self._last
         self._last = now
 
@@ -115,15 +106,16 @@ class Metrics(Callback):
         self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
-        step, watch, held_out = trainer.global_step, self._stopwatch, pl_module.held_out_loss
+        step, watch = trainer.global_step, self._stopwatch
+        measured = {name: pl_module.measured.get(name) for name in pl_module.measures}
         # The rates of the epoch's last step: `step` counts those taken.
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": step,
             "train_loss": f"{pl_module.train_loss:.6f}",
-            "held_out_loss": "" if held_out is None else f"{held_out:.6f}",
+            **{name: "" if value is None else f"{value:.6f}" for name, value in measured.items()},
             "learning_rate": f"{pl_module.schedule.learning_rate(step - 1):.6g}",
             "weight_decay": f"{pl_module.schedule.weight_decay(step - 1):.6g}",
             "images_per_second": f"{watch.images_per_second:.4g}",
@@ -134,7 +126,7 @@ class Metrics(Callback):
         for tracker in trainer.loggers:
             tracker.log_metrics({name: float(value) for name, value in row.items() if value != ""}, step)
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, [*_BEFORE, *pl_module.measures, *_BEHIND], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._folder.metrics, text.getvalue())
@@ -267,17 +259,17 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         checkpoint["convspark_epoch"] = pl_module.epoch_state()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.load_epoch_state(checkpoint["convspark_epoch"])
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str | None = None) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
         path = self._folder.checkpoints / name if name else self._folder.last_checkpoint
         with written_atomically(path) as temporary:

@@ -1,6 +1,7 @@
-"""The Lightning module of a pre-training run: what happens in a step."""
+"""The Lightning modules: what happens in a step of any training, and of pre-training."""
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -32,40 +33,42 @@ def counted_grid(model: SparK, images: Tensor, *words: int) -> PatchGrid:
     return PatchGrid.random(len(images), shape, mask_ratio=model.mask_ratio, generator=generator, device=images.device)
 
 
-class PretrainModule(pl.LightningModule):
-    """Pre-trains a SparK model: rates set before each step, masks counted by (seed, step), losses watched.
+class TrainingModule(pl.LightningModule):
+    """What every training has in common: rates set before each step, random numbers counted by (seed, step), a loss
+    that is watched.
 
-    All randomness of a step (mask, stochastic depth) follows from (seed, step), so that a run that was interrupted
-    takes the very steps that it would have taken.
+    All randomness of a step follows from (seed, step), so that a run that was interrupted takes the very steps that it
+    would have taken. A task says what a step is (`loss_of`) and what it measures on images that are not trained on.
 
     Args:
-        model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer: called once, when the parameters are where they will be trained.
         schedule: learning rate and weight decay of each step.
-        seed: of masks and stochastic depth.
+        seed: of everything random in a step.
 
     Attributes:
         train_loss: mean loss of the epoch's steps so far.
-        held_out_loss: mean loss of the held-out images after the last epoch, or None.
+        measured: by name, what was measured after the last epoch; empty where nothing is held out.
+        measures: those names, the columns of `metrics.csv`.
     """
 
-    def __init__(
-        self,
-        model: SparK,
-        make_optimizer: Callable[[], torch.optim.Optimizer],
-        schedule: Schedule,
-        seed: int = 0,
-    ) -> None:
+    measures: tuple[str, ...] = ()
+
+    def __init__(self, make_optimizer: Callable[[], torch.optim.Optimizer], schedule: Schedule, seed: int = 0) -> None:
         super().__init__()
-        self.model = model
         self.schedule = schedule
         self.seed = seed
-        self.held_out_loss: float | None = None
+        self.measured: dict[str, float] = {}
         self._make_optimizer = make_optimizer
         self._sum: Tensor | float = 0.0
         self._count = 0
-        self._held_out_sum = 0.0
-        self._held_out_count = 0
+
+    def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of one batch to train on, a single number."""
+        raise NotImplementedError
+
+    def describe_measured(self) -> str:
+        """What was measured after an epoch, in a few words; empty if nothing was."""
+        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.measured.items())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._make_optimizer()
@@ -73,33 +76,18 @@ class PretrainModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._sum, self._count = 0.0, 0
 
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         set_rates(self.trainer.optimizers[0], self.schedule.learning_rate(step), self.schedule.weight_decay(step))
         torch.manual_seed(counted_seed(self.seed, STEP, step, batch_idx))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        step = self.global_step
-        images = _channels_last(batch)
-        grid = counted_grid(self.model, images, self.seed, MASK, step, batch_idx)
-        loss = self.model(images, grid).loss
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss_of(batch, batch_idx)
         self._sum = self._sum + loss.detach()
         self._count += 1
-        if loss.device.type == "cpu" or step % _STEPS_BETWEEN_CHECKS == 0:
+        if loss.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_CHECKS == 0:
             self.check_finite()
         return loss
-
-    def on_validation_epoch_start(self) -> None:
-        self._held_out_sum, self._held_out_count = 0.0, 0
-
-    def validation_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> None:
-        images = _channels_last(batch if isinstance(batch, Tensor) else batch[0])
-        grid = counted_grid(self.model, images, self.seed, HELD_OUT_MASK, batch_idx)
-        self._held_out_sum += float(self.model(images, grid).loss) * len(images)
-        self._held_out_count += len(images)
-
-    def on_validation_epoch_end(self) -> None:
-        self.held_out_loss = self._held_out_sum / max(1, self._held_out_count)
 
     @property
     def train_loss(self) -> float:
@@ -124,5 +112,49 @@ class PretrainModule(pl.LightningModule):
         self._sum, self._count = float(state["sum"]), int(state["count"])
 
 
-def _channels_last(images: Tensor) -> Tensor:
+class PretrainModule(TrainingModule):
+    """Pre-trains a SparK model, masks counted by (seed, step).
+
+    Args:
+        model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
+        make_optimizer, schedule, seed: see `TrainingModule`.
+    """
+
+    measures = ("held_out_loss",)
+
+    def __init__(
+        self,
+        model: SparK,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
+        schedule: Schedule,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(make_optimizer, schedule, seed)
+        self.model = model
+        self._held_out_sum = 0.0
+        self._held_out_count = 0
+
+    def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
+        images = channels_last(batch)
+        grid = counted_grid(self.model, images, self.seed, MASK, self.global_step, batch_idx)
+        return self.model(images, grid).loss
+
+    def describe_measured(self) -> str:
+        return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out_sum, self._held_out_count = 0.0, 0
+
+    def validation_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> None:
+        images = channels_last(batch if isinstance(batch, Tensor) else batch[0])
+        grid = counted_grid(self.model, images, self.seed, HELD_OUT_MASK, batch_idx)
+        self._held_out_sum += float(self.model(images, grid).loss) * len(images)
+        self._held_out_count += len(images)
+
+    def on_validation_epoch_end(self) -> None:
+        self.measured = {"held_out_loss": self._held_out_sum / max(1, self._held_out_count)}
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """(B, C, H, W) in the memory format that convolutions are quickest in; volumes as they are."""
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images

@@ -60,9 +60,9 @@ def build_optimizer(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
-    """Set the learning rate of every group and the weight decay of those that decay."""
+    """Set the learning rate of every group, times its `lr_scale` if it has one, and the decay of those that decay."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 

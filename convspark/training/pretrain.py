@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ConvsparkError
-from .logs import RunLog, quiet_lightning, run_log
+from .logs import RunLog, run_log
 from .run_folder import RunFolder, default_path, write_environment, write_text
 
 if TYPE_CHECKING:
@@ -188,71 +187,30 @@ def _open_folder(plan: "Plan", out: str | None, log: RunLog) -> RunFolder:
 
 
 def _train(plan: "Plan", folder: RunFolder) -> "Metrics":
-    import lightning.pytorch as pl
-    import torch
-
-    from .callbacks import (
-        Checkpoints,
-        Interrupted,
-        Metrics,
-        Pictures,
-        Stopwatch,
-        make_tracker,
-        stopped_by_signals,
-    )
+    from .callbacks import Pictures
+    from .fit import fit
     from .loading import first_images
-    from .progress import Progress
 
     config = plan.config
     train, held_out = plan.train_loader(), plan.held_out_loader()
     pictures = first_images(held_out, train.dataset)
-    watch = Stopwatch()
-    metrics = Metrics(folder, watch)
-    checkpoints = Checkpoints(folder, train, config["checkpoint_minutes"], config["keep_epochs"])
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    with quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator={"cuda": "gpu"}.get(plan.device.type, plan.device.type),
-            devices=[plan.device.index or 0] if plan.device.type == "cuda" else 1,
-            precision="bf16-mixed" if plan.precision == "bf16" else "32-true",
-            max_epochs=config["epochs"],
-            accumulate_grad_batches=config["accumulate"],
-            gradient_clip_val=config["gradient_clip"] if config["optimizer"] == "adamw" else None,
-            callbacks=[
-                watch,
-                metrics,
-                Progress(watch),
-                Pictures(folder, pictures, mean, std, config["picture_epochs"]),
-                checkpoints,
-            ],
-            logger=make_tracker(config["tracker"], folder),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            inference_mode=False,
-            default_root_dir=folder.path,
-        )
-    last = str(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
-    if last:
-        logger.info("going on from %s", last)
     plan.model.train()
-    try:
-        with quiet_lightning(), stopped_by_signals(checkpoints):
-            trainer.fit(plan.module(), train, held_out, ckpt_path=last, weights_only=True)
-    except Interrupted:
-        raise KeyboardInterrupt(
-            f"Stopped after step {trainer.global_step} of {plan.numbers.steps}. To go on:\n"
-            f"  convspark pretrain --resume {folder.path}"
-        ) from None
-    except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the step
-        kept = f"; go on with `convspark pretrain --resume {folder.path}`" if last else ""
-        raise KeyboardInterrupt(f"Stopped at once{kept}") from None
-    except torch.OutOfMemoryError:
-        raise ConvsparkError(
-            f"out of memory on {plan.device} with a batch of {plan.numbers.batch_size}: try --accumulate "
-            f"{2 * plan.numbers.accumulate} (the same batch in more, smaller passes), a smaller --batch-size or --size"
-        ) from None
+    metrics = fit(
+        plan.module(),
+        folder,
+        train,
+        held_out,
+        device=plan.device,
+        precision=plan.precision,
+        epochs=config["epochs"],
+        gradient_clip=config["gradient_clip"] if config["optimizer"] == "adamw" else None,
+        callbacks=[Pictures(folder, pictures, mean, std, config["picture_epochs"])],
+        checkpoint_minutes=config["checkpoint_minutes"],
+        keep_epochs=config["keep_epochs"],
+        tracker=config["tracker"],
+        go_on=f"convspark pretrain --resume {folder.path}",
+    )
     return _read_back(metrics, folder)
 
 

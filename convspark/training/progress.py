@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from .callbacks import Stopwatch
-from .module import PretrainModule
+from .module import TrainingModule
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         now = time.monotonic()
         if self._bar is not None:
             fields = {"completed": trainer.global_step, "left": self._left(trainer, pl_module)}
@@ -86,13 +86,12 @@ class Progress(Callback):
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, PretrainModule)
+        assert isinstance(pl_module, TrainingModule)
         self._spoke = time.monotonic()
-        held_out = pl_module.held_out_loss
         parts = [
             f"epoch {trainer.current_epoch + 1:{len(str(trainer.max_epochs))}d}/{trainer.max_epochs}",
             f"loss {pl_module.train_loss:.4f}",
-            *([f"held out {held_out:.4f}"] if held_out is not None else []),
+            *filter(None, [pl_module.describe_measured()]),
             f"{self._watch.images_per_second:.1f} images/s",
             f"{self._left(trainer, pl_module)} left",
         ]
@@ -129,7 +128,7 @@ class Progress(Callback):
 
 
 def _steps(pl_module: pl.LightningModule) -> int:
-    assert isinstance(pl_module, PretrainModule)
+    assert isinstance(pl_module, TrainingModule)
     return pl_module.schedule.steps
 
 

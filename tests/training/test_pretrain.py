@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from convspark.errors import DataError, DivergedError, UsageError
-from convspark.training import callbacks, plan
+from convspark.training import fit, plan
 from convspark.training.build import load_run
 from convspark.training.estimate import estimate, resolved_config
 from convspark.training.pretrain import default_arguments, pretrain
@@ -224,7 +224,7 @@ def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
         def log_metrics(self, metrics, step=None):
             self.rows.append((step, metrics))
 
-    monkeypatch.setattr(callbacks, "make_tracker", lambda name, folder: Tracker())
+    monkeypatch.setattr(fit, "make_tracker", lambda name, folder: Tracker())
     result = pretrain(Pictures(), out=str(tmp_path / "run"), **small)
     assert [step for step, _ in Tracker.rows] == [4, 8]
     assert Tracker.rows[-1][1]["train_loss"] == pytest.approx(result.train_loss)

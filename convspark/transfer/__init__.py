@@ -1,0 +1,1 @@
+"""From a backbone to an answer: classification, frozen features, and the comparison of initialisations."""
