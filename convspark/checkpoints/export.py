@@ -58,10 +58,11 @@ def export_timm(
     model_name: str | None = None,
     untrained: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ExportReport:
     """Write `model.safetensors`, timm's `config.json` and a model card, load them again and compare the features.
 
-    The weights have timm's plain names, no classifier and no decoder. The folder appears whole or not at all; one
+    The weights have timm's plain names, no decoder, and no classifier unless its classes are given. The folder appears whole or not at all; one
     that is there already is replaced. The backbone is not changed.
 
     Args:
@@ -72,6 +73,7 @@ def export_timm(
         model_name: timm's name of the architecture; None takes it from the backbone.
         untrained: names of the backbone's tensors that pre-training did not touch; named in the card.
         card: lines of the card's table: what the weights were trained on, and how.
+        classes: names of the classes that the network's classifier tells apart; None leaves the classifier out.
 
     Raises:
         ConvsparkError: the reloaded export is not equal to the backbone.
@@ -79,7 +81,7 @@ def export_timm(
     folder = Path(folder)
     source = copy.deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format).eval()
     architecture = model_name or _architecture(backbone)
-    plain = _plain_timm(source, architecture) if architecture else None
+    plain = _plain_timm(source, architecture, keep_classifier=classes is not None) if architecture else None
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -91,10 +93,10 @@ def export_timm(
             difference = _compare_weights(source, fresh)
         else:
             tensors = len(plain.state_dict())
-            _write_timm(plain, fresh, mean, std, image_size)
+            _write_timm(plain, fresh, mean, std, image_size, classes)
             names_untrained = _plain_untrained(source, plain, untrained)
             difference = _compare_features(source, fresh, image_size)
-        text = _card(architecture, folder, names_untrained, mean, std, image_size, card or {})
+        text = _card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
         (fresh / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -111,13 +113,14 @@ def _architecture(backbone: nn.Module) -> str | None:
     return name if name and timm.is_model(name) else None
 
 
-def _plain_timm(backbone: nn.Module, architecture: str) -> nn.Module | None:
-    """A plain timm model with these weights and no classifier; None where the module is not what its name says."""
+def _plain_timm(backbone: nn.Module, architecture: str, keep_classifier: bool) -> nn.Module | None:
+    """A plain timm model with these weights, without a classifier unless it is to be kept; None where the module is not what its name says."""
     import timm
 
     if hasattr(backbone, "reset_classifier") and hasattr(backbone, "pretrained_cfg"):
         plain = backbone
-        plain.reset_classifier(0)  # type: ignore[operator]
+        if not keep_classifier:
+            plain.reset_classifier(0)  # type: ignore[operator]
         return plain
     try:
         plain = timm.create_model(architecture, num_classes=0, in_chans=_in_chans(backbone)).eval()
@@ -145,7 +148,12 @@ def _write_weights(state: Mapping[str, Tensor], folder: Path) -> int:
 
 
 def _write_timm(
-    plain: nn.Module, folder: Path, mean: Sequence[float], std: Sequence[float], image_size: tuple[int, int]
+    plain: nn.Module,
+    folder: Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: tuple[int, int],
+    classes: Sequence[str] | None,
 ) -> None:
     """Weights and `config.json` as timm itself writes them, less what it says of other weights."""
     from timm.models import save_for_hf
@@ -162,6 +170,8 @@ def _write_timm(
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in _OF_OTHER_WEIGHTS:
         config["pretrained_cfg"].pop(key, None)
+    if classes is not None:
+        config["label_names"] = list(classes)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -203,13 +213,38 @@ def _accepted(difference: Tensor, most: Tensor, folder: Path) -> float:
 
 
 def _features(model: nn.Module, images: Tensor) -> list[Tensor]:
-    output = model.forward_features(images) if hasattr(model, "forward_features") else model(images)  # type: ignore[operator]
+    if getattr(model, "num_classes", 0) or not hasattr(model, "forward_features"):
+        output = model(images)
+    else:
+        output = model.forward_features(images)  # type: ignore[operator]
     return list(output) if isinstance(output, list | tuple) else [output]
 
 
 def _in_chans(module: nn.Module) -> int:
     first = next(m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     return first.in_channels
+
+
+def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
+    if classes is None:
+        return [
+            "tags: [image-feature-extraction, self-supervised, masked-image-modelling, spark]",
+            "---",
+            "",
+            f"# {name}, pre-trained by masked image modelling",
+            "",
+            "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no",
+            "classifier: fine-tune it, or use its features.",
+        ]
+    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else "")
+    return [
+        "tags: [image-classification]",
+        "---",
+        "",
+        f"# {name}, fine-tuned for {len(classes)} classes",
+        "",
+        f"Fine-tuned with convspark. The classes, in the order of the outputs: {shown}.",
+    ]
 
 
 def _card(
@@ -220,19 +255,14 @@ def _card(
     std: Sequence[float],
     image_size: tuple[int, int],
     facts: Mapping[str, Any],
+    classes: Sequence[str] | None,
 ) -> str:
     """The model card, with the front matter that model hubs read."""
     library = "timm" if architecture else "pytorch"
     lines = [
         "---",
         f"library_name: {library}",
-        "tags: [image-feature-extraction, self-supervised, masked-image-modelling, spark]",
-        "---",
-        "",
-        f"# {architecture or 'A convolutional network'}, pre-trained by masked image modelling",
-        "",
-        "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no classifier:",
-        "fine-tune it, or use its features.",
+        *_introduction(architecture or "A convolutional network", classes),
         "",
         "```python",
     ]

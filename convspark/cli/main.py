@@ -15,6 +15,13 @@ from ..errors import ConvsparkError
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
 COMMANDS = {
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
+    "finetune": (
+        "convspark.cli.finetune",
+        "train a classifier on labelled pictures, from pre-trained or random weights",
+    ),
+    "probe": ("convspark.cli.probe", "how much frozen features tell, beside a random network's"),
+    "compare": ("convspark.cli.compare", "did pre-training help on your data? fine-tune from several weights and tell"),
+    "embed": ("convspark.cli.embed", "write the features of pictures into a file"),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),

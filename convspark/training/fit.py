@@ -34,6 +34,7 @@ def fit(
     checkpoint_minutes: float = 10.0,
     keep_epochs: int | None = None,
     tracker: str = "none",
+    measure_every: int = 1,
 ) -> Metrics:
     """Train to the last epoch; the rows of `metrics.csv` that were written.
 
@@ -41,6 +42,7 @@ def fit(
         held_out: batches that are measured after each epoch, or None.
         precision: fp32 or bf16.
         go_on: the command that goes on with this run, for a user who stopped it.
+        measure_every: epochs between measurements on `held_out`.
         gradient_clip: largest norm of a step's gradient, where the optimiser does not see to it itself.
         callbacks: of the task; they see an epoch's row already in `metrics.csv`, and come before its checkpoint.
 
@@ -58,6 +60,7 @@ def fit(
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_epochs=epochs,
+            check_val_every_n_epoch=measure_every,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
             callbacks=[watch, metrics, Progress(watch), *callbacks, checkpoints],

@@ -36,13 +36,19 @@ class RunLog:
 
 
 @contextmanager
-def run_log(level: int = logging.INFO) -> Iterator[RunLog]:
-    """Log to stderr for a while, unless the program that uses this has its own handlers."""
+def run_log(level: int = logging.INFO, only: str = _ROOT) -> Iterator[RunLog]:
+    """Log to stderr for a while, unless the program that uses this has its own handlers.
+
+    Args:
+        only: the part of the program whose messages are shown; of a run of many runs, those of the whole.
+    """
     root = logging.getLogger(_ROOT)
     buffer = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     handlers: list[logging.Handler] = [buffer]
     if not (root.handlers or logging.getLogger().handlers):
-        handlers.append(_stderr_handler())
+        shown = _stderr_handler()
+        shown.addFilter(logging.Filter(only))
+        handlers.append(shown)
     before = root.level
     log = RunLog(buffer)
     try:

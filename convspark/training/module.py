@@ -75,6 +75,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._sum, self._count = 0.0, 0
+        self.measured = {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step

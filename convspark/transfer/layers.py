@@ -84,7 +84,7 @@ def _head_of(network: nn.Module) -> tuple[str, ...]:
     """Names that the classifier's parameters begin with."""
     config = getattr(network, "pretrained_cfg", None) or {}
     named = config.get("classifier") or "head"
-    return tuple(f"{name}." for name in ([named] if isinstance(named, str) else named)) + ("head.",)
+    return (*(f"{name}." for name in ([named] if isinstance(named, str) else named)), "head.")
 
 
 def _by_stages(network: nn.Module, stages: Stages, names: list[str]) -> tuple[dict[str, int], int]:

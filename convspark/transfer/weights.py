@@ -95,6 +95,8 @@ def find_weights(given: str | None, model: str | None = None) -> Origin:
 def _of_run(given: str, model: str | None) -> Origin:
     config = read_config(RunFolder.open(given))
     name = model or config["model"]
+    if "mean" not in config:  # a fine-tuning
+        return _of_export(f"{given}/export", name)
     if name is None:
         raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
     return Origin(

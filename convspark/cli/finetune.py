@@ -1,0 +1,50 @@
+"""`convspark finetune`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from ..transfer.finetune import FinetuneResult, finetune
+from .arguments import Command
+
+GROUPS = {
+    "optimisation": (
+        "optimizer",
+        "learning_rate",
+        "warmup_epochs",
+        "weight_decay",
+        "layer_decay",
+        "drop_path",
+        "accumulate",
+    ),
+    "pictures": ("mixup", "cutmix", "mix_share", "smoothing", "policy", "erase", "crop_scale", "val_share"),
+    "machine": ("seed", "device", "precision", "workers", "checkpoint_minutes"),
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = Command("finetune", finetune, positional=("weights", "data"), groups=GROUPS)
+    made.add_config()
+    made.add_switch("--json", help="print the result as JSON")
+    given = made.parse(arguments)
+    result = finetune(**made.values(given))
+    print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
+    return 0
+
+
+def describe(result: FinetuneResult) -> str:
+    """A result, and where to look."""
+    balanced = f"{100 * result.balanced:.1f} % (mean recall of the classes), macro F1 {result.macro_f1:.3f}"
+    worst = sorted(result.recall.items(), key=lambda item: item[1])[:3]
+    chosen = "" if result.split == "test" else ", by which the epoch was chosen too"
+    return "\n".join(
+        [
+            f"Top-1 {100 * result.top1:.1f} % on {result.pictures} {result.split} pictures{chosen}",
+            f"  balanced      {balanced}",
+            f"  weakest       {', '.join(f'{name} {100 * recall:.0f} %' for name, recall in worst)}",
+            f"  weights       epoch {result.best['epoch']} of {result.epochs}, {result.best['weights']}",
+            f"  run           {result.folder}",
+            f"  confusion     {result.folder}/confusion.png",
+            f"  classifier    {result.folder}/export",
+        ]
+    )

@@ -1,0 +1,241 @@
+"""Classification: the network with a head, the Lightning module, batches, and what is measured."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+from timm.data.mixup import Mixup
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from ..data import HeldOutTransform
+from ..model.backbone import Stages
+from ..training.module import TrainingModule, channels_last, counted_seed
+from ..training.run_folder import RunFolder, written_atomically
+from ..training.schedule import Schedule
+from .augment import LabelledImages
+from .labels import Labelled
+
+logger = logging.getLogger(__name__)
+
+_MIX = 105  # second word of the counter of mixed batches
+_MOST_CACHED_BYTES = 512 << 20
+
+
+class Headed(nn.Module):
+    """Any backbone with a linear classifier on the mean of its deepest stage, for networks that are not timm's."""
+
+    def __init__(self, backbone: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stages = Stages(backbone)
+        self.head = nn.Linear(self.stages.channels[-1], classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes)."""
+        return self.head(self.stages(images)[-1].flatten(2).mean(-1))
+
+
+def with_classifier(network: nn.Module, classes: int, seed: int) -> nn.Module:
+    """The network with a new classifier; timm's get their own kind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if hasattr(network, "reset_classifier"):
+            network.reset_classifier(classes)  # type: ignore[operator]
+            return network
+        return Headed(network, classes)
+
+
+class ClassifyModule(TrainingModule):
+    """Trains a classifier on mixed pictures, with an average of its weights (EMA) measured beside it.
+
+    Args:
+        network: images (B, C, H, W) -> logits (B, classes).
+        mix: of a batch's pictures and labels, by timm; it makes the soft labels, smoothed, in any case.
+        loss: of logits and soft labels.
+        ema: decay of the weights' moving average.
+    """
+
+    measures = tuple(f"{kind}_{name}" for kind in ("val", "ema") for name in ("loss", "top1", "balanced", "macro_f1"))
+
+    def __init__(
+        self,
+        network: nn.Module,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
+        schedule: Schedule,
+        mix: Mixup,
+        loss: nn.Module,
+        ema: float,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(make_optimizer, schedule, seed)
+        self.network = network
+        self.average = ModelEmaV3(network, decay=ema)
+        self._averaged_step = -1
+        self._mix = mix
+        self._loss = loss
+        self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
+
+    def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        with _numpy_seeded(counted_seed(self.seed, _MIX, self.global_step, batch_idx)):
+            images, soft = self._mix(images, labels)
+        return self._loss(self.network(channels_last(images)), soft)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step != self._averaged_step:  # not after each part of an accumulated batch
+            self._averaged_step = self.global_step
+            self.average.update(self.network)
+
+    def describe_measured(self) -> str:
+        if not self.measured:
+            return ""
+        return f"validation top-1 {100 * self.measured['val_top1']:.1f} %, EMA {100 * self.measured['ema_top1']:.1f} %"
+
+    def on_validation_epoch_start(self) -> None:
+        for scores in self._scores.values():
+            scores.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = batch
+        images = channels_last(images)
+        self._scores["val"].update(self.network(images), labels)
+        self._scores["ema"].update(self.average.module(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.measured = {
+            f"{kind}_{name}": value for kind, scores in self._scores.items() for name, value in scores.compute().items()
+        }
+
+
+class Scores:
+    """Loss, top-1, balanced accuracy (mean recall of the classes) and macro F1, over batches of logits."""
+
+    def __init__(self, classes: int) -> None:
+        self._metrics = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(classes, average="micro"),
+                "balanced": MulticlassAccuracy(classes, average="macro"),
+                "macro_f1": MulticlassF1Score(classes, average="macro"),
+            }
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        self._metrics.reset()
+        self._loss, self._count = 0.0, 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        logits, labels = logits.float().cpu(), labels.cpu()
+        self._metrics.update(logits.argmax(1), labels)
+        self._loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        self._count += len(labels)
+
+    def compute(self) -> dict[str, float]:
+        scores = {name: float(value) for name, value in self._metrics.compute().items()}
+        return {"loss": self._loss / max(1, self._count), **scores}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says of labelled pictures, in their order.
+
+    Attributes:
+        labels, predicted: (N,) indices of classes.
+        confidence: (N,) probability of what was predicted.
+        scores: see `Scores`.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    scores: dict[str, float]
+
+
+class KeepBest(Callback):
+    """Keeps `checkpoints/best.safetensors`: the weights, raw or averaged, with the best top-1 on validation so far."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.checkpoints / "best.safetensors"
+        self.best: dict[str, Any] = {"top1": -1.0, "epoch": 0, "weights": "raw"}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassifyModule)
+        candidates = {"val": ("raw", pl_module.network), "ema": ("EMA", pl_module.average.module)}
+        for kind, (weights, network) in candidates.items():
+            top1 = pl_module.measured.get(f"{kind}_top1", -1.0)
+            if top1 > self.best["top1"]:
+                self.best = {"top1": top1, "epoch": trainer.current_epoch + 1, "weights": weights}
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+                with written_atomically(self.path) as temporary:
+                    save_file(tensors, temporary, metadata={"format": "pt"})
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.best)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict)
+
+    def restore(self, network: nn.Module) -> nn.Module:
+        """The best weights, in a copy of the network on the CPU."""
+        best = copy.deepcopy(network).cpu()
+        best.load_state_dict(load_file(self.path))
+        return best.eval()
+
+
+def labelled_loader(
+    labelled: Labelled,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    share: float = 0.95,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> DataLoader[Any]:
+    """Centre crops and labels, always in the same order; decoded once and kept, where they fit into 512 MiB."""
+    transform = HeldOutTransform(size=size, mean=mean, std=std, share=share)
+    dataset: Any = LabelledImages(labelled, transform, most_bad=0.5)
+    if 4 * len(mean) * size[0] * size[1] * len(labelled) <= _MOST_CACHED_BYTES:
+        images, labels = zip(*(dataset[index] for index in range(len(labelled))), strict=True)
+        dataset, workers = TensorDataset(torch.stack(images), torch.tensor(labels)), 0
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+
+
+def predict(network: nn.Module, loader: DataLoader[Any], classes: int, device: torch.device) -> Predictions:
+    """Evaluate a classifier, in fp32 and evaluation mode."""
+    network = network.to(device).eval()
+    scores = Scores(classes)
+    logits, truth = [], []
+    with torch.no_grad():
+        for images, labels in loader:
+            out = network(channels_last(images.to(device))).float().cpu()
+            scores.update(out, labels)
+            logits.append(out)
+            truth.append(labels)
+    confidence, predicted = torch.cat(logits).softmax(1).max(1)
+    return Predictions(torch.cat(truth).numpy(), predicted.numpy(), confidence.numpy(), scores.compute())
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """timm's mixing draws from numpy's global generator: for once it is ours."""
+    state = np.random.get_state()
+    np.random.seed(seed % (1 << 32))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

@@ -1,0 +1,172 @@
+"""`finetune`: from weights and labelled pictures to a classifier, measured.
+
+The command line's `convspark finetune` is this function. Its module imports no torch, so that the command line can
+describe it at once.
+"""
+
+import inspect
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UsageError
+from ..training.logs import run_log
+from ..training.run_folder import RunFolder, default_path, write_environment, write_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning came to; `results.json` in its folder.
+
+    Attributes:
+        folder: the run folder.
+        weights: what it started from.
+        split: what the figures are of: "test", or "val" where there are no test pictures.
+        pictures: how many those are.
+        top1, balanced, macro_f1: of the best weights there, from 0 to 1. Balanced accuracy is the mean recall of the
+            classes, macro F1 the mean of their F1 scores.
+        loss: cross-entropy there.
+        best: epoch, kind (raw or EMA) and validation top-1 of the best weights, by which they were chosen.
+        last: the same figures, of the last epoch's EMA weights, which nothing was chosen by.
+        recall: of each class.
+        trained_on: labelled pictures trained on.
+        epochs, steps, seconds: taken.
+    """
+
+    folder: str
+    weights: str
+    split: str
+    pictures: int
+    top1: float
+    balanced: float
+    macro_f1: float
+    loss: float
+    best: dict[str, Any]
+    last: dict[str, float]
+    recall: dict[str, float]
+    trained_on: int
+    epochs: int
+    steps: int
+    seconds: float
+
+
+def finetune(
+    weights: str | None = None,
+    data: str | None = None,
+    *,
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int | str | None = None,
+    fraction: float = 1.0,
+    out: str | None = None,
+    resume: str | None = None,
+    optimizer: Literal["adamw", "lamb"] = "adamw",
+    learning_rate: float | None = None,
+    warmup_epochs: float | None = None,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    drop_path: float = 0.0,
+    accumulate: int = 1,
+    mixup: float = 0.1,
+    cutmix: float = 1.0,
+    mix_share: float = 0.5,
+    smoothing: float = 0.1,
+    policy: bool = True,
+    erase: float = 0.25,
+    crop_scale: tuple[float, float] = (0.25, 1.0),
+    val_share: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+) -> FinetuneResult:
+    """Fine-tune a network to classify your own labelled pictures, and measure it.
+
+    Args:
+        weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors or .pth file, or random:MODEL.
+        data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
+        model: the network's name, for weights that do not tell it: timm name, torchvision:NAME, package.module:factory.
+        epochs: passes over the pictures; by default 300 for few pictures down to 30 for many.
+        batch_size: pictures of an optimiser step; by default 64, fewer where there are few pictures.
+        size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
+        fraction: share of each class's training labels to use.
+        out: run folder to make; by default runs/finetune-MODEL-DATE-TIME.
+        resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
+        optimizer: adamw with soft cross-entropy, or lamb with binary cross-entropy, the paper's for ResNets.
+        learning_rate: peak learning rate; by default 1e-3 (lamb 8e-3) at a batch of 64, and with its square root.
+        warmup_epochs: epochs of linear warm-up; by default a tenth of them.
+        weight_decay: for weights, not for norms and biases.
+        layer_decay: factor of the learning rate from each layer group to the one before; by default 0.7, and 1 for
+            random weights.
+        drop_path: stochastic depth rate.
+        accumulate: forward passes that a step's batch is divided into.
+        mixup: parameter of the mixing of two pictures; 0 for none.
+        cutmix: parameter of the pasting of one into another; 0 for none.
+        mix_share: share of the batches that are mixed; half of them by either way.
+        smoothing: of the labels.
+        policy: TrivialAugmentWide.
+        erase: share of the pictures of which a rectangle is erased.
+        crop_scale: smallest and largest share of a picture's area that is cropped out.
+        val_share: share of the training pictures to validate with, where the data name none.
+        seed: of everything random.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto is bf16 where the device is fast at it.
+        workers: processes that load pictures; by default chosen by the cores there are.
+        checkpoint_minutes: most minutes of work that a crash may cost.
+
+    Raises:
+        UsageError, DataError, DivergedError, KeyboardInterrupt: as `pretrain`.
+    """
+    arguments = dict(locals())
+    started = time.monotonic()
+    with run_log() as log:
+        import torch
+
+        from .finetuning import Finetuning
+
+        going_on = RunFolder.open(resume) if resume is not None else None
+        if going_on is not None:
+            arguments = _resumed(arguments, going_on)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            run = Finetuning(arguments)
+            folder = going_on
+            if folder is None:
+                folder = RunFolder.create(out if out is not None else default_path(f"finetune-{run.origin.model}"))
+                write_text(folder.config, run.dump_config())
+            write_environment(folder, run.device_text)
+            log.write_to(folder.log)
+            logger.info("run folder %s", folder.path)
+            for line in run.describe():
+                logger.info("%s", line)
+            result = run.train(folder, started)
+        write_text(folder.path / "results.json", json.dumps(asdict(result), indent=2) + "\n")
+        return result
+
+
+def read_result(folder: str | Path) -> FinetuneResult | None:
+    """The result of a fine-tuning that is done, from its folder; None if it is not."""
+    file = Path(folder) / "results.json"
+    return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def _resumed(arguments: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The run's own settings; those given beside them must be the machine's."""
+    import yaml
+
+    defaults = {name: p.default for name, p in inspect.signature(finetune).parameters.items()}
+    config = {**defaults, **yaml.safe_load(folder.config.read_text(encoding="utf-8"))}
+    machine = ("resume", "device", "workers", "checkpoint_minutes")
+    changed = [n for n, v in arguments.items() if n not in machine and v != defaults[n] and v != config[n]]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise UsageError(f"{folder.path} goes on with its own settings: leave out {flags}, or start a new run")
+    config |= {name: arguments[name] for name in machine if arguments[name] != defaults[name]}
+    return {name: config[name] for name in defaults}

@@ -1,0 +1,120 @@
+"""From the figures of several runs to a sentence that says no more than they do."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """One initialisation at one share of the labels.
+
+    Attributes:
+        arm: the initialisation.
+        fraction: share of the labels; `labels` is their number.
+        values: measure -> one value a seed, from 0 to 1; `seeds` in the same order.
+    """
+
+    arm: str
+    fraction: float
+    labels: int
+    seeds: list[int]
+    values: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Top-1 of the pre-trained weights minus another initialisation's, in points (percent of the pictures), by seed.
+
+    Attributes:
+        mean, deviation: over the seeds; `deviation` is None for a single one.
+        low, high: 95 % interval of the mean by Student's t over the seeds; None for a single one.
+    """
+
+    other: str
+    fraction: float
+    labels: int
+    points: list[float]
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+def summarise(arm: str, fraction: float, labels: int, by_seed: Mapping[int, Mapping[str, float]]) -> Score:
+    """The figures of one cell, by seed."""
+    seeds = sorted(by_seed)
+    values = {name: [by_seed[seed][name] for seed in seeds] for name in by_seed[seeds[0]]}
+    return Score(arm, fraction, labels, seeds, values)
+
+
+def difference(ours: Score, theirs: Score) -> Difference:
+    """Paired by seed: the two have the same labels, order and augmentation."""
+    paired = dict(zip(theirs.seeds, theirs.values["top1"], strict=True))
+    points = [100 * (a - paired[s]) for s, a in zip(ours.seeds, ours.values["top1"], strict=True) if s in paired]
+    mean = statistics.fmean(points)
+    if len(points) < 2:
+        return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, None, None, None)
+    from scipy.stats import t
+
+    deviation = statistics.stdev(points)
+    half = float(t.ppf(0.975, len(points) - 1)) * deviation / math.sqrt(len(points))
+    return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, mean - half, mean + half)
+
+
+def sentence(found: Difference, pictures: int, split: str) -> str:
+    """What a difference says, and how surely."""
+    to = {"random": "random weights", "imagenet": "ImageNet weights"}.get(found.other, found.other)
+    at = f"at {100 * found.fraction:g} % of the labels ({found.labels} pictures)"
+    n = len(found.points)
+    if found.deviation is None or found.low is None or found.high is None:
+        return (
+            f"Pre-training gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} pictures; "
+            "one run cannot tell that from chance: use more --seeds."
+        )
+    spread = f"{found.mean:+.1f} ± {found.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
+    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}"
+    where = f"on {pictures} {split} pictures"
+    if found.low > 0:
+        return f"Pre-training helped: {spread} over {to} {at}, {where}; {interval}."
+    if found.high < 0:
+        return f"Pre-training harmed: {spread} against {to} {at}, {where}; {interval}."
+    signs = {math.copysign(1, p) for p in found.points if p}
+    alike = f", though all {n} runs point the same way" if len(signs) == 1 and 0 not in found.points else ""
+    return f"No certain difference to {to} {at}: {spread}, {where}; {interval}, which includes 0{alike}."
+
+
+def markdown(
+    scores: Sequence[Score], differences: Sequence[Difference], verdict: Sequence[str], split: str, pictures: int
+) -> str:
+    """Table and verdict."""
+    fractions = sorted({score.fraction for score in scores})
+    labels = {score.fraction: score.labels for score in scores}
+    head = [f"{100 * f:g} % of the labels ({labels[f]})" for f in fractions]
+    lines = [
+        f"Top-1 accuracy (and balanced accuracy) on {pictures} {split} pictures, in %, mean ± standard deviation",
+        "",
+        f"| start | {' | '.join(head)} |",
+        f"|---|{'---|' * len(head)}",
+    ]
+    for arm in dict.fromkeys(score.arm for score in scores):
+        cells = [next((_cell(s) for s in scores if (s.arm, s.fraction) == (arm, f)), "") for f in fractions]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    for other in dict.fromkeys(each.other for each in differences):
+        cells = [next((_gain(d) for d in differences if (d.other, d.fraction) == (other, f)), "") for f in fractions]
+        lines.append(f"| gain over {other} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *verdict])
+
+
+def _cell(score: Score) -> str:
+    return f"{_spread(score.values['top1'])} ({_spread(score.values['balanced'])})"
+
+
+def _gain(found: Difference) -> str:
+    return f"{found.mean:+.1f}" + ("" if found.deviation is None else f" ± {found.deviation:.1f}")
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
