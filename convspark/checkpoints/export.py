@@ -62,8 +62,8 @@ def export_timm(
 ) -> ExportReport:
     """Write `model.safetensors`, timm's `config.json` and a model card, load them again and compare the features.
 
-    The weights have timm's plain names, no decoder, and no classifier unless its classes are given. The folder appears whole or not at all; one
-    that is there already is replaced. The backbone is not changed.
+    The weights have timm's plain names, no decoder, and no classifier unless its classes are given. The folder appears
+    whole or not at all; one that is there already is replaced. The backbone is not changed.
 
     Args:
         backbone: a timm model, plain or `features_only`, or any other module (weights and card alone).
@@ -114,7 +114,7 @@ def _architecture(backbone: nn.Module) -> str | None:
 
 
 def _plain_timm(backbone: nn.Module, architecture: str, keep_classifier: bool) -> nn.Module | None:
-    """A plain timm model with these weights, without a classifier unless it is to be kept; None where the module is not what its name says."""
+    """A plain timm model with these weights; None where the module is not what its name says."""
     import timm
 
     if hasattr(backbone, "reset_classifier") and hasattr(backbone, "pretrained_cfg"):

@@ -1,6 +1,7 @@
 """Labelled pictures as training examples: stronger augmentation than pre-training's, counted like it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,13 +41,25 @@ class FinetuneTransform(PretrainTransform):
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
         rng = np.random.default_rng(counter)
         crop = self.crop(picture, rng)
-        # The library's transforms draw from torch's generator: for once it is the counter's.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(1 << 62)))
+        with _torch_seeded(int(rng.integers(1 << 62))):
             if self.policy and (isinstance(crop, Image.Image) or crop.dtype == torch.uint8):
                 crop = self._trivial(crop)
             image = self._normalise(crop)
             return self._erasing(image) if self.erase else image
+
+
+@contextmanager
+def _torch_seeded(seed: int) -> Iterator[None]:
+    """The library's transforms draw from torch's generator: for once it is the counter's.
+
+    Only the CPU's, which is the one that they use: `torch.manual_seed` takes longer than the transforms.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 class LabelledImages(PretrainImages):

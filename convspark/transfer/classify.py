@@ -84,7 +84,6 @@ class ClassifyModule(TrainingModule):
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
         self.average = ModelEmaV3(network, decay=ema)
-        self._averaged_step = -1
         self._mix = mix
         self._loss = loss
         self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
@@ -95,10 +94,9 @@ class ClassifyModule(TrainingModule):
             images, soft = self._mix(images, labels)
         return self._loss(self.network(channels_last(images)), soft)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.global_step != self._averaged_step:  # not after each part of an accumulated batch
-            self._averaged_step = self.global_step
-            self.average.update(self.network)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update(self.network)  # at once: a checkpoint is written before any later hook of the module
 
     def describe_measured(self) -> str:
         if not self.measured:

@@ -37,8 +37,8 @@ class ProbeReport:
 
     def __str__(self) -> str:
         lines = [
-            f"Frozen features of {self.trained_on} labelled pictures, measured on {self.pictures} {self.split} pictures "
-            f"of {self.classes} classes, in %",
+            f"Frozen features of {self.trained_on} labelled pictures, measured on {self.pictures} {self.split} "
+            f"pictures of {self.classes} classes, in %",
             "",
             f"{'':28}{'kNN top-1':>16}{'balanced':>16}{'linear top-1':>16}{'balanced':>16}",
         ]
@@ -154,7 +154,7 @@ def _classify(
 def _scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, recall_score
 
-    balanced = recall_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0)
+    balanced = recall_score(truth, predicted, average="macro", labels=np.unique(truth))
     return {"top1": float(accuracy_score(truth, predicted)), "balanced": float(balanced)}
 
 

@@ -70,8 +70,8 @@ def sentence(found: Difference, pictures: int, split: str) -> str:
     n = len(found.points)
     if found.deviation is None or found.low is None or found.high is None:
         return (
-            f"Pre-training gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} pictures; "
-            "one run cannot tell that from chance: use more --seeds."
+            f"Pre-training gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} "
+            "pictures; one run cannot tell that from chance: use more --seeds."
         )
     spread = f"{found.mean:+.1f} ± {found.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
     interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}"

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _of_run(given: str, model: str | None) -> Origin:
     config = read_config(RunFolder.open(given))
     name = model or config["model"]
     if "mean" not in config:  # a fine-tuning
-        return _of_export(f"{given}/export", name)
+        return replace(_of_export(f"{given}/export", name), given=given)
     if name is None:
         raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
     return Origin(

@@ -1,0 +1,178 @@
+"""Fine-tuning, probing, embedding and comparing, from end to end on small pictures."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from convspark.cli.main import main
+from convspark.errors import DivergedError, UsageError
+from convspark.training import callbacks
+from convspark.transfer.compare import compare
+from convspark.transfer.embed import embed
+from convspark.transfer.finetune import finetune, read_result
+from convspark.transfer.probe import probe
+
+SMALL = {"size": 32, "batch_size": 12, "workers": 0, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def tuned(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tuned"
+    return finetune("random:resnet10t", str(pictures), epochs=12, out=str(out), **SMALL)
+
+
+def test_it_learns_and_its_figures_are_those_of_its_predictions(tuned):
+    with open(f"{tuned.folder}/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    truth, predicted = [r["label"] for r in rows], [r["predicted"] for r in rows]
+    assert tuned.split == "test" and tuned.pictures == len(rows) == 18
+    assert tuned.top1 == pytest.approx(accuracy_score(truth, predicted)) and tuned.top1 > 0.8
+    assert tuned.balanced == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert tuned.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert read_result(tuned.folder) == tuned
+    with Image.open(f"{tuned.folder}/confusion.png") as picture:
+        assert picture.width > 300
+
+
+def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures):
+    network = timm.create_model(f"local-dir:{tuned.folder}/export", pretrained=True).eval()
+    config = json.loads((Path(tuned.folder) / "export" / "config.json").read_text())
+    assert config["label_names"] == ["blue", "green", "red"] and config["num_classes"] == 3
+    with open(f"{tuned.folder}/predictions.csv") as file:
+        row = next(csv.DictReader(file))
+    with Image.open(row["path"]) as picture:
+        side = round(0.95 * 40)
+        part = picture.convert("RGB").crop((1, 1, 1 + side, 1 + side)).resize((32, 32), Image.Resampling.BICUBIC)
+    mean, std = (torch.tensor(config["pretrained_cfg"][key])[:, None, None] for key in ("mean", "std"))
+    image = (torch.from_numpy(np.array(part)).permute(2, 0, 1) / 255 - mean) / std
+    with torch.no_grad():
+        probability = network(image[None]).softmax(1)[0]
+    assert config["label_names"][int(probability.argmax())] == row["predicted"]
+    assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(tuned, pictures, tmp_path, monkeypatch):
+    save = callbacks.Checkpoints._save
+
+    def save_and_stop(self, trainer, module, name=None):
+        save(self, trainer, module, name)
+        if trainer.global_step == 18:  # in the midst of the fifth epoch
+            raise _Stop
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_stop)
+    out = str(tmp_path / "run")
+    with pytest.raises(_Stop):
+        finetune("random:resnet10t", str(pictures), epochs=12, out=out, checkpoint_minutes=1e-9, **SMALL)
+    monkeypatch.undo()
+    result = finetune(resume=str(tmp_path / "run"))
+    assert result.last == tuned.last and result.top1 == tuned.top1 and result.best == tuned.best
+    with pytest.raises(UsageError, match="leave out --epochs"):
+        finetune(resume=str(tmp_path / "run"), epochs=3)
+
+
+def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
+    result = finetune("random:torchvision:resnet18", str(pictures), epochs=2, out=str(tmp_path / "run"), **SMALL)
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file() and result.epochs == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimizer):
+    options = {"optimizer": optimizer, "accumulate": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}
+    result = finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
+    assert result.steps == 12 and np.isfinite(result.loss)
+
+
+def test_divergence_is_told(pictures, tmp_path):
+    with pytest.raises(DivergedError, match="learning-rate"):
+        finetune("random:resnet10t", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"mixup": -1.0}, "mixup is -1.0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 1000}, "only 48 images"),
+        ({"crop_scale": (0.5, 2.0)}, "crop_scale"),
+        ({"smoothing": 1.0}, "smoothing"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_written(pictures, tmp_path, wrong, message):
+    with pytest.raises(UsageError, match=message):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **{**SMALL, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_tells_colours_apart_even_at_random(pictures):
+    report = probe("random:resnet10t", str(pictures), size=32, seeds=2, workers=0, device="cpu")
+    scores = report.scores["random:resnet10t"]
+    assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
+    assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
+
+
+def test_probe_puts_random_weights_beside_others(tuned, pictures):
+    report = probe(tuned.folder, str(pictures), size=32, seeds=1, workers=0, device="cpu")
+    assert list(report.scores) == [tuned.folder, "random:resnet10t"]
+
+
+def test_embed_writes_what_the_backbone_makes_of_each_picture(tuned, pictures, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i, path in enumerate(sorted((pictures / "test" / "red").iterdir())):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(path.read_bytes())
+    result = embed(f"{tuned.folder}/export", str(tmp_path / "pictures"), out=str(tmp_path / "f.npz"), workers=0)
+    stored = np.load(tmp_path / "f.npz")
+    assert stored["features"].shape == (6, 512) and result.pictures == 6 and len(stored["paths"]) == 6
+    network = timm.create_model(f"local-dir:{tuned.folder}/export", pretrained=True, num_classes=0).eval()
+    with Image.open(stored["paths"][2]) as picture:
+        image = torch.from_numpy(np.array(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = network(((image - mean) / std)[None])[0]
+    assert torch.allclose(torch.from_numpy(stored["features"][2]), expected, atol=1e-4)
+
+
+def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
+    out = tmp_path / "comparison"
+    options = {"seeds": 2, "fractions": [0.5, 1.0], "epochs": 1, "size": 32, "batch_size": 8, "workers": 0}
+    report = compare(
+        "random:resnet10t", str(pictures), against=["random"], out=str(out), settings={"precision": "fp32"}, **options
+    )
+    # The same start, so the very same runs: every difference is exactly nothing.
+    assert [d.points for d in report.differences] == [[0.0, 0.0], [0.0, 0.0]]
+    assert all("No certain difference" in line for line in report.verdict)
+    assert {s.labels for s in report.scores} == {24, 48}
+    before = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
+    assert len(before) == 8
+    next(iter(before)).unlink()
+    again = compare(resume=str(out), workers=0)
+    assert again == report
+    after = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
+    assert sum(after[f] != before[f] for f in before) == 1
+    assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
+    with pytest.raises(UsageError, match="leave out --seeds"):
+        compare(resume=str(out), seeds=5)
+    with pytest.raises(UsageError, match="exists already: go on with"):
+        compare("random:resnet10t", str(pictures), out=str(out))
+
+
+def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", "random:resnet10t", str(pictures / "val"), "--size", "32", "--json", "--workers", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 12
+    assert main(["probe", "random:resnet10t", str(pictures), "--size", "32", "--seeds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "test"
+    assert main(["finetune", "random:resnet10t"]) == 2
+    assert "data is missing" in capsys.readouterr().err
