@@ -19,6 +19,8 @@ COMMANDS = {
         "convspark.cli.finetune",
         "train a classifier on labelled pictures, from pre-trained or random weights",
     ),
+    "detect": ("convspark.cli.detect", "train a detector on annotated pictures: boxes, or masks of each object"),
+    "segment": ("convspark.cli.segment", "train a network to name the class of every pixel"),
     "probe": ("convspark.cli.probe", "how much frozen features tell, beside a random network's"),
     "compare": ("convspark.cli.compare", "did pre-training help on your data? fine-tune from several weights and tell"),
     "embed": ("convspark.cli.embed", "write the features of pictures into a file"),

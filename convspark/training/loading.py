@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class TrainLoader(DataLoader[Tensor]):
         seed: int,
         workers: int,
         pin_memory: bool,
+        collate: Callable[[Any], Any] | None = None,
     ) -> None:
         self.accumulate = accumulate
         self.order = EpochSampler(len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image)
@@ -136,6 +137,7 @@ class TrainLoader(DataLoader[Tensor]):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            collate_fn=collate,
             worker_init_fn=_prepare_worker,
         )
 

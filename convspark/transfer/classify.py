@@ -1,17 +1,13 @@
 """Classification: the network with a head, the Lightning module, batches, and what is measured."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file, save_file
 from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -22,7 +18,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from ..data import HeldOutTransform
 from ..model.backbone import Stages
 from ..training.module import TrainingModule, channels_last, counted_seed
-from ..training.run_folder import RunFolder, written_atomically
 from ..training.schedule import Schedule
 from .augment import LabelledImages
 from .labels import Labelled
@@ -98,6 +93,11 @@ class ClassifyModule(TrainingModule):
         super().optimizer_step(*args, **kwargs)
         self.average.update(self.network)  # at once: a checkpoint is written before any later hook of the module
 
+    def candidates(self) -> list[tuple[float, str, nn.Module]]:
+        """What could be the best weights so far: validation top-1, name, network."""
+        kinds = {"val": ("raw", self.network), "ema": ("EMA", self.average.module)}
+        return [(self.measured[f"{kind}_top1"], *kinds[kind]) for kind in kinds if self.measured]
+
     def describe_measured(self) -> str:
         if not self.measured:
             return ""
@@ -161,37 +161,6 @@ class Predictions:
     predicted: np.ndarray
     confidence: np.ndarray
     scores: dict[str, float]
-
-
-class KeepBest(Callback):
-    """Keeps `checkpoints/best.safetensors`: the weights, raw or averaged, with the best top-1 on validation so far."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.path = folder.checkpoints / "best.safetensors"
-        self.best: dict[str, Any] = {"top1": -1.0, "epoch": 0, "weights": "raw"}
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ClassifyModule)
-        candidates = {"val": ("raw", pl_module.network), "ema": ("EMA", pl_module.average.module)}
-        for kind, (weights, network) in candidates.items():
-            top1 = pl_module.measured.get(f"{kind}_top1", -1.0)
-            if top1 > self.best["top1"]:
-                self.best = {"top1": top1, "epoch": trainer.current_epoch + 1, "weights": weights}
-                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-                with written_atomically(self.path) as temporary:
-                    save_file(tensors, temporary, metadata={"format": "pt"})
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.best)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = dict(state_dict)
-
-    def restore(self, network: nn.Module) -> nn.Module:
-        """The best weights, in a copy of the network on the CPU."""
-        best = copy.deepcopy(network).cpu()
-        best.load_state_dict(load_file(self.path))
-        return best.eval()
 
 
 def labelled_loader(

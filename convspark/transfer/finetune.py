@@ -4,16 +4,13 @@ The command line's `convspark finetune` is this function. Its module imports no 
 describe it at once.
 """
 
-import inspect
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import UsageError
 from ..training.logs import run_log
 from ..training.run_folder import RunFolder, default_path, write_environment, write_text
 
@@ -32,7 +29,7 @@ class FinetuneResult:
         top1, balanced, macro_f1: of the best weights there, from 0 to 1. Balanced accuracy is the mean recall of the
             classes, macro F1 the mean of their F1 scores.
         loss: cross-entropy there.
-        best: epoch, kind (raw or EMA) and validation top-1 of the best weights, by which they were chosen.
+        best: epoch, kind (raw or EMA) and score (validation top-1) of the best weights, by which they were chosen.
         last: the same figures, of the last epoch's EMA weights, which nothing was chosen by.
         recall: of each class.
         trained_on: labelled pictures trained on.
@@ -131,16 +128,17 @@ def finetune(
         import torch
 
         from .finetuning import Finetuning
+        from .resuming import config_text, resumed_arguments
 
         going_on = RunFolder.open(resume) if resume is not None else None
         if going_on is not None:
-            arguments = _resumed(arguments, going_on)
+            arguments = resumed_arguments(arguments, finetune, going_on)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             run = Finetuning(arguments)
             folder = going_on
             if folder is None:
                 folder = RunFolder.create(out if out is not None else default_path(f"finetune-{run.origin.model}"))
-                write_text(folder.config, run.dump_config())
+                write_text(folder.config, config_text("finetune", run.config))
             write_environment(folder, run.device_text)
             log.write_to(folder.log)
             logger.info("run folder %s", folder.path)
@@ -155,18 +153,3 @@ def read_result(folder: str | Path) -> FinetuneResult | None:
     """The result of a fine-tuning that is done, from its folder; None if it is not."""
     file = Path(folder) / "results.json"
     return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-
-
-def _resumed(arguments: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """The run's own settings; those given beside them must be the machine's."""
-    import yaml
-
-    defaults = {name: p.default for name, p in inspect.signature(finetune).parameters.items()}
-    config = {**defaults, **yaml.safe_load(folder.config.read_text(encoding="utf-8"))}
-    machine = ("resume", "device", "workers", "checkpoint_minutes")
-    changed = [n for n, v in arguments.items() if n not in machine and v != defaults[n] and v != config[n]]
-    if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-        raise UsageError(f"{folder.path} goes on with its own settings: leave out {flags}, or start a new run")
-    config |= {name: arguments[name] for name in machine if arguments[name] != defaults[name]}
-    return {name: config[name] for name in defaults}

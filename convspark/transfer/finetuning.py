@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from timm.data.mixup import Mixup
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
@@ -29,7 +27,8 @@ from ..training.run_folder import RunFolder, write_text
 from ..training.schedule import Schedule
 from . import recipe
 from .augment import FinetuneTransform, LabelledImages
-from .classify import ClassifyModule, Headed, KeepBest, Predictions, labelled_loader, predict, with_classifier
+from .best import KeepBest
+from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, with_classifier
 from .finetune import FinetuneResult
 from .labels import LabelledData, read_labelled
 from .layers import decayed_groups, layer_groups
@@ -69,6 +68,7 @@ class Finetuning:
         if c["layer_decay"] is None:
             c["layer_decay"] = 1.0 if self.origin.is_random else 0.7
         self.numbers = settings.count(images, c["batch_size"], c["epochs"], c["warmup_epochs"], c["accumulate"])
+        c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
         self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         network = self.origin.build(c["seed"], c["drop_path"])
         classes = len(self.data.classes)
@@ -83,12 +83,6 @@ class Finetuning:
     @property
     def device_text(self) -> str:
         return describe_device(self.device)
-
-    def dump_config(self) -> str:
-        plain = json.loads(json.dumps(self.config))
-        head = "# The settings of this run, resolved. Again, elsewhere: convspark finetune --config config.yaml\n"
-        plain["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
-        return head + yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
     def describe(self) -> list[str]:
         """The effective numbers, for the log."""

@@ -1,0 +1,44 @@
+"""Predicted classes of pixels beside the truth."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from .atomic import written_whole
+
+
+def draw_label_maps(
+    shown: Sequence[tuple[str, np.ndarray, np.ndarray]], classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draws rows of picture, true and predicted classes into a PNG file; the background is not coloured.
+
+    Args:
+        shown: (path of the picture, true labels (H, W), predicted labels (H, W)).
+    """
+    colours = colormaps["tab10" if len(classes) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(9, 3.2 * len(shown)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(shown), 3, squeeze=False)
+    for row, (file, truth, predicted) in zip(grid, shown, strict=True):
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        pixels = pixels / max(1.0, float(pixels.max()))  # dark microscope pictures become visible
+        for axes, labels, title in zip(row, (None, truth, predicted), ("picture", "truth", "predicted"), strict=True):
+            view = pixels.copy()
+            for label in range(1, len(classes)) if labels is not None else ():
+                view[labels == label] = 0.45 * view[labels == label] + 0.55 * np.array(
+                    colours[(label - 1) % len(colours)]
+                )
+            axes.imshow(view)
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+    handles = [Rectangle((0, 0), 1, 1, color=colours[i % len(colours)]) for i in range(len(classes) - 1)]
+    figure.legend(handles, list(classes[1:]), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")
