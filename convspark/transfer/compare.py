@@ -144,7 +144,7 @@ def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Pat
 
 
 def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
-    """All runs, seed by seed, so that one that is stopped early has compared something."""
+    """All runs, the shortest first, and those of a pair together: what is stopped early has compared something."""
     from .labels import read_labelled
     from .weights import RANDOM, find_weights
 
@@ -168,8 +168,8 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
             images[fraction],
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
-        for seed in range(asked["seeds"])
         for fraction in fractions
+        for seed in range(asked["seeds"])
         for arm, weights in arms.items()
     ]
 
