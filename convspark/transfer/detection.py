@@ -161,7 +161,8 @@ class DetectModule(TrainingModule):
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
         self.detections: list[dict[str, Any]] = []
-        self._scenes, self._kind, self._channels = scenes, kind, channels
+        self._scenes, self._channels = scenes, channels
+        self._kind: Kind = kind
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
@@ -227,7 +228,7 @@ def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Ki
     if not detections:
         return {**dict.fromkeys(names, 0.0), "by_class": dict.fromkeys(scenes.classes, 0.0)}
     truth = COCO(scenes.as_coco())
-    run = COCOeval_faster(truth, truth.loadRes(detections), kind, print_function=_silent)
+    run = COCOeval_faster(truth, truth.loadRes([dict(d) for d in detections]), kind, print_function=_silent)
     most = max(sum(1 for d in detections if d["image_id"] == i) for i in {d["image_id"] for d in detections})
     run.params.maxDets = [1, 10, max(100, most)]  # type: ignore[union-attr]
     run.evaluate()

@@ -1,0 +1,106 @@
+"""Other libraries' layouts, loaded by those that are installed, and held to their own names."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torchvision import models
+
+from convspark.checkpoints import targets
+from convspark.cli.main import main
+from convspark.errors import UsageError
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+def network(name, **options):
+    torch.manual_seed(0)
+    made = timm.create_model(name, num_classes=0, **options).eval()
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return made
+
+
+def test_a_resnet_becomes_torchvisions(tmp_path):
+    backbone = network("resnet18")
+    written = targets.export_torchvision(backbone, "resnet18", tmp_path / "r.pth", (64, 64))
+    theirs = models.resnet18()
+    theirs.load_state_dict(torch.load(written.file, weights_only=True), strict=False)
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        assert torch.allclose(theirs.eval()(IMAGES), backbone(IMAGES), atol=1e-4)
+
+
+def test_a_convnext_becomes_torchvisions(tmp_path):
+    backbone = network("convnext_tiny")
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("gamma"):
+                parameter.uniform_(0.5, 1.5)
+    written = targets.export_torchvision(backbone, "convnext_tiny", tmp_path / "c.pth", (64, 64))
+    theirs = models.convnext_tiny()
+    theirs.load_state_dict(torch.load(written.file, weights_only=True), strict=False)
+    with torch.no_grad():
+        expected = backbone.forward_features(IMAGES)
+        assert torch.allclose(theirs.eval().features(IMAGES), expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_names_are_those_of_the_other_libraries(tmp_path):
+    written = targets.export_detectron2(network("resnet50"), "resnet50", tmp_path / "d.pth")
+    state = torch.load(written.file, weights_only=True)["model"]
+    # As in detectron2's own checkpoints of its ResNet-50, behind `backbone.bottom_up.`.
+    for name in (
+        "stem.conv1.weight",
+        "stem.conv1.norm.running_var",
+        "res2.0.shortcut.weight",
+        "res2.0.shortcut.norm.bias",
+    ):
+        assert f"backbone.bottom_up.{name}" in state
+    assert state["backbone.bottom_up.res5.2.conv3.norm.weight"].shape == (2048,)
+    assert len(state) == 53 * 5
+
+    written = targets.export_mmdet(network("convnext_atto"), "convnext_atto", tmp_path / "m.pth")
+    state = torch.load(written.file, weights_only=True)["state_dict"]
+    for name in (
+        "downsample_layers.0.0.weight",
+        "downsample_layers.2.1.bias",
+        "stages.2.5.depthwise_conv.weight",
+        "stages.0.1.pointwise_conv2.bias",
+        "stages.3.0.gamma",
+    ):
+        assert f"backbone.{name}" in state
+
+
+def test_onnx_takes_any_number_of_images(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    backbone = network("resnet10t")
+    written = targets.export_onnx(backbone, tmp_path / "r.onnx", (64, 64))
+    session = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": IMAGES[:1].numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, backbone(IMAGES[:1]).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (targets.export_detectron2, "convnext_atto"),
+        (targets.export_mmdet, "seresnet18"),
+        (targets.export_mmdet, "resnet10t"),
+    ],
+)
+def test_networks_without_a_table_are_refused(write, name, tmp_path):
+    with pytest.raises(UsageError, match=f"plain ResNets only, not for {name}"):
+        write(network(name), name, tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="torchvision has no network that equals timm's efficientnet_b0"):
+        targets.export_torchvision(network("resnet10t"), "efficientnet_b0", tmp_path / "x.pth", (64, 64))
+
+
+def test_the_command_writes_once(tmp_path, capsys):
+    out = str(tmp_path / "r.pth")
+    assert main(["export", "random:resnet18", "--to", "torchvision", "--size", "64", "--out", out]) == 0
+    assert "loaded by torchvision" in capsys.readouterr().out
+    assert main(["export", "random:resnet18", "--to", "torchvision", "--out", out]) == 2
+    assert "exists already" in capsys.readouterr().err

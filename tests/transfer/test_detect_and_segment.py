@@ -1,0 +1,165 @@
+"""Detectors and segmenters: learned on drawn pictures, resumed, and their measures beside scikit-learn's."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, jaccard_score
+from torch.nn import functional as F
+
+from convspark.cli.main import main
+from convspark.errors import DataError, UsageError
+from convspark.transfer.detect import detect
+from convspark.transfer.labelled_maps import IGNORED, read_label_maps
+from convspark.transfer.segment import segment
+from convspark.transfer.segmentation import overlap, pixel_counts, segmentation_loss
+
+COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Pictures of bright squares on dark noise, with COCO boxes and masks, and mask files."""
+    root = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        (root / part).mkdir()
+        (root / f"{part}_masks").mkdir()
+        images, things = [], []
+        for i in range(count):
+            pixels = rng.integers(0, 60, (64, 80, 3), dtype=np.uint8)
+            labels = np.zeros((64, 80), dtype=np.uint8)
+            for _ in range(2):
+                side, left, top = int(rng.integers(14, 24)), int(rng.integers(0, 56)), int(rng.integers(0, 40))
+                pixels[top : top + side, left : left + side] = (230, 200, 40)
+                labels[top : top + side, left : left + side] = 255
+                polygon = [left, top, left + side, top, left + side, top + side, left, top + side]
+                things.append(
+                    {
+                        "id": len(things) + 1,
+                        "image_id": i,
+                        "category_id": 1,
+                        "bbox": [left, top, side, side],
+                        "segmentation": [polygon],
+                    }
+                )
+            Image.fromarray(pixels).save(root / part / f"{i}.png")
+            Image.fromarray(labels).save(root / f"{part}_masks" / f"{i}.png")
+            images.append({"id": i, "file_name": f"{i}.png"})
+        content = {"images": images, "annotations": things, "categories": [{"id": 1, "name": "square"}]}
+        (root / f"{part}.json").write_text(json.dumps(content))
+    return root
+
+
+def places(drawn):
+    return {
+        "train": str(drawn / "train.json"),
+        "val": str(drawn / "val.json"),
+        "images": str(drawn / "train"),
+        "val_images": str(drawn / "val"),
+    }
+
+
+@pytest.mark.parametrize(("task", "epochs", "least"), [("boxes", 5, 0.1), ("masks", 1, 0.0)])
+def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
+    options = {"task": task, "size": 64, "batch_size": 2, "learning_rate": 1e-3, **COMMON}
+    result = detect("random:resnet10t", **places(drawn), epochs=epochs, out=str(tmp_path / "run"), **options)
+    assert result.ap50 >= least and result.pictures == 4 and list(result.by_class) == ["square"]
+    found = json.loads((tmp_path / "run" / "detections.json").read_text())
+    assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and ("segmentation" in found[0]) == (task == "masks")
+    with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
+        assert picture.width > 300
+
+
+def test_detect_says_what_is_wrong(drawn, tmp_path):
+    with pytest.raises(UsageError, match="size is 8"):
+        detect("random:resnet10t", **places(drawn), size=8)
+    with pytest.raises(DataError, match="8 of the 12 pictures"):
+        detect("random:resnet10t", **{**places(drawn), "images": str(drawn / "val")})
+    assert main(["detect", "random:resnet10t", "--train", str(drawn / "none.json")]) == 2
+
+
+@pytest.mark.parametrize("kind", ["files", "coco"])
+def test_a_segmenter_learns(drawn, tmp_path, kind):
+    masks = {"files": ("train_masks", "val_masks"), "coco": ("train.json", "val.json")}[kind]
+    result = segment(
+        "random:resnet10t",
+        images=str(drawn / "train"),
+        masks=str(drawn / masks[0]),
+        val_images=str(drawn / "val"),
+        val_masks=str(drawn / masks[1]),
+        epochs=8,
+        size=64,
+        batch_size=4,
+        learning_rate=2e-3,
+        out=str(tmp_path / "run"),
+        **COMMON,
+    )
+    assert result.iou > 0.6 and len(result.iou_by_class) == 2
+    again = segment(resume=str(tmp_path / "run"))
+    assert (again.iou, again.dice) == (result.iou, result.dice)
+
+
+def test_measures_are_scikit_learns():
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.integers(0, 3, (2, 40, 50)), rng.integers(0, 3, (2, 40, 50))
+    truth[0, :5] = IGNORED
+    found = overlap(pixel_counts(truth, predicted, 3))
+    a, b = truth[truth != IGNORED], predicted[truth != IGNORED]
+    assert found["iou_by_class"] == pytest.approx(jaccard_score(a, b, average=None))
+    assert found["dice_by_class"] == pytest.approx(f1_score(a, b, average=None))
+    assert found["iou"] == pytest.approx(jaccard_score(a, b, average="macro"))
+    assert found["accuracy"] == pytest.approx(np.mean(a == b))
+
+
+def test_the_loss_knows_nothing_of_ignored_pixels():
+    logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 8, 8))
+    labels[:, :4] = IGNORED
+    loss = segmentation_loss(logits, labels)
+    loss.backward()
+    assert torch.equal(logits.grad[:, :, :4], torch.zeros_like(logits.grad[:, :, :4])) and logits.grad[:, :, 4:].any()
+    alone = segmentation_loss(logits[:, :, 4:], labels[:, 4:])
+    assert float(loss.detach()) == pytest.approx(float(alone.detach()))
+    perfect = 50 * F.one_hot(labels[:, 4:], 3).permute(0, 3, 1, 2).float()
+    assert float(segmentation_loss(perfect, labels[:, 4:])) == pytest.approx(0, abs=1e-6)
+    nothing = segmentation_loss(logits, torch.full_like(labels, IGNORED))
+    assert float(nothing.detach()) == 0
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, values in files.items():
+        Image.fromarray(np.asarray(values, dtype=np.uint8)).save(folder / f"{name}.png")
+    return str(folder)
+
+
+def test_masks_are_read_by_their_values(tmp_path):
+    pictures = write(tmp_path / "p", a=np.zeros((4, 4, 3)), b=np.zeros((4, 4, 3)))
+    many = write(tmp_path / "m", a=[[0, 1, 2, 255]] * 4, b=[[0] * 4] * 4)
+    maps = read_label_maps(pictures, many)
+    assert maps.classes == ["background", "class 1", "class 2"]
+    assert maps.label_map(0)[0].tolist() == [0, 1, 2, IGNORED]
+    binary = read_label_maps(pictures, write(tmp_path / "n", a=[[0, 255, 0, 255]] * 4, b=[[0] * 4] * 4))
+    assert binary.classes == ["background", "class 1"] and binary.label_map(0)[0].tolist() == [0, 1, 0, 1]
+    with pytest.raises(DataError, match=r"has the values \[1, 2\], which the masks trained on do not have"):
+        read_label_maps(pictures, many, binary)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"a": [[0, 1]] * 2}, "1 of the 2 pictures .* have no mask"),
+        ({"a": [[0, 1]] * 2, "b": [[0, 1, 1]] * 2}, "has 3x2 pixels, its picture 2x2"),
+        ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
+        ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
+        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "values up to 217"),
+        ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
+    ],
+)
+def test_bad_masks_are_told_apart(tmp_path, masks, message):
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)), b=np.zeros((2, 2, 3)))
+    with pytest.raises(DataError, match=message):
+        read_label_maps(pictures, write(tmp_path / "m", **masks))
