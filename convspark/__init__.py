@@ -10,32 +10,52 @@ if TYPE_CHECKING:
     from .model.spark import SparK
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
     from .training.pretrain import pretrain
+    from .transfer.compare import Comparison, compare
+    from .transfer.detect import detect
+    from .transfer.embed import embed
+    from .transfer.finetune import finetune
+    from .transfer.probe import probe
+    from .transfer.segment import segment
     from .trial.check import CheckReport, check
 
 # Loaded on first use, so that `convspark --help` does not wait for torch.
 _HOME = {
     "CheckReport": ".trial.check",
+    "Comparison": ".transfer.compare",
     "PatchGrid": ".sparse",
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",
     "check": ".trial.check",
+    "compare": ".transfer.compare",
+    "detect": ".transfer.detect",
+    "embed": ".transfer.embed",
+    "finetune": ".transfer.finetune",
     "gather": ".sparse",
     "pretrain": ".training.pretrain",
+    "probe": ".transfer.probe",
     "reconstruct": ".cli.reconstruct",
     "scatter": ".sparse",
+    "segment": ".transfer.segment",
 }
 
 __all__ = [
     "CheckReport",
+    "Comparison",
     "PatchGrid",
     "SparK",
     "VisiblePatches",
     "__version__",
     "check",
+    "compare",
+    "detect",
+    "embed",
+    "finetune",
     "gather",
     "pretrain",
+    "probe",
     "reconstruct",
     "scatter",
+    "segment",
 ]
 
 

@@ -1,0 +1,86 @@
+"""Does pre-training on a folder's own pictures help to classify them? Pre-trains, probes and compares; resumable.
+
+    python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
+        [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
+
+DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on. At the
+end a line goes to benchmarks/results/transfer.jsonl.
+"""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import convspark
+from convspark.training.device import choose_device, describe_device
+
+RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the data, for the record")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--pretrain-epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+
+    run = asked.out / "pretrained"
+    if not (run / "export" / "model.safetensors").is_file():
+        if (run / "config.yaml").is_file():
+            convspark.pretrain(resume=str(run))
+        else:
+            settings = {"model": asked.model, "size": asked.size, "epochs": asked.pretrain_epochs}
+            convspark.pretrain(str(asked.data / "train"), out=str(run), **settings)
+    probe_file = asked.out / "probe.json"
+    if not probe_file.is_file():
+        report = convspark.probe(str(run), str(asked.data))
+        probe_file.write_text(json.dumps(asdict(report), indent=2))
+        print(report)
+    folder = asked.out / "comparison"
+    if (folder / "compare.yaml").is_file():
+        comparison = convspark.compare(resume=str(folder))
+    else:
+        options = {"fractions": asked.fractions, "seeds": asked.seeds, "epochs": asked.epochs}
+        comparison = convspark.compare(str(run), str(asked.data), out=str(folder), **options)
+    print(comparison)
+    record(asked, comparison, json.loads(probe_file.read_text()))
+
+
+def record(asked: argparse.Namespace, comparison: convspark.Comparison, probed: dict) -> None:
+    """A line with the figures, the settings, the date and the machine."""
+    line = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": asked.name,
+        "model": asked.model,
+        "size": asked.size,
+        "pretrain_epochs": asked.pretrain_epochs,
+        "epochs_at_all_labels": asked.epochs,
+        "device": describe_device(choose_device()),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "split": comparison.split,
+        "pictures": comparison.pictures,
+        "scores": [asdict(score) for score in comparison.scores],
+        "differences": [asdict(difference) for difference in comparison.differences],
+        "verdict": comparison.verdict,
+        "probe": {("pre-trained" if "random" not in n else "random"): s for n, s in probed["scores"].items()},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
