@@ -3,8 +3,8 @@
     python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
         [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
 
-DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on. At the
-end a line goes to benchmarks/results/transfer.jsonl.
+DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on. At
+the end a line goes to benchmarks/results/transfer.jsonl.
 """
 
 import argparse

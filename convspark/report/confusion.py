@@ -43,4 +43,4 @@ def confusion_matrix(
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.spines[:].set_visible(False)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", bbox_inches="tight")  # names of classes may be long

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .logs import RunLog, run_log
-from .run_folder import RunFolder, default_path, write_environment, write_text
+from .run_folder import RunFolder, command_line, default_path, write_environment, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -230,6 +230,7 @@ def _export(plan: "Plan", folder: RunFolder, last: Mapping[str, str]) -> "Export
         "pre-trained on": f"{plan.numbers.images} images ({plan.images.description})",
         "epochs": f"{config['epochs']}, batch {plan.numbers.batch_size}, {plan.numbers.steps} steps",
         "started from": config["init"] or "random weights",
+        "command": f"`{command_line()}`",
         "mask ratio": f"{config['mask_ratio']:g}, patches of {as_text(plan.model.patch_size)} pixels",
         "loss on training images": last.get("train_loss"),
         "loss on held-out images": last.get("held_out_loss") or "not measured",

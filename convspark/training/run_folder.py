@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,13 @@ def write_environment(folder: RunFolder, device: str) -> None:
         first.setdefault("resumed", []).append(now)
         now = first
     write_text(folder.environment, json.dumps(now, indent=2) + "\n")
+
+
+def command_line() -> str:
+    """How this process was started, as a shell would have it; for model cards."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return shlex.join([*(["convspark"] if name in ("convspark", "__main__.py") else ["python", name]), *arguments])
 
 
 def available_cores() -> int:

@@ -105,7 +105,10 @@ def compare(
         asked = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         log.write_to(folder / "log.txt")
         jobs = _jobs(asked, folder)
-        results = _carry_out(jobs, asked, {"device": device, "workers": workers})
+        try:
+            results = _carry_out(jobs, asked, {"device": device, "workers": workers})
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder}") from None
         return _report(jobs, results, folder)
 
 
@@ -153,7 +156,7 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
     for other in asked["against"] or ["random"]:
         known = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}
         arms[other] = known.get(other, other)
-        find_weights(arms[other], origin.model)
+        find_weights(arms[other], _model_of(arms[other], asked["run"], asked["model"], origin.model))
     data = read_labelled(asked["data"])
     fractions = sorted(set(asked["fractions"] or [0.1, 1.0]))
     epochs = asked["epochs"] or recipe.default_epochs(len(data.train))
@@ -174,6 +177,13 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
     ]
 
 
+def _model_of(weights: str, run: str, asked: str | None, found: str) -> str | None:
+    """`--model` for one of the weights: what was asked for belongs to the run; a mere file is taken to be like it."""
+    if weights == run:
+        return asked
+    return found if Path(weights).is_file() else None
+
+
 def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, Any]) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
     from ..training.progress import format_seconds
@@ -181,7 +191,8 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0
-    model, size = asked["model"], asked["size"] or find_weights(asked["run"], asked["model"]).size
+    origin = find_weights(asked["run"], asked["model"])
+    size = asked["size"] or origin.size
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:
@@ -191,7 +202,7 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
                 result = finetune(
                     job.weights,
                     asked["data"],
-                    model=None if job.weights.startswith("random:") else model,
+                    model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
                     fraction=job.fraction,
                     seed=job.seed,
                     epochs=job.epochs,

@@ -23,7 +23,7 @@ from ..training.device import choose_device, choose_precision, default_workers, 
 from ..training.fit import fit
 from ..training.loading import TrainLoader
 from ..training.module import counted_seed
-from ..training.run_folder import RunFolder, write_text
+from ..training.run_folder import RunFolder, command_line, write_text
 from ..training.schedule import Schedule
 from . import recipe
 from .augment import FinetuneTransform, LabelledImages
@@ -181,6 +181,7 @@ class Finetuning:
         card = {
             "fine-tuned on": f"{result.trained_on} labelled pictures ({self.config['data']})",
             "started from": origin.given,
+            "command": f"`{command_line()}`",
             "epochs": f"{result.epochs}, {result.steps} steps",
             f"top-1 on {result.split} ({result.pictures} pictures)": f"{100 * result.top1:.1f} %",
             f"balanced accuracy on {result.split}": f"{100 * result.balanced:.1f} %",

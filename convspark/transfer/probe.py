@@ -1,17 +1,14 @@
 """`probe`: how much frozen features tell of the classes, beside those of the same network with random weights."""
 
 import logging
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from ..errors import UsageError
 
 logger = logging.getLogger(__name__)
-
-_STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of the linear probe's inverse regularisation
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,15 @@ def probe(
     """
     if seeds < 1 or neighbours < 1:
         raise UsageError(f"seeds is {seeds} and neighbours {neighbours}: expected 1 or more")
+    import numpy as np
+
     from ..training.device import choose_device, default_workers
     from ..training.logs import run_log
     from ..training.settings import parse_size
     from .classify import labelled_loader
     from .features import frozen_features
     from .labels import read_labelled
+    from .probing import classify_features
     from .weights import RANDOM, find_weights
 
     with run_log():
@@ -112,62 +112,16 @@ def probe(
         if not origin.is_random:
             arms.append((f"{RANDOM}{origin.model}", find_weights(f"{RANDOM}{origin.model}")))
         for name, arm in arms:
-            features: dict[str, np.ndarray] = {}
+            features: dict[str, Any] = {}
             rows: list[dict[str, dict[str, float]]] = []
             for seed in range(seeds):
                 if not features or arm.is_random:
                     network = arm.build(seed)
                     features = {part: frozen_features(network, loader, chosen) for part, loader in loaders.items()}
-                rows.append(_classify(features, labels, seed, neighbours, split))
+                rows.append(classify_features(features, labels, seed, neighbours, split))
                 logger.info("%s: run %d of %d", name, seed + 1, seeds)
             report.scores[name] = _transposed(rows)
         return report
-
-
-def _classify(
-    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], seed: int, neighbours: int, split: str
-) -> dict[str, dict[str, float]]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    kept = _four_fifths(labels["train"], seed)
-    x, y = features["train"][kept], labels["train"][kept]
-    knn = KNeighborsClassifier(min(neighbours, len(x)), metric="cosine").fit(x, y)
-
-    def linear(strength: float) -> Any:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(x, y)
-
-    if split == "test":  # the strength is chosen by validation, so that the test pictures choose nothing
-        fitted = [linear(strength) for strength in _STRENGTHS]
-        best = max(fitted, key=lambda model: float(np.mean(model.predict(features["val"]) == labels["val"])))
-    else:
-        best = linear(0.01)
-    truth = labels["final"]
-    return {
-        "knn": _scores(truth, knn.predict(features["final"])),
-        "linear": _scores(truth, best.predict(features["final"])),
-    }
-
-
-def _scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score, recall_score
-
-    balanced = recall_score(truth, predicted, average="macro", labels=np.unique(truth))
-    return {"top1": float(accuracy_score(truth, predicted)), "balanced": float(balanced)}
-
-
-def _four_fifths(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Indices of 80 % of each class, at least one."""
-    from ..data.counters import Use, counted
-
-    kept: list[int] = []
-    for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        order = counted(seed, Use.LABELS, 1, int(label)).permutation(len(places))
-        kept += places[order[: max(1, round(0.8 * len(places)))]].tolist()
-    return np.array(sorted(kept))
 
 
 def _transposed(rows: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
@@ -178,4 +132,4 @@ def _transposed(rows: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[s
 def _spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{100 * values[0]:.1f}"
-    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+    return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"

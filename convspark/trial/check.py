@@ -210,8 +210,9 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
 
 
 def _backward(features: Sequence[torch.Tensor], wanted: Sequence[nn.Parameter]) -> None:
-    total = torch.stack([feature.float().square().mean() for feature in features]).sum()
-    torch.autograd.grad(total, wanted, allow_unused=True)
+    """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not."""
+    slopes = [torch.full_like(feature.detach(), 1e-3) for feature in features]
+    torch.autograd.grad(list(features), wanted, slopes, allow_unused=True)
 
 
 # ------------------------------------------------------------------------------------------------ the page

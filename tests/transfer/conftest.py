@@ -1,27 +1,9 @@
-"""Small labelled pictures whose classes can be told apart by colour."""
+"""Fixtures of labelled pictures."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
-
-
-@pytest.fixture(autouse=True)
-def silent_about_threads(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def write_pictures(root: Path, count: int, seed: int = 0, side: int = 40) -> Path:
-    rng = np.random.default_rng(seed)
-    for name, colour in COLOURS.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            noise = rng.normal(0, 40, (side, side, 3))
-            Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
-    return root
+from labelled_pictures import write_pictures
 
 
 @pytest.fixture(scope="session")

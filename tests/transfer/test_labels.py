@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from conftest import write_pictures  # type: ignore[import-not-found]
+from labelled_pictures import write_pictures
 
 from convspark.errors import DataError, UsageError
 from convspark.transfer.labels import read_labelled
