@@ -70,7 +70,8 @@ class Command:
             if parameter.name in positional:
                 place.add_argument(parameter.name, nargs="?", **{**options, "metavar": parameter.name.upper()})
             else:
-                place.add_argument(_flag(parameter.name), **options)
+                short = ["-o"] if parameter.name == "out" else []
+                place.add_argument(*short, _flag(parameter.name), **options)
 
     def add_switch(self, *flags: str, help: str) -> None:
         """A flag without a value that belongs to the command line alone."""
@@ -197,7 +198,7 @@ def _flag(parameter: str) -> str:
 
 
 def _name(action: argparse.Action) -> str:
-    return action.option_strings[0] if action.option_strings else action.dest
+    return action.option_strings[-1] if action.option_strings else action.dest
 
 
 def _type_of(action: argparse.Action) -> Any:

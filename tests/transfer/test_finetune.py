@@ -170,8 +170,9 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
 
 def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["embed", "random:resnet10t", str(pictures / "val"), "--size", "32", "--json", "--workers", "0"]) == 0
-    assert json.loads(capsys.readouterr().out)["pictures"] == 12
+    small = ["--size", "32", "--json", "--workers", "0"]
+    assert main(["embed", "random:resnet10t", str(pictures / "val"), "-o", "f.npz", *small]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 12 and Path("f.npz").is_file()
     assert main(["probe", "random:resnet10t", str(pictures), "--size", "32", "--seeds", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["split"] == "test"
     assert main(["finetune", "random:resnet10t"]) == 2
