@@ -1,0 +1,149 @@
+"""Which decoder pre-trains best? Each decoder x seed: pre-train, then fine-tune on few labels; resumable.
+
+    python benchmarks/decoders.py clothing160 --name clothing160 --out runs/decoders
+        [--arms random paper lean] [--seeds 0 1 2] [--epochs 20] [--fraction 0.1] [--size 96]
+
+DATA has train/ and val/ (and test/) folders; only train/ is pre-trained on, without its labels. A seed draws the masks,
+the crops and the first weights of pre-training, and for fine-tuning the labels, the order and the classifier, the same for
+each decoder. An arm may be given its own number of epochs (`lean@60`), for comparisons at equal time. Each cell is a
+line of benchmarks/results/decoders.jsonl; cells that are there already are not run again. `--table` only prints.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+from pathlib import Path
+
+ARMS = {
+    "paper": {},
+    "thin": {"decoder_width": 160},
+}
+"""What each decoder is, as settings of `pretrain`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--name", required=True, help="of the data, for the record")
+    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--record", type=Path, default=Path(__file__).parent / "results" / "decoders.jsonl")
+    parser.add_argument("--arms", nargs="+", default=["random", *ARMS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=20, help="of pre-training")
+    parser.add_argument("--fraction", type=float, default=0.1, help="of the labels")
+    parser.add_argument("--finetune-epochs", type=int, default=50)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    if not asked.table:
+        for seed in asked.seeds:
+            for arm in asked.arms:
+                if cell(asked, arm, seed) is None:
+                    run(asked, arm, seed)
+    print(table(asked))
+
+
+def setting(asked: argparse.Namespace, arm: str) -> dict:
+    """What tells the cells of one experiment from those of another."""
+    name, _, epochs = arm.partition("@")
+    return {
+        "data": asked.name,
+        "model": asked.model,
+        "size": asked.size,
+        "decoder": name,
+        "epochs": 0 if name == "random" else int(epochs or asked.epochs),
+        "fraction": asked.fraction,
+        "finetune_epochs": asked.finetune_epochs,
+    }
+
+
+def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict | None:
+    """The line of a cell that was run before."""
+    wanted = setting(asked, arm) | {"seed": seed}
+    lines = asked.record.read_text(encoding="utf-8").splitlines() if asked.record.is_file() else []
+    return next((each for each in map(json.loads, lines) if wanted.items() <= each.items()), None)
+
+
+def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
+    """Pre-train, fine-tune, write the line."""
+    import torch
+
+    import convspark
+
+    what = setting(asked, arm)
+    folder = asked.out / f"{asked.name}-{asked.model}-{asked.size}"
+    weights, pretrained = f"random:{asked.model}", {}
+    if what["epochs"]:
+        place = folder / f"{arm}-{seed}"
+        settings = ARMS[what["decoder"]] | {"model": asked.model, "size": asked.size, "epochs": what["epochs"]}
+        if (place / "config.yaml").is_file():
+            done = convspark.pretrain(resume=str(place))
+        else:
+            done = convspark.pretrain(
+                str(asked.data / "train"), out=str(place), seed=seed, picture_epochs=0, held_out=0.05, **settings
+            )
+        pretrained = {"pretrain_seconds": round(done.seconds), "held_out_loss": done.held_out_loss}
+        weights = str(place)
+    place = folder / f"{arm}-{seed}-finetuned"
+    if (place / "config.yaml").is_file():
+        found = convspark.finetune(resume=str(place))
+    else:
+        found = convspark.finetune(
+            weights,
+            str(asked.data),
+            out=str(place),
+            size=asked.size,
+            seed=seed,
+            fraction=asked.fraction,
+            epochs=asked.finetune_epochs,
+        )
+    line = what | {
+        "seed": seed,
+        "top1": found.top1,
+        "balanced": found.balanced,
+        "split": found.split,
+        "pictures": found.pictures,
+        **pretrained,
+        "threads": torch.get_num_threads(),
+        "date": f"{datetime.date.today()}",
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    asked.record.parent.mkdir(parents=True, exist_ok=True)
+    with asked.record.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def table(asked: argparse.Namespace) -> str:
+    """Mean and spread of each arm, and its difference to the paper's decoder where the seeds are the same, as Markdown."""
+    lines = ["| decoder | epochs | top-1, % | less the paper's, same seeds | held-out loss | minutes | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    of = {arm: {s: c for s in asked.seeds if (c := cell(asked, arm, s)) is not None} for arm in asked.arms}
+    reference = {s: c for s in asked.seeds if (c := cell(asked, "paper", s)) is not None}
+    for arm, cells in of.items():
+        if not cells:
+            continue
+        apart = [cells[s]["top1"] - reference[s]["top1"] for s in cells if s in reference]
+        losses = [c["held_out_loss"] for c in cells.values() if "held_out_loss" in c]
+        minutes = [c["pretrain_seconds"] / 60 for c in cells.values() if "pretrain_seconds" in c]
+        lines.append(
+            f"| {arm} | {setting(asked, arm)['epochs']} | {_spread([c['top1'] for c in cells.values()], 100)} | "
+            f"{_spread(apart, 100) if apart and arm != 'paper' else ''} | {_spread(losses, 1, 3)} | "
+            f"{_spread(minutes, 1, 0)} | {len(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], scale: float, digits: int = 1) -> str:
+    """Mean, and the deviation where there are several."""
+    if not values:
+        return ""
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
