@@ -96,6 +96,7 @@ def load(
         backbone,
         image_size=224 if image_size is None else image_size,
         mask_ratio=config.get("mask_ratio", 0.6) if mask_ratio is None else mask_ratio,
+        decoder="paper",
         decoder_width=weights["dense_decoder.dec.0.up_sample.weight"].shape[0],
         densify_norm="batch" if "densify_norms.0.running_mean" in weights else "layer",
         prove=False,

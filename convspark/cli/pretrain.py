@@ -8,7 +8,16 @@ from ..training.pretrain import PretrainResult, pretrain
 from .arguments import Command
 
 _GROUPS = {
-    "network": ("model_args", "channels", "patch_size", "stages", "decoder_width", "densify_norm", "drop_path"),
+    "network": (
+        "model_args",
+        "channels",
+        "patch_size",
+        "stages",
+        "decoder",
+        "decoder_width",
+        "densify_norm",
+        "drop_path",
+    ),
     "optimisation": (
         "optimizer",
         "learning_rate",

@@ -1,32 +1,13 @@
-"""The light decoder: a UNet from the deepest densified map to the image, doubling its sides block by block."""
+"""The paper's decoder: a UNet from the deepest densified map to the image, doubling its sides block by block."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..sparse.synchronised import synchronised_batch_norm
+from .layers import CONV, CONV_TRANSPOSE, BatchNorm, initialise
 from .strides import Sides
-
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
-class BatchNorm(_BatchNorm):
-    """BatchNorm of maps of any number of spatial dimensions, over the batches of a process group where one is given."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor, group: ProcessGroup | None = None) -> Tensor:
-        if group is None or not self.training:
-            return super().forward(input)
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-        return synchronised_batch_norm(input, *statistics, self.momentum, self.eps, group)
 
 
 class UpBlock(nn.Module):
@@ -58,18 +39,27 @@ class Decoder(nn.Module):
 
     Args:
         width: W, the channels of the deepest map; must be divisible by 2^(number of blocks).
-        factors: what each block multiplies the sides by, one number for each spatial axis; in the paper, for a
-            stride of 32, five times (2, 2).
+        ways: what each block multiplies the sides by, on the way from each stage to the next finer one and to the
+            image, as `upsampling` gives them; in the paper, for a stride of 32, five times (2, 2).
         out_channels: channels of the image.
     """
 
-    def __init__(self, width: int, factors: Sequence[Sides], out_channels: int):
+    projection_kernel = 3
+    """Side of the convs that project the stages to the width of their block, the deepest stage's apart."""
+
+    def __init__(self, width: int, ways: Sequence[Sequence[Sides]], out_channels: int):
         super().__init__()
+        factors = [factor for way in ways for factor in way]
         widths = [width >> i for i in range(len(factors) + 1)]
         steps = zip(pairwise(widths), factors, strict=True)
         self.blocks = nn.ModuleList(UpBlock(wide, narrow, factor) for (wide, narrow), factor in steps)
         self.head = CONV[len(factors[0])](widths[-1], out_channels, kernel_size=1)
-        self.apply(_initialise)
+        self.apply(initialise)
+
+    @staticmethod
+    def count_blocks(ways: Sequence[Sequence[Sides]]) -> int:
+        """How many blocks, each halving the width, a decoder has for these `ways`."""
+        return sum(map(len, ways))
 
     def forward(self, maps: Sequence[Tensor | None], group: ProcessGroup | None = None) -> Tensor:
         """Decode to (B, out_channels, H, W).
@@ -77,22 +67,16 @@ class Decoder(nn.Module):
         maps[i], (B, W/2^i, ...), is added to the input of block i; None where the backbone has no such stage.
         maps[0], the deepest, must be there. group: processes to share the norms' statistics with.
         """
-        x = maps[0]
-        if x is None:
-            raise ValueError("maps[0] is None: the decoder starts from the deepest map")
-        for i, block in enumerate(self.blocks):
-            skip = maps[i] if 0 < i < len(maps) else None
-            x = block(x if skip is None else x + skip, group)
-        return self.head(x)
+        return self.head(climb(self.blocks, maps, group))
 
 
-def _initialise(module: nn.Module) -> None:
-    """The paper's initialisation; norms keep PyTorch's (1, 0)."""
-    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-    elif isinstance(module, (nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+def climb(blocks: nn.ModuleList, maps: Sequence[Tensor | None], group: ProcessGroup | None = None) -> Tensor:
+    """Through all blocks, the maps added to their inputs on the way; maps[len(blocks)] is added at the end."""
+    x = maps[0]
+    if x is None:
+        raise ValueError("maps[0] is None: the decoder starts from the deepest map")
+    for i, block in enumerate(blocks, start=1):
+        x = block(x, group)
+        skip = maps[i] if i < len(maps) else None
+        x = x if skip is None else x + skip
+    return x

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..sparse import VisiblePatches, scatter
-from .decoder import CONV, BatchNorm
+from .layers import CONV, BatchNorm
 
 _PER_POSITION_NORM = re.compile(r"layer_?norm|rms_?norm|simple_?norm", re.IGNORECASE)
 _BATCH_NORM = re.compile(r"batch_?norm", re.IGNORECASE)
@@ -36,11 +36,12 @@ class Densify(nn.Module):
         channels: C of the stage.
         width: channels of the decoder's input at this stage.
         norm: "batch" or "layer".
-        deepest: the deepest stage is projected by 1x1 (not at all if C is the width), the others by 3x3.
+        deepest: the deepest stage is projected by 1x1, and not at all if C is the width.
         dims: number of spatial dimensions, 2 or 3.
+        kernel: side of the projection's conv for the other stages, 3 in the paper.
     """
 
-    def __init__(self, channels: int, width: int, norm: str, deepest: bool, dims: int = 2):
+    def __init__(self, channels: int, width: int, norm: str, deepest: bool, dims: int = 2, kernel: int = 3):
         super().__init__()
         self.norm = ChannelNorm(channels) if norm == "layer" else BatchNorm(channels)
         self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
@@ -48,7 +49,7 @@ class Densify(nn.Module):
         if deepest and channels == width:
             self.project = nn.Identity()
         else:
-            kernel = 1 if deepest else 3
+            kernel = 1 if deepest else kernel
             self.project = CONV[dims](channels, width, kernel_size=kernel, padding=kernel // 2)
 
     def forward(self, features: VisiblePatches) -> Tensor:

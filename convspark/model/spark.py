@@ -15,10 +15,14 @@ from ..sparse.check import prove as prove_exact
 from .backbone import Stages, evaluating
 from .decoder import Decoder
 from .densify import Densify, choose_norm
+from .lean_decoder import LeanDecoder
 from .strides import Sides, as_text, divides, sides_of, times, upsampling
 from .target import join_patches, paint_prediction, per_patch, reconstruction_loss, split_patches
 
 logger = logging.getLogger(__name__)
+
+DECODERS: dict[str, type[Decoder] | type[LeanDecoder]] = {"paper": Decoder, "lean": LeanDecoder}
+"""By the name that settings give them."""
 
 MAX_DEFAULT_WIDTH = 768
 """The paper's decoder width; the default for backbones at least as wide."""
@@ -58,6 +62,7 @@ class SparK(nn.Module):
         mask_ratio: share of patches masked in each image, between 0 and 1.
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
+        decoder: "paper", or "lean": the same idea at less than a quarter of its multiplications.
         densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
         patch_size: side of a patch in pixels, or one a spatial dimension; None takes the deepest stride. A finer one
             trains only the stages whose stride divides it, and `untrained` names the rest.
@@ -93,6 +98,7 @@ class SparK(nn.Module):
         in_chans: int | None = None,
         call: Callable[[nn.Module, Tensor], object] | None = None,
         sync_batchnorm: bool = True,
+        decoder: str = "paper",
     ):
         super().__init__()
         self.sync_batchnorm = sync_batchnorm
@@ -106,17 +112,26 @@ class SparK(nn.Module):
         check_mask_ratio(mask_ratio, self.grid_shape(self.image_size))
 
         ways = upsampling(self.stages.strides)
-        self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], sum(map(len, ways)))
+        make_decoder = _chosen(decoder)
+        blocks = make_decoder.count_blocks(ways)
+        self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], blocks)
         modules = [backbone.get_submodule(name) for name in self.stages.modules]
         self.densify_norm = choose_norm(densify_norm, modules)
         self.backbone = backbone
         # Deepest first, like the decoder's blocks: self.densify[i] goes to block self._block[i].
         self._block = list(accumulate(map(len, ways[:-1]), initial=0))
         self.densify = nn.ModuleList(
-            Densify(channels, self.decoder_width >> block, self.densify_norm, deepest=block == 0, dims=dims)
+            Densify(
+                channels,
+                self.decoder_width >> block,
+                self.densify_norm,
+                deepest=block == 0,
+                dims=dims,
+                kernel=make_decoder.projection_kernel,
+            )
             for channels, block in zip(reversed(self.stages.channels), self._block, strict=True)
         )
-        self.decoder = Decoder(self.decoder_width, [factor for way in ways for factor in way], self.in_chans)
+        self.decoder = make_decoder(self.decoder_width, ways, self.in_chans)
         self.densify.to(self.stages.device, self.stages.dtype)
         self.decoder.to(self.stages.device, self.stages.dtype)
         # No gradient ever comes for these, which DistributedDataParallel would wait for.
@@ -219,6 +234,12 @@ def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
             f"mask_ratio={mask_ratio} {left} ({times(grid_shape)} patches an image); expected at least one "
             "visible and one masked. The paper uses 0.6; with few patches an image, use larger images"
         )
+
+
+def _chosen(decoder: str) -> type[Decoder] | type[LeanDecoder]:
+    if decoder not in DECODERS:
+        raise UsageError(f"decoder={decoder!r}: expected {' or '.join(map(repr, DECODERS))}")
+    return DECODERS[decoder]
 
 
 def _checked_width(width: int | None, channels: int, blocks: int) -> int:

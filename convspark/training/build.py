@@ -23,6 +23,7 @@ def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *,
         backbone,
         image_size=parse_size(config["size"]),
         mask_ratio=config["mask_ratio"],
+        decoder=config.get("decoder", "paper"),  # runs of old had no other
         decoder_width=config["decoder_width"],
         densify_norm=config["densify_norm"],
         patch_size=config["patch_size"],

@@ -49,6 +49,7 @@ class BenchReport:
     """Of the CPU; None on a GPU."""
     torch: str
     repeats: int
+    decoder: str
     decoder_width: int
     encoder: dict[Way, Measured]
     """Forward and backward through the backbone's stages, index tables included."""
@@ -90,6 +91,7 @@ def bench(
     repeats: int = 5,
     patch_size: int | Sequence[int] | None = None,
     stages: Sequence[str] | None = None,
+    decoder: str = "paper",
     decoder_width: int | None = None,
     call: CallBackbone | None = None,
 ) -> BenchReport:
@@ -112,7 +114,7 @@ def bench(
         repeats: steps of each kind; their median counts.
         patch_size: side of a patch in pixels, or one a dimension; by default the network's total stride.
         stages: names of the network's modules to decode, finest first, as for `SparK`.
-        decoder_width: as for `SparK`.
+        decoder, decoder_width: as for `SparK`.
         call: how to call the network on images, as for `SparK`.
 
     Raises:
@@ -134,6 +136,7 @@ def bench(
         patch_size=patch_size,
         stages=stages,
         in_chans=channels,
+        decoder=decoder,
         decoder_width=decoder_width,
         call=call,
     )
@@ -165,6 +168,7 @@ def bench(
         threads=torch.get_num_threads() if where.type == "cpu" else None,
         torch=torch.__version__,
         repeats=repeats,
+        decoder=decoder,
         decoder_width=model.decoder_width,
         encoder=encoder,  # type: ignore[arg-type]
         step=step,  # type: ignore[arg-type]
@@ -290,7 +294,10 @@ def _page(report: BenchReport) -> list[str]:
     ]
     titles = (
         ("Encoder, forward and backward", report.encoder),
-        (f"Whole step of pre-training (decoder of width {report.decoder_width}, optimiser)", report.step),
+        (
+            f"Whole step of pre-training ({report.decoder} decoder of width {report.decoder_width}, optimiser)",
+            report.step,
+        ),
     )
     for title, ways in titles:
         dense = ways[DENSE]

@@ -9,14 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convspark import PatchGrid, gather
 from convspark.errors import UsageError
-from convspark.model.decoder import BatchNorm, Decoder
+from convspark.model.decoder import Decoder
 from convspark.model.densify import Densify, choose_norm
+from convspark.model.layers import BatchNorm
 
 
 def test_cost_is_the_published_one():
     """12.2 GMAC an image at 224 px and W = 768, the projections of a ResNet-50's stages included."""
     with torch.device("meta"):
-        decoder = Decoder(768, [(2, 2)] * 5, out_channels=3)
+        decoder = Decoder(768, [[(2, 2)]] * 5, out_channels=3)
         stages = zip((2048, 1024, 512, 256), range(4), strict=True)
         projections = [Densify(c, 768 >> i, "batch", deepest=i == 0).project for c, i in stages]
         maps = [torch.empty(1, c, 7 << i, 7 << i) for i, c in enumerate((2048, 1024, 512, 256))]
@@ -28,14 +29,14 @@ def test_cost_is_the_published_one():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_each_block_doubles_the_side(dims):
-    decoder = Decoder(16, [(2,) * dims] * 3, out_channels=5)
+    decoder = Decoder(16, [[(2,) * dims]] * 3, out_channels=5)
     maps = [torch.randn(2, 16, *[2] * dims), None, torch.randn(2, 4, *[8] * dims)]
     assert decoder(maps).shape == (2, 5, *[16] * dims)
 
 
 @pytest.mark.parametrize("factors", [[(1, 2)], [(7, 7)], [(2, 1), (3, 5)], [(1, 2, 2), (2, 1, 3)]])
 def test_each_block_multiplies_each_side_by_its_factor(factors):
-    decoder = Decoder(16, factors, out_channels=3)
+    decoder = Decoder(16, [factors], out_channels=3)
     sides = (3, 4, 5)[: len(factors[0])]
     expected = [side * math.prod(factor[axis] for factor in factors) for axis, side in enumerate(sides)]
     assert decoder([torch.randn(2, 16, *sides)]).shape == (2, 3, *expected)
@@ -43,7 +44,7 @@ def test_each_block_multiplies_each_side_by_its_factor(factors):
 
 def test_a_skip_is_added_to_the_input_of_its_block():
     torch.manual_seed(0)
-    decoder = Decoder(8, [(2, 2)] * 2, out_channels=3)
+    decoder = Decoder(8, [[(2, 2)]] * 2, out_channels=3)
     deep, skip = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 8, 8)
     expected = decoder.head(decoder.blocks[1](decoder.blocks[0](deep) + skip))
     assert torch.equal(decoder([deep, skip]), expected)
@@ -54,7 +55,7 @@ def test_a_skip_is_added_to_the_input_of_its_block():
 
 def test_initialisation_of_the_decoder():
     torch.manual_seed(0)
-    decoder = Decoder(256, [(2, 2)] * 2, out_channels=3)
+    decoder = Decoder(256, [[(2, 2)]] * 2, out_channels=3)
     block = decoder.blocks[0]
     for convolution in (block.conv1, block.conv2):
         assert convolution.bias is None
