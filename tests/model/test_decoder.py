@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from convspark import PatchGrid, gather
@@ -12,19 +13,30 @@ from convspark.errors import UsageError
 from convspark.model.decoder import Decoder
 from convspark.model.densify import Densify, choose_norm
 from convspark.model.layers import BatchNorm
+from convspark.model.lean_decoder import Grow, LeanDecoder
 
 
-def test_cost_is_the_published_one():
-    """12.2 GMAC an image at 224 px and W = 768, the projections of a ResNet-50's stages included."""
+def decoding_macs(made: type[Decoder] | type[LeanDecoder]) -> float:
+    """Multiplications of a decoder of width 768 and the projections of a ResNet-50's stages, an image at 224 px."""
     with torch.device("meta"):
-        decoder = Decoder(768, [[(2, 2)]] * 5, out_channels=3)
+        decoder = made(768, [[(2, 2)]] * 3 + [[(2, 2)] * 2], out_channels=3)
         stages = zip((2048, 1024, 512, 256), range(4), strict=True)
-        projections = [Densify(c, 768 >> i, "batch", deepest=i == 0).project for c, i in stages]
+        kernel = made.projection_kernel
+        projections = [Densify(c, 768 >> i, "batch", deepest=i == 0, kernel=kernel).project for c, i in stages]
         maps = [torch.empty(1, c, 7 << i, 7 << i) for i, c in enumerate((2048, 1024, 512, 256))]
         with FlopCounterMode(display=False) as counter:
             out = decoder([project(x) for project, x in zip(projections, maps, strict=True)])
     assert out.shape == (1, 3, 224, 224)
-    assert counter.get_total_flops() / 2 == pytest.approx(12.2e9, rel=0.01)
+    return counter.get_total_flops() / 2
+
+
+def test_cost_is_the_published_one():
+    """12.2 GMAC an image at 224 px and W = 768, the projections of a ResNet-50's stages included."""
+    assert decoding_macs(Decoder) == pytest.approx(12.2e9, rel=0.01)
+
+
+def test_the_lean_decoder_costs_less_than_a_quarter():
+    assert decoding_macs(LeanDecoder) < 12.2e9 / 4
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -34,9 +46,10 @@ def test_each_block_doubles_the_side(dims):
     assert decoder(maps).shape == (2, 5, *[16] * dims)
 
 
-@pytest.mark.parametrize("factors", [[(1, 2)], [(7, 7)], [(2, 1), (3, 5)], [(1, 2, 2), (2, 1, 3)]])
-def test_each_block_multiplies_each_side_by_its_factor(factors):
-    decoder = Decoder(16, [factors], out_channels=3)
+@pytest.mark.parametrize("made", [Decoder, LeanDecoder])
+@pytest.mark.parametrize("factors", [[(1, 2)], [(7, 7)], [(2, 1), (3, 5)], [(2, 2)] * 4, [(1, 2, 2), (2, 1, 3)]])
+def test_each_block_multiplies_each_side_by_its_factor(made, factors):
+    decoder = made(16, [factors], out_channels=3)
     sides = (3, 4, 5)[: len(factors[0])]
     expected = [side * math.prod(factor[axis] for factor in factors) for axis, side in enumerate(sides)]
     assert decoder([torch.randn(2, 16, *sides)]).shape == (2, 3, *expected)
@@ -51,6 +64,44 @@ def test_a_skip_is_added_to_the_input_of_its_block():
     assert not torch.equal(decoder([deep, None]), expected)
     with pytest.raises(ValueError, match="deepest"):
         decoder([None, skip])
+
+
+@pytest.mark.parametrize(
+    ("ways", "blocks", "painted"),
+    [
+        ([[(2, 2)], [(2, 2)], [(2, 2)], [(2, 2), (2, 2)]], 3, (4, 4)),  # strides 32, 16, 8, 4
+        ([[(2, 2)], [(2, 2)], [(2, 2)], [(2, 2)]], 3, (2, 2)),  # 16, 8, 4, 2
+        ([[(2, 2)] * 5], 3, (4, 4)),  # 32 alone
+        ([[(2, 2)]], 0, (2, 2)),
+        ([[(7, 7)]], 0, (7, 7)),
+        ([[(2, 1)], [(2, 2), (3, 3)]], 2, (3, 3)),
+    ],
+)
+def test_the_lean_head_paints_up_to_four_pixels_a_side(ways, blocks, painted):
+    decoder = LeanDecoder(64, ways, out_channels=3)
+    assert LeanDecoder.count_blocks(ways) == len(decoder.blocks) == blocks
+    assert decoder.head.factor == painted
+
+
+@pytest.mark.parametrize("factor", [(2, 2), (3, 1), (1, 2, 3)])
+def test_growing_is_a_transposed_convolution_whose_kernel_is_its_stride(factor):
+    torch.manual_seed(0)
+    grow, sides = Grow(6, 5, factor).double(), (3, 4, 2)[: len(factor)]
+    x = torch.randn(2, 6, *sides, dtype=torch.float64)
+    # (f*f*c', c, 1, 1) -> (c, c', f, f)
+    weight = grow.conv.weight.view(*factor, 5, 6).movedim((-1, -2), (0, 1))
+    transposed = F.conv_transpose2d if len(factor) == 2 else F.conv_transpose3d
+    expected = transposed(x, weight, stride=factor) + grow.conv.bias.view(*factor, 5).movedim(-1, 0).repeat(1, *sides)
+    torch.testing.assert_close(grow(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_lean_head_reads_the_finest_map():
+    torch.manual_seed(0)
+    decoder = LeanDecoder(8, [[(2, 2)], [(2, 2), (2, 2)]], out_channels=3)
+    deep, skip = torch.randn(2, 8, 4, 4), torch.randn(2, 4, 8, 8)
+    expected = decoder.head(decoder.act(decoder.norm(decoder.conv(decoder.blocks[0](deep) + skip))))
+    assert torch.equal(decoder([deep, skip]), expected)
+    assert not torch.equal(decoder([deep]), expected)
 
 
 def test_initialisation_of_the_decoder():
@@ -85,10 +136,11 @@ def test_initialisation_of_densify():
 
 
 @pytest.mark.parametrize(
-    ("channels", "width", "deepest", "kernel"), [(6, 8, True, 1), (8, 8, True, None), (8, 8, False, 3)]
+    ("channels", "width", "deepest", "asked", "kernel"),
+    [(6, 8, True, 3, 1), (8, 8, True, 3, None), (8, 8, False, 3, 3), (8, 8, False, 1, 1)],
 )
-def test_projection(channels, width, deepest, kernel):
-    project = Densify(channels, width, "layer", deepest).project
+def test_projection(channels, width, deepest, asked, kernel):
+    project = Densify(channels, width, "layer", deepest, kernel=asked).project
     if kernel is None:
         assert isinstance(project, nn.Identity)
     else:
