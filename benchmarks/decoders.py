@@ -10,11 +10,10 @@ a line of benchmarks/results/decoders.jsonl; cells that are there already are no
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 from pathlib import Path
+
+import records
 
 ARMS = {
     "paper": {"decoder": "paper"},
@@ -63,7 +62,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--name", required=True, help="of the data, for the record")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
-    parser.add_argument("--record", type=Path, default=Path(__file__).parent / "results" / "decoders.jsonl")
+    parser.add_argument("--record", type=Path, default=records.RESULTS / "decoders.jsonl")
     parser.add_argument("--arms", nargs="+", default=["random", *ARMS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="resnet18")
@@ -97,15 +96,11 @@ def setting(asked: argparse.Namespace, arm: str) -> dict:
 
 def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict | None:
     """The line of a cell that was run before."""
-    wanted = setting(asked, arm) | {"seed": seed}
-    lines = asked.record.read_text(encoding="utf-8").splitlines() if asked.record.is_file() else []
-    return next((each for each in map(json.loads, lines) if wanted.items() <= each.items()), None)
+    return records.find(asked.record, setting(asked, arm) | {"seed": seed})
 
 
 def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
     """Pre-train, fine-tune, write the line."""
-    import torch
-
     import convspark
 
     add_candidates()
@@ -143,14 +138,8 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
         "split": found.split,
         "pictures": found.pictures,
         **pretrained,
-        "threads": torch.get_num_threads(),
-        "date": f"{datetime.date.today()}",
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
     }
-    asked.record.parent.mkdir(parents=True, exist_ok=True)
-    with asked.record.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    records.append(asked.record, line)
 
 
 def table(asked: argparse.Namespace) -> str:

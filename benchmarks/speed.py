@@ -7,10 +7,9 @@ A network whose line is there already, for the same settings and versions, is no
 """
 
 import argparse
-import datetime
-import json
-import platform
 from pathlib import Path
+
+import records
 
 from convspark.cli.main import keep_memory
 
@@ -28,12 +27,13 @@ NETWORKS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speed.jsonl")
+    parser.add_argument("--out", type=Path, default=records.RESULTS / "speed.jsonl")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--mask-ratio", type=float, default=0.6)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--decoder", default="lean", help="of the whole step")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     given = vars(parser.parse_args())
@@ -41,20 +41,15 @@ def main() -> None:
     keep_memory()
     from convspark.trial.bench import bench
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     found = []
     for name in names:
-        where = {"date": f"{datetime.date.today()}", "processor": _processor()}
-        wanted = {"network": name, "batch_size": given["batch_size"], "precision": given["precision"]}
-        wanted |= {"mask_ratio": given["mask_ratio"], "compiled": given["compile"], "processor": where["processor"]}
-        line = next((k for k in known if all(k[key] == value for key, value in wanted.items())), None)
+        compared = ("size", "batch_size", "mask_ratio", "precision", "device", "compile", "decoder")
+        asked = {"network": name, "asked": {key: given[key] for key in compared}, "processor": records.processor()}
+        line = records.find(out, asked)
         if line is None:
             report = bench(name, **given)
             print(report, end="\n\n", flush=True)
-            line = where | report.as_dict()
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            line = records.append(out, asked | report.as_dict())
         found.append(line)
     print(table(found))
 
@@ -80,18 +75,6 @@ def table(lines: list[dict]) -> str:
             f"{gains[0]} | {gains[1]} |"
         )
     return "\n".join(rows)
-
-
-def _processor() -> str:
-    names = [n for n in _cpu_info() if n.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor()
-
-
-def _cpu_info() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 if __name__ == "__main__":

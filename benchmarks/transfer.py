@@ -9,17 +9,15 @@ the end a line goes to benchmarks/results/transfer.jsonl.
 
 import argparse
 import json
-import platform
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
+import records
 
 import convspark
 from convspark.training.device import choose_device, describe_device
 
-RESULTS = Path(__file__).parent / "results" / "transfer.jsonl"
+RESULTS = records.RESULTS / "transfer.jsonl"
 
 
 def main() -> None:
@@ -61,15 +59,12 @@ def main() -> None:
 def record(asked: argparse.Namespace, comparison: convspark.Comparison, probed: dict) -> None:
     """A line with the figures, the settings, the date and the machine."""
     line = {
-        "date": datetime.now(UTC).date().isoformat(),
         "data": asked.name,
         "model": asked.model,
         "size": asked.size,
         "pretrain_epochs": asked.pretrain_epochs,
         "epochs_at_all_labels": asked.epochs,
         "device": describe_device(choose_device()),
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
         "split": comparison.split,
         "pictures": comparison.pictures,
         "scores": [asdict(score) for score in comparison.scores],
@@ -77,9 +72,7 @@ def record(asked: argparse.Namespace, comparison: convspark.Comparison, probed: 
         "verdict": comparison.verdict,
         "probe": {("pre-trained" if "random" not in n else "random"): s for n, s in probed["scores"].items()},
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    records.append(RESULTS, line)
 
 
 if __name__ == "__main__":

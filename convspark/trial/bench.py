@@ -23,6 +23,7 @@ from .mask_and_multiply import MaskAndMultiply
 from .timing import Measured, compare
 
 Way = Literal["dense", "mask-and-multiply", "visible only"]
+Part = Literal["encoder", "step"]
 
 DENSE: Way = "dense"
 IMITATED: Way = "mask-and-multiply"
@@ -54,7 +55,7 @@ class BenchReport:
     encoder: dict[Way, Measured]
     """Forward and backward through the backbone's stages, index tables included."""
     step: dict[Way, Measured]
-    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser."""
+    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser; empty if it was not asked for."""
     not_imitated: str | None
     """Why mask-and-multiply was not measured."""
 
@@ -94,6 +95,7 @@ def bench(
     decoder: str = "paper",
     decoder_width: int | None = None,
     call: CallBackbone | None = None,
+    parts: Sequence[Part] = ("encoder", "step"),
 ) -> BenchReport:
     """Measure an encoder step and a whole step of pre-training three ways, in turn, and their memory.
 
@@ -107,7 +109,7 @@ def bench(
         size: side of the images in pixels, or one a dimension.
         channels: channels of the images.
         batch_size: images of a step.
-        mask_ratio: share of the patches that is masked.
+        mask_ratio: share of the patches that is masked; 0 shows what the machinery itself costs.
         precision: of the computation; auto is bf16 where the device is fast at it.
         compile: run all three through torch.compile.
         device: auto, cpu, cuda or mps.
@@ -116,6 +118,7 @@ def bench(
         stages: names of the network's modules to decode, finest first, as for `SparK`.
         decoder, decoder_width: as for `SparK`.
         call: how to call the network on images, as for `SparK`.
+        parts: what to measure.
 
     Raises:
         UsageError: an argument that cannot be used.
@@ -132,7 +135,7 @@ def bench(
     model = SparK(
         backbone,
         image_size=sides,
-        mask_ratio=mask_ratio,
+        mask_ratio=mask_ratio or 0.5,
         patch_size=patch_size,
         stages=stages,
         in_chans=channels,
@@ -141,7 +144,9 @@ def bench(
         call=call,
     )
     shape = model.grid_shape(sides)
-    check_mask_ratio(mask_ratio, shape)
+    if mask_ratio:
+        check_mask_ratio(mask_ratio, shape)
+    model.mask_ratio = mask_ratio
     reason = _disagreement(model, mask_ratio)
     layout = torch.channels_last if len(sides) == 2 else torch.channels_last_3d
     model.to(where).train()
@@ -152,8 +157,8 @@ def bench(
     ways: list[Way] = [DENSE, *([IMITATED] if reason is None else []), VISIBLE]
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(0)
-        encoder = compare({way: trial.encoder_step(way) for way in ways}, repeats, where)
-        step = compare({way: trial.whole_step(way) for way in ways}, repeats, where)
+        steps = {"encoder": trial.encoder_step, "step": trial.whole_step}
+        measured = {part: compare({way: steps[part](way) for way in ways}, repeats, where) for part in parts}
     grid = PatchGrid.random(1, shape, mask_ratio)
     return BenchReport(
         network=name,
@@ -170,8 +175,8 @@ def bench(
         repeats=repeats,
         decoder=decoder,
         decoder_width=model.decoder_width,
-        encoder=encoder,  # type: ignore[arg-type]
-        step=step,  # type: ignore[arg-type]
+        encoder=measured.get("encoder", {}),  # type: ignore[arg-type]
+        step=measured.get("step", {}),  # type: ignore[arg-type]
         not_imitated=reason,
     )
 
@@ -300,6 +305,8 @@ def _page(report: BenchReport) -> list[str]:
         ),
     )
     for title, ways in titles:
+        if not ways:
+            continue
         dense = ways[DENSE]
         lines += ["", title, f"  {'':20}{'time':>10}{'of dense':>10}{'images/s':>10}{'memory':>12}{'of dense':>10}"]
         for name, one in ways.items():

@@ -47,6 +47,12 @@ def test_bfloat16_and_volumes():
     assert bench(net, size=8, channels=1, batch_size=1, repeats=1, precision="fp32").not_imitated is None
 
 
+def test_parts_alone_and_nothing_masked():
+    report = bench("resnet10t", size=64, batch_size=1, repeats=1, precision="fp32", mask_ratio=0, parts=("encoder",))
+    assert report.visible_share == 1 and report.step == {} and list(report.encoder)[-1] == "visible only"
+    assert "Whole step" not in str(report)
+
+
 def test_buffers_of_the_network_survive_the_comparison_in_float64():
     net = timm.create_model("resnet10t")
     bench(net, size=64, batch_size=1, repeats=1, precision="fp32", mask_ratio=0.5)

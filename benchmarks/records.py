@@ -1,0 +1,46 @@
+"""Where benchmarks keep what they measured: one line of JSON each, with date, machine and versions."""
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines of a record; none where there is no such file yet."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def find(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The latest line that agrees with all of `wanted`."""
+    return next((line for line in reversed(read(path)) if wanted.items() <= line.items()), None)
+
+
+def append(path: Path, line: dict[str, Any]) -> dict[str, Any]:
+    """Write a line, with where and when it was measured; returns it."""
+    line = where() | line
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
+
+
+def where() -> dict[str, str]:
+    """Date, processor and version of torch."""
+    import torch
+
+    return {"date": f"{datetime.date.today()}", "processor": processor(), "torch": torch.__version__}
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        names = [
+            n for n in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if n.startswith("model name")
+        ]
+    except OSError:
+        names = []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,90 @@
+"""How the cost of an encoder's step grows with image size, batch, mask ratio and depth; a plot of it.
+
+    python benchmarks/scaling.py [--device cuda --precision bf16 --model resnet50 --batch-size 64]
+
+One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already, on
+the same processor, is not measured again. Draws docs/images/scaling.png.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import records
+
+from convspark.cli.main import keep_memory
+
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "scaling.png"
+VARIED: dict[str, list[Any]] = {
+    "size": [96, 160, 224, 320, 448],
+    "batch_size": [2, 4, 8, 16, 32],
+    "mask_ratio": [0.0, 0.2, 0.4, 0.6, 0.75, 0.9],
+    "model": ["resnet18", "resnet34", "resnet50", "resnet101"],
+}
+TITLES = {"size": "side of the images, pixels", "batch_size": "images", "mask_ratio": "masked share", "model": ""}
+WAYS = {"dense": "#72675b", "mask-and-multiply": "#e45756", "visible only": "#4c78a8"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--mask-ratio", type=float, default=0.6)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--record", type=Path, default=records.RESULTS / "scaling.jsonl")
+    asked = vars(parser.parse_args())
+    record, repeats = asked.pop("record"), asked.pop("repeats")
+    keep_memory()
+    from convspark.trial.bench import bench
+
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIED}
+    for name, values in VARIED.items():
+        for value in values:
+            point = asked | {name: value}
+            wanted = {"point": point, "processor": records.processor()}
+            line = records.find(record, wanted)
+            if line is None:
+                settings = {k: v for k, v in point.items() if k != "model"}
+                report = bench(point["model"], **settings, parts=("encoder",), repeats=repeats)
+                line = records.append(record, wanted | report.as_dict())
+                print(f"{name} {value}: {line['encoder']['visible only']['share_of_dense']:.2f} of dense", flush=True)
+            curves[name].append(line)
+    draw(curves)
+
+
+def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
+    """Milliseconds an image, one panel for each thing varied; the dashed line is the visible share of dense."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+        values = [line["point"][name] for line in lines]
+        for way, colour in WAYS.items():
+            costs = [1000 * each["encoder"][way]["seconds"] / each["batch_size"] for each in lines]
+            axes.plot(values, costs, "o-", color=colour, label=way)
+        limit = [1000 * e["visible_share"] * e["encoder"]["dense"]["seconds"] / e["batch_size"] for e in lines]
+        axes.plot(values, limit, "--", color="#4c78a8", alpha=0.6, label="limit: visible share of dense")
+        axes.set_xlabel(TITLES[name])
+        axes.set_ylabel("ms an image, forward and backward")
+        axes.set_ylim(bottom=0)
+        if name == "batch_size":
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(values, [str(v) for v in values])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+    figure.axes[0].legend(frameon=False)
+    first = curves["size"][0]
+    title = f"Encoder step of {first['point']['model']}, {first['device']}, {first['precision']}, {first['date']}"
+    figure.suptitle(title)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE)
+    print(f"drawn: {PICTURE.name}")
+
+
+if __name__ == "__main__":
+    main()
