@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--device cuda --precision bf16 --model resnet50 --batch-size 64]
 
-One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already, on
-the same processor, is not measured again. Draws docs/images/scaling.png.
+One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already,
+on the same processor, is not measured again. Draws docs/images/scaling.png.
 """
 
 import argparse
