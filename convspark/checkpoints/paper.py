@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..model.decoder import Decoder
 from ..model.spark import SparK
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -122,7 +123,15 @@ def state_dict(model: SparK, *, sync_batchnorm: bool = False) -> "OrderedDict[st
 
     What lies behind the deepest stage is left out, as the paper's networks have no classifier. Tensors are
     detached, and share memory with the model's.
+
+    Raises:
+        UsageError: the model's decoder is not the paper's.
     """
+    if not isinstance(model.decoder, Decoder):
+        raise UsageError(
+            "model's decoder is the lean one: the paper's layout holds the paper's decoder alone. Make the model with "
+            "decoder='paper', or export its backbone"
+        )
     names = model_names(model)
     behind = {f"backbone.{name}" for name in model.untrained}
     weights = {names[key]: value for key, value in model.state_dict().items() if key not in behind}

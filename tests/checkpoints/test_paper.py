@@ -26,6 +26,10 @@ def convnext(**options) -> nn.Module:
     return timm.models.convnext.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), **options)
 
 
+def small(backbone: nn.Module) -> SparK:
+    return SparK(backbone, image_size=64, mask_ratio=0.5, decoder="paper", prove=False)
+
+
 BUILD = {"resnet_basic": resnet_basic, "convnext": convnext}
 
 
@@ -104,7 +108,7 @@ def test_both_files_of_a_convnext_have_the_same_keys_once_read(golden_dir):
 )
 def test_load_is_the_inverse_of_state_dict(build):
     torch.manual_seed(0)
-    model = SparK(build(), image_size=64, mask_ratio=0.5, prove=False).train()
+    model = small(build()).train()
     model(torch.randn(2, 3, 64, 64)).loss.backward()
     model.eval()
     state = paper.state_dict(model)
@@ -117,7 +121,7 @@ def test_load_is_the_inverse_of_state_dict(build):
 
 
 def test_convnext_is_written_with_the_official_names():
-    state = paper.state_dict(SparK(timm.create_model("convnext_atto"), image_size=64, mask_ratio=0.5, prove=False))
+    state = paper.state_dict(small(timm.create_model("convnext_atto")))
     prefix = "sparse_encoder.sp_cnn."
     names = {re.sub(r"\d+", "#", key.removeprefix(prefix)) for key in state if key.startswith(prefix)}
     parts = ("gamma", *(f"{p}.{q}" for p in ("dwconv", "norm", "pwconv#", "pwconv#") for q in ("weight", "bias")))
@@ -127,8 +131,14 @@ def test_convnext_is_written_with_the_official_names():
     assert state[prefix + "stages.0.0.pwconv1.weight"].shape == (160, 40)
 
 
+def test_a_model_with_another_decoder_has_no_such_layout():
+    model = SparK(resnet_basic(), image_size=64, mask_ratio=0.5, decoder="lean", prove=False)
+    with pytest.raises(UsageError, match=r"decoder is the lean one: .* decoder='paper'"):
+        paper.state_dict(model)
+
+
 def small_state(**changes) -> dict:
-    state = dict(paper.state_dict(SparK(resnet_basic(), image_size=64, mask_ratio=0.5, prove=False)))
+    state = dict(paper.state_dict(small(resnet_basic())))
     return state | changes
 
 

@@ -152,19 +152,35 @@ def test_the_rest_follows_the_backbones_type():
         (small_convnext, {"densify_norm": "batch", "decoder_width": 64}, 64, "batch"),
         (lambda: small_resnet(block_args={}), {}, 32, "batch"),  # 16 channels, but five blocks halve the width
         (lambda: timm.create_model("regnety_002"), {}, 352, "batch"),  # 368 channels, rounded down to 32
+        (lambda: timm.create_model("regnety_002"), {"decoder": "lean"}, 368, "batch"),  # three blocks
         (lambda: timm.create_model("resnet50"), {}, 768, "batch"),
         (lambda: small_resnet(), {"stages": ["layer1", "layer2"]}, 8, "batch"),
     ],
 )
 def test_defaults_follow_the_backbone(backbone, options, width, norm):
-    model = model_of(backbone(), **options)
+    model = model_of(backbone(), **{"decoder": "paper"} | options)
     assert (model.decoder_width, model.densify_norm) == (width, norm)
+
+
+@pytest.mark.parametrize("decoder", ["paper", "lean"])
+@pytest.mark.parametrize("stages", [None, ["layer4"], ["act1", "layer4"], ["layer1", "layer2"]])
+def test_every_parameter_is_trained(decoder, stages):
+    """What no gradient reaches would be exported as if it were trained, and stalls several processes."""
+    model = model_of(small_resnet(), decoder=decoder, stages=stages)
+    model(torch.randn(2, 3, 64, 64)).loss.backward()
+    idle = {name for name, p in model.named_parameters() if p.grad is None}
+    assert idle == {f"backbone.{name}" for name in model.untrained} & {n for n, _ in model.named_parameters()}
+
+
+def test_unknown_decoder():
+    with pytest.raises(UsageError, match="decoder='unet': expected 'paper' or 'lean'"):
+        model_of(small_resnet(), decoder="unet")
 
 
 @pytest.mark.parametrize(("fine", "channels", "width"), [("layer2", 8, 8), ("act1", 64, 2)])
 def test_skips_where_stages_are(fine, channels, width):
     """Strides 8 and 32: a skip into the third of five blocks; strides 2 and 32: into the fifth."""
-    model = model_of(small_resnet(), stages=[fine, "layer4"])
+    model = model_of(small_resnet(), stages=[fine, "layer4"], decoder="paper")
     assert [d.project.weight.shape[:2] for d in model.densify] == [(32, 16), (width, channels)]
     out = model(torch.randn(1, 3, 64, 64))
     out.loss.backward()
@@ -196,7 +212,7 @@ def test_a_patch_finer_than_the_stride_trains_the_stages_above():
         ({"patch_size": 48}, "patch_size=48: expected a multiple of .* 32"),
         ({"patch_size": 0}, "patch_size=0: expected a multiple of .* 32"),
         ({"patch_size": 7}, "patch_size=7: .* strides are .*16, 32"),
-        ({"decoder_width": 100}, "decoder_width=100: expected a multiple of 32, .* nearest: 96 or 128"),
+        ({"decoder": "paper", "decoder_width": 100}, "decoder_width=100: expected a multiple of 32, .* nearest: 96 or 128"),
         ({"densify_norm": "group"}, "densify_norm='group'"),
     ],
 )
