@@ -212,7 +212,7 @@ def test_a_patch_finer_than_the_stride_trains_the_stages_above():
         ({"patch_size": 48}, "patch_size=48: expected a multiple of .* 32"),
         ({"patch_size": 0}, "patch_size=0: expected a multiple of .* 32"),
         ({"patch_size": 7}, "patch_size=7: .* strides are .*16, 32"),
-        ({"decoder": "paper", "decoder_width": 100}, "decoder_width=100: expected a multiple of 32, .* nearest: 96 or 128"),
+        ({"decoder_width": 100, "decoder": "paper"}, "=100: expected a multiple of 32, .* nearest: 96 or 128"),
         ({"densify_norm": "group"}, "densify_norm='group'"),
     ],
 )
