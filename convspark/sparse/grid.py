@@ -76,7 +76,8 @@ class PatchGrid:
         score = torch.rand(batch_size, patches, generator=generator, device=draw_on)
         chosen = score.topk(keep, dim=1).indices.sort(dim=1).values  # (B, keep)
         chosen = chosen + torch.arange(batch_size, device=chosen.device)[:, None] * patches
-        return cls.from_cells(chosen.flatten().to(device), batch_size, tuple(shape), keep)
+        cells = chosen.flatten().to(device, non_blocking=True)  # or else the host would wait for the copy
+        return cls.from_cells(cells, batch_size, tuple(shape), keep)
 
     @classmethod
     def from_cells(
