@@ -61,7 +61,7 @@ def reconstruct(
         check_mask_ratio(mask_ratio, network.grid_shape(size))
         network.mask_ratio = mask_ratio
     transform = HeldOutTransform(size=size, mean=config["mean"], std=config["std"])
-    images = torch.stack([transform(decode(path, transform.size_hint)) for path in paths])
+    images = torch.stack([transform(decode(path, transform.shrink)) for path in paths])
     shown = network.reconstruct(images, counted_grid(network, images, seed, HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     names = [os.path.basename(path) for path in paths]

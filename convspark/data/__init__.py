@@ -1,7 +1,7 @@
 """Where images come from and how they become tensors."""
 
 from .dataset import EpochSampler, PretrainImages
-from .decode import BadPictureError, decode
+from .decode import BadPictureError, Shrunk, decode
 from .files import list_images
 from .photographs import demo_photographs
 from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
@@ -20,6 +20,7 @@ __all__ = [
     "PretrainImages",
     "PretrainTransform",
     "ScanResult",
+    "Shrunk",
     "TooManyBadPicturesError",
     "adapt",
     "decode",

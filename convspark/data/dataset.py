@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..errors import UsageError
 from .counters import Counter, Use, counted
-from .decode import BadPictureError
+from .decode import BadPictureError, Shrink
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
 from .sources import FileSource, ImageSource
 from .transforms import Picture
@@ -33,8 +33,8 @@ class PretrainImages(Dataset[Tensor]):
 
     Args:
         source: paths, or any `ImageSource` (see `adapt`).
-        transform: called with a picture and a counter; its `size_hint`, if it has one, lets large files be
-            decoded small.
+        transform: called with a picture and a counter. Its method `shrink(height, width, counter)`, if it has one,
+            says by what factor a picture may be decoded smaller; it then must know what to do with a `Shrunk` one.
         seed: first word of every counter.
         crops_per_image: examples made of each picture in an epoch. Their indices follow each other, and
             neighbours in a batch share one decoding (`EpochSampler` keeps them together), which helps with
@@ -57,7 +57,7 @@ class PretrainImages(Dataset[Tensor]):
         self.seed = seed
         self.crops_per_image = crops_per_image
         self._most_bad = most_bad
-        self._size_hint: tuple[int, int] | None = getattr(transform, "size_hint", None)
+        self._shrink: Callable[[int, int, Counter], float] | None = getattr(transform, "shrink", None)
         self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
@@ -77,10 +77,10 @@ class PretrainImages(Dataset[Tensor]):
             epoch, index = (0, key) if isinstance(key, int) else key
             if index < 0:
                 raise IndexError(f"index {index} of a dataset that is indexed from 0")
-            wanted = epoch, index % len(self) // self.crops_per_image
+            wanted = epoch, index // self.crops_per_image
             if picture is None or shown != wanted:
                 (picture, image), shown = self._read(*wanted), wanted
-            examples.append(self._example(picture, image, (self.seed, Use.CROP, epoch, index)))
+            examples.append(self._example(picture, image, self._counter(epoch, index)))
         return examples
 
     def bad_files(self) -> list[tuple[str, str]]:
@@ -99,17 +99,32 @@ class PretrainImages(Dataset[Tensor]):
         """What the dataset gives of picture `image`."""
         return self.transform(picture, counter)
 
-    def _read(self, epoch: int, image: int) -> tuple[Picture, int]:
-        """Picture `image`, or the one that stands in for it this epoch; and its index.
+    def _counter(self, epoch: int, index: int) -> Counter:
+        return self.seed, Use.CROP, epoch, index
+
+    def _shrink_for(self, epoch: int, visit: int) -> Shrink | None:
+        """What all crops of a visit can do with, whichever of them are in this batch: none depends on the others."""
+        shrink, crops = self._shrink, self.crops_per_image
+        if shrink is None:
+            return None
+        counters = [self._counter(epoch, index) for index in range(visit * crops, (visit + 1) * crops)]
+        return lambda height, width: min(shrink(height, width, counter) for counter in counters)
+
+    def _read(self, epoch: int, visit: int) -> tuple[Picture, int]:
+        """The picture of a visit, or the one that stands in for it this epoch; and its index.
+
+        A visit is a picture with the crops that are made of it. From the number of pictures on, visits begin again
+        with the first one, for other crops.
 
         Raises:
             TooManyBadPicturesError: more than the allowed share is bad, or no replacement can be found.
         """
         total = len(self.source)
+        image, shrink = visit % total, self._shrink_for(epoch, visit)
         stand_ins: np.random.Generator | None = None
         for _ in range(_ATTEMPTS):
             try:
-                return self.source.read(image, self._size_hint), image
+                return self.source.read(image, shrink), image
             except BadPictureError:
                 if not self._is_bad[image]:
                     self._is_bad[image] = 1

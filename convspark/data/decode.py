@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias, overload
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -28,6 +29,25 @@ _UPRIGHT = {
 }
 
 
+_DRAFTS = (8, 4, 2)  # factors by which libjpeg decodes a picture smaller
+
+Shrink: TypeAlias = Callable[[int, int], float]
+"""From the (height, width) of a picture, upright, to the largest factor by which it may come back smaller."""
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A picture that was decoded smaller than it is.
+
+    Attributes:
+        picture: what was decoded, RGB, upright.
+        full_size: (H, W) of the whole, upright, in which crops are placed.
+    """
+
+    picture: Image.Image
+    full_size: tuple[int, int]
+
+
 class BadPictureError(DataError):
     """A file that should be a picture and cannot be read as one; `path` and `reason` apart, for lists."""
 
@@ -40,7 +60,15 @@ class BadPictureError(DataError):
         return f"{self.path}: {self.reason}"
 
 
-def decode(path: str | os.PathLike[str], size_hint: tuple[int, int] | None = None) -> Image.Image:
+@overload
+def decode(path: str | os.PathLike[str]) -> Image.Image: ...
+
+
+@overload
+def decode(path: str | os.PathLike[str], shrink: Shrink | None) -> Image.Image | Shrunk: ...
+
+
+def decode(path: str | os.PathLike[str], shrink: Shrink | None = None) -> Image.Image | Shrunk:
     """The picture in a file, as an RGB image, upright.
 
     * EXIF orientation is applied. Of an animation or a multi-page file, the first picture is taken.
@@ -52,9 +80,8 @@ def decode(path: str | os.PathLike[str], size_hint: tuple[int, int] | None = Non
 
     Args:
         path: the file. Its content decides on the format, not its suffix.
-        size_hint: (H, W) that the caller needs at least. A larger picture may come back smaller, by a whole
-            factor, but not below the hint on either side: a JPEG is then decoded at 1/2, 1/4 or 1/8 (far
-            cheaper), anything else is averaged over blocks after decoding. None: full size.
+        shrink: by what factor the caller can do with a smaller picture. A JPEG may then come as `Shrunk`, decoded
+            at 1/2, 1/4 or 1/8 of its size: far cheaper, and nearly the average over blocks. None: full size.
 
     Raises:
         BadPictureError: missing, empty, truncated, damaged, not a picture, or larger than twice
@@ -62,7 +89,7 @@ def decode(path: str | os.PathLike[str], size_hint: tuple[int, int] | None = Non
             decompression bomb.
     """
     with quiet():
-        return decode_unquietly(os.fspath(path), size_hint)
+        return decode_unquietly(os.fspath(path), shrink)
 
 
 @contextmanager
@@ -76,23 +103,30 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def decode_unquietly(path: str, size_hint: tuple[int, int] | None = None) -> Image.Image:
+def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | Shrunk:
     """`decode` without the silence."""
     try:
         with open(path, "rb") as file:
             picture = Image.open(file, formats=readable_formats())
-            if size_hint is not None and picture.format in ("JPEG", "MPO"):
-                height, width = size_hint
-                picture.draft(None, (height, width) if _orientation(picture) >= 5 else (width, height))
-            picture.load()
-            return to_rgb(picture, size_hint)
+            stored = width, height = picture.size
+            if shrink is None or picture.format not in ("JPEG", "MPO"):
+                return to_rgb(picture)
+            full_size = (width, height) if _orientation(picture) >= 5 else (height, width)
+            factor = shrink(*full_size)
+            for draft in _DRAFTS:
+                if draft <= factor:
+                    picture.draft(None, (width // draft, height // draft))
+                    break
+            rgb = to_rgb(picture)
+            return rgb if picture.size == stored else Shrunk(rgb, full_size)
     # Damaged files make Pillow's decoders raise nearly anything, from SyntaxError to struct.error.
     except Exception as error:
         raise BadPictureError(path, _reason(path, error)) from error
 
 
-def to_rgb(picture: Image.Image, size_hint: tuple[int, int] | None = None) -> Image.Image:
-    """Any loaded Pillow image as an upright RGB image, by the rules of `decode`."""
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any Pillow image as an upright RGB image, by the rules of `decode`."""
+    picture.load()
     orientation = _orientation(picture)
     mode = picture.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
@@ -104,11 +138,6 @@ def to_rgb(picture: Image.Image, size_hint: tuple[int, int] | None = None) -> Im
         picture = _on_white(picture)
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    if size_hint is not None:
-        height, width = size_hint if orientation < 5 else size_hint[::-1]
-        factor = min(picture.height // height, picture.width // width)
-        if factor > 1:
-            picture = picture.reduce(factor)
     return picture.transpose(_UPRIGHT[orientation]) if orientation > 1 else picture
 
 

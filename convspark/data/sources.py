@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from .decode import BadPictureError, decode, to_rgb
+from .decode import BadPictureError, Shrink, Shrunk, decode, to_rgb
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -21,8 +21,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Picture:
-        """Picture `index`; it may be shrunk as `decode` does, but keeps at least `size_hint` (H, W)."""
+    def read(self, index: int, shrink: Shrink | None = None) -> Picture:
+        """Picture `index`; it may come as `Shrunk`, by no more than `shrink` (see `decode`) allows."""
         ...
 
     def name(self, index: int) -> str:
@@ -45,8 +45,8 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Image.Image:
-        return decode(self.name(index), size_hint)
+    def read(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+        return decode(self.name(index), shrink)
 
     def name(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
@@ -68,10 +68,10 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Picture:
+    def read(self, index: int, shrink: Shrink | None = None) -> Picture:
         try:
             image = _image_of(self._dataset[index])
-            return to_rgb(image, size_hint) if isinstance(image, Image.Image) else _tensor_of(image)
+            return to_rgb(image) if isinstance(image, Image.Image) else _tensor_of(image)
         # What Pillow raises on damaged files. Other errors are mistakes in the dataset and must be seen.
         except (OSError, SyntaxError, Image.DecompressionBombError, BadPictureError) as error:
             raise BadPictureError(self.name(index), f"{type(error).__name__}: {error}") from error

@@ -10,22 +10,29 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
+from torch.nn import functional
 
 from ..errors import DataError, UsageError
 from .counters import Counter
+from .decode import Shrunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Picture: TypeAlias = Image.Image | Tensor
-"""A Pillow image, or a tensor (C, H, W) of bytes, 16-bit integers, or floats."""
+Picture: TypeAlias = Image.Image | Shrunk | Tensor
+"""A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats."""
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""(top, left, height, width) of a part of a picture, in pixels of its full size."""
+
+# Pillow's recommendation for its `reducing_gap`: averaging over blocks that leave twice the pixels that come out is
+# hardly told from resampling all of them, and much faster.
+_GAP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Normalised:
-    """What both transforms share: the size that comes out, and the values.
+    """What all transforms share: the size that comes out, how a part is cut out, and the values.
 
     Args:
         size: (H, W) that comes out, or one number for a square.
@@ -60,29 +67,40 @@ class _Normalised:
     def _scale(self) -> Tensor:  # (C, 1, 1)
         return torch.tensor(self.std, dtype=torch.float64).reciprocal()[:, None, None].float()
 
-    def _normalise(self, picture: Picture) -> Tensor:
-        """Picture -> float32 (C, H, W), contiguous, (value - mean) / std."""
+    def _cut(self, picture: Picture, box: Box) -> Tensor:
+        """The part of a picture in `box`, resized to `size`: (C, H, W), bytes stay bytes, all else is floats.
+
+        Of a shrunk picture it is the nearest part of whole pixels.
+        """
+        if isinstance(picture, Shrunk):
+            full, picture = picture.full_size, picture.picture
+            box = _scaled(box, full, (picture.height, picture.width))
+        top, left, height, width = box
+        if isinstance(picture, Tensor):
+            return _resize(picture[:, top : top + height, left : left + width], self.shape)
+        if len(self.mean) not in (1, 3):
+            raise UsageError(
+                f"mean: {len(self.mean)} channels, but a picture file has 3 (RGB) or 1 (grey); "
+                "for other images pass a Dataset of tensors"
+            )
+        mode = "L" if len(self.mean) == 1 else "RGB"
+        picture = picture if picture.mode == mode else picture.convert(mode)
+        corners = left, top, left + width, top + height
+        factor = min(height // self.shape[0], width // self.shape[1]) // _GAP
+        part = picture.reduce(factor, corners) if factor > 1 else picture.crop(corners)
+        values = torch.from_numpy(np.array(part))  # (h, w) or (h, w, C)
+        return _resize(values[None] if values.ndim == 2 else values.permute(2, 0, 1), self.shape)
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> float32, contiguous, (value - mean) / std; a single channel is repeated for each mean."""
         channels = len(self.mean)
-        if isinstance(picture, Image.Image):
-            if channels not in (1, 3):
-                raise UsageError(
-                    f"mean: {channels} channels, but a picture file has 3 (RGB) or 1 (grey); "
-                    "for other images pass a Dataset of tensors"
-                )
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            values = torch.from_numpy(np.array(picture))  # (H, W) or (H, W, C)
-            values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
-            unit = 255.0
-        else:
-            values = picture.expand(channels, -1, -1) if picture.shape[0] == 1 else picture
-            if values.shape[0] != channels:
-                raise UsageError(
-                    f"mean: {channels} channels, but the images have {picture.shape[0]}; "
-                    "give one mean and std a channel"
-                )
-            unit = _UNITS.get(picture.dtype, 1.0)
+        values = image.expand(channels, -1, -1) if image.shape[0] == 1 else image
+        if values.shape[0] != channels:
+            raise UsageError(
+                f"mean: {channels} channels, but the images have {image.shape[0]}; give one mean and std a channel"
+            )
         values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        return values.mul_(self._scale / unit).add_(self._shift)
+        return values.mul_(self._scale / _UNITS.get(image.dtype, 1.0)).add_(self._shift)
 
 
 # Bytes and 16-bit integers are shares of their largest value; floats count as they are.
@@ -96,7 +114,7 @@ class PretrainTransform(_Normalised):
     `transform(picture, counter)` draws nothing from any global state: the same counter gives the same crop,
     whatever worker it runs in. The crop has a share `scale` of the area and an aspect ratio within `ratio`
     (its logarithm drawn uniformly); after ten draws that do not fit, the largest central crop within `ratio`
-    is taken, as in torchvision.
+    is taken, as in torchvision. It is placed in the full picture, also where only a shrunk one was decoded.
 
     Args:
         scale: smallest and largest share of the picture's area, within (0, 1].
@@ -115,43 +133,26 @@ class PretrainTransform(_Normalised):
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UsageError(f"ratio: expected 0 < smallest <= largest, got {tuple(self.ratio)}")
 
-    @property
-    def size_hint(self) -> tuple[int, int]:
-        """(H, W) from which on the smallest crop still has the pixels that come out, so that none is blown
-        up.
-
-        A crop of share s and ratio r has sides sqrt(s H W r) and sqrt(s H W / r), and H W is at least the
-        shorter side's square.
-        """
-        height, width = self.shape
-        side = max(
-            width / math.sqrt(self.scale[0] * self.ratio[0]),
-            height * math.sqrt(self.ratio[1] / self.scale[0]),
-        )
-        return math.ceil(side), math.ceil(side)
+    def shrink(self, height: int, width: int, counter: Counter) -> float:
+        """The factor by which a picture may be shrunk so that this counter's crop of it is still not blown up."""
+        if height < 2 * self.shape[0] or width < 2 * self.shape[1]:
+            return 1.0  # whatever the crop: most pictures are small, and drawing it twice takes time
+        _, (_, _, crop_height, crop_width) = self._draw(np.random.default_rng(counter), height, width)
+        return min(crop_height / self.shape[0], crop_width / self.shape[1])
 
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
         """A picture of any size -> float32 (C, H, W)."""
         return self._normalise(self.crop(picture, np.random.default_rng(counter)))
 
-    def crop(self, picture: Picture, rng: np.random.Generator) -> Picture:
-        """A random crop, resized, half of them mirrored; not normalised yet."""
-        out_height, out_width = self.shape
-        flip = self.flip and rng.random() < 0.5
-        top, left, height, width = self._place(rng, *_height_width(picture))
-        if isinstance(picture, Image.Image):
-            cropped = picture.crop((left, top, left + width, top + height))
-            crop: Picture = cropped.resize((out_width, out_height), Image.Resampling.BICUBIC)
-            if flip:
-                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        else:
-            crop = _resize(picture[:, top : top + height, left : left + width], self.shape)
-            if flip:
-                crop = crop.flip(2)
-        return crop
+    def crop(self, picture: Picture, rng: np.random.Generator) -> Tensor:
+        """A random crop, resized, half of them mirrored; not normalised yet. (C, H, W), bytes or floats."""
+        flip, box = self._draw(rng, *_height_width(picture))
+        crop = self._cut(picture, box)
+        return crop.flip(2) if flip else crop
 
-    def _place(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of a crop of a picture of height × width pixels."""
+    def _draw(self, rng: np.random.Generator, height: int, width: int) -> tuple[bool, Box]:
+        """Whether to mirror, and the place of a crop of a picture of height × width pixels."""
+        flip = self.flip and rng.random() < 0.5
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
@@ -160,10 +161,10 @@ class PretrainTransform(_Normalised):
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(rng.integers(height - crop_height + 1))
                 left = int(rng.integers(width - crop_width + 1))
-                return top, left, crop_height, crop_width
+                return flip, (top, left, crop_height, crop_width)
         crop_height = min(height, max(1, round(width / self.ratio[0])))
         crop_width = min(width, max(1, round(height * self.ratio[1])))
-        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+        return flip, ((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,34 +177,47 @@ class HeldOutTransform(_Normalised):
 
     share: float = 1.0
 
-    @property
-    def size_hint(self) -> tuple[int, int]:
-        """(H, W) that a decoded picture should keep: twice what comes out, so that shrinking is smooth."""
-        height, width = self.shape
-        return 2 * height, 2 * width
+    def shrink(self, height: int, width: int, counter: Counter = 0) -> float:
+        """The factor by which a picture may be shrunk: its centre keeps twice what comes out, to be shrunk smoothly."""
+        _, _, part_height, part_width = self._centre(height, width)
+        return min(part_height / self.shape[0], part_width / self.shape[1]) / 2
 
     def __call__(self, picture: Picture, counter: Counter = 0) -> Tensor:
         """A picture of any size -> float32 (C, H, W); called like `PretrainTransform`, `counter` unused."""
+        return self._normalise(self._cut(picture, self._centre(*_height_width(picture))))
+
+    def _centre(self, have_height: int, have_width: int) -> Box:
+        """The part of a picture that is shown."""
         height, width = self.shape
-        have_height, have_width = _height_width(picture)
         scale = max(height / have_height, width / have_width)
         # The central part first: a panorama is not resized as a whole to be thrown away. Never less than a
         # pixel.
         part_height = min(have_height, max(1, round(self.share * height / scale)))
         part_width = min(have_width, max(1, round(self.share * width / scale)))
-        top, left = (have_height - part_height) // 2, (have_width - part_width) // 2
-        if isinstance(picture, Image.Image):
-            part = picture.crop((left, top, left + part_width, top + part_height))
-            return self._normalise(part.resize((width, height), Image.Resampling.BICUBIC))
-        return self._normalise(_resize(picture[:, top : top + part_height, left : left + part_width], self.shape))
+        return (have_height - part_height) // 2, (have_width - part_width) // 2, part_height, part_width
 
 
 def _height_width(picture: Picture) -> tuple[int, int]:
+    if isinstance(picture, Shrunk):
+        return picture.full_size
     if isinstance(picture, Image.Image):
         return picture.height, picture.width
     if picture.ndim != 3 or 0 in picture.shape:
         raise DataError(f"images: expected tensors (C, H, W) with at least one pixel, got shape {tuple(picture.shape)}")
     return picture.shape[1], picture.shape[2]
+
+
+def _scaled(box: Box, full: tuple[int, int], have: tuple[int, int]) -> Box:
+    """A box in a picture of (H, W) `full`, in the one of (H, W) `have` that it was shrunk to; at least a pixel."""
+    top, left, height, width = box
+    down, across = have[0] / full[0], have[1] / full[1]
+    new_top, new_left = min(round(top * down), have[0] - 1), min(round(left * across), have[1] - 1)
+    return (
+        new_top,
+        new_left,
+        max(1, round((top + height) * down) - new_top),
+        max(1, round((left + width) * across) - new_left),
+    )
 
 
 def _resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -212,4 +226,5 @@ def _resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
         image = image.to(torch.float32) / _UNITS[image.dtype]
     elif image.dtype != torch.uint8:
         image = image.to(torch.float32)
-    return tv.resize_image(image, list(shape), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    # On bytes this is Pillow's algorithm (within a rounding, 1 of 255), vectorised: several times as fast.
+    return functional.interpolate(image[None], shape, mode="bicubic", antialias=True)[0]

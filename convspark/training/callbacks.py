@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,17 +36,19 @@ class Interrupted(BaseException):
 class Stopwatch(Callback):
     """Times the steps of an epoch: images a second, and the share of the time spent waiting for data.
 
+    A step lasts from when its batch was asked for until it is taken; what comes between steps does not count.
+
     Attributes:
         images: images seen in this epoch (since a resumed one went on).
-        seconds: time that took, without validation and writing.
-        waiting: seconds of it spent waiting for the next batch.
+        seconds: time that took, without validation, writing, and the start of the workers.
+        waiting: seconds of it spent waiting for batches (see `TrainLoader.waited`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loader: TrainLoader) -> None:
         self.images = 0
         self.seconds = 0.0
         self.waiting = 0.0
-        self._last = time.perf_counter()
+        self._loader = loader
 
     @property
     def images_per_second(self) -> float:
@@ -57,26 +60,13 @@ class Stopwatch(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.images, self.seconds, self.waiting = 0, 0.0, 0.0
-        self._last = time.perf_counter()
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        now = time.perf_counter()
-        self.waiting += now - self._last
-        self.seconds += now - self._last
-        self._last = now
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
         self.images += len(batch if isinstance(batch, Tensor) else batch[0])
-        self.seconds += now - self._last
-        self._last = now
+        self.waiting += self._loader.waited
+        self.seconds += self._loader.waited + perf_counter() - self._loader.arrived
 
 
 class Metrics(Callback):

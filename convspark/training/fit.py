@@ -51,7 +51,7 @@ def fit(
         KeyboardInterrupt: stopped by a signal, after a step, with a checkpoint written.
         ConvsparkError: out of memory.
     """
-    watch = Stopwatch()
+    watch = Stopwatch(train)
     metrics = Metrics(folder, watch)
     checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
     with quiet_lightning():
@@ -63,7 +63,7 @@ def fit(
             check_val_every_n_epoch=measure_every,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[watch, metrics, Progress(watch), *callbacks, checkpoints],
+            callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints],
             logger=make_tracker(tracker, folder),
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -3,9 +3,10 @@
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -115,6 +116,10 @@ class TrainLoader(DataLoader[Tensor]):
 
     Lightning saves and restores it through `state_dict` and `load_state_dict`; whoever takes a step tells it with
     `mark`.
+
+    Attributes:
+        waited: seconds that the last batch was waited for. The first one's are 0 where workers had to be started.
+        arrived: when it came, in seconds of `time.perf_counter`.
     """
 
     def __init__(
@@ -129,6 +134,8 @@ class TrainLoader(DataLoader[Tensor]):
     ) -> None:
         self.accumulate = accumulate
         self.order = EpochSampler(len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image)
+        self.waited = 0.0
+        self.arrived = 0.0
         self._position = (0, 0)
         super().__init__(
             dataset,
@@ -144,6 +151,19 @@ class TrainLoader(DataLoader[Tensor]):
     def __len__(self) -> int:
         """Forward passes in a whole epoch, wherever this one began."""
         return self.order.num_batches * self.accumulate
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        starts_workers = self.num_workers > 0 and self._iterator is None
+        asked = perf_counter()
+        for batch in super().__iter__():
+            self.arrived = perf_counter()
+            # On a GPU the host runs ahead: it asks for the next batch while the device still computes. Only if the
+            # device has nothing left to do by the time the batch comes, the wait has cost something. It then counts
+            # as a whole, also what of it the device was busy for: there the figure is an upper bound.
+            hidden = starts_workers or _device_is_busy()
+            self.waited, starts_workers = 0.0 if hidden else self.arrived - asked, False
+            yield batch
+            asked = perf_counter()
 
     def mark(self, epoch: int, batches: int) -> None:
         """So many batches (optimiser steps) of this epoch are done."""
@@ -232,6 +252,10 @@ def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
 
 def _is_list_of_paths(images: Any) -> bool:
     return isinstance(images, list | tuple) and all(isinstance(path, str | os.PathLike) for path in images)
+
+
+def _device_is_busy() -> bool:
+    return torch.cuda.is_initialized() and not torch.cuda.current_stream().query()
 
 
 def _prepare_worker(_worker: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .callbacks import Stopwatch
 from .module import TrainingModule
+from .run_folder import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ class Progress(Callback):
 
     Args:
         stopwatch: whose speed is shown; it must come before this callback.
+        workers: processes that load images.
         bar: whether to draw a bar; None for one if stderr is a terminal.
     """
 
-    def __init__(self, stopwatch: Stopwatch, bar: bool | None = None) -> None:
+    def __init__(self, stopwatch: Stopwatch, workers: int, bar: bool | None = None) -> None:
         self._watch = stopwatch
+        self._workers = workers
         self._wants_bar = sys.stderr.isatty() if bar is None else bar
         self._bar: Any = None
         self._task: Any = None
@@ -84,19 +87,22 @@ class Progress(Callback):
                 self._watch.images_per_second,
                 self._left(trainer, pl_module),
             )
+            self._mention_waiting()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._spoke = time.monotonic()
+        share = self._watch.data_wait_share
         parts = [
             f"epoch {trainer.current_epoch + 1:{len(str(trainer.max_epochs))}d}/{trainer.max_epochs}",
             f"loss {pl_module.train_loss:.4f}",
             *filter(None, [pl_module.describe_measured()]),
             f"{self._watch.images_per_second:.1f} images/s",
+            *([f"{share:.0%} of the time waiting for images"] if share > _WAIT_WORTH_SAYING else []),
             f"{self._left(trainer, pl_module)} left",
         ]
         logger.info("  ".join(parts))
-        self._mention_waiting(trainer)
+        self._mention_waiting()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -110,15 +116,17 @@ class Progress(Callback):
         seconds = (time.monotonic() - self._started) / max(1, done)
         return format_seconds(seconds * (_steps(pl_module) - trainer.global_step))
 
-    def _mention_waiting(self, trainer: pl.Trainer) -> None:
-        """Once, after an epoch that did not have to start the workers."""
+    def _mention_waiting(self) -> None:
+        """Once a run, what to do about it."""
         share = self._watch.data_wait_share
-        if not self._warned and trainer.current_epoch > 0 and share > _WAIT_WORTH_SAYING:
+        if not self._warned and share > _WAIT_WORTH_SAYING:
             self._warned = True
             logger.info(
-                "%.0f %% of the time is spent waiting for images: more --workers, a faster disk, or smaller image "
-                "files would speed this up",
+                "%.0f %% of the time goes into waiting for images: try more --workers (now %d; there are %d cores), "
+                "smaller pictures on the disk, or a faster disk",
                 100 * share,
+                self._workers,
+                available_cores(),
             )
 
     def _close(self) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from ..data import PretrainImages, PretrainTransform
 from ..data.counters import Counter
@@ -42,8 +42,8 @@ class FinetuneTransform(PretrainTransform):
         rng = np.random.default_rng(counter)
         crop = self.crop(picture, rng)
         with _torch_seeded(int(rng.integers(1 << 62))):
-            if self.policy and (isinstance(crop, Image.Image) or crop.dtype == torch.uint8):
-                crop = self._trivial(crop)
+            if self.policy and crop.dtype == torch.uint8:
+                crop = functional.pil_to_tensor(self._trivial(functional.to_pil_image(crop)))
             image = self._normalise(crop)
             return self._erasing(image) if self.erase else image
 

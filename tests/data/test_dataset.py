@@ -1,6 +1,6 @@
 """Examples and their order: counted by (seed, epoch, index), whatever the workers, batches and interruptions."""
 
-from collections import Counter
+from collections import Counter as Tally
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from convspark.data import EpochSampler, PretrainImages, PretrainTransform, TooManyBadPicturesError
+from convspark.data import EpochSampler, PretrainImages, PretrainTransform, Shrunk, TooManyBadPicturesError
+from convspark.data.counters import Counter
+from convspark.data.transforms import Picture
 from convspark.errors import UsageError
 
 
@@ -23,7 +25,7 @@ class Flat:
     def __len__(self) -> int:
         return self.length
 
-    def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Tensor:
+    def read(self, index: int, shrink: object = None) -> Tensor:
         self.reads += 1
         return torch.full((1, 4, 4), float(index))
 
@@ -87,12 +89,12 @@ def test_epoch_visits_every_picture_once_and_fills_the_last_batch() -> None:
     assert sorted(indices[:103]) == list(range(103)) and indices[:103] != sorted(indices[:103])
     assert [index - 103 for index in indices[103:]] == indices[:9]  # the same pictures as at the start, other crops
     images = [int(v) for v in PretrainImages(Flat(103), shown).__getitems__(keys)]
-    assert max(Counter(images).values()) == 2 and set(images) == set(range(103))
+    assert max(Tally(images).values()) == 2 and set(images) == set(range(103))
 
 
 def test_fewer_pictures_than_a_batch_holds() -> None:
     images = [index % 3 for _, index in EpochSampler(3, 8)]
-    assert len(images) == 8 and max(Counter(images).values()) == 3
+    assert len(images) == 8 and max(Tally(images).values()) == 3
     assert len(set(EpochSampler(3, 8))) == 8  # no example twice
 
 
@@ -103,7 +105,7 @@ def test_shuffled_by_seed_and_epoch() -> None:
     order.set_epoch(1)
     assert first != [index for _, index in order]
     assert first != [index for _, index in EpochSampler(50, 10, seed=2)]
-    starts = Counter(next(iter(EpochSampler(4, 4, seed=s)))[1] for s in range(400))
+    starts = Tally(next(iter(EpochSampler(4, 4, seed=s)))[1] for s in range(400))
     assert min(starts.values()) > 60  # each of the four begins about 100 times
 
 
@@ -168,7 +170,7 @@ def test_too_many_bad_pictures_stop_the_epoch(photos: list[str], workers: int) -
 
 def test_mistakes_are_not_taken_for_bad_pictures() -> None:
     class Broken(Flat):
-        def read(self, index: int, size_hint: tuple[int, int] | None = None) -> Tensor:
+        def read(self, index: int, shrink: object = None) -> Tensor:
             raise KeyError("a mistake in the code")
 
     with pytest.raises(KeyError):
@@ -177,15 +179,30 @@ def test_mistakes_are_not_taken_for_bad_pictures() -> None:
 
 def test_large_photographs_are_decoded_small(tmp_path: Path) -> None:
     Image.new("RGB", (1600, 1200), "red").save(tmp_path / "a.jpg")
-    sizes: list[tuple[int, int]] = []
+    decoded: list[Picture] = []
 
     class Transform(PretrainTransform):
-        def __call__(self, picture: object, counter: object) -> Tensor:
-            sizes.append(picture.size)  # type: ignore[attr-defined]
-            return super().__call__(picture, counter)  # type: ignore[arg-type]
+        def __call__(self, picture: Picture, counter: Counter) -> Tensor:
+            decoded.append(picture)
+            return super().__call__(picture, counter)
 
     PretrainImages([str(tmp_path / "a.jpg")], Transform(size=64))[0]
-    assert sizes == [(200, 150)]
+    (picture,) = decoded
+    assert isinstance(picture, Shrunk) and picture.picture.size == (200, 150) and picture.full_size == (1200, 1600)
+
+
+def test_crops_of_a_picture_do_not_depend_on_which_others_share_its_decoding(tmp_path: Path) -> None:
+    """Of 520 x 480 pixels a large crop could come from a half, a small one only from the whole."""
+    coarse = np.random.default_rng(0).integers(0, 256, (60, 65, 3), np.uint8)
+    Image.fromarray(coarse).resize((520, 480), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg")
+    transform = PretrainTransform(size=160, scale=(0.2, 1.0))
+    dataset = PretrainImages([str(tmp_path / "a.jpg")], transform, crops_per_image=4)
+    factors = [[transform.shrink(480, 520, (0, 1, epoch, i)) >= 2 for i in range(4)] for epoch in range(20)]
+    assert any(any(each) and not all(each) for each in factors) and any(all(each) for each in factors)
+    for epoch in range(20):
+        together = dataset.__getitems__([(epoch, i) for i in range(8)])  # 4 to 7: the picture's second visit
+        for i, crop in enumerate(together):
+            assert torch.equal(crop, dataset[(epoch, i)])
 
 
 def test_bad_settings() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convspark.data import BadPictureError, decode, list_images, scan
+from convspark.data import BadPictureError, Shrunk, decode, list_images, scan
 
 
 @pytest.fixture
@@ -36,8 +36,13 @@ def test_pictures(unpack: Callable[[str, int], Path], name: str, every: int) -> 
         picture = decode(path)
         with Image.open(path) as plain:
             np.testing.assert_array_equal(np.asarray(picture), np.asarray(plain.convert("RGB")))
-        small = decode(path, (50, 50))
-        assert min(small.size) >= 50 and small.size[0] * small.size[1] <= picture.size[0] * picture.size[1]
+        small = decode(path, lambda height, width: 2.0)
+        if isinstance(small, Shrunk):
+            assert small.full_size == (picture.height, picture.width)
+            mean = np.asarray(picture.resize(small.picture.size, Image.Resampling.BOX), float)
+            assert np.abs(np.asarray(small.picture, float) - mean).mean() < 4
+        else:
+            assert not path.endswith((".jpg", ".JPEG"))
 
 
 def test_microscopy_and_bands(unpack: Callable[[str, int], Path]) -> None:
