@@ -195,12 +195,21 @@ def test_crops_of_a_picture_do_not_depend_on_which_others_share_its_decoding(tmp
     """Of 520 x 480 pixels a large crop could come from a half, a small one only from the whole."""
     coarse = np.random.default_rng(0).integers(0, 256, (60, 65, 3), np.uint8)
     Image.fromarray(coarse).resize((520, 480), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg")
-    transform = PretrainTransform(size=160, scale=(0.2, 1.0))
+    decoded: list[Picture] = []
+
+    class Transform(PretrainTransform):
+        def __call__(self, picture: Picture, counter: Counter) -> Tensor:
+            decoded.append(picture)
+            return super().__call__(picture, counter)
+
+    transform = Transform(size=160, scale=(0.2, 1.0))
     dataset = PretrainImages([str(tmp_path / "a.jpg")], transform, crops_per_image=4)
     factors = [[transform.shrink(480, 520, (0, 1, epoch, i)) >= 2 for i in range(4)] for epoch in range(20)]
     assert any(any(each) and not all(each) for each in factors) and any(all(each) for each in factors)
     for epoch in range(20):
+        decoded.clear()
         together = dataset.__getitems__([(epoch, i) for i in range(8)])  # 4 to 7: the picture's second visit
+        assert [isinstance(picture, Shrunk) for picture in decoded[:4]] == [all(factors[epoch])] * 4
         for i, crop in enumerate(together):
             assert torch.equal(crop, dataset[(epoch, i)])
 
