@@ -98,7 +98,7 @@ class Progress(Callback):
             f"loss {pl_module.train_loss:.4f}",
             *filter(None, [pl_module.describe_measured()]),
             f"{self._watch.images_per_second:.1f} images/s",
-            *([f"{share:.0%} of the time waiting for images"] if share > _WAIT_WORTH_SAYING else []),
+            *([f"{100 * share:.0f} % of the time waiting for images"] if share > _WAIT_WORTH_SAYING else []),
             f"{self._left(trainer, pl_module)} left",
         ]
         logger.info("  ".join(parts))

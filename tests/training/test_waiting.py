@@ -85,7 +85,7 @@ def test_the_share_is_that_of_the_seconds_that_images_take(clock: Clock, tmp_pat
     assert [float(row["data_wait_share"]) for row in rows] == pytest.approx([0.5] * 3, abs=1e-4)
     assert [float(row["seconds"]) for row in rows] == pytest.approx([6.0] * 3)
     assert [float(row["images_per_second"]) for row in rows] == pytest.approx([4.0] * 3)
-    assert log.count("50% of the time waiting for images") == 3  # in each epoch's line
+    assert log.count("50 % of the time waiting for images") == 3  # in each epoch's line
     assert log.count("try more --workers (now 0; there are") == 1  # the hint once a run
 
 
