@@ -2,7 +2,7 @@
 
     python benchmarks/feeding.py PICTURES                       # a folder; about two minutes
     python benchmarks/feeding.py PICTURES --size 64 --enlarged  # the pictures as they are, and nothing else of them
-    python benchmarks/feeding.py PICTURES --paths 1000000       # two minutes more, and a million names on the disk
+    python benchmarks/feeding.py PICTURES --count 0 --paths 1000000   # two minutes; makes a million names on the disk
 
 Both sides read the same files with Pillow, crop and mirror them at random (RandomResizedCrop of 67 to 100 % of the
 area, bicubic), and make normalised float tensors, in one process on one core, taking turns. Photographs are made of the
@@ -11,8 +11,6 @@ own on its core, with the files in the disk's cache. The figures go to `results/
 """
 
 import argparse
-import datetime
-import json
 import logging
 import os
 import platform
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+import records
 import torch
 import torchvision
 from PIL import Image, features
@@ -52,31 +51,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", help="folder of pictures, flat or nested")
     parser.add_argument("--size", type=int, default=224, help="side of the tensors, in pixels")
-    parser.add_argument("--count", type=int, default=400, help="pictures that are read as they are")
+    parser.add_argument("--count", type=int, default=400, help="pictures that are read as they are, 0 for none")
     parser.add_argument("--enlarged", type=int, nargs="*", default=[1280, 2000, 4000], help="longer side, in pixels")
     parser.add_argument("--photographs", type=int, default=24, help="pictures that are enlarged")
     parser.add_argument("--paths", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="numbers of files")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side, of which the median counts")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "feeding.jsonl")
+    parser.add_argument("--out", type=Path, default=records.RESULTS / "feeding.jsonl")
     given = parser.parse_args()
     keep_memory()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     lines = []
     for name, folder in _collections(given.pictures, given.count, given.enlarged, given.photographs):
-        lines.append(_where() | {"what": "decode", "pictures": name} | decoding(folder, given.size, given.rounds))
+        measured = decoding(folder, given.size, given.rounds)
+        lines.append(records.append(given.out, _machine() | {"what": "decode", "pictures": name} | measured))
         print(f"{name}: done", flush=True)
     if lines:
         print("\n" + decode_table(lines), end="\n\n", flush=True)
     starts = []
     for count in given.paths:
-        starts.append(_where() | {"what": "start"} | starting(count))
+        starts.append(records.append(given.out, _machine() | {"what": "start"} | starting(count)))
         print(f"{count} paths: done", flush=True)
     if starts:
         print("\n" + start_table(starts))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines + starts)
 
 
 def decoding(folder: str, size: int, rounds: int) -> dict[str, Any]:
@@ -180,6 +177,8 @@ def _collections(pictures: str, count: int, sides: Sequence[int], photographs: i
     rng = np.random.default_rng(0)
     chosen = [paths[i] for i in sorted(rng.permutation(len(paths))[:count])]
     name = "/".join(Path(pictures).resolve().parts[-2:])
+    if not chosen:
+        return
     with tempfile.TemporaryDirectory() as root:
         for folder, each in _class_folder(root, chosen):
             os.symlink(os.path.abspath(each), folder / f"{len(os.listdir(folder)):06}{Path(each).suffix}")
@@ -236,27 +235,15 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def _where() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
+    """What a record tells of the machine and the versions, beside date, processor and torch."""
     return {
-        "date": f"{datetime.date.today()}",
-        "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "pillow": PIL.__version__,
         "libjpeg": features.version("libjpeg_turbo") or features.version("jpg"),
-        "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-def _processor() -> str:
-    """The processor's name; where the system hides it, its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
