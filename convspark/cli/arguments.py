@@ -88,7 +88,7 @@ class Command:
             UsageError: all keys of a config file that are not known, with the nearest that are; a flag that is not
                 known; a value of another type.
         """
-        arguments = self._bracketed(arguments)
+        arguments = self._bracketed(self._answered(arguments))
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
             configured |= self._read_config(path)
@@ -100,6 +100,15 @@ class Command:
             if given[key] is None:  # argparse gives a positional its default even where a file had a value
                 given[key] = configured.get(key)
         return given
+
+    def _answered(self, arguments: Sequence[str]) -> list[str]:
+        """`--compile` -> `--compile=true`, if neither true nor false follows it."""
+        questions = {flag for a in self.parser._actions if _type_of(a) is bool for flag in a.option_strings}
+        following = [*arguments[1:], ""]
+        return [
+            f"{word}=true" if word in questions and after.lower() not in _ANSWERS else word
+            for word, after in zip(arguments, following, strict=True)
+        ]
 
     def _bracketed(self, arguments: Sequence[str]) -> list[str]:
         """`--stages layer1,layer2` -> `--stages [layer1,layer2]`, as jsonargparse wants lists."""
@@ -163,6 +172,9 @@ class Command:
             names = [a.metavar or a.dest for a in self.parser._actions if a.dest in required[1].split(", ")]
             return f"{' and '.join(map(str, names))} missing. `convspark {self.name} --help` tells what to give"
         return message
+
+
+_ANSWERS = ("true", "false", "yes", "no")
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .strides import Sides
@@ -76,11 +77,11 @@ class ModuleCalls:
     def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
         found: dict[StagePoint, Tensor] = {}
         counts: Counter[str] = Counter()
-        thread = threading.get_ident()
+        thread = None if torch.compiler.is_compiling() else threading.get_ident()
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-                if threading.get_ident() != thread:
+                if thread is not None and threading.get_ident() != thread:
                     return
                 point = (name, counts[name])
                 counts[name] += 1
@@ -92,15 +93,30 @@ class ModuleCalls:
             return hook
 
         names = {name for name, _ in self.points}
-        handles = [backbone.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+        listened = [backbone.get_submodule(name) for name in names]
+        removals = [_listen(module, keep(name)) for module, name in zip(listened, names, strict=True)]
         try:
             self.call(backbone, x)
         except _DeepestReached:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
+            for remove in removals:
+                remove()
         return [found[point] for point in self.points]
+
+
+def _listen(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
+    """Register a forward hook; what is returned removes it."""
+    if not torch.compiler.is_compiling():
+        return module.register_forward_hook(hook).remove
+    # Dynamo traces neither the counter that handles take their numbers from, nor a change of this dictionary.
+    hooks = module._forward_hooks
+    module._forward_hooks = {**hooks, "convspark": hook}  # type: ignore[assignment]
+
+    def remove() -> None:
+        module._forward_hooks = hooks
+
+    return remove
 
 
 class _DeepestReached(Exception):

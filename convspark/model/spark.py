@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..sparse import PatchGrid, VisiblePatches, gather
+from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.check import prove as prove_exact
 from .backbone import Stages, evaluating
 from .decoder import Decoder
@@ -167,8 +167,11 @@ class SparK(nn.Module):
         """
         grid = self._grid(images, grid, generator)
         group = self._process_group()
-        features = self.stages(gather(images, grid if group is None else grid.across(group)))
+        inner = grid.afresh() if torch.compiler.is_compiling() else grid
+        features = self.stages(gather(images, inner if group is None else inner.across(group)))
         prediction = self.decode(features)  # type: ignore[arg-type]
+        if inner is not grid:
+            features = [as_patches(f.values, grid, f.axes) for f in features]  # type: ignore[attr-defined]
         loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size, group)
         return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
 

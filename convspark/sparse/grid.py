@@ -114,9 +114,19 @@ class PatchGrid:
     def to(self, device: torch.device | str) -> PatchGrid:
         if self.device == torch.device(device):
             return self
-        cells = self.cells.to(device)
+        return self._again(self.cells.to(device))
+
+    def afresh(self) -> PatchGrid:
+        """The same grid with its index tables yet to be built.
+
+        For a function that `torch.compile` traces: tables that it left behind in a grid from outside would become
+        results of the graph. What it returns may not have this grid, then.
+        """
+        return self._again(self.cells)
+
+    def _again(self, cells: Tensor) -> PatchGrid:
         grid = PatchGrid.from_cells(cells, self.batch_size, self.shape, self.visible_per_image)
-        return grid.across(self.process_group)
+        return grid if self.process_group is None else grid.across(self.process_group)
 
     def across(self, group: ProcessGroup | None) -> PatchGrid:
         """The same grid, its index tables shared, as one process's part of a group's batch."""

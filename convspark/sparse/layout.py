@@ -66,7 +66,7 @@ def spatial_roles(layout: Layout) -> set[int]:
 
 
 def size_of(axis: Axis) -> int:
-    return math.prod(size for _, size in axis)
+    return math.prod([size for _, size in axis])
 
 
 def merged(factors: Sequence[Factor]) -> Axis:

@@ -36,6 +36,11 @@ class RowTable:
         self._invert = inverse or self._sorted
         self._bags: Bags | None = None
         self._inverse_bags: Bags | None = None
+        if torch.compiler.is_compiling():
+            # Within an autograd.Function, which is where they are asked for, Dynamo refuses to keep them. Those that
+            # nobody asks for are no part of the graph.
+            self.bags()
+            self.inverse_bags()
 
     def bags(self) -> Bags:
         """Source rows, (R + 1,) offsets: result row r is the sum of bag r, which holds one row or none."""
@@ -59,9 +64,10 @@ class RowTable:
 
 def compacted(values: Tensor, found: Tensor) -> Tensor:
     """(R,) values where `found`, in order, one behind the other; on a GPU, still (R,), with zeros behind them."""
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
         return values.masked_select(found)
-    # The host must not wait for the number of values: those without a place are written to a spare cell.
+    # The host must not wait for the number of values, and a graph not depend on it: those without a place are written
+    # to a spare cell.
     place = torch.where(found, found.cumsum(0) - 1, values.shape[0])
     return values.new_zeros(values.shape[0] + 1).scatter_(0, place, values)[:-1]
 

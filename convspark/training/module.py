@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import DivergedError
 from ..model.spark import SparK
 from ..sparse import PatchGrid
+from .compiling import Forward
 from .optimizer import set_rates
 from .schedule import Schedule
 
@@ -119,6 +120,7 @@ class PretrainModule(TrainingModule):
     Args:
         model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer, schedule, seed: see `TrainingModule`.
+        forward_pass: how to call the model in a training step; by default as it is.
     """
 
     measures = ("held_out_loss",)
@@ -129,16 +131,18 @@ class PretrainModule(TrainingModule):
         make_optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
         seed: int = 0,
+        forward_pass: Forward | None = None,
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.model = model
+        self.forward_pass = forward_pass or model.__call__  # not a second submodule
         self._held_out_sum = 0.0
         self._held_out_count = 0
 
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = channels_last(batch)
         grid = counted_grid(self.model, images, self.seed, MASK, self.global_step, batch_idx)
-        return self.model(images, grid).loss
+        return self.forward_pass(images, grid).loss
 
     def describe_measured(self) -> str:
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""

@@ -19,6 +19,7 @@ from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
 from . import settings
 from .build import build_model, initialise, named_backbone, read_config
+from .compiling import check_compiler, compiled
 from .device import choose_device, choose_precision, default_workers, describe_device
 from .loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
 from .module import PretrainModule, counted_seed
@@ -32,7 +33,7 @@ _INITIAL_WEIGHTS = 104  # second word of the seed of random initial weights
 
 # What is not a setting of the run itself, and may differ when it goes on.
 NOT_SETTINGS = ("out", "resume")
-_MAY_CHANGE = ("device", "workers", "checkpoint_minutes")
+_MAY_CHANGE = ("device", "workers", "compile", "checkpoint_minutes")
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Plan:
         c = self.config
         untrained = frozenset(f"backbone.{name}" for name in self.model.untrained)
         make = partial(_make_optimizer, self.model, untrained, c["optimizer"], tuple(c["betas"]), c["gradient_clip"])
-        return PretrainModule(self.model, make, self.schedule(), c["seed"])
+        forward = compiled(self.model) if c["compile"] else None
+        return PretrainModule(self.model, make, self.schedule(), c["seed"], forward)
 
     def train_loader(self) -> TrainLoader:
         c = self.config
@@ -116,7 +118,8 @@ class Plan:
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, weight decay {c['weight_decay']:g} "
             f"to {c['final_weight_decay']:g}",
-            f"device    {describe_device(self.device)}, {self.precision}, {self.workers} workers",
+            f"device    {describe_device(self.device)}, {self.precision}, {self.workers} workers"
+            f"{', compiled' if c['compile'] else ''}",
         ]
         if self.model.untrained:
             lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (behind the deepest stage)")
@@ -147,6 +150,8 @@ def make_plan(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> Plan
         _look_for_images(given["images"])
     device = choose_device(config["device"])
     precision = choose_precision(config["precision"], device)
+    if config["compile"]:
+        check_compiler(device)
 
     torch.manual_seed(counted_seed(config["seed"], _INITIAL_WEIGHTS))
     backbone = _backbone(given["model"], config)

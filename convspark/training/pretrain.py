@@ -87,6 +87,7 @@ def pretrain(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     workers: int | None = None,
+    compile: bool = False,
     picture_epochs: int | None = None,
     checkpoint_minutes: float = 10.0,
     keep_epochs: int | None = None,
@@ -136,6 +137,7 @@ def pretrain(
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto is bf16 where the device is fast at it.
         workers: processes that load images; by default chosen by the cores there are.
+        compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
         checkpoint_minutes: most minutes of work that a crash may cost.
         keep_epochs: also keep a checkpoint for good every so many epochs.

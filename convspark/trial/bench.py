@@ -111,7 +111,7 @@ def bench(
         batch_size: images of a step.
         mask_ratio: share of the patches that is masked; 0 shows what the machinery itself costs.
         precision: of the computation; auto is bf16 where the device is fast at it.
-        compile: run all three through torch.compile.
+        compile: run all three through torch.compile, visible only as one graph (`fullgraph=True`).
         device: auto, cpu, cuda or mps.
         repeats: steps of each kind; their median counts.
         patch_size: side of a patch in pixels, or one a dimension; by default the network's total stride.
@@ -191,9 +191,9 @@ class _Trial:
         left_out = frozenset(model._ddp_params_and_buffers_to_ignore)
         self.optimizer = build_optimizer(parameter_groups(model, left_out))
         set_rates(self.optimizer, 1e-4, 0.04)
-        prepare: Callable[..., Any] = torch.compile if compiled else lambda function: function
-        self._features = {way: prepare(self._features_of(way)) for way in (DENSE, IMITATED, VISIBLE)}
-        self._losses = {way: prepare(self._loss_of(way)) for way in (DENSE, IMITATED, VISIBLE)}
+        ways = (DENSE, IMITATED, VISIBLE)
+        self._features = {way: self._prepared(way, self._features_of(way), compiled) for way in ways}
+        self._losses = {way: self._prepared(way, self._loss_of(way), compiled) for way in ways}
         self._slopes: dict[Way, list[Tensor]] = {}
 
     def encoder_step(self, way: Way) -> Callable[[], None]:
@@ -203,9 +203,8 @@ class _Trial:
             with self._precision():
                 features = self._features[way](self._grid())
             if way not in self._slopes:
-                self._slopes[way] = [torch.full_like(f.detach(), 1e-3) for f in map(_plain, features)]
-            plain = [_plain(f) for f in features]
-            torch.autograd.grad(plain, self.wanted, self._slopes[way], allow_unused=True)
+                self._slopes[way] = [torch.full_like(f.detach(), 1e-3) for f in features]
+            torch.autograd.grad(features, self.wanted, self._slopes[way], allow_unused=True)
 
         return run
 
@@ -225,9 +224,13 @@ class _Trial:
     def _precision(self) -> Any:
         return torch.autocast(self.images.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
+    @staticmethod
+    def _prepared(way: Way, function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+        return torch.compile(function, fullgraph=way == VISIBLE, dynamic=False) if compiled else function
+
     def _features_of(self, way: Way) -> Callable[[PatchGrid], Sequence[Tensor]]:
         def features(grid: PatchGrid) -> Sequence[Tensor]:
-            return features_by(way, self.model.stages, self.images, grid)
+            return [_plain(f) for f in features_by(way, self.model.stages, self.images, grid)]
 
         return features
 
@@ -248,7 +251,7 @@ def features_by(way: Way, stages: Stages, images: Tensor, grid: PatchGrid) -> Se
     if way == DENSE:
         return stages(images)
     if way == VISIBLE:
-        return stages(gather(images, grid))
+        return stages(gather(images, grid.afresh()))
     with MaskAndMultiply(grid) as imitation:
         return stages(imitation.masked(images))
 
@@ -291,12 +294,14 @@ def _plain(feature: Tensor) -> Tensor:
 
 def _page(report: BenchReport) -> list[str]:
     where = report.device if report.threads is None else f"{report.device}, {report.threads} threads"
-    how = f"{report.precision}{', compiled' if report.compiled else ''}, torch {report.torch}"
+    how = f"{report.precision}, torch {report.torch}"
     lines = [
         f"{report.network}: {report.batch_size} images of {times(report.image_size)}, {report.mask_ratio:.0%} masked, "
         f"patches of {as_text(report.patch_size)}",
         f"{where}, {how}; medians of {report.repeats}, in turn",
     ]
+    if report.compiled:
+        lines.append("all of it through torch.compile, visible only as one graph for all masks (fullgraph)")
     titles = (
         ("Encoder, forward and backward", report.encoder),
         (

@@ -79,6 +79,21 @@ def test_every_parameter_is_a_flag(command):
     assert parse(command, "--betas", "[0.9, 0.95]")["betas"] == (0.9, 0.95)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "images", "flip"),
+    [
+        (["--flip"], None, True),
+        (["--flip", "folder"], "folder", True),
+        (["folder", "--flip", "--rate", "1"], "folder", True),
+        (["--flip", "false", "folder"], "folder", False),
+        (["--flip=no"], None, False),
+    ],
+)
+def test_a_question_is_answered_yes_by_naming_it(command, arguments, images, flip):
+    values = parse(command, *arguments)
+    assert (values["images"], values["flip"]) == (images, flip)
+
+
 def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("images: here\nbatch_size: 16\nbetas: [0.1, 0.2]\nflip: false\nnorm: layer\nrate: 2\n")

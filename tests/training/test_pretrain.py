@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from convspark.errors import DataError, DivergedError, UsageError
-from convspark.training import fit, plan
+from convspark.training import compiling, fit, plan
 from convspark.training.build import load_run
 from convspark.training.estimate import estimate, resolved_config
 from convspark.training.pretrain import default_arguments, pretrain
@@ -268,6 +268,38 @@ def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypat
     assert "patches of 32: 2 of 4 visible" in str(found)
     json.dumps(found.as_dict())
     assert not list(tmp_path.iterdir())
+
+
+def test_compiled_steps_are_the_same_steps(pictures, small, finished, tmp_path, monkeypatch):
+    """Traced by torch.compile, and run without a compiler: the same run but for rounding, with the same names."""
+    traced = []
+
+    def trace(function, **options):
+        traced.append(options)
+        return torch_compile(function, backend="eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    result = pretrain(str(pictures), out=str(tmp_path / "run"), compile=True, **small)
+    assert {"fullgraph": True, "dynamic": False} in traced
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["compile"] is True
+    names, expected = (
+        torch.load(run.folder / "checkpoints" / "last.ckpt")["state_dict"].keys() for run in (result, finished)
+    )
+    assert names == expected
+    for name, weight in weights(finished.folder).items():
+        torch.testing.assert_close(weights(result.folder)[name], weight, rtol=1e-3, atol=1e-5)
+    assert estimate(str(pictures), compile=True, **small).step_seconds > 0
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_do(pictures, small, tmp_path, monkeypatch):
+    def missing(x):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(compiling, "_something", missing)
+    with pytest.raises(UsageError, match=r"No working C\+\+ compiler.*such as g\+\+.*leave --compile out"):
+        pretrain(str(pictures), out=str(tmp_path / "run"), compile=True, **small)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resolved_config_without_images_is_a_template(small):

@@ -53,6 +53,21 @@ def test_parts_alone_and_nothing_masked():
     assert "Whole step" not in str(report)
 
 
+def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
+    asked = []
+
+    def trace(function, fullgraph=False, **options):
+        asked.append(fullgraph)
+        return torch_compile(function, fullgraph=fullgraph, backend="eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+    report = bench(net, size=16, batch_size=1, repeats=1, precision="fp32", compile=True)
+    assert asked == [False, False, True] * 2  # encoder and step; dense, mask-and-multiply, visible only
+    assert report.compiled and "visible only as one graph" in str(report)
+
+
 def test_buffers_of_the_network_survive_the_comparison_in_float64():
     net = timm.create_model("resnet10t")
     bench(net, size=64, batch_size=1, repeats=1, precision="fp32", mask_ratio=0.5)

@@ -1,3 +1,16 @@
 """What each torch function means on visible patches, one file a family; importing them fills the registry."""
 
-from . import conv, matrix, metadata, norm, pad, pointwise, pool, random, reduce, resize, structure  # noqa: F401
+from . import (  # noqa: F401
+    conv,
+    matrix,
+    metadata,
+    methods,
+    norm,
+    pad,
+    pointwise,
+    pool,
+    random,
+    reduce,
+    resize,
+    structure,
+)

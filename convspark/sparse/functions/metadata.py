@@ -52,7 +52,9 @@ def hand_on(func, args, kwargs):
     if not isinstance(x, GridTensor):  # plain.to(visible): only type and device of the other are used
         return func(*args, **kwargs)
     out = func(*args, **kwargs)
-    if out is x or not isinstance(out, Tensor):
+    if out is x:
+        return x
+    if not isinstance(out, Tensor):
         return out
     if out.device != x.device:
         raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")

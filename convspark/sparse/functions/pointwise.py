@@ -77,9 +77,9 @@ def elementwise(func, args, kwargs):
     operands = tensors_in((*args, *kwargs.values()))
     first = operands[0]
     if len(operands) == 1 and isinstance(first, GridTensor):
-        out = func(*args, **kwargs)
+        out = _run(func, args, kwargs)
         unpadded(first)
-        return out if out is first else as_same_kind(out, first, first.axes)
+        return first if out is first else as_same_kind(out, first, first.axes)
     if func in _PRELU:
         return _prelu(func, args, kwargs)
     grid = next(o.grid for o in operands if isinstance(o, GridTensor))
@@ -87,16 +87,28 @@ def elementwise(func, args, kwargs):
         args = tuple(one_an_image(a, grid) if is_row_noise(a, grid) else a for a in args)
         operands = tensors_in((*args, *kwargs.values()))
     leader, layout = joined_layout(operands)
-    out = func(
-        *(with_rows_of(arg, leader) for arg in args),
-        **{key: with_rows_of(arg, leader) for key, arg in kwargs.items()},
-    )
+    args = tuple(with_rows_of(arg, leader) for arg in args)
+    out = _run(func, args, {key: with_rows_of(arg, leader) for key, arg in kwargs.items()})
     if out is first:
         if not isinstance(first, type(leader)):
             raise Refusal("it writes visible patches into a tensor that has no patches")
-        return out
+        return first
     return as_same_kind(out, leader, layout)
 
+
+def _run(func, args, kwargs):
+    if torch.compiler.is_compiling() and func in _IN_PLACE and isinstance(args[0], GridTensor):
+        # Dynamo forgets the class of a tensor that a method changes in place: it changes a view of it instead.
+        func(args[0].values, *args[1:], **kwargs)
+        return args[0]
+    return func(*args, **kwargs)
+
+
+_IN_PLACE = {
+    *named(_INPLACE, Tensor),
+    *named(" ".join(name for name in _OPERATORS.split() if name.startswith("__i") and name != "__invert__"), Tensor),
+    *named("bernoulli_ uniform_ normal_", Tensor),
+}
 
 _PRELU = {functional.prelu, torch.prelu, Tensor.prelu}
 

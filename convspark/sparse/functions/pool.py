@@ -16,12 +16,16 @@ from .neighbourhood import Reach, source_of
 from .operands import arguments, dense_batch, named, per_axis
 from .reduce import over_image
 
+_MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
+_DIMS = {
+    function: dims
+    for names in (_MAX_POOL, _AVERAGE_POOL)
+    for dims, name in enumerate(names.split(), start=1)
+    for function in named(name, torch, functional)
+}
 
-def _dims(func) -> int:
-    return int(func.__name__.rstrip("d")[-1])
 
-
-@meaning(*named("max_pool1d max_pool2d max_pool3d", torch, functional))
+@meaning(*named(_MAX_POOL, torch, functional))
 def max_pool(func, args, kwargs):
     x = args[0]
     if isinstance(x, PerImage):
@@ -29,7 +33,7 @@ def max_pool(func, args, kwargs):
     given = arguments(args, kwargs, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
     if given.get("return_indices"):
         raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
-    dims = _dims(func)
+    dims = _DIMS[func]
     kernel = per_axis(given["kernel_size"], dims)
     stride = per_axis(given.get("stride") or kernel, dims)
     dilation = per_axis(given.get("dilation", 1), dims)
@@ -42,7 +46,7 @@ def max_pool(func, args, kwargs):
     return reach.patches(func(reach.window(), kernel, stride, 0, dilation))
 
 
-@meaning(*named("avg_pool1d avg_pool2d avg_pool3d", torch, functional))
+@meaning(*named(_AVERAGE_POOL, torch, functional))
 def average_pool(func, args, kwargs):
     x = args[0]
     if isinstance(x, PerImage):
@@ -50,7 +54,7 @@ def average_pool(func, args, kwargs):
     given = arguments(
         args, kwargs, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
     )
-    dims = _dims(func)
+    dims = _DIMS[func]
     kernel = per_axis(given["kernel_size"], dims)
     stride = per_axis(given.get("stride") or kernel, dims)
     padding = per_axis(given.get("padding", 0), dims)

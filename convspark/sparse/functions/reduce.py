@@ -68,7 +68,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     else:
         result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
         if reduction == "mean":
-            count = grid.counts() * math.prod(x.shape[dim] for dim in dims)
+            count = grid.counts() * math.prod([x.shape[dim] for dim in dims])
             view = [1] * x.dim()
             view[rows] = grid.batch_size
             result = result / count.clamp(min=1).view(view).to(result.dtype)
@@ -176,7 +176,7 @@ def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 
     mean = over_image(x, "mean", dims, keepdim=True)
     centred = x - _repeated(mean, x)
     squares = sum_per_image(centred.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
-    count = grid.counts() * math.prod(x.shape[dim] for dim in dims)
+    count = grid.counts() * math.prod([x.shape[dim] for dim in dims])
     view = [1] * x.dim()
     view[rows] = grid.batch_size
     return mean, squares / (count - correction).clamp(min=1).view(view).to(squares.dtype)

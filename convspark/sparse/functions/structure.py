@@ -37,7 +37,7 @@ def view(func, args, kwargs):
         raise Refusal("it reads the bytes as another type")
     sizes = sizes_for(x, _sizes(tuple(given)) if given and not isinstance(given[0], int) else list(given))
     if -1 in sizes:
-        sizes[sizes.index(-1)] = x.numel() // max(math.prod(n for n in sizes if n != -1), 1)
+        sizes[sizes.index(-1)] = x.numel() // max(math.prod([n for n in sizes if n != -1]), 1)
     return as_same_kind(x.reshape(sizes) if func is not Tensor.view else x.view(sizes), x, lay.reshaped(x.axes, sizes))
 
 

@@ -1,0 +1,143 @@
+"""Through torch.compile, a step is one graph for all masks, and computes what it computes without."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.regnet import Bottleneck
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from convspark import PatchGrid, SparK, gather
+from convspark.sparse import as_patches
+
+SIDE = 32
+
+
+class ResNetLike(nn.Sequential):
+    """Padded 3x3 convs, max-pooling, batch norm, sums and ReLUs in place."""
+
+    def __init__(self):
+        stem = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+        shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+        super().__init__(nn.Sequential(*stem), BasicBlock(8, 16, stride=2, downsample=shortcut))
+
+
+class ConvNeXtLike(nn.Sequential):
+    """Depthwise 7x7 convs, layer norm of permuted axes, Linear layers; the second with global response norm."""
+
+    def __init__(self):
+        first = ConvNeXtBlock(8, drop_path=0.0)
+        second = ConvNeXtBlock(8, 16, use_grn=True, ls_init_value=None)
+        super().__init__(nn.Sequential(nn.Conv2d(3, 8, 4, 4), first), nn.Sequential(nn.Conv2d(8, 8, 2, 2), second))
+
+
+class EfficientNetLike(nn.Sequential):
+    """Depthwise convs with a stride, squeeze-and-excite, SiLU in place."""
+
+    def __init__(self):
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.SiLU(inplace=True))
+        excite = timm.models._efficientnet_blocks.SqueezeExcite
+        super().__init__(stem, InvertedResidual(8, 16, 5, stride=2, act_layer=nn.SiLU, se_layer=excite))
+
+
+class RegNetLike(nn.Sequential):
+    """Grouped convs, squeeze-and-excite."""
+
+    def __init__(self):
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        super().__init__(stem, Bottleneck(8, 16, stride=2, bottle_ratio=1, group_size=4, se_ratio=0.25))
+
+
+def model_of(backbone: nn.Module) -> SparK:
+    return SparK(backbone, image_size=SIDE, prove=False, decoder_width=16).train()
+
+
+def grids(model: SparK, batch_size: int, count: int) -> list[PatchGrid]:
+    shape = model.grid_shape((SIDE, SIDE))
+    return [PatchGrid.random(batch_size, shape, generator=torch.Generator().manual_seed(i)) for i in range(count)]
+
+
+def results(model: SparK, forward: Callable, images: Tensor, grid: PatchGrid) -> list[Tensor]:
+    """Loss, prediction, features, gradients and running statistics after one step."""
+    model.zero_grad()
+    out = forward(images, grid)
+    out.loss.backward()
+    assert out.grid is grid and all(feature.grid is grid for feature in out.features)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [out.loss, out.prediction, *(f.values for f in out.features), *gradients, *model.buffers()]
+
+
+@pytest.mark.parametrize("build", [ResNetLike, ConvNeXtLike, EfficientNetLike, RegNetLike])
+def test_one_graph_for_all_masks_that_computes_the_same(build):
+    torch.manual_seed(0)
+    model = model_of(build()).double()
+    twin = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counter)
+    images = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
+    for grid in grids(model, 2, 5):
+        expected, found = results(twin, twin, images, grid), results(model, compiled, images, grid)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-8, atol=1e-10)
+    assert counter.frame_count == 1
+
+
+def test_a_function_around_the_engine_is_compiled_too():
+    net = ResNetLike().eval()
+    images = torch.randn(2, 3, SIDE, SIDE)
+
+    def features(images: Tensor, grid: PatchGrid) -> Tensor:
+        return net(gather(images, grid.afresh())).values
+
+    compiled = torch.compile(features, fullgraph=True, backend="eager")
+    visible = torch.tensor([[[1, 0, 0, 1]] * 4, [[0, 1, 0, 1]] * 4]).bool()
+    for grid in (PatchGrid(visible), PatchGrid(~visible)):
+        torch.testing.assert_close(compiled(images, grid), features(images, grid))
+
+
+def test_changes_in_place_reach_whoever_holds_the_tensor():
+    def changed(images: Tensor, grid: PatchGrid) -> Tensor:
+        patches = gather(images, grid.afresh())
+        other = patches.view(patches.shape)
+        patches += as_patches(torch.ones_like(patches.values), patches.grid)
+        patches.mul_(2)
+        return (other + patches).relu_().values
+
+    images, grid = torch.randn(2, 3, 8, 8), PatchGrid.random(2, (2, 2))
+    compiled = torch.compile(changed, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images, grid), 4 * (gather(images, grid).values + 1).relu())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["resnet26", "convnext_atto", "efficientnet_b0", "regnety_002"])
+def test_networks_of_timm_are_one_graph(name, bf16):
+    model = SparK(timm.create_model(name), image_size=64, prove=False, decoder_width=32).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model.forward, fullgraph=True, backend=counter)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = compiled(torch.randn(2, 3, 64, 64), PatchGrid.random(2, (2, 2), 0.5)).loss
+        loss.backward()
+        assert loss.isfinite()
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_computes_the_same():
+    torch.manual_seed(0)
+    model = model_of(ConvNeXtLike())
+    twin = copy.deepcopy(model)
+    images = torch.randn(2, 3, SIDE, SIDE)
+    compiled = torch.compile(model.forward, fullgraph=True)
+    for grid in grids(model, 2, 3):
+        for one, other in zip(results(model, compiled, images, grid), results(twin, twin, images, grid), strict=True):
+            torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-3, atol=1e-5)
