@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
+from ..data import decode
 from .atomic import written_whole
 
 _COLOURS = ("#e45756", "#4c78a8", "#f2b134", "#54a24b", "#b279a2", "#ff9da6")
@@ -31,8 +31,7 @@ def draw_detections(
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for row, place in zip(grid, shown, strict=True):
         scene = scenes.scenes[place]
-        with Image.open(scene.path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(decode(scene.path))
         found = [d for d in detections if d["image_id"] == place + 1 and d["score"] >= least]
         truth = [
             ((t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]), t.label, t.mask) for t in scene.things

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
 from ..data import HeldOutTransform
 from ..model.backbone import Stages
@@ -120,13 +120,17 @@ class ClassifyModule(TrainingModule):
 
 
 class Scores:
-    """Loss, top-1, balanced accuracy (mean recall of the classes) and macro F1, over batches of logits."""
+    """Loss, top-1, balanced accuracy and macro F1, over batches of logits.
+
+    Balanced accuracy is the mean recall of the classes that there are pictures of; macro F1 counts those that were
+    predicted, too. Both as scikit-learn has them.
+    """
 
     def __init__(self, classes: int) -> None:
         self._metrics = MetricCollection(
             {
                 "top1": MulticlassAccuracy(classes, average="micro"),
-                "balanced": MulticlassAccuracy(classes, average="macro"),
+                "balanced": MulticlassRecall(classes, average="none"),
                 "macro_f1": MulticlassF1Score(classes, average="macro"),
             }
         )
@@ -134,17 +138,19 @@ class Scores:
 
     def reset(self) -> None:
         self._metrics.reset()
-        self._loss, self._count = 0.0, 0
+        self._loss, self._labels = 0.0, torch.zeros(0, dtype=torch.int64)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         logits, labels = logits.float().cpu(), labels.cpu()
         self._metrics.update(logits.argmax(1), labels)
         self._loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        self._count += len(labels)
+        self._labels = torch.cat([self._labels, labels])
 
     def compute(self) -> dict[str, float]:
-        scores = {name: float(value) for name, value in self._metrics.compute().items()}
-        return {"loss": self._loss / max(1, self._count), **scores}
+        scores = self._metrics.compute()
+        scores["balanced"] = scores["balanced"][self._labels.unique()].mean()
+        loss = self._loss / max(1, len(self._labels))
+        return {"loss": loss, **{name: float(value) for name, value in scores.items()}}
 
 
 @dataclass(frozen=True)

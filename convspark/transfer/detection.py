@@ -26,8 +26,9 @@ Kind = Literal["bbox", "segm"]
 
 logger = logging.getLogger(__name__)
 
-# Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800.
-_SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12)
+# Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800. torchvision measures at
+# the last of them.
+_SCALES = (0.6, 0.7, 0.8, 0.9, 1.12, 1.0)
 _ANCHOR_OF_STRIDE = 8  # torchvision's: 32 pixels at stride 4
 
 
@@ -217,7 +218,9 @@ def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int
 
 
 def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Kind) -> dict[str, Any]:
-    """COCO's AP, AP50, AP75 (0 to 1), and AP of each class, by faster-coco-eval.
+    """COCO's AP, AP50, AP75 (0 to 1), and AP of each class (None where there is none to find), by faster-coco-eval.
+
+    As many detections of a picture count as there are, COCO's own limit is 100.
 
     Args:
         kind: "bbox" or "segm".
@@ -236,10 +239,10 @@ def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Ki
     run.summarize()
     stats = [float(value) for value in run.stats[:6]]
     precision = np.asarray(run.eval["precision"])  # (thresholds, recalls, classes, areas, counts)
-    by_class = {}
+    by_class: dict[str, float | None] = {}
     for i, name in enumerate(scenes.classes):
         own = precision[:, :, i, 0, -1]
-        by_class[name] = float(own[own > -1].mean()) if (own > -1).any() else float("nan")
+        by_class[name] = float(own[own > -1].mean()) if (own > -1).any() else None
     return {**dict(zip(names, stats, strict=True)), "by_class": by_class}
 
 

@@ -67,6 +67,7 @@ def embed(
 
     with run_log():
         origin = find_weights(weights, model)
+        origin.check_pictures()
         found = scan(list_images(images))
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers

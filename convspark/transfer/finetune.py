@@ -130,7 +130,7 @@ def finetune(
         from .finetuning import Finetuning
         from .resuming import config_text, resumed_arguments
 
-        going_on = RunFolder.open(resume) if resume is not None else None
+        going_on = RunFolder.open(resume, "finetune") if resume is not None else None
         if going_on is not None:
             arguments = resumed_arguments(arguments, finetune, going_on)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -17,6 +17,7 @@ from timm.optim.lamb import Lamb
 from torch import nn
 
 from ..checkpoints.export import export_timm
+from ..errors import UsageError
 from ..report.confusion import confusion_matrix
 from ..training import settings
 from ..training.device import choose_device, choose_precision, default_workers, describe_device
@@ -53,6 +54,7 @@ class Finetuning:
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin: Origin = find_weights(c["weights"], c["model"])
+        self.origin.check_pictures()
         self.data: LabelledData = read_labelled(c["data"], c["val_share"], c["seed"]).with_fraction(
             c["fraction"], c["seed"]
         )
@@ -68,6 +70,11 @@ class Finetuning:
         if c["layer_decay"] is None:
             c["layer_decay"] = 1.0 if self.origin.is_random else 0.7
         self.numbers = settings.count(images, c["batch_size"], c["epochs"], c["warmup_epochs"], c["accumulate"])
+        if self.numbers.batch_size // self.numbers.accumulate % 2:
+            raise UsageError(
+                f"batch_size is {c['batch_size']} and accumulate {c['accumulate']}: expected an even number of "
+                "pictures in each forward pass, as they are mixed in pairs"
+            )
         c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
         self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         network = self.origin.build(c["seed"], c["drop_path"])
@@ -154,7 +161,7 @@ class Finetuning:
         found = predict(network, loader, len(names), self.device)
         last = predict(module.average.module, loader, len(names), self.device)
         self._warn_of_collapse(found)
-        _write_predictions(folder, labelled, found, names)
+        _write_predictions(folder, labelled, found, last, names)
         confusion_matrix(found.labels, found.predicted, names, folder.path / "confusion.png")
         result = FinetuneResult(
             folder=str(folder.path),
@@ -225,10 +232,14 @@ def _recall(found: Predictions, names: list[str]) -> dict[str, float]:
     }
 
 
-def _write_predictions(folder: RunFolder, labelled: Any, found: Predictions, names: list[str]) -> None:
+def _write_predictions(
+    folder: RunFolder, labelled: Any, found: Predictions, last: Predictions, names: list[str]
+) -> None:
+    """What the best weights say of each picture and how surely, and what the last say."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "confidence"])
-    for (path, label), predicted, confidence in zip(labelled, found.predicted, found.confidence, strict=True):
-        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}"])
+    writer.writerow(["path", "label", "predicted", "confidence", "last"])
+    rows = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
+    for (path, label), predicted, confidence, of_last in rows:
+        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]])
     write_text(folder.path / "predictions.csv", text.getvalue())

@@ -15,8 +15,8 @@ _MOST_STAGES = 12  # stem included; what timm calls stages where there are more 
 def layer_groups(network: nn.Module, stages: Stages | None = None) -> tuple[dict[str, int], int]:
     """The group of each parameter, 0 for the stem, and the number of groups; the head is the last.
 
-    The paper's grouping, generalised. Stem, stages and head are groups. Of a network with LayerNorm, the longest stage is
-    divided into groups of three blocks; of others, the two longest stages are halved if they have four blocks or more.
+    The paper's grouping, generalised. Stem, stages and head are groups. Of a network with LayerNorm, the longest stage
+    is divided into groups of three blocks; of others, the two longest stages are halved if they have four blocks.
     As in the paper's code, ResNet-50 and ConvNeXt-T have 8 groups, the stem with decay^7, and ConvNeXt-S, B and L have
     14 (decay^13). timm's own grouping goes by block, which gives a ResNet-50's stem a rate 40 times lower.
 

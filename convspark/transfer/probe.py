@@ -88,6 +88,7 @@ def probe(
 
     with run_log():
         origin = find_weights(weights, model)
+        origin.check_pictures()
         found = read_labelled(data, val_share)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers

@@ -155,7 +155,7 @@ def test_masks_are_read_by_their_values(tmp_path):
         ({"a": [[0, 1]] * 2, "b": [[0, 1, 1]] * 2}, "has 3x2 pixels, its picture 2x2"),
         ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
         ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
-        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "values up to 217"),
+        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "have 4 values up to 217"),
         ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
     ],
 )
