@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 IGNORED = 255
 """Label of pixels that count neither for nor against."""
 
+_LARGEST_LABEL = 200  # pictures given for masks have larger values
 _SHOWN = 3
 
 
@@ -130,7 +131,7 @@ def _labels_of(seen: set[int], masks: str) -> dict[int, int]:
             raise DataError(f"the masks in {masks} are empty: every pixel is 0")
         return {0: 0, 255: 1}
     classes = sorted(seen - {IGNORED})
-    if classes[-1] >= 2 * len(classes):  # a few classes may have no pixel here
+    if classes[-1] > _LARGEST_LABEL or classes[-1] >= 2 * len(classes):  # a few classes may have no pixel here
         raise DataError(
             f"the masks in {masks} have {len(classes)} values up to {classes[-1]}: expected 0 and 255, or classes "
             "counted 0, 1, 2, …; are they pictures, saved as JPEG, or colour-coded?"

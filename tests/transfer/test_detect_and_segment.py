@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
 from convspark.transfer.detect import detect
+from convspark.transfer.detection import build_detector
 from convspark.transfer.labelled_maps import IGNORED, read_label_maps
+from convspark.transfer.scenes import read_scenes
 from convspark.transfer.segment import segment
 from convspark.transfer.segmentation import overlap, pixel_counts, segmentation_loss
 
@@ -73,7 +76,51 @@ def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
         assert picture.width > 300
 
 
+def test_pictures_are_measured_at_the_size_asked_for(drawn):
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(backbone, scenes, 100, (0.5,) * 3, (0.2,) * 3, masks=False).eval()
+    images, _ = network.transform([torch.zeros(3, 64, 80)])
+    assert images.image_sizes == [(100, 125)]
+
+
+@pytest.mark.parametrize("task", ["boxes", "masks"])
+def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
+    from convspark.transfer.detection import average_precision
+
+    Image.new("RGB", (400, 40)).save(tmp_path / "a.png")
+    boxes = [[4 * (i % 100), 10 * (i // 100), 3, 9] for i in range(300)]
+    things = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]
+    images, categories = [{"id": 1, "file_name": "a.png"}], [{"id": 1, "name": "bar"}, {"id": 2, "name": "none"}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": images, "annotations": things, "categories": categories}))
+    scenes = read_scenes(str(file), str(tmp_path), masks=task == "masks")
+    found = [
+        {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [float(v) for v in box],
+            "score": 0.9 - 0.001 * i,
+            "segmentation": thing.mask,
+        }
+        for i, (box, thing) in enumerate(zip(boxes, scenes.scenes[0].things, strict=True))
+    ]
+    scores = average_precision(scenes, found, "segm" if task == "masks" else "bbox")
+    assert scores["ap"] == pytest.approx(1.0) and scores["by_class"] == {"bar": pytest.approx(1.0), "none": None}
+
+
 def test_detect_says_what_is_wrong(drawn, tmp_path):
+    with pytest.raises(UsageError, match="val is missing: give --val"):
+        detect("random:resnet10t", **{**places(drawn), "val": None})
     with pytest.raises(UsageError, match="size is 8"):
         detect("random:resnet10t", **places(drawn), size=8)
     with pytest.raises(DataError, match="8 of the 12 pictures"):
@@ -156,6 +203,7 @@ def test_masks_are_read_by_their_values(tmp_path):
         ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
         ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
         ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "have 4 values up to 217"),
+        ({"a": [[0, 50]] * 2, "b": [[100, 150]] * 2}, "have 4 values up to 150: expected .* 0, 1, 2"),
         ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
     ],
 )

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
 from convspark.training import callbacks
+from convspark.transfer.classify import Scores
 from convspark.transfer.compare import compare
 from convspark.transfer.embed import embed
 from convspark.transfer.finetune import finetune, read_result
@@ -56,6 +57,26 @@ def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures)
         probability = network(image[None]).softmax(1)[0]
     assert config["label_names"][int(probability.argmax())] == row["predicted"]
     assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+
+
+def test_balanced_accuracy_and_f1_are_scikit_learns_where_a_class_has_no_picture():
+    labels, logits = torch.tensor([0, 0, 1, 1, 0] * 5), torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
+    scores = Scores(4)
+    for part in (slice(10), slice(10, 25)):
+        scores.update(logits[part], labels[part])
+    found, truth, predicted = scores.compute(), labels.numpy(), logits.argmax(1).numpy()
+    recalls = [float(np.mean(predicted[truth == label] == label)) for label in (0, 1)]
+    assert 2 in predicted and found["balanced"] == pytest.approx(np.mean(recalls))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
+
+
+def test_a_run_goes_on_by_its_own_command_only(tuned, pictures, capsys):
+    assert main(["detect", "--resume", tuned.folder]) == 2
+    assert f"`convspark finetune --resume {tuned.folder}` goes on with it" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", tuned.folder]) == 2
+    assert main(["finetune", "random:resnet10t", str(pictures), "--out", tuned.folder]) == 2
+    assert f"go on with `convspark finetune --resume {tuned.folder}`" in capsys.readouterr().err
 
 
 class _Stop(Exception):
@@ -106,6 +127,8 @@ def test_divergence_is_told(pictures, tmp_path):
         ({"mixup": -1.0}, "mixup is -1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 1000}, "only 48 images"),
+        ({"batch_size": 5}, "an even number of pictures in each forward pass"),
+        ({"batch_size": 12, "accumulate": 4}, "an even number of pictures in each forward pass"),
         ({"crop_scale": (0.5, 2.0)}, "crop_scale"),
         ({"smoothing": 1.0}, "smoothing"),
     ],
@@ -164,6 +187,8 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
+    with pytest.raises(UsageError, match="holds no weights"):  # told at once, not after the first runs
+        compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
         compare("random:resnet10t", str(pictures), out=str(out))
 
