@@ -71,8 +71,8 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
         seed: of that choice.
 
     Raises:
-        DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or classes
-            in val or test that train does not have.
+        DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
+            classes in val or test that train does not have.
         UsageError: no such folder or file.
     """
     if not data:
