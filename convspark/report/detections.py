@@ -37,7 +37,8 @@ def draw_detections(
             ((t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]), t.label, t.mask) for t in scene.things
         ]
         guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in found]
-        for axes, things, title in ((row[0], truth, "truth"), (row[1], guess, "predicted")):
+        name = os.path.basename(scene.path)
+        for axes, things, title in ((row[0], truth, f"{name}, truth"), (row[1], guess, "predicted")):
             _draw(axes, pixels, things)
             axes.set_title(f"{title}: {len(things)}", fontsize=9)
     handles = [Rectangle((0, 0), 1, 1, color=_colour(i)) for i in range(1, len(scenes.classes) + 1)]

@@ -28,7 +28,8 @@ def draw_label_maps(
     for row, (file, truth, predicted) in zip(grid, shown, strict=True):
         pixels = np.asarray(decode(file), dtype=np.float32)
         pixels = pixels / max(1.0, float(pixels.max()))  # dark microscope pictures become visible
-        for axes, labels, title in zip(row, (None, truth, predicted), ("picture", "truth", "predicted"), strict=True):
+        titles = (os.path.basename(file), "truth", "predicted")
+        for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
             view = pixels.copy()
             for label in range(1, len(classes)) if labels is not None else ():
                 view[labels == label] = 0.45 * view[labels == label] + 0.55 * np.array(
