@@ -82,6 +82,7 @@ class ClassifyModule(TrainingModule):
         self._mix = mix
         self._loss = loss
         self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
+        self._told_of_collapse = False
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -117,6 +118,23 @@ class ClassifyModule(TrainingModule):
         self.measured = {
             f"{kind}_{name}": value for kind, scores in self._scores.items() for name, value in scores.compute().items()
         }
+        past_warmup = self.global_step > self.schedule.warmup_steps
+        if past_warmup and not self._told_of_collapse and self._scores["val"].is_collapsed:
+            self._told_of_collapse = True
+            logger.warning(
+                "After epoch %d the network calls every validation picture the same: it has learned nothing yet, or "
+                "has collapsed. If that stays so, stop it and try %s",
+                self.current_epoch + 1,
+                remedy(self.schedule.peak_lr),
+            )
+
+
+def remedy(learning_rate: float) -> str:
+    """What helps a network that collapsed."""
+    return (
+        f"a third of the --learning-rate ({learning_rate / 3:.2g}), a larger --batch-size, a longer --warmup-epochs, "
+        "or --optimizer adamw"
+    )
 
 
 class Scores:
@@ -139,12 +157,19 @@ class Scores:
     def reset(self) -> None:
         self._metrics.reset()
         self._loss, self._labels = 0.0, torch.zeros(0, dtype=torch.int64)
+        self._predicted: set[int] = set()
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether all pictures, of several classes, were called the same."""
+        return len(self._predicted) == 1 and len(self._labels.unique()) > 1
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         logits, labels = logits.float().cpu(), labels.cpu()
         self._metrics.update(logits.argmax(1), labels)
         self._loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
         self._labels = torch.cat([self._labels, labels])
+        self._predicted.update(logits.argmax(1).tolist())
 
     def compute(self) -> dict[str, float]:
         scores = self._metrics.compute()

@@ -29,7 +29,7 @@ from ..training.schedule import Schedule
 from . import recipe
 from .augment import FinetuneTransform, LabelledImages
 from .best import KeepBest
-from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, with_classifier
+from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, remedy, with_classifier
 from .finetune import FinetuneResult
 from .labels import LabelledData, read_labelled
 from .layers import decayed_groups, layer_groups
@@ -207,10 +207,9 @@ class Finetuning:
     def _warn_of_collapse(self, found: Predictions) -> None:
         if len(set(found.predicted.tolist())) == 1 and len(set(found.labels.tolist())) > 1:
             logger.warning(
-                "The network collapsed: it calls every picture %r. Try a third of the --learning-rate (it was %.2g), a "
-                "larger --batch-size, or --optimizer adamw",
+                "The network collapsed: it calls every picture %r. Try %s",
                 self.data.classes[int(found.predicted[0])],
-                self.config["learning_rate"],
+                remedy(self.config["learning_rate"]),
             )
 
 

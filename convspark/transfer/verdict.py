@@ -68,7 +68,8 @@ def difference(ours: Score, theirs: Score, gains: Sequence[Mapping[str, int]]) -
         return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, None, None, None)
     deviation = statistics.stdev(points)
     half = _half_width(points, gains)
-    return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, mean - half, mean + half)
+    low, high = max(-100.0, mean - half), min(100.0, mean + half)  # more than all pictures there are not
+    return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, low, high)
 
 
 def _half_width(points: Sequence[float], gains: Sequence[Mapping[str, int]]) -> float:
