@@ -43,12 +43,11 @@ def export(
     from ..checkpoints.export import export_timm
     from ..training.logs import run_log
     from ..training.run_folder import write_text
-    from ..training.settings import parse_size
     from ..transfer.weights import find_weights
 
     with run_log():
         origin = find_weights(run, model)
-        sides = parse_size(size or origin.size or 224)
+        sides = origin.sides(size)
         suffix = {"timm": "", "onnx": ".onnx"}.get(to, ".pth")
         home = Path(run) if Path(run).is_dir() else Path()
         target = Path(out) if out is not None else home / f"{origin.model.replace(':', '_')}-{to}{suffix}"

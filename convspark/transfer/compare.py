@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DivergedError, UsageError
 from ..training.logs import run_log
 from ..training.run_folder import RunFolder, default_path, write_text
+from ..training.settings import check_positive
 from . import recipe
 from .finetune import FinetuneResult, finetune, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
@@ -128,6 +129,7 @@ def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Pat
         return folder
     if arguments["seeds"] < 1:
         raise UsageError(f"seeds is {arguments['seeds']}: expected 1 or more")
+    check_positive(epochs=arguments["epochs"], batch_size=arguments["batch_size"])
     if not arguments["run"]:
         raise UsageError("run is missing: give a run folder, an export folder or a weights file")
     own = {name for name in inspect.signature(finetune).parameters} - {*arguments, "weights", "fraction", "seed", "out"}
@@ -210,7 +212,7 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0
     origin = find_weights(asked["run"], asked["model"])
-    size = asked["size"] or origin.size
+    size = origin.size if asked["size"] is None else asked["size"]
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:

@@ -143,15 +143,14 @@ class _Detection:
         from ..training.device import choose_device, choose_precision, default_workers
         from ..training.module import counted_seed
         from .detection import build_detector
+        from .recipe import check_training
         from .scenes import read_scenes
         from .weights import find_weights
 
         c = self.config = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
         if c["size"] < 32:
             raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
-        settings.check_positive(
-            learning_rate=c["learning_rate"], layer_decay=c["layer_decay"], checkpoint_minutes=c["checkpoint_minutes"]
-        )
+        check_training(c)
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin = find_weights(c["weights"], c["model"])

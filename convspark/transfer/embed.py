@@ -61,7 +61,6 @@ def embed(
     from ..training.logs import run_log
     from ..training.progress import format_seconds
     from ..training.run_folder import written_atomically
-    from ..training.settings import parse_size
     from .features import frozen_features, picture_loader
     from .weights import find_weights
 
@@ -71,7 +70,7 @@ def embed(
         found = scan(list_images(images))
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
-        loader = picture_loader(found.good, parse_size(size or origin.size or 224), origin.mean, origin.std, processes)
+        loader = picture_loader(found.good, origin.sides(size), origin.mean, origin.std, processes)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:

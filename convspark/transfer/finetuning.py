@@ -61,7 +61,7 @@ class Finetuning:
         self.device = choose_device(c["device"])
         self.precision = choose_precision(c["precision"], self.device)
         images = len(self.data.train)
-        c["size"] = settings.format_size(settings.parse_size(c["size"] or self.origin.size or 224))
+        c["size"] = settings.format_size(self.origin.sides(c["size"]))
         c["epochs"] = c["epochs"] or recipe.default_epochs(images)
         c["batch_size"] = c["batch_size"] or recipe.default_batch_size(images)
         c["precision"] = self.precision

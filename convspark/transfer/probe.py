@@ -79,7 +79,6 @@ def probe(
 
     from ..training.device import choose_device, default_workers
     from ..training.logs import run_log
-    from ..training.settings import parse_size
     from .classify import labelled_loader
     from .features import frozen_features
     from .labels import read_labelled
@@ -92,7 +91,7 @@ def probe(
         found = read_labelled(data, val_share)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
-        sides = parse_size(size or origin.size or 224)
+        sides = origin.sides(size)
         split, final = found.final
         parts = {"train": found.train, "val": found.val, "final": final}
         loaders = {

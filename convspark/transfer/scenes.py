@@ -122,7 +122,9 @@ def read_scenes(
             box = _cut(entry.box, size)
             mask = None if entry.segmentation is None else _mask(entry.segmentation, size, where)
             if masks and mask is None:
-                raise DataError(f"{source}: {where} has no mask: expected `segmentation`; or use --task boxes")
+                raise DataError(
+                    f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
+                )
             if box is None:
                 bad.append(f"{where}: box {[round(v, 1) for v in entry.box]} in {size[1]}x{size[0]} pixels")
             elif mask is not None and _is_empty(mask):

@@ -149,6 +149,7 @@ class _Segmentation:
         from ..training.device import choose_device, choose_precision, default_workers
         from ..training.module import counted_seed
         from .labelled_maps import read_label_maps
+        from .recipe import check_training
         from .segmentation import Segmenter
         from .weights import find_weights
 
@@ -157,9 +158,7 @@ class _Segmentation:
             raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
         if (c["val_images"] is None) != (c["val_masks"] is None):
             raise UsageError("val_images and val_masks belong together: give both, or neither")
-        settings.check_positive(
-            learning_rate=c["learning_rate"], layer_decay=c["layer_decay"], checkpoint_minutes=c["checkpoint_minutes"]
-        )
+        check_training(c)
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin = find_weights(c["weights"], c["model"])

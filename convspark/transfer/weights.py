@@ -17,7 +17,7 @@ from ..model.networks import find_network
 from ..training.build import read_config
 from ..training.module import counted_seed
 from ..training.run_folder import RunFolder
-from ..training.settings import normalisation
+from ..training.settings import normalisation, parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,10 @@ class Origin:
                     "%.0f %% of the network stays random: is %s the right --model?", 100 * missing, self.model
                 )
         return network
+
+    def sides(self, size: int | str | None) -> tuple[int, int]:
+        """(height, width) of images of a size asked for, or else of the weights' own, 224 where none is known."""
+        return parse_size((self.size or 224) if size is None else size)
 
     def check_pictures(self) -> None:
         """Raise UsageError unless the network takes what picture files hold: three channels, or one."""

@@ -9,9 +9,10 @@ from torchvision import models
 from convspark.checkpoints import targets
 from convspark.checkpoints.card import read_facts
 from convspark.checkpoints.export import export_timm
-from convspark.cli.export import export
+from convspark.cli.export import _warn_of_untrained, export
 from convspark.cli.main import main
 from convspark.errors import UsageError
+from convspark.transfer.weights import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
@@ -151,3 +152,10 @@ def test_a_copy_for_timm_keeps_classifier_and_card(classifier, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(IMAGES), made(IMAGES))
     assert read_facts(tmp_path / "copy") == {"weights of": folder, **facts}
+
+
+def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text("# Again: convspark pretrain --config config.yaml\nmodel: efficientnet_b0\n")
+    made = timm.create_model("efficientnet_b0", num_classes=0)
+    _warn_of_untrained(made, find_weights("random:efficientnet_b0"), str(tmp_path))
+    assert "go through conv_head, bn2, which pre-training does not reach" in caplog.text

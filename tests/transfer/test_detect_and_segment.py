@@ -18,6 +18,7 @@ from convspark.transfer.labelled_maps import IGNORED, read_label_maps
 from convspark.transfer.scenes import read_scenes
 from convspark.transfer.segment import segment
 from convspark.transfer.segmentation import overlap, pixel_counts, segmentation_loss
+from convspark.transfer.weights import find_weights
 
 COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
 
@@ -74,6 +75,11 @@ def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
     assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and ("segmentation" in found[0]) == (task == "masks")
     with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
         assert picture.width > 300
+    file = tmp_path / "run" / "detector.pth"  # whose backbone is WEIGHTS to other commands
+    with pytest.raises(UsageError, match=f"give its file, {file} --model resnet10t"):
+        find_weights(str(tmp_path / "run"))
+    trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
+    assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
 
 
 def test_pictures_are_measured_at_the_size_asked_for(drawn):
@@ -121,6 +127,11 @@ def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
 def test_detect_says_what_is_wrong(drawn, tmp_path):
     with pytest.raises(UsageError, match="val is missing: give --val"):
         detect("random:resnet10t", **{**places(drawn), "val": None})
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"layer_decay": 2.0}, {"weight_decay": -1.0}, {"drop_path": 1.0}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            detect("random:resnet10t", **{**places(drawn), **wrong})
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            segment("random:resnet10t", images="a", masks="b", **wrong)
     with pytest.raises(UsageError, match="size is 8"):
         detect("random:resnet10t", **places(drawn), size=8)
     with pytest.raises(DataError, match="8 of the 12 pictures"):
