@@ -1,6 +1,5 @@
 """`compare`: did pre-training help on this data? Each initialisation x share of the labels x seed, and a verdict."""
 
-import csv
 import inspect
 import json
 import logging
@@ -15,7 +14,7 @@ from ..training.logs import run_log
 from ..training.run_folder import RunFolder, default_path, write_text
 from ..training.settings import check_positive
 from . import recipe
-from .finetune import FinetuneResult, finetune, read_result
+from .finetune import FinetuneResult, finetune, read_predictions, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
 
 logger = logging.getLogger(__name__)
@@ -264,13 +263,6 @@ def _measured(result: FinetuneResult) -> dict[str, float]:
     return chosen if result.split == "test" else {name: result.last[name] for name in chosen}
 
 
-def _predictions(folder: Path, split: str) -> dict[str, tuple[bool, str]]:
-    """Of each picture, whether it was told right, and as what, by the weights that `_measured` is of."""
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        column = "predicted" if split == "test" else "last"
-        return {row["path"]: (row[column] == row["label"], row[column]) for row in csv.DictReader(file)}
-
-
 def _report(
     jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
 ) -> Comparison:
@@ -284,7 +276,8 @@ def _report(
         for (arm, fraction), found in cells.items()
     ]
     split, pictures = results[0].split, results[0].pictures
-    told = {(job.arm, job.fraction, job.seed): _predictions(job.folder, split) for job in jobs}
+    kind = "predicted" if split == "test" else "last"  # of the weights that `_measured` is of
+    told = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
     by_cell = {(score.arm, score.fraction): score for score in scores}
     differences: list[Difference] = []
     for score in scores:

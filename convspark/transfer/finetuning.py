@@ -78,6 +78,7 @@ class Finetuning:
         c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
         self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         network = self.origin.build(c["seed"], c["drop_path"])
+        self.origin.check_size(network, self.size)
         classes = len(self.data.classes)
         self.network = with_classifier(network, classes, counted_seed(c["seed"], _HEAD)).train()
         if self.device.type != "mps":

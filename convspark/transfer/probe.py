@@ -117,6 +117,7 @@ def probe(
             for seed in range(seeds):
                 if not features or arm.is_random:
                     network = arm.build(seed)
+                    arm.check_size(network, sides)
                     features = {part: frozen_features(network, loader, chosen) for part, loader in loaders.items()}
                 rows.append(classify_features(features, labels, seed, neighbours, split))
                 logger.info("%s: run %d of %d", name, seed + 1, seeds)

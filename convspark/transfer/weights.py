@@ -13,11 +13,12 @@ from torch import nn
 
 from ..checkpoints.weights import load_backbone_weights, read_checkpoint
 from ..errors import UsageError
+from ..model.backbone import evaluating
 from ..model.networks import find_network
 from ..training.build import read_config
 from ..training.module import counted_seed
 from ..training.run_folder import RunFolder
-from ..training.settings import normalisation, parse_size
+from ..training.settings import format_size, normalisation, parse_size
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,17 @@ class Origin:
     def sides(self, size: int | str | None) -> tuple[int, int]:
         """(height, width) of images of a size asked for, or else of the weights' own, 224 where none is known."""
         return parse_size((self.size or 224) if size is None else size)
+
+    def check_size(self, network: nn.Module, sides: tuple[int, int]) -> None:
+        """Raise UsageError unless the network can be run on images of (height, width)."""
+        try:
+            with evaluating(network), torch.no_grad():
+                network(torch.zeros(1, self.channels, *sides))
+        except Exception as error:  # whatever a foreign network raises at a size that it does not take
+            raise UsageError(
+                f"size is {format_size(sides)}: {self.model} cannot be run on images of {sides[0]}x{sides[1]} pixels "
+                f"({str(error).splitlines()[0]}); choose another --size"
+            ) from error
 
     def check_pictures(self) -> None:
         """Raise UsageError unless the network takes what picture files hold: three channels, or one."""

@@ -75,6 +75,15 @@ def test_weights_that_leave_much_random_are_told_aloud(tmp_path, caplog):
     assert "of the network stays random" in caplog.text and "missing: layer4" in caplog.text
 
 
+def test_a_size_that_the_network_cannot_take_is_told():
+    origin = find_weights("random:convnext_atto")
+    with pytest.raises(
+        UsageError, match=r"size is 16: convnext_atto cannot be run on images of 16x16 pixels \(.*--size"
+    ):
+        origin.check_size(origin.build(), (16, 16))
+    origin.check_size(origin.build(), origin.sides("32x64"))
+
+
 def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
     network = timm.create_model("resnet10t", num_classes=0, in_chans=5)
     export_timm(network, tmp_path / "export", mean=(0.5,) * 5, std=(0.2,) * 5, image_size=(64, 64))
