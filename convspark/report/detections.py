@@ -32,15 +32,19 @@ def draw_detections(
     for row, place in zip(grid, shown, strict=True):
         scene = scenes.scenes[place]
         pixels = np.asarray(decode(scene.path))
-        found = [d for d in detections if d["image_id"] == place + 1 and d["score"] >= least]
+        found = [d for d in detections if d["image_id"] == place + 1]
+        likely = [d for d in found if d["score"] >= least]
         truth = [
             ((t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]), t.label, t.mask) for t in scene.things
         ]
-        guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in found]
-        name = os.path.basename(scene.path)
-        for axes, things, title in ((row[0], truth, f"{name}, truth"), (row[1], guess, "predicted")):
+        guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in likely]
+        titles = (
+            f"{os.path.basename(scene.path)}, truth: {len(truth)}",
+            f"predicted with a score of {least:g} or more: {len(guess)} (of {len(found)})",
+        )
+        for axes, things, title in zip(row, (truth, guess), titles, strict=True):
             _draw(axes, pixels, things)
-            axes.set_title(f"{title}: {len(things)}", fontsize=9)
+            axes.set_title(title, fontsize=9)
     handles = [Rectangle((0, 0), 1, 1, color=_colour(i)) for i in range(1, len(scenes.classes) + 1)]
     figure.legend(handles, scenes.classes, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     with written_whole(path) as temporary:
