@@ -157,6 +157,6 @@ def read_result(folder: str | Path) -> FinetuneResult | None:
 
 
 def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:
-    """Of each picture measured, whether it was told right, and as what, by the best weights ("predicted") or the last."""
+    """Of each picture measured, whether it was told right, and as what, by the best ("predicted") or last weights."""
     with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["path"]: (row[kind] == row["label"], row[kind]) for row in csv.DictReader(file)}
