@@ -24,6 +24,7 @@ from .labels import Labelled
 
 logger = logging.getLogger(__name__)
 
+_EXPLODED = 100.0  # cross-entropy of an epoch; that of always saying the same is below 10
 _MIX = 105  # second word of the counter of mixed batches
 _MOST_CACHED_BYTES = 512 << 20
 
@@ -93,6 +94,10 @@ class ClassifyModule(TrainingModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.average.update(self.network)  # at once: a checkpoint is written before any later hook of the module
+
+    def on_train_epoch_end(self) -> None:  # before the epoch's checkpoint
+        if self.train_loss > _EXPLODED:
+            raise self.diverged(f"the loss grew to {self.train_loss:.3g}")
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         """What could be the best weights so far: validation top-1, name, network."""

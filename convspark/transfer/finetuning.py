@@ -37,6 +37,7 @@ from .weights import Origin, find_weights
 
 logger = logging.getLogger(__name__)
 
+_LEAST_LEARNED = 0.1  # of the way from chance to perfect
 _HEAD = 106  # second word of the seed of the classifier's first weights
 
 
@@ -206,10 +207,16 @@ class Finetuning:
         )
 
     def _warn_of_collapse(self, found: Predictions) -> None:
-        if len(set(found.predicted.tolist())) == 1 and len(set(found.labels.tolist())) > 1:
+        """Where top-1 is not above the largest class and balanced accuracy is near chance, little was learned."""
+        counts = np.bincount(found.labels, minlength=len(self.data.classes))
+        right, chance = np.count_nonzero(found.predicted == found.labels), 1 / np.count_nonzero(counts)
+        if right <= counts.max() and found.scores["balanced"] <= chance + _LEAST_LEARNED * (1 - chance) < 1:
             logger.warning(
-                "The network collapsed: it calls every picture %r. Try %s",
-                self.data.classes[int(found.predicted[0])],
+                "The network is no better (%.1f %%) than calling every picture %r (%.1f %%): it collapsed, or learned "
+                "nothing. Try %s",
+                100 * right / len(found.labels),
+                self.data.classes[int(counts.argmax())],
+                100 * counts.max() / len(found.labels),
                 remedy(self.config["learning_rate"]),
             )
 

@@ -116,20 +116,19 @@ def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimiz
 
 def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, caplog):
     # A rate at which LAMB's steps, each as long as its layer's weights, leave a network that is blind.
-    options = {
-        "epochs": 4,
-        "optimizer": "lamb",
-        "learning_rate": 3.0,
-        "warmup_epochs": 0.0,
-        "out": str(tmp_path / "run"),
-    }
-    finetune("random:resnet10t", str(pictures), **options, **SMALL)
+    options = {"optimizer": "lamb", "learning_rate": 0.3, "warmup_epochs": 0.0, "epochs": 4}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
     assert caplog.text.count("calls every validation picture the same") == 1
-    assert "try a third of the --learning-rate (1)" in caplog.text
+    assert "The network is no better (33.3 %) than calling every picture" in caplog.text
+    assert "Try a third of the --learning-rate (0.1)" in caplog.text
 
 
 def test_divergence_is_told(pictures, tmp_path):
-    with pytest.raises(DivergedError, match="learning-rate"):
+    options = {"optimizer": "lamb", "learning_rate": 3.0, "warmup_epochs": 0.0, "epochs": 4}
+    with pytest.raises(DivergedError, match=r"the loss grew to .*epoch 1, .*--learning-rate \(1.5\)"):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "exploded"), **options, **SMALL)
+    assert not (tmp_path / "exploded" / "checkpoints" / "last.ckpt").exists()  # the last good one is kept
+    with pytest.raises(DivergedError, match="no longer a finite number"):
         finetune("random:resnet10t", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
 
 
