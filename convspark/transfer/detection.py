@@ -1,6 +1,7 @@
 """Detection and instance segmentation: torchvision's R-CNNs on any backbone, COCO's average precision."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from ..data import PretrainImages
 from ..data.counters import Counter
@@ -61,16 +63,28 @@ def build_detector(
         "image_mean": list(mean),
         "image_std": list(std),
         "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
-        "box_roi_pool": MultiScaleRoIAlign(names, 7, 2),
+        "box_roi_pool": _roi_pool(names, strides, 7),
         "box_detections_per_img": max(100, round(1.2 * most)),
         "box_batch_size_per_image": 256,
     }
     classes = len(scenes.classes) + 1
     if masks:
-        network = MaskRCNN(pyramid, classes, mask_roi_pool=MultiScaleRoIAlign(names, 14, 2), **options)
+        network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
     else:
         network = FasterRCNN(pyramid, classes, **options)
     return network
+
+
+def _roi_pool(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Pooling of boxes from the maps of known strides.
+
+    torchvision guesses the strides from the first batch, and keeps them; of small pictures, padded to a multiple of 32,
+    it guesses wrong.
+    """
+    pool = MultiScaleRoIAlign(list(names), side, 2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(round(math.log2(strides[0])), round(math.log2(strides[-1])))
+    return pool
 
 
 def anchor_share(scenes: Scenes, size: int, stride: int) -> float:

@@ -90,6 +90,25 @@ def test_pictures_are_measured_at_the_size_asked_for(drawn):
     assert images.image_sizes == [(100, 125)]
 
 
+def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
+    torch.manual_seed(0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(
+        timm.create_model("resnet10t", num_classes=0), scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=True
+    ).eval()
+    small, picture = torch.rand(3, 38, 38), torch.rand(3, 64, 64)
+    with torch.no_grad():
+        first = network([picture])[0]
+        network.transform.min_size = (38,)
+        network([small])
+        network.transform.min_size = (64,)
+        again = network([picture])[0]
+    assert len(first["boxes"]) and all(torch.equal(first[name], again[name]) for name in first)
+    assert [pool.scales for pool in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool)] == [
+        [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    ] * 2
+
+
 @pytest.mark.parametrize("task", ["boxes", "masks"])
 def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
     from convspark.transfer.detection import average_precision
