@@ -15,6 +15,7 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim.lamb import Lamb
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints.export import export_timm
 from ..errors import UsageError
@@ -37,6 +38,7 @@ from .weights import Origin, find_weights
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_TO_NORMALISE = 8  # pictures of a forward pass
 _LEAST_LEARNED = 0.1  # of the way from chance to perfect
 _HEAD = 106  # second word of the seed of the classifier's first weights
 
@@ -82,8 +84,20 @@ class Finetuning:
         self.origin.check_size(network, self.size)
         classes = len(self.data.classes)
         self.network = with_classifier(network, classes, counted_seed(c["seed"], _HEAD)).train()
+        self._warn_of_small_passes()
         if self.device.type != "mps":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _warn_of_small_passes(self) -> None:
+        pictures = self.numbers.batch_size // self.numbers.accumulate
+        if pictures < _FEWEST_TO_NORMALISE and any(isinstance(m, _BatchNorm) for m in self.network.modules()):
+            logger.warning(
+                "BatchNorm over %d pictures at a time is mostly noise, with which ResNets learn little or collapse: "
+                "choose %d or more for each forward pass (--batch-size over --accumulate); where memory is short, a "
+                "smaller --size",
+                pictures,
+                _FEWEST_TO_NORMALISE,
+            )
 
     @property
     def size(self) -> tuple[int, int]:

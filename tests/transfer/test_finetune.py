@@ -123,6 +123,15 @@ def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, 
     assert "Try a third of the --learning-rate (0.1)" in caplog.text
 
 
+def test_batches_too_small_for_batchnorm_are_told(pictures, tmp_path, caplog):
+    options = {**SMALL, "epochs": 1, "fraction": 0.3}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "a"), **options)
+    finetune("random:convnext_atto", str(pictures), out=str(tmp_path / "b"), **{**options, "batch_size": 2})
+    assert "BatchNorm" not in caplog.text
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
+    assert "BatchNorm over 4 pictures at a time" in caplog.text
+
+
 def test_divergence_is_told(pictures, tmp_path):
     options = {"optimizer": "lamb", "learning_rate": 3.0, "warmup_epochs": 0.0, "epochs": 4}
     with pytest.raises(DivergedError, match=r"the loss grew to .*epoch 1, .*--learning-rate \(1.5\)"):
@@ -200,7 +209,7 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
-    with pytest.raises(UsageError, match="holds no weights"):  # told at once, not after the first runs
+    with pytest.raises(UsageError, match="without config.yaml"):  # told at once, not after the first runs
         compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
         compare("random:resnet10t", str(pictures), out=str(out))
