@@ -209,7 +209,7 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
-    with pytest.raises(UsageError, match="without config.yaml"):  # told at once, not after the first runs
+    with pytest.raises(UsageError, match=r"without config\.yaml"):  # told at once, not after the first runs
         compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
         compare("random:resnet10t", str(pictures), out=str(out))
