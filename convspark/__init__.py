@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .cli.export import export
     from .cli.reconstruct import reconstruct
     from .model.spark import SparK
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
@@ -29,6 +30,7 @@ _HOME = {
     "compare": ".transfer.compare",
     "detect": ".transfer.detect",
     "embed": ".transfer.embed",
+    "export": ".cli.export",
     "finetune": ".transfer.finetune",
     "gather": ".sparse",
     "pretrain": ".training.pretrain",
@@ -49,6 +51,7 @@ __all__ = [
     "compare",
     "detect",
     "embed",
+    "export",
     "finetune",
     "gather",
     "pretrain",

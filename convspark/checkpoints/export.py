@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError
+from .card import timm_card
 from .weights import load_state
 
 # What timm's entry says of weights that are not these.
@@ -96,7 +97,7 @@ def export_timm(
             _write_timm(plain, fresh, mean, std, image_size, classes)
             names_untrained = _plain_untrained(source, plain, untrained)
             difference = _compare_features(source, fresh, image_size)
-        text = _card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
+        text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
         (fresh / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
@@ -223,78 +224,3 @@ def _features(model: nn.Module, images: Tensor) -> list[Tensor]:
 def _in_chans(module: nn.Module) -> int:
     first = next(m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     return first.in_channels
-
-
-def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
-    if classes is None:
-        return [
-            "tags: [image-feature-extraction, self-supervised, masked-image-modelling, spark]",
-            "---",
-            "",
-            f"# {name}, pre-trained by masked image modelling",
-            "",
-            "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no",
-            "classifier: fine-tune it, or use its features.",
-        ]
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else "")
-    return [
-        "tags: [image-classification]",
-        "---",
-        "",
-        f"# {name}, fine-tuned for {len(classes)} classes",
-        "",
-        f"Fine-tuned with convspark. The classes, in the order of the outputs: {shown}.",
-    ]
-
-
-def _card(
-    architecture: str | None,
-    folder: Path,
-    untrained: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_size: tuple[int, int],
-    facts: Mapping[str, Any],
-    classes: Sequence[str] | None,
-) -> str:
-    """The model card, with the front matter that model hubs read."""
-    library = "timm" if architecture else "pytorch"
-    lines = [
-        "---",
-        f"library_name: {library}",
-        *_introduction(architecture or "A convolutional network", classes),
-        "",
-        "```python",
-    ]
-    if architecture:
-        lines += [
-            "import timm",
-            "",
-            f'backbone = timm.create_model("local-dir:{folder}", pretrained=True)',
-            "# pretrained=True is needed: without it timm builds the network and silently loads nothing",
-        ]
-    else:
-        lines += [
-            "from safetensors.torch import load_file",
-            "",
-            f'network.load_state_dict(load_file("{folder / "model.safetensors"}"))',
-        ]
-    lines += ["```", "", "| | |", "|---|---|"]
-    rows = {
-        **facts,
-        "image size": f"{image_size[0]}x{image_size[1]} pixels",
-        "mean": ", ".join(f"{value:g}" for value in mean),
-        "std": ", ".join(f"{value:g}" for value in std),
-    }
-    lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    lines += ["", "## Not trained", ""]
-    if untrained:
-        lines += [
-            f"{len(untrained)} tensors lie behind the deepest feature map, where pre-training does not reach. They",
-            "have the values they started with:",
-            "",
-            *(f"* `{name}`" for name in untrained),
-        ]
-    else:
-        lines += ["Every tensor in this folder was trained."]
-    return "\n".join(lines) + "\n"

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..errors import ConvsparkError, UsageError
 from ..training.run_folder import written_atomically
 
+_MMDET_CONVNEXTS = tuple(f"convnext_{s}" for s in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large"))
+
 # timm name -> torchvision name, where both are the same network.
 _TORCHVISION = {
     **{name: name for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
@@ -49,11 +51,11 @@ _RESNET_TO_DETECTRON2 = (
 
 @dataclass(frozen=True)
 class Written:
-    """A file in another library's layout.
+    """A file, or for timm a folder, in another library's layout.
 
     Attributes:
         file: where it lies.
-        target: torchvision, onnx, detectron2 or mmdet.
+        target: timm, torchvision, onnx, detectron2 or mmdet.
         tensors: in it.
         checked: how it was checked.
         use: how that library loads it.
@@ -127,8 +129,10 @@ def export_detectron2(backbone: nn.Module, name: str, file: str | os.PathLike[st
 def export_mmdet(backbone: nn.Module, name: str, file: str | os.PathLike[str]) -> Written:
     """A .pth file of MMDetection's names for its ResNets and ConvNeXts, by a table."""
     architecture = name.partition(".")[0]
-    if architecture.startswith("convnext") and not architecture.startswith("convnextv2"):
+    if architecture in _MMDET_CONVNEXTS:
         state = renamed(_plain(backbone), _CONVNEXT_TO_MMDET)
+        # timm's smallest have 1x1 convolutions where MMDetection's have the same as linear layers.
+        state = {n: t[:, :, 0, 0] if "pointwise" in n and t.ndim == 4 else t for n, t in state.items()}
     else:
         _needs_resnet(backbone, name, "mmdet")
         state = _plain(backbone)

@@ -1,12 +1,20 @@
 """`convspark export`."""
 
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
 from .arguments import Command
+
+if TYPE_CHECKING:
+    from ..checkpoints.targets import Written
+    from ..transfer.weights import Origin
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -16,8 +24,10 @@ def export(
     out: str | None = None,
     model: str | None = None,
     size: int | str | None = None,
-) -> str:
-    """Write a backbone in another library's layout, and check it there.
+) -> "Written":
+    """Write a network in another library's layout, check it there, and put a model card beside it.
+
+    The backbone alone; for timm and ONNX with the classifier, where the run is a fine-tuning.
 
     Args:
         run: run folder, export folder, timm name, or weights file.
@@ -26,17 +36,18 @@ def export(
         model: the network's name, for weights that do not tell it.
         size: side of the images in pixels that it is compared at; by default that of pre-training, else 224.
     """
-    from ..checkpoints import targets
-    from ..checkpoints.export import export_timm
-    from ..training.logs import run_log
-    from ..training.settings import parse_size
-    from ..transfer.weights import find_weights
-
     if run is None:
         raise UsageError("run is missing: give a run folder, an export folder, a timm name or a weights file")
+    from ..checkpoints import targets
+    from ..checkpoints.card import file_card
+    from ..checkpoints.export import export_timm
+    from ..training.logs import run_log
+    from ..training.run_folder import write_text
+    from ..transfer.weights import find_weights
+
     with run_log():
         origin = find_weights(run, model)
-        sides = parse_size(size or origin.size or 224)
+        sides = origin.sides(size)
         suffix = {"timm": "", "onnx": ".onnx"}.get(to, ".pth")
         home = Path(run) if Path(run).is_dir() else Path()
         target = Path(out) if out is not None else home / f"{origin.model.replace(':', '_')}-{to}{suffix}"
@@ -44,24 +55,72 @@ def export(
             raise UsageError(f"out is {str(target)!r}, which exists already: choose another --out")
         if not target.absolute().parent.is_dir():
             raise UsageError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
-        backbone = origin.build()
+        network = origin.build(classifier=to in ("timm", "onnx"))
+        classes = origin.classes if to in ("timm", "onnx") else ()
+        facts = _facts(origin, run)
         if to == "timm":
             report = export_timm(
-                backbone, target, mean=origin.mean, std=origin.std, image_size=sides, card={"weights of": run}
+                network,
+                target,
+                mean=origin.mean,
+                std=origin.std,
+                image_size=sides,
+                card=facts,
+                classes=list(classes) or None,
             )
-            return f'{target}: {report.tensors} tensors; timm.create_model("local-dir:{target}", pretrained=True)'
+            by = "timm" if report.architecture else "torch"
+            checked = f"loaded by {by}, features equal to {report.difference:.1e}"
+            use = f'timm.create_model("local-dir:{target}", pretrained=True)'
+            if report.architecture is None:
+                use = f'network.load_state_dict(safetensors.torch.load_file("{target / "model.safetensors"}"))'
+            return targets.Written(str(target), "timm", report.tensors, checked, use)
         if to == "onnx":
-            return str(targets.export_onnx(backbone, target, sides))
-        if to == "torchvision":
-            return str(targets.export_torchvision(backbone, origin.model, target, sides))
-        write = targets.export_detectron2 if to == "detectron2" else targets.export_mmdet
-        return str(write(backbone, origin.model, target))
+            _warn_of_untrained(network, origin, run)
+            written = targets.export_onnx(network, target, sides)
+        elif to == "torchvision":
+            written = targets.export_torchvision(network, origin.model, target, sides)
+        else:
+            write = targets.export_detectron2 if to == "detectron2" else targets.export_mmdet
+            written = write(network, origin.model, target)
+        card = file_card(
+            origin.model, to, written.use, facts | {"check": written.checked}, origin.mean, origin.std, sides, classes
+        )
+        write_text(target.with_suffix(".md"), card)
+        return written
+
+
+def _facts(origin: "Origin", run: str) -> dict[str, str]:
+    """What the card of the weights themselves says, and where they are from."""
+    from ..checkpoints.card import read_facts
+
+    place = Path(run)
+    folders = (place / "export", place, place.parent)
+    facts = next((found for folder in folders if (found := read_facts(folder))), {}) if place.exists() else {}
+    return {"weights of": origin.given if not origin.is_random else "none: random", **facts}
+
+
+def _warn_of_untrained(network: object, origin: "Origin", run: str) -> None:
+    """Outputs of a pre-trained network that go through layers which pre-training does not reach."""
+    from torch import nn
+
+    from ..model.backbone import Stages
+    from ..training.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    assert isinstance(network, nn.Module)
+    if folder.config.is_file() and folder.command == "pretrain" and (parts := Stages(network).untrained_parts):
+        logger.warning(
+            "The outputs of %s go through %s, which pre-training does not reach and which has random weights: use the "
+            "export of a fine-tuning, or cut the network before",
+            origin.model,
+            ", ".join(parts),
+        )
 
 
 def run(arguments: Sequence[str]) -> int:
     made = Command("export", export, positional=("run",))
     made.add_switch("--json", help="print the result as JSON")
     given = made.parse(arguments)
-    text = export(**made.values(given))
-    print(json.dumps({"written": text}) if given.json else text)
+    written = export(**made.values(given))
+    print(json.dumps(asdict(written)) if given.json else written)
     return 0

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
+from ..data import decode
 from .atomic import written_whole
 
 _COLOURS = ("#e45756", "#4c78a8", "#f2b134", "#54a24b", "#b279a2", "#ff9da6")
@@ -31,16 +31,20 @@ def draw_detections(
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for row, place in zip(grid, shown, strict=True):
         scene = scenes.scenes[place]
-        with Image.open(scene.path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        found = [d for d in detections if d["image_id"] == place + 1 and d["score"] >= least]
+        pixels = np.asarray(decode(scene.path))
+        found = [d for d in detections if d["image_id"] == place + 1]
+        likely = [d for d in found if d["score"] >= least]
         truth = [
             ((t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]), t.label, t.mask) for t in scene.things
         ]
-        guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in found]
-        for axes, things, title in ((row[0], truth, "truth"), (row[1], guess, "predicted")):
+        guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in likely]
+        titles = (
+            f"{os.path.basename(scene.path)}, truth: {len(truth)}",
+            f"predicted with a score of {least:g} or more: {len(guess)} (of {len(found)})",
+        )
+        for axes, things, title in zip(row, (truth, guess), titles, strict=True):
             _draw(axes, pixels, things)
-            axes.set_title(f"{title}: {len(things)}", fontsize=9)
+            axes.set_title(title, fontsize=9)
     handles = [Rectangle((0, 0), 1, 1, color=_colour(i)) for i in range(1, len(scenes.classes) + 1)]
     figure.legend(handles, scenes.classes, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     with written_whole(path) as temporary:

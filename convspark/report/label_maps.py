@@ -8,8 +8,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
+from ..data import decode
 from .atomic import written_whole
 
 
@@ -26,10 +26,10 @@ def draw_label_maps(
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), 3, squeeze=False)
     for row, (file, truth, predicted) in zip(grid, shown, strict=True):
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+        pixels = np.asarray(decode(file), dtype=np.float32)
         pixels = pixels / max(1.0, float(pixels.max()))  # dark microscope pictures become visible
-        for axes, labels, title in zip(row, (None, truth, predicted), ("picture", "truth", "predicted"), strict=True):
+        titles = (os.path.basename(file), "truth", "predicted")
+        for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
             view = pixels.copy()
             for label in range(1, len(classes)) if labels is not None else ():
                 view[labels == label] = 0.45 * view[labels == label] + 0.55 * np.array(

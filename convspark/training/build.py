@@ -65,7 +65,7 @@ def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK
     Raises:
         UsageError: no such run, or no checkpoint in it yet.
     """
-    folder = RunFolder.open(path)
+    folder = RunFolder.open(path, "pretrain")
     config = read_config(folder)
     if not folder.last_checkpoint.is_file():
         raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")

@@ -97,11 +97,14 @@ class TrainingModule(pl.LightningModule):
 
     def check_finite(self) -> None:
         """Raise DivergedError if a loss of this epoch was not a number."""
-        if np.isfinite(float(self._sum)):
-            return
+        if not np.isfinite(float(self._sum)):
+            raise self.diverged("the loss is no longer a finite number")
+
+    def diverged(self, what: str) -> DivergedError:
+        """The error that tells what happened, when, and what to try."""
         step = self.global_step
-        raise DivergedError(
-            f"the loss is no longer a finite number at step {step + 1} of {self.schedule.steps} (epoch "
+        return DivergedError(
+            f"{what} at step {step + 1} of {self.schedule.steps} (epoch "
             f"{self.current_epoch + 1}, learning rate {self.schedule.learning_rate(step):.3g}). Try half the "
             f"--learning-rate ({self.schedule.peak_lr / 2:.2g}), a longer --warmup-epochs, or --precision fp32"
         )

@@ -139,7 +139,7 @@ def make_plan(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> Plan
     given = dict(arguments)
     resumes = None
     if given["resume"] is not None:
-        resumes = RunFolder.open(given["resume"])
+        resumes = RunFolder.open(given["resume"], "pretrain")
         config = _resumed_config(given, defaults, resumes)
     else:
         if given["out"] is not None:

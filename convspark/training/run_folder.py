@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -53,17 +54,22 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
-        """An existing run folder.
+    def open(cls, path: str | os.PathLike[str], command: str | None = None) -> "RunFolder":
+        """An existing run folder, of a command if one is named.
 
         Raises:
-            UsageError: there is no run at `path`.
+            UsageError: there is no run at `path`, or it is one of another command.
         """
         folder = cls(path)
         if not folder.path.is_dir():
             raise UsageError(f"there is no run folder {str(path)!r}{_nearby_runs(folder.path)}")
         if not folder.config.is_file():
             raise UsageError(f"{str(path)!r} is not a run folder: it has no config.yaml{_nearby_runs(folder.path)}")
+        if command is not None and folder.command != command:
+            raise UsageError(
+                f"{str(path)!r} is a run of `convspark {folder.command}`, not of {command}; "
+                f"`convspark {folder.command} --resume {path}` goes on with it"
+            )
         return folder
 
     def check_new(self) -> None:
@@ -71,12 +77,18 @@ class RunFolder:
         if self.path.is_dir() and not any(self.path.iterdir()):
             return
         if self.path.exists():
-            hint = f"go on with `convspark pretrain --resume {self.path}`, or " if self.config.is_file() else ""
+            hint = f"go on with `convspark {self.command} --resume {self.path}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
 
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def command(self) -> str:
+        """The command that made the run, as the head of its settings says."""
+        said = re.search(r"convspark (\w+) --config", self.config.read_text(encoding="utf-8"))
+        return said[1] if said else "pretrain"
 
     @property
     def environment(self) -> Path:

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
 from ..data import HeldOutTransform
 from ..model.backbone import Stages
@@ -24,6 +24,7 @@ from .labels import Labelled
 
 logger = logging.getLogger(__name__)
 
+_EXPLODED = 100.0  # cross-entropy of an epoch; that of always saying the same is below 10
 _MIX = 105  # second word of the counter of mixed batches
 _MOST_CACHED_BYTES = 512 << 20
 
@@ -82,6 +83,7 @@ class ClassifyModule(TrainingModule):
         self._mix = mix
         self._loss = loss
         self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
+        self._told_of_collapse = False
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -92,6 +94,10 @@ class ClassifyModule(TrainingModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.average.update(self.network)  # at once: a checkpoint is written before any later hook of the module
+
+    def on_train_epoch_end(self) -> None:  # before the epoch's checkpoint
+        if self.train_loss > _EXPLODED:
+            raise self.diverged(f"the loss grew to {self.train_loss:.3g}")
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         """What could be the best weights so far: validation top-1, name, network."""
@@ -117,16 +123,37 @@ class ClassifyModule(TrainingModule):
         self.measured = {
             f"{kind}_{name}": value for kind, scores in self._scores.items() for name, value in scores.compute().items()
         }
+        past_warmup = self.global_step > self.schedule.warmup_steps
+        if past_warmup and not self._told_of_collapse and self._scores["val"].is_collapsed:
+            self._told_of_collapse = True
+            logger.warning(
+                "After epoch %d the network calls every validation picture the same: it has learned nothing yet, or "
+                "has collapsed. If that stays so, stop it and try %s",
+                self.current_epoch + 1,
+                remedy(self.schedule.peak_lr),
+            )
+
+
+def remedy(learning_rate: float) -> str:
+    """What helps a network that collapsed."""
+    return (
+        f"a third of the --learning-rate ({learning_rate / 3:.2g}), a larger --batch-size, a longer --warmup-epochs, "
+        "or --optimizer adamw"
+    )
 
 
 class Scores:
-    """Loss, top-1, balanced accuracy (mean recall of the classes) and macro F1, over batches of logits."""
+    """Loss, top-1, balanced accuracy and macro F1, over batches of logits.
+
+    Balanced accuracy is the mean recall of the classes that there are pictures of; macro F1 counts those that were
+    predicted, too. Both as scikit-learn has them.
+    """
 
     def __init__(self, classes: int) -> None:
         self._metrics = MetricCollection(
             {
                 "top1": MulticlassAccuracy(classes, average="micro"),
-                "balanced": MulticlassAccuracy(classes, average="macro"),
+                "balanced": MulticlassRecall(classes, average="none"),
                 "macro_f1": MulticlassF1Score(classes, average="macro"),
             }
         )
@@ -134,17 +161,26 @@ class Scores:
 
     def reset(self) -> None:
         self._metrics.reset()
-        self._loss, self._count = 0.0, 0
+        self._loss, self._labels = 0.0, torch.zeros(0, dtype=torch.int64)
+        self._predicted: set[int] = set()
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether all pictures, of several classes, were called the same."""
+        return len(self._predicted) == 1 and len(self._labels.unique()) > 1
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         logits, labels = logits.float().cpu(), labels.cpu()
         self._metrics.update(logits.argmax(1), labels)
         self._loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        self._count += len(labels)
+        self._labels = torch.cat([self._labels, labels])
+        self._predicted.update(logits.argmax(1).tolist())
 
     def compute(self) -> dict[str, float]:
-        scores = {name: float(value) for name, value in self._metrics.compute().items()}
-        return {"loss": self._loss / max(1, self._count), **scores}
+        scores = self._metrics.compute()
+        scores["balanced"] = scores["balanced"][self._labels.unique()].mean()
+        loss = self._loss / max(1, len(self._labels))
+        return {"loss": loss, **{name: float(value) for name, value in scores.items()}}
 
 
 @dataclass(frozen=True)

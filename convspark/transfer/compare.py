@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import DivergedError, UsageError
 from ..training.logs import run_log
-from ..training.run_folder import default_path, write_text
+from ..training.run_folder import RunFolder, default_path, write_text
+from ..training.settings import check_positive
 from . import recipe
-from .finetune import FinetuneResult, finetune, read_result
+from .finetune import FinetuneResult, finetune, read_predictions, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def compare(
             results = _carry_out(jobs, asked, {"device": device, "workers": workers})
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder}") from None
-        return _report(jobs, results, folder)
+        return _report(jobs, results, folder, _pretrained_on(asked["run"]))
 
 
 def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Path:
@@ -127,6 +128,7 @@ def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Pat
         return folder
     if arguments["seeds"] < 1:
         raise UsageError(f"seeds is {arguments['seeds']}: expected 1 or more")
+    check_positive(epochs=arguments["epochs"], batch_size=arguments["batch_size"])
     if not arguments["run"]:
         raise UsageError("run is missing: give a run folder, an export folder or a weights file")
     own = {name for name in inspect.signature(finetune).parameters} - {*arguments, "weights", "fraction", "seed", "out"}
@@ -140,7 +142,7 @@ def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Pat
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         hint = f"go on with `convspark compare --resume {folder}`, or " if (folder / _SETTINGS).is_file() else ""
         raise UsageError(f"out is {str(folder)!r}, which exists already: {hint}choose another --out")
-    _jobs(arguments, folder)  # whatever is wrong shows before anything is written
+    _build_all(_jobs(arguments, folder), arguments)  # whatever is wrong shows before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _SETTINGS, json.dumps(arguments, indent=2) + "\n")  # JSON is YAML
     return folder
@@ -157,6 +159,8 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
         known = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}
         arms[other] = known.get(other, other)
         find_weights(arms[other], _model_of(arms[other], asked["run"], asked["model"], origin.model))
+    if len({_safe(arm) for arm in arms}) < len(arms):
+        raise UsageError(f"against is {asked['against']}: two of these would have the same folder; rename one")
     data = read_labelled(asked["data"])
     fractions = sorted(set(asked["fractions"] or [0.1, 1.0]))
     epochs = asked["epochs"] or recipe.default_epochs(len(data.train))
@@ -177,6 +181,21 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
     ]
 
 
+def _build_all(jobs: Sequence[_Job], asked: dict[str, Any]) -> None:
+    """Load the weights of each initialisation once, so that none is found to be missing after hours."""
+    from .weights import find_weights
+
+    origin = find_weights(asked["run"], asked["model"])
+    for weights in dict.fromkeys(job.weights for job in jobs):
+        find_weights(weights, _model_of(weights, asked["run"], asked["model"], origin.model)).build()
+
+
+def _pretrained_on(run: str) -> int | None:
+    """The number of images that a run was pre-trained on, if its folder tells."""
+    files = RunFolder(run).train_files
+    return len(files.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if files.is_file() else None
+
+
 def _model_of(weights: str, run: str, asked: str | None, found: str) -> str | None:
     """`--model` for one of the weights: what was asked for belongs to the run; a mere file is taken to be like it."""
     if weights == run:
@@ -192,26 +211,31 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0
     origin = find_weights(asked["run"], asked["model"])
-    size = asked["size"] or origin.size
+    size = origin.size if asked["size"] is None else asked["size"]
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:
-            if (job.folder / "config.yaml").is_file():
-                result = finetune(resume=str(job.folder), **machine)
-            else:
-                result = finetune(
-                    job.weights,
-                    asked["data"],
-                    model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
-                    fraction=job.fraction,
-                    seed=job.seed,
-                    epochs=job.epochs,
-                    batch_size=asked["batch_size"],
-                    size=size,
-                    out=str(job.folder),
-                    **(asked["settings"] or {}),
-                    **machine,
-                )
+            try:
+                if (job.folder / "config.yaml").is_file():
+                    result = finetune(resume=str(job.folder), **machine)
+                else:
+                    result = finetune(
+                        job.weights,
+                        asked["data"],
+                        model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
+                        fraction=job.fraction,
+                        seed=job.seed,
+                        epochs=job.epochs,
+                        batch_size=asked["batch_size"],
+                        size=size,
+                        out=str(job.folder),
+                        **(asked["settings"] or {}),
+                        **machine,
+                    )
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{job.folder}: {error}. For all runs of a new comparison alike: --settings '{{learning_rate: …}}'"
+                ) from None
             worked += job.work
             left = (time.monotonic() - begun) / worked * sum(later.work for later in jobs[number:])
             told = f"{result.seconds:.0f} s, {format_seconds(left)} left"
@@ -239,7 +263,9 @@ def _measured(result: FinetuneResult) -> dict[str, float]:
     return chosen if result.split == "test" else {name: result.last[name] for name in chosen}
 
 
-def _report(jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path) -> Comparison:
+def _report(
+    jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
+) -> Comparison:
     from ..report.comparison import accuracy_against_labels
 
     cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
@@ -249,12 +275,23 @@ def _report(jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Pat
         summarise(arm, fraction, found[0][1].trained_on, {seed: _measured(result) for seed, result in found})
         for (arm, fraction), found in cells.items()
     ]
+    split, pictures = results[0].split, results[0].pictures
+    kind = "predicted" if split == "test" else "last"  # of the weights that `_measured` is of
+    told = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
     by_cell = {(score.arm, score.fraction): score for score in scores}
-    differences = [
-        difference(by_cell[PRETRAINED, score.fraction], score) for score in scores if score.arm != PRETRAINED
+    differences: list[Difference] = []
+    for score in scores:
+        if score.arm != PRETRAINED:
+            pairs = [[told[arm, score.fraction, s] for arm in (PRETRAINED, score.arm)] for s in score.seeds]
+            gains = [{p: ours[p][0] - theirs[p][0] for p in ours.keys() & theirs.keys()} for ours, theirs in pairs]
+            differences.append(difference(by_cell[PRETRAINED, score.fraction], score, gains))
+    verdict = [sentence(each, pictures, split, pretrained_on) for each in differences]
+    collapsed = [
+        job.folder.name for job in jobs if len({a for _, a in told[job.arm, job.fraction, job.seed].values()}) < 2
     ]
-    verdict = [sentence(each, results[0].pictures, results[0].split) for each in differences]
-    report = Comparison(str(folder), results[0].split, results[0].pictures, scores, differences, verdict)
+    if collapsed:
+        verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
+    report = Comparison(str(folder), split, pictures, scores, differences, verdict)
     write_text(folder / "compare.json", json.dumps(asdict(report), indent=2) + "\n")
     write_text(folder / "compare.md", f"{report}\n")
     accuracy_against_labels(scores, folder / "compare.png")

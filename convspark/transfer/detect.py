@@ -25,7 +25,7 @@ class DetectResult:
         task: boxes or masks.
         pictures: validated with.
         ap, ap50, ap75: COCO's average precision of the last weights, from 0 to 1, of the boxes or masks.
-        by_class: AP of each class.
+        by_class: AP of each class; None of one that there is none of to find.
         best: epoch and AP of `checkpoints/best.safetensors`.
         epochs, steps, seconds: taken.
     """
@@ -37,14 +37,14 @@ class DetectResult:
     ap: float
     ap50: float
     ap75: float
-    by_class: dict[str, float]
+    by_class: dict[str, float | None]
     best: dict[str, Any]
     epochs: int
     steps: int
     seconds: float
 
     def __str__(self) -> str:
-        classes = ", ".join(f"{name} {100 * ap:.1f}" for name, ap in self.by_class.items())
+        classes = ", ".join(f"{name} {'-' if ap is None else f'{100 * ap:.1f}'}" for name, ap in self.by_class.items())
         return "\n".join(
             [
                 f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}, AP75 {100 * self.ap75:.1f} of {self.task} on "
@@ -114,7 +114,7 @@ def detect(
         from ..training.device import describe_device
         from .resuming import config_text, resumed_arguments
 
-        going_on = RunFolder.open(resume) if resume is not None else None
+        going_on = RunFolder.open(resume, "detect") if resume is not None else None
         if going_on is not None:
             arguments = resumed_arguments(arguments, detect, going_on)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -143,19 +143,22 @@ class _Detection:
         from ..training.device import choose_device, choose_precision, default_workers
         from ..training.module import counted_seed
         from .detection import build_detector
+        from .recipe import check_training
         from .scenes import read_scenes
         from .weights import find_weights
 
         c = self.config = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
         if c["size"] < 32:
             raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
-        settings.check_positive(
-            learning_rate=c["learning_rate"], layer_decay=c["layer_decay"], checkpoint_minutes=c["checkpoint_minutes"]
-        )
+        check_training(c)
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin = find_weights(c["weights"], c["model"])
+        self.origin.check_pictures()
         self.masks = c["task"] == "masks"
+        for name in ("train", "val"):
+            if not c[name]:
+                raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
         self.scenes = read_scenes(c["train"], c["images"], masks=self.masks)
         self.val = read_scenes(c["val"], c["val_images"] or c["images"], self.scenes.classes, self.masks)
         self.device = choose_device(c["device"])

@@ -1,6 +1,7 @@
 """Detection and instance segmentation: torchvision's R-CNNs on any backbone, COCO's average precision."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 from ..data import PretrainImages
 from ..data.counters import Counter
@@ -26,8 +28,9 @@ Kind = Literal["bbox", "segm"]
 
 logger = logging.getLogger(__name__)
 
-# Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800.
-_SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12)
+# Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800. torchvision measures at
+# the last of them.
+_SCALES = (0.6, 0.7, 0.8, 0.9, 1.12, 1.0)
 _ANCHOR_OF_STRIDE = 8  # torchvision's: 32 pixels at stride 4
 
 
@@ -60,16 +63,28 @@ def build_detector(
         "image_mean": list(mean),
         "image_std": list(std),
         "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
-        "box_roi_pool": MultiScaleRoIAlign(names, 7, 2),
+        "box_roi_pool": _roi_pool(names, strides, 7),
         "box_detections_per_img": max(100, round(1.2 * most)),
         "box_batch_size_per_image": 256,
     }
     classes = len(scenes.classes) + 1
     if masks:
-        network = MaskRCNN(pyramid, classes, mask_roi_pool=MultiScaleRoIAlign(names, 14, 2), **options)
+        network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
     else:
         network = FasterRCNN(pyramid, classes, **options)
     return network
+
+
+def _roi_pool(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Pooling of boxes from the maps of known strides.
+
+    torchvision guesses the strides from the first batch, and keeps them; of small pictures, padded to a multiple of 32,
+    it guesses wrong.
+    """
+    pool = MultiScaleRoIAlign(list(names), side, 2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(round(math.log2(strides[0])), round(math.log2(strides[-1])))
+    return pool
 
 
 def anchor_share(scenes: Scenes, size: int, stride: int) -> float:
@@ -217,7 +232,9 @@ def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int
 
 
 def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Kind) -> dict[str, Any]:
-    """COCO's AP, AP50, AP75 (0 to 1), and AP of each class, by faster-coco-eval.
+    """COCO's AP, AP50, AP75 (0 to 1), and AP of each class (None where there is none to find), by faster-coco-eval.
+
+    As many detections of a picture count as there are, COCO's own limit is 100.
 
     Args:
         kind: "bbox" or "segm".
@@ -236,10 +253,10 @@ def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Ki
     run.summarize()
     stats = [float(value) for value in run.stats[:6]]
     precision = np.asarray(run.eval["precision"])  # (thresholds, recalls, classes, areas, counts)
-    by_class = {}
+    by_class: dict[str, float | None] = {}
     for i, name in enumerate(scenes.classes):
         own = precision[:, :, i, 0, -1]
-        by_class[name] = float(own[own > -1].mean()) if (own > -1).any() else float("nan")
+        by_class[name] = float(own[own > -1].mean()) if (own > -1).any() else None
     return {**dict(zip(names, stats, strict=True)), "by_class": by_class}
 
 

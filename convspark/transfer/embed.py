@@ -61,16 +61,18 @@ def embed(
     from ..training.logs import run_log
     from ..training.progress import format_seconds
     from ..training.run_folder import written_atomically
-    from ..training.settings import parse_size
     from .features import frozen_features, picture_loader
     from .weights import find_weights
 
     with run_log():
         origin = find_weights(weights, model)
+        origin.check_pictures()
         found = scan(list_images(images))
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
-        loader = picture_loader(found.good, parse_size(size or origin.size or 224), origin.mean, origin.std, processes)
+        backbone, sides = origin.build(), origin.sides(size)
+        origin.check_size(backbone, sides)
+        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:
@@ -80,7 +82,7 @@ def embed(
                 left = (spoke - begun) / done * (len(found.good) - done)
                 logger.info("%d of %d pictures, %s left", done, len(found.good), format_seconds(left))
 
-        features = frozen_features(origin.build(), loader, chosen, tick)
+        features = frozen_features(backbone, loader, chosen, tick)
         # Damage in the midst of a file shows only when it is decoded: another picture stood in for it.
         spoilt = {path for path, _ in loader.dataset.bad_files()}  # type: ignore[attr-defined]
         kept = [i for i, path in enumerate(found.good) if path not in spoilt]

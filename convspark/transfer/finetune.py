@@ -4,6 +4,7 @@ The command line's `convspark finetune` is this function. Its module imports no 
 describe it at once.
 """
 
+import csv
 import json
 import logging
 import time
@@ -130,7 +131,7 @@ def finetune(
         from .finetuning import Finetuning
         from .resuming import config_text, resumed_arguments
 
-        going_on = RunFolder.open(resume) if resume is not None else None
+        going_on = RunFolder.open(resume, "finetune") if resume is not None else None
         if going_on is not None:
             arguments = resumed_arguments(arguments, finetune, going_on)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -153,3 +154,9 @@ def read_result(folder: str | Path) -> FinetuneResult | None:
     """The result of a fine-tuning that is done, from its folder; None if it is not."""
     file = Path(folder) / "results.json"
     return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:
+    """Of each picture measured, whether it was told right, and as what, by the best ("predicted") or last weights."""
+    with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"]: (row[kind] == row["label"], row[kind]) for row in csv.DictReader(file)}

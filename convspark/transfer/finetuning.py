@@ -15,8 +15,10 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim.lamb import Lamb
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints.export import export_timm
+from ..errors import UsageError
 from ..report.confusion import confusion_matrix
 from ..training import settings
 from ..training.device import choose_device, choose_precision, default_workers, describe_device
@@ -28,7 +30,7 @@ from ..training.schedule import Schedule
 from . import recipe
 from .augment import FinetuneTransform, LabelledImages
 from .best import KeepBest
-from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, with_classifier
+from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, remedy, with_classifier
 from .finetune import FinetuneResult
 from .labels import LabelledData, read_labelled
 from .layers import decayed_groups, layer_groups
@@ -36,6 +38,8 @@ from .weights import Origin, find_weights
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_TO_NORMALISE = 8  # pictures of a forward pass
+_LEAST_LEARNED = 0.1  # of the way from chance to perfect
 _HEAD = 106  # second word of the seed of the classifier's first weights
 
 
@@ -53,13 +57,14 @@ class Finetuning:
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin: Origin = find_weights(c["weights"], c["model"])
+        self.origin.check_pictures()
         self.data: LabelledData = read_labelled(c["data"], c["val_share"], c["seed"]).with_fraction(
             c["fraction"], c["seed"]
         )
         self.device = choose_device(c["device"])
         self.precision = choose_precision(c["precision"], self.device)
         images = len(self.data.train)
-        c["size"] = settings.format_size(settings.parse_size(c["size"] or self.origin.size or 224))
+        c["size"] = settings.format_size(self.origin.sides(c["size"]))
         c["epochs"] = c["epochs"] or recipe.default_epochs(images)
         c["batch_size"] = c["batch_size"] or recipe.default_batch_size(images)
         c["precision"] = self.precision
@@ -68,13 +73,31 @@ class Finetuning:
         if c["layer_decay"] is None:
             c["layer_decay"] = 1.0 if self.origin.is_random else 0.7
         self.numbers = settings.count(images, c["batch_size"], c["epochs"], c["warmup_epochs"], c["accumulate"])
+        if self.numbers.batch_size // self.numbers.accumulate % 2:
+            raise UsageError(
+                f"batch_size is {c['batch_size']} and accumulate {c['accumulate']}: expected an even number of "
+                "pictures in each forward pass, as they are mixed in pairs"
+            )
         c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
         self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         network = self.origin.build(c["seed"], c["drop_path"])
+        self.origin.check_size(network, self.size)
         classes = len(self.data.classes)
         self.network = with_classifier(network, classes, counted_seed(c["seed"], _HEAD)).train()
+        self._warn_of_small_passes()
         if self.device.type != "mps":
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _warn_of_small_passes(self) -> None:
+        pictures = self.numbers.batch_size // self.numbers.accumulate
+        if pictures < _FEWEST_TO_NORMALISE and any(isinstance(m, _BatchNorm) for m in self.network.modules()):
+            logger.warning(
+                "BatchNorm over %d pictures at a time is mostly noise, with which ResNets learn little or collapse: "
+                "choose %d or more for each forward pass (--batch-size over --accumulate); where memory is short, a "
+                "smaller --size",
+                pictures,
+                _FEWEST_TO_NORMALISE,
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -154,7 +177,7 @@ class Finetuning:
         found = predict(network, loader, len(names), self.device)
         last = predict(module.average.module, loader, len(names), self.device)
         self._warn_of_collapse(found)
-        _write_predictions(folder, labelled, found, names)
+        _write_predictions(folder, labelled, found, last, names)
         confusion_matrix(found.labels, found.predicted, names, folder.path / "confusion.png")
         result = FinetuneResult(
             folder=str(folder.path),
@@ -198,12 +221,17 @@ class Finetuning:
         )
 
     def _warn_of_collapse(self, found: Predictions) -> None:
-        if len(set(found.predicted.tolist())) == 1 and len(set(found.labels.tolist())) > 1:
+        """Where top-1 is not above the largest class and balanced accuracy is near chance, little was learned."""
+        counts = np.bincount(found.labels, minlength=len(self.data.classes))
+        right, chance = np.count_nonzero(found.predicted == found.labels), 1 / np.count_nonzero(counts)
+        if right <= counts.max() and found.scores["balanced"] <= chance + _LEAST_LEARNED * (1 - chance) < 1:
             logger.warning(
-                "The network collapsed: it calls every picture %r. Try a third of the --learning-rate (it was %.2g), a "
-                "larger --batch-size, or --optimizer adamw",
-                self.data.classes[int(found.predicted[0])],
-                self.config["learning_rate"],
+                "The network is no better (%.1f %%) than calling every picture %r (%.1f %%): it collapsed, or learned "
+                "nothing. Try %s",
+                100 * right / len(found.labels),
+                self.data.classes[int(counts.argmax())],
+                100 * counts.max() / len(found.labels),
+                remedy(self.config["learning_rate"]),
             )
 
 
@@ -225,10 +253,14 @@ def _recall(found: Predictions, names: list[str]) -> dict[str, float]:
     }
 
 
-def _write_predictions(folder: RunFolder, labelled: Any, found: Predictions, names: list[str]) -> None:
+def _write_predictions(
+    folder: RunFolder, labelled: Any, found: Predictions, last: Predictions, names: list[str]
+) -> None:
+    """What the best weights say of each picture and how surely, and what the last say."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "confidence"])
-    for (path, label), predicted, confidence in zip(labelled, found.predicted, found.confidence, strict=True):
-        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}"])
+    writer.writerow(["path", "label", "predicted", "confidence", "last"])
+    rows = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
+    for (path, label), predicted, confidence, of_last in rows:
+        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]])
     write_text(folder.path / "predictions.csv", text.getvalue())

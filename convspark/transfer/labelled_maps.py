@@ -1,5 +1,6 @@
 """Pictures with a class at every pixel: mask files, or COCO's objects painted over each other."""
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,11 +11,15 @@ from PIL import Image
 
 from ..data import list_images
 from ..errors import DataError, UsageError
+from .pictures import upright_sizes
 from .scenes import Scene, decode_mask, read_scenes
+
+logger = logging.getLogger(__name__)
 
 IGNORED = 255
 """Label of pixels that count neither for nor against."""
 
+_LARGEST_LABEL = 200  # pictures given for masks have larger values
 _SHOWN = 3
 
 
@@ -91,16 +96,21 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
             f"{len(lacking)} of the {len(pictures)} pictures in {images} have no mask in {masks}: "
             f"{', '.join(lacking[:_SHOWN])}; a mask has its picture's name"
         )
+    sizes = upright_sizes(pictures)
+    pictures = list(sizes)
     files = [found[Path(path).stem] for path in pictures]
+    idle = len(found) - len(set(files))
+    if idle:
+        logger.warning(
+            "%d of the %d masks in %s have no picture in %s; they are left out", idle, len(found), masks, images
+        )
     seen: set[int] = set()
-    for picture, file in zip(pictures, files, strict=True):
+    for (height, width), file in zip(sizes.values(), files, strict=True):
         values = _values_of(file)
-        with Image.open(picture) as opened:
-            if (opened.height, opened.width) != values.shape:
-                raise DataError(
-                    f"the mask {file} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
-                    f"{opened.width}x{opened.height}"
-                )
+        if (height, width) != values.shape:
+            raise DataError(
+                f"the mask {file} has {values.shape[1]}x{values.shape[0]} pixels, its picture {width}x{height}"
+            )
         seen.update(np.unique(values).tolist())
     values = like.values if like is not None else _labels_of(seen, masks)
     unknown = sorted(seen - set(values) - {IGNORED})
@@ -121,10 +131,10 @@ def _labels_of(seen: set[int], masks: str) -> dict[int, int]:
             raise DataError(f"the masks in {masks} are empty: every pixel is 0")
         return {0: 0, 255: 1}
     classes = sorted(seen - {IGNORED})
-    if classes[-1] > 200:
+    if classes[-1] > _LARGEST_LABEL or classes[-1] >= 2 * len(classes):  # a few classes may have no pixel here
         raise DataError(
-            f"the masks in {masks} have values up to {classes[-1]} ({len(classes)} of them): expected 0 and 255, or "
-            "classes counted 0, 1, 2, …; are they pictures, or colour-coded?"
+            f"the masks in {masks} have {len(classes)} values up to {classes[-1]}: expected 0 and 255, or classes "
+            "counted 0, 1, 2, …; are they pictures, saved as JPEG, or colour-coded?"
         )
     if len(classes) < 2:
         raise DataError(f"the masks in {masks} have a single class, {classes[0]}: there is nothing to tell apart")

@@ -1,6 +1,7 @@
 """DATA, as the commands for classification take it: class folders or a CSV become lists of (path, label)."""
 
 import csv
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from ..data import list_images, scan
 from ..data.counters import Use, counted
 from ..errors import DataError, UsageError
+
+logger = logging.getLogger(__name__)
 
 _SPLITS = {
     "train": "train",
@@ -68,8 +71,8 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
         seed: of that choice.
 
     Raises:
-        DataError: no pictures, a class without pictures, missing files, a single class, or classes in val or test that
-            train does not have.
+        DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
+            classes in val or test that train does not have.
         UsageError: no such folder or file.
     """
     if not data:
@@ -120,7 +123,12 @@ def _from_folders(root: Path) -> list[tuple[str, str, str]]:
         doubled = [part for part, n in Counter(_SPLITS[f.name.lower()] for f in splits).items() if n > 1]
         if doubled:
             raise DataError(f"data: {str(root)!r} has more than one folder for {doubled[0]}")
+        others = [f.name for f in folders if f not in splits]
+        if others:
+            logger.warning("data: beside its splits, %r has %s, which is left out", str(root), _some(others))
         return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()])]
+    if len(splits) == len(folders):
+        raise DataError(f"data: {str(root)!r} has {_some(f.name for f in splits)}, but no train")
     return _class_folders(root, "train")
 
 
@@ -164,6 +172,9 @@ def _from_csv(file: Path) -> list[tuple[str, str, str]]:
                 f"data: line {number} of {str(file)!r} has the split {split!r}: expected train, val or test"
             )
         found.append((str(base / cells["path"]), cells["label"], _SPLITS[split.lower()]))
+    doubled = [path for path, n in Counter(path for path, _, _ in found).items() if n > 1]
+    if doubled:  # trained on and measured with, or of two classes
+        raise DataError(f"data: {str(file)!r} names {len(doubled)} pictures more than once: {_some(doubled)}")
     missing = [path for path, _, _ in found if not os.path.exists(path)]
     if missing:
         raise DataError(

@@ -79,7 +79,6 @@ def probe(
 
     from ..training.device import choose_device, default_workers
     from ..training.logs import run_log
-    from ..training.settings import parse_size
     from .classify import labelled_loader
     from .features import frozen_features
     from .labels import read_labelled
@@ -88,10 +87,11 @@ def probe(
 
     with run_log():
         origin = find_weights(weights, model)
+        origin.check_pictures()
         found = read_labelled(data, val_share)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
-        sides = parse_size(size or origin.size or 224)
+        sides = origin.sides(size)
         split, final = found.final
         parts = {"train": found.train, "val": found.val, "final": final}
         loaders = {
@@ -117,6 +117,7 @@ def probe(
             for seed in range(seeds):
                 if not features or arm.is_random:
                     network = arm.build(seed)
+                    arm.check_size(network, sides)
                     features = {part: frozen_features(network, loader, chosen) for part, loader in loaders.items()}
                 rows.append(classify_features(features, labels, seed, neighbours, split))
                 logger.info("%s: run %d of %d", name, seed + 1, seeds)

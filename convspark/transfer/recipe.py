@@ -47,24 +47,25 @@ def measure_every(epochs: int) -> int:
     return max(n for n in range(1, 2 * most + 1) if epochs % n == 0)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """What can be seen to be wrong with the settings without reading anything."""
-    check_positive(
-        epochs=config["epochs"],
-        batch_size=config["batch_size"],
-        learning_rate=config["learning_rate"],
-        layer_decay=config["layer_decay"],
-        checkpoint_minutes=config["checkpoint_minutes"],
-    )
+def check_training(config: Mapping[str, Any]) -> None:
+    """What can be seen to be wrong with the settings of any training here without reading anything."""
+    names = ("epochs", "batch_size", "learning_rate", "layer_decay", "checkpoint_minutes")
+    check_positive(**{name: config[name] for name in names})
     for name in ("mixup", "cutmix", "weight_decay", "warmup_epochs", "seed", "workers"):
-        if config[name] is not None and config[name] < 0:
+        if config.get(name) is not None and config[name] < 0:
             raise UsageError(f"{name} is {config[name]}: expected a number that is not negative")
+    check_shares(drop_path=config["drop_path"])
+    if config["layer_decay"] is not None and config["layer_decay"] > 1:
+        raise UsageError(f"layer_decay is {config['layer_decay']}: expected a number above 0 and at most 1")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """What can be seen to be wrong with the settings of `finetune` without reading anything."""
+    check_training(config)
     for name in ("mix_share", "erase"):
         if not 0 <= config[name] <= 1:
             raise UsageError(f"{name} is {config[name]}: expected a share from 0 to 1")
-    check_shares(smoothing=config["smoothing"], drop_path=config["drop_path"])
-    if config["layer_decay"] is not None and config["layer_decay"] > 1:
-        raise UsageError(f"layer_decay is {config['layer_decay']}: expected a number above 0 and at most 1")
+    check_shares(smoothing=config["smoothing"])
     if not 0 < config["fraction"] <= 1:
         raise UsageError(f"fraction is {config['fraction']}: expected a share of the labels, above 0 and at most 1")
     low, high = config["crop_scale"]

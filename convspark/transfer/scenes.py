@@ -1,22 +1,21 @@
 """Annotated pictures: COCO JSON or Pascal VOC XML become scenes with boxes and, where there are some, masks."""
 
-import json
 import logging
-import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError, UsageError
+from .annotations import Annotated, read_annotations, some
+from .pictures import upright_sizes
 
 logger = logging.getLogger(__name__)
 
 _MOST_BAD = 0.05
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def read_scenes(
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
-    Boxes that reach over the picture's edge are cut there; boxes without area and those that lie outside are left out
-    and told, and are an error where they are more than 5 % of all.
+    Boxes that reach over the picture's edge are cut there; boxes and masks without area and those that lie outside are
+    left out and told, and are an error where they are more than 5 % of all. So are pictures that cannot be read.
 
     Args:
         source: a COCO .json file; a folder of Pascal VOC .xml files, or a .txt list of their names in VOC's ImageSets.
@@ -93,121 +92,76 @@ def read_scenes(
         masks: whether every object needs a mask.
 
     Raises:
-        DataError: not such a file, missing pictures, unknown classes, masks of another size, or no object at all.
+        DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
     """
     if not source or not Path(source).exists():
         raise UsageError(f"annotations {source!r} do not exist: give a COCO .json file, or a folder of VOC .xml files")
     if not images or not Path(images).is_dir():
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
-    path = Path(source)
-    raw, names = _from_json(path) if path.suffix.lower() == ".json" else _from_voc(path)
+    annotated, names = read_annotations(Path(source))
     known = classes or names
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise DataError(f"{source} has classes that were not trained on: {_some(unknown)}; known are {_some(known)}")
+        raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
     root = Path(images)
-    missing = [name for name, *_ in raw if not (root / name).is_file()]
+    missing = [each.name for each in annotated if not (root / each.name).is_file()]
     if missing:
-        raise DataError(f"{len(missing)} of the {len(raw)} pictures of {source} are not in {images}: {_some(missing)}")
+        raise DataError(
+            f"{len(missing)} of the {len(annotated)} pictures of {source} are not in {images}: {some(missing)}"
+        )
+    sizes = upright_sizes([str(root / each.name) for each in annotated])
+    readable = [(each, sizes[str(root / each.name)]) for each in annotated if str(root / each.name) in sizes]
+    _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
     bad: list[str] = []
     scenes: list[Scene] = []
-    total = 0
-    for name, things in raw:
-        with Image.open(root / name) as picture:
-            size = picture.height, picture.width
+    for each, size in readable:
         kept: list[Thing] = []
-        for where, kind, box, segmentation, crowd in things:
-            total += 1
-            cut = _cut(box, size)
-            if cut is None:
-                bad.append(f"{where} of {name}: box {[round(v, 1) for v in box]} in {size[1]}x{size[0]} pixels")
-                continue
-            mask = None if segmentation is None else _mask(segmentation, size, f"{where} of {name}")
+        for entry in each.entries:
+            where = f"{entry.where} of {each.name}"
+            box = _cut(entry.box, size)
+            mask = None if entry.segmentation is None else _mask(entry.segmentation, size, where)
             if masks and mask is None:
                 raise DataError(
-                    f"{source}: {where} of {name} has no mask: expected `segmentation`; or use --task boxes"
+                    f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
                 )
-            kept.append(Thing(cut, label_of[kind], mask, crowd))
-        scenes.append(Scene(str(root / name), size, kept))
+            if box is None:
+                bad.append(f"{where}: box {[round(v, 1) for v in entry.box]} in {size[1]}x{size[0]} pixels")
+            elif mask is not None and _is_empty(mask):
+                bad.append(f"{where}: its mask holds no pixel")
+            else:
+                kept.append(Thing(box, label_of[entry.kind], mask, entry.crowd))
+        scenes.append(Scene(str(root / each.name), size, kept))
+    total = sum(len(each.entries) for each, _ in readable)
     if bad:
-        told = f"{source}: {len(bad)} of {total} boxes have no area or lie outside their picture: {_some(bad)}"
+        told = f"{source}: {len(bad)} of {total} objects have no area or lie outside their picture: {some(bad)}"
         if len(bad) > _MOST_BAD * total:
             raise DataError(f"{told}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
         logger.warning("%s; they are left out", told)
-    if not any(scene.things for scene in scenes):
+    if all(thing.crowd for scene in scenes for thing in scene.things):
         raise DataError(f"{source} holds no annotated object")
     return Scenes(scenes, known, source)
 
 
-_Raw = list[tuple[str, list[tuple[str, str, tuple[float, float, float, float], Any, bool]]]]
-
-
-def _from_json(path: Path) -> tuple[_Raw, list[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error})") from None
-    needed = {"images", "annotations", "categories"}
-    if not isinstance(content, dict) or not needed <= set(content):
-        has = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path} is not a COCO file: expected an object with {_some(sorted(needed))}; it has {has}")
-    try:
-        names = {each["id"]: each["name"] for each in sorted(content["categories"], key=lambda each: each["id"])}
-        files = {each["id"]: each["file_name"] for each in content["images"]}
-        things: dict[Any, list[Any]] = {image: [] for image in files}
-        for each in content["annotations"]:
-            where = f"annotation {each['id']}"
-            if each["image_id"] not in files:
-                raise DataError(f"{path}: {where} belongs to image {each['image_id']}, which is not in `images`")
-            if each["category_id"] not in names:
-                raise DataError(f"{path}: {where} has category {each['category_id']}, which is not in `categories`")
-            left, top, width, height = map(float, each["bbox"])
-            box = (left, top, left + width, top + height)
-            segmentation = each.get("segmentation") or None
-            things[each["image_id"]].append(
-                (where, names[each["category_id"]], box, segmentation, bool(each.get("iscrowd", 0)))
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a COCO file: an entry lacks or garbles {error}") from None
-    return [(files[image], found) for image, found in things.items()], list(names.values())
-
-
-def _from_voc(path: Path) -> tuple[_Raw, list[str]]:
-    if path.is_dir():
-        files = sorted(path.glob("*.xml"))
-    else:
-        folder = next((p / "Annotations" for p in path.resolve().parents if (p / "Annotations").is_dir()), None)
-        if path.suffix != ".txt" or folder is None:
-            raise DataError(
-                f"{path}: expected a COCO .json file, a folder of VOC .xml files, or a .txt list in ImageSets"
-            )
-        files = [folder / f"{line.split()[0]}.xml" for line in path.read_text().splitlines() if line.strip()]
-    if not files:
-        raise DataError(f"{path} holds no .xml file")
-    raw: _Raw = []
-    names: set[str] = set()
-    for file in files:
-        try:
-            root = ET.parse(file).getroot()
-            things = []
-            for number, each in enumerate(root.iter("object"), start=1):
-                kind = (each.findtext("name") or "").strip()
-                bounds = each.find("bndbox")
-                if not kind or bounds is None:
-                    raise ValueError(f"object {number} has no name or no bndbox")
-                box = tuple(float(bounds.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax"))
-                things.append((f"object {number}", kind, box, None, False))
-                names.add(kind)
-            raw.append(((root.findtext("filename") or "").strip(), things))
-        except (ET.ParseError, ValueError, OSError) as error:
-            raise DataError(f"{file} is not a VOC annotation ({error})") from None
-    return raw, sorted(names)
+def _check_sizes(source: str, readable: Sequence[tuple[Annotated, tuple[int, int]]]) -> None:
+    """Boxes and masks of a picture that was shrunk or turned since would be silently wrong."""
+    wrong = [(each.name, each.size, size) for each, size in readable if each.size not in (None, size)]
+    if not wrong:
+        return
+    name, told, size = wrong[0]
+    turned = all(told == size[::-1] for _, told, size in wrong)
+    why = "turned by its EXIF orientation since?" if turned else "shrunk or cut since?"
+    raise DataError(
+        f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {name} has "
+        f"{size[1]}x{size[0]} pixels, annotated were {told[1]}x{told[0]}; {why} Give the pictures that were annotated"
+    )
 
 
 def _cut(box: Iterable[float], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
     """The part of a box within the picture; None if it has no area."""
     left, top, right, bottom = box
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        return None
     cut = max(0.0, left), max(0.0, top), min(float(size[1]), right), min(float(size[0]), bottom)
     return cut if cut[2] - cut[0] >= 1e-3 and cut[3] - cut[1] >= 1e-3 else None
 
@@ -219,7 +173,10 @@ def _mask(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any
     height, width = size
     try:
         if isinstance(segmentation, list):
-            parts: Any = coding.frPyObjects([[float(v) for v in polygon] for polygon in segmentation], height, width)
+            polygons = [[float(v) for v in polygon] for polygon in segmentation]
+            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+                raise ValueError("a polygon needs three corners, x and y of each")
+            parts: Any = coding.frPyObjects(polygons, height, width)
             return coding.merge(parts)
         if tuple(segmentation["size"]) != size:
             raise DataError(
@@ -234,14 +191,14 @@ def _mask(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any
     return {"size": [height, width], "counts": segmentation["counts"]}
 
 
+def _is_empty(mask: dict[str, Any]) -> bool:
+    from faster_coco_eval.core import mask as coding
+
+    return int(coding.area(mask)) == 0
+
+
 def decode_mask(mask: dict[str, Any]) -> np.ndarray:
     """(H, W) uint8, 1 inside."""
     from faster_coco_eval.core import mask as coding
 
     return np.asarray(coding.decode(mask), dtype=np.uint8)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more

@@ -25,7 +25,7 @@ class SegmentResult:
         pictures: validated with, whole.
         iou, dice: means over the classes, background included, of the last weights, from 0 to 1.
         accuracy: share of right pixels.
-        iou_by_class, dice_by_class: by name.
+        iou_by_class, dice_by_class: by name; None of a class that is neither there nor predicted.
         best: epoch and mean IoU of `checkpoints/best.safetensors`.
         epochs, steps, seconds: taken.
     """
@@ -36,8 +36,8 @@ class SegmentResult:
     iou: float
     dice: float
     accuracy: float
-    iou_by_class: dict[str, float]
-    dice_by_class: dict[str, float]
+    iou_by_class: dict[str, float | None]
+    dice_by_class: dict[str, float | None]
     best: dict[str, Any]
     epochs: int
     steps: int
@@ -45,7 +45,7 @@ class SegmentResult:
 
     def __str__(self) -> str:
         rows = [
-            f"  {name:20} {100 * iou:>8.1f} {100 * self.dice_by_class[name]:>8.1f}"
+            f"  {name:20} {_percent(iou):>8} {_percent(self.dice_by_class[name]):>8}"
             for name, iou in self.iou_by_class.items()
         ]
         return "\n".join(
@@ -119,7 +119,7 @@ def segment(
         from ..training.device import describe_device
         from .resuming import config_text, resumed_arguments
 
-        going_on = RunFolder.open(resume) if resume is not None else None
+        going_on = RunFolder.open(resume, "segment") if resume is not None else None
         if going_on is not None:
             arguments = resumed_arguments(arguments, segment, going_on)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -149,6 +149,7 @@ class _Segmentation:
         from ..training.device import choose_device, choose_precision, default_workers
         from ..training.module import counted_seed
         from .labelled_maps import read_label_maps
+        from .recipe import check_training
         from .segmentation import Segmenter
         from .weights import find_weights
 
@@ -157,12 +158,11 @@ class _Segmentation:
             raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
         if (c["val_images"] is None) != (c["val_masks"] is None):
             raise UsageError("val_images and val_masks belong together: give both, or neither")
-        settings.check_positive(
-            learning_rate=c["learning_rate"], layer_decay=c["layer_decay"], checkpoint_minutes=c["checkpoint_minutes"]
-        )
+        check_training(c)
         if arguments["out"] is not None and arguments["resume"] is None:
             RunFolder(arguments["out"]).check_new()
         self.origin = find_weights(c["weights"], c["model"])
+        self.origin.check_pictures()
         every = read_label_maps(c["images"], c["masks"])
         if c["val_images"] is None:
             train, val = hold_out(range(len(every)), c["val_share"], len(every), c["seed"])
@@ -262,6 +262,10 @@ class _Segmentation:
             steps=n.steps,
             seconds=round(time.monotonic() - started, 1),
         )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _make_optimizer(groups: Any) -> Any:

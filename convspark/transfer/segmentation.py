@@ -175,8 +175,8 @@ def overlap(counts: np.ndarray) -> dict[str, Any]:
         "iou": float(iou[there].mean()),
         "dice": float(dice[there].mean()),
         "accuracy": float(both.sum() / max(1, counts.sum())),
-        "iou_by_class": [float(v) if t else float("nan") for v, t in zip(iou, there, strict=True)],
-        "dice_by_class": [float(v) if t else float("nan") for v, t in zip(dice, there, strict=True)],
+        "iou_by_class": [float(v) if t else None for v, t in zip(iou, there, strict=True)],
+        "dice_by_class": [float(v) if t else None for v, t in zip(dice, there, strict=True)],
     }
 
 

@@ -29,7 +29,7 @@ class Difference:
 
     Attributes:
         mean, deviation: over the seeds; `deviation` is None for a single one.
-        low, high: 95 % interval of the mean by Student's t over the seeds; None for a single one.
+        low, high: 95 % interval of the mean, over seeds and pictures (see `difference`); None for a single seed.
     """
 
     other: str
@@ -49,51 +49,86 @@ def summarise(arm: str, fraction: float, labels: int, by_seed: Mapping[int, Mapp
     return Score(arm, fraction, labels, seeds, values)
 
 
-def difference(ours: Score, theirs: Score) -> Difference:
-    """Paired by seed: the two have the same labels, order and augmentation."""
+def difference(ours: Score, theirs: Score, gains: Sequence[Mapping[str, int]]) -> Difference:
+    """Paired by seed: the two have the same labels, order and augmentation.
+
+    Other seeds would give another mean, and so would other pictures to measure on. With s seeds, n pictures, `a` the
+    variance of the seeds' differences divided by s, and `b` that of the pictures' (each the mean over seeds) divided by
+    n, the mean has the variance a + b at most, with Satterthwaite's degrees of freedom. The interval is that of
+    Student's t for it, or the paired t-test's over the seeds alone, whichever is wider: two or three seeds that agree
+    by chance do not make it narrow.
+
+    Args:
+        gains: of each seed in `ours`, by picture: 1 where ours alone is right, -1 where theirs alone is, else 0.
+    """
     paired = dict(zip(theirs.seeds, theirs.values["top1"], strict=True))
     points = [100 * (a - paired[s]) for s, a in zip(ours.seeds, ours.values["top1"], strict=True) if s in paired]
     mean = statistics.fmean(points)
     if len(points) < 2:
         return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, None, None, None)
+    deviation = statistics.stdev(points)
+    half = _half_width(points, gains)
+    low, high = max(-100.0, mean - half), min(100.0, mean + half)  # more than all pictures there are not
+    return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, low, high)
+
+
+def _half_width(points: Sequence[float], gains: Sequence[Mapping[str, int]]) -> float:
     from scipy.stats import t
 
-    deviation = statistics.stdev(points)
-    half = float(t.ppf(0.975, len(points) - 1)) * deviation / math.sqrt(len(points))
-    return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, mean - half, mean + half)
+    of_picture: dict[str, list[int]] = {}
+    for gained in gains:
+        for picture, gain in gained.items():
+            of_picture.setdefault(picture, []).append(gain)
+    by_picture = [100 * statistics.fmean(each) for each in of_picture.values()]
+    seeds, pictures = len(points), len(by_picture)
+    a = statistics.variance(points) / seeds
+    b = statistics.variance(by_picture) / pictures if pictures > 1 else 0.0
+    half = float(t.ppf(0.975, seeds - 1)) * math.sqrt(a)
+    if b == 0:
+        return half
+    freedom = (a + b) ** 2 / (a**2 / (seeds - 1) + b**2 / (pictures - 1))
+    return max(half, float(t.ppf(0.975, freedom)) * math.sqrt(a + b))
 
 
-def sentence(found: Difference, pictures: int, split: str) -> str:
-    """What a difference says, and how surely."""
+def sentence(found: Difference, pictures: int, split: str, pretrained_on: int | None = None) -> str:
+    """What a difference says, and how surely.
+
+    Args:
+        pictures, split: what was measured on.
+        pretrained_on: images of the pre-training, if known.
+    """
+    training = "Pre-training" if pretrained_on is None else f"Pre-training on {pretrained_on:,} images"
     to = {"random": "random weights", "imagenet": "ImageNet weights"}.get(found.other, found.other)
     at = f"at {100 * found.fraction:g} % of the labels ({found.labels} pictures)"
     n = len(found.points)
     if found.deviation is None or found.low is None or found.high is None:
         return (
-            f"Pre-training gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} "
+            f"{training} gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} "
             "pictures; one run cannot tell that from chance: use more --seeds."
         )
     spread = f"{found.mean:+.1f} ± {found.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
-    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}"
+    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, for other runs and other pictures alike"
     where = f"on {pictures} {split} pictures"
     if found.low > 0:
-        return f"Pre-training helped: {spread} over {to} {at}, {where}; {interval}."
+        return f"{training} helped: {spread} over {to} {at}, {where}; {interval}."
     if found.high < 0:
-        return f"Pre-training harmed: {spread} against {to} {at}, {where}; {interval}."
+        return f"{training} harmed: {spread} against {to} {at}, {where}; {interval}."
     signs = {math.copysign(1, p) for p in found.points if p}
     alike = f", though all {n} runs point the same way" if len(signs) == 1 and 0 not in found.points else ""
-    return f"No certain difference to {to} {at}: {spread}, {where}; {interval}, which includes 0{alike}."
+    return f"{training} made no certain difference to {to} {at}: {spread}, {where}; {interval}; it includes 0{alike}."
 
 
 def markdown(
     scores: Sequence[Score], differences: Sequence[Difference], verdict: Sequence[str], split: str, pictures: int
 ) -> str:
     """Table and verdict."""
+    runs = max(len(score.seeds) for score in scores)
+    spread = f", mean ± standard deviation of {runs} runs" if runs > 1 else ", of a single run"
     fractions = sorted({score.fraction for score in scores})
     labels = {score.fraction: score.labels for score in scores}
     head = [f"{100 * f:g} % of the labels ({labels[f]})" for f in fractions]
     lines = [
-        f"Top-1 accuracy (and balanced accuracy) on {pictures} {split} pictures, in %, mean ± standard deviation",
+        f"Top-1 accuracy (and balanced accuracy) on {pictures} {split} pictures, in %{spread}",
         "",
         f"| start | {' | '.join(head)} |",
         f"|---|{'---|' * len(head)}",

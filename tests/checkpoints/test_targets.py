@@ -7,8 +7,12 @@ import torch
 from torchvision import models
 
 from convspark.checkpoints import targets
+from convspark.checkpoints.card import read_facts
+from convspark.checkpoints.export import export_timm
+from convspark.cli.export import _warn_of_untrained, export
 from convspark.cli.main import main
 from convspark.errors import UsageError
+from convspark.transfer.weights import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
@@ -71,6 +75,7 @@ def test_names_are_those_of_the_other_libraries(tmp_path):
         "stages.3.0.gamma",
     ):
         assert f"backbone.{name}" in state
+    assert state["backbone.stages.2.5.pointwise_conv1.weight"].shape == (640, 160)  # of a linear layer
 
 
 def test_onnx_takes_any_number_of_images(tmp_path):
@@ -89,6 +94,7 @@ def test_onnx_takes_any_number_of_images(tmp_path):
         (targets.export_detectron2, "convnext_atto"),
         (targets.export_mmdet, "seresnet18"),
         (targets.export_mmdet, "resnet10t"),
+        (targets.export_mmdet, "convnext_atto_ols"),
     ],
 )
 def test_networks_without_a_table_are_refused(write, name, tmp_path):
@@ -104,3 +110,52 @@ def test_the_command_writes_once(tmp_path, capsys):
     assert "loaded by torchvision" in capsys.readouterr().out
     assert main(["export", "random:resnet18", "--to", "torchvision", "--out", out]) == 2
     assert "exists already" in capsys.readouterr().err
+    card = (tmp_path / "r.md").read_text()
+    assert "# resnet18 for torchvision" in card and "| image size | 64x64 pixels |" in card
+    assert "| weights of | none: random |" in card and "load_state_dict" in card
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """The export of a classifier, as a fine-tuning leaves it."""
+    torch.manual_seed(0)
+    made = timm.create_model("resnet10t", num_classes=3).eval()
+    facts = {
+        "fine-tuned on": "9 labelled pictures (pictures)",
+        "command": "`convspark finetune a | b`",
+        "top-1": "50 %",
+    }
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
+    export_timm(made, tmp_path / "export", card=facts, classes=["a", "b", "c"], **norm)
+    assert read_facts(tmp_path / "export") == facts
+    return made, str(tmp_path / "export"), facts
+
+
+def test_onnx_keeps_the_classifier_and_its_card_says_what_it_was_trained_on(classifier, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made, folder, _ = classifier
+    written = export(folder, to="onnx", out=str(tmp_path / "c.onnx"))
+    (found,) = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"]).run(
+        None, {"images": IMAGES.numpy()}
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(found, made(IMAGES).numpy(), rtol=1e-3, atol=1e-4)
+    card = (tmp_path / "c.md").read_text()
+    assert "in the order of the outputs: a, b, c" in card and "| top-1 | 50 % |" in card
+    assert "convspark finetune a \\| b" in card and f"| weights of | {folder} |" in card
+
+
+def test_a_copy_for_timm_keeps_classifier_and_card(classifier, tmp_path):
+    made, folder, facts = classifier
+    written = export(folder, to="timm", out=str(tmp_path / "copy"))
+    loaded = timm.create_model(f"local-dir:{written.file}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGES), made(IMAGES))
+    assert read_facts(tmp_path / "copy") == {"weights of": folder, **facts}
+
+
+def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_path, caplog):
+    (tmp_path / "config.yaml").write_text("# Again: convspark pretrain --config config.yaml\nmodel: efficientnet_b0\n")
+    made = timm.create_model("efficientnet_b0", num_classes=0)
+    _warn_of_untrained(made, find_weights("random:efficientnet_b0"), str(tmp_path))
+    assert "go through conv_head, bn2, which pre-training does not reach" in caplog.text

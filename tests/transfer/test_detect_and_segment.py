@@ -1,9 +1,11 @@
 """Detectors and segmenters: learned on drawn pictures, resumed, and their measures beside scikit-learn's."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
@@ -12,9 +14,12 @@ from torch.nn import functional as F
 from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
 from convspark.transfer.detect import detect
+from convspark.transfer.detection import build_detector
 from convspark.transfer.labelled_maps import IGNORED, read_label_maps
+from convspark.transfer.scenes import read_scenes
 from convspark.transfer.segment import segment
 from convspark.transfer.segmentation import overlap, pixel_counts, segmentation_loss
+from convspark.transfer.weights import find_weights
 
 COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
 
@@ -62,18 +67,97 @@ def places(drawn):
     }
 
 
-@pytest.mark.parametrize(("task", "epochs", "least"), [("boxes", 5, 0.1), ("masks", 1, 0.0)])
+@pytest.mark.parametrize(
+    ("task", "epochs", "least"),
+    [("boxes", 2, 0.0), ("masks", 1, 0.0), pytest.param("boxes", 8, 0.1, marks=pytest.mark.slow)],
+)
 def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
-    options = {"task": task, "size": 64, "batch_size": 2, "learning_rate": 1e-3, **COMMON}
+    options = {"task": task, "size": 64, "batch_size": 2, "learning_rate": 2e-3, **COMMON}
     result = detect("random:resnet10t", **places(drawn), epochs=epochs, out=str(tmp_path / "run"), **options)
     assert result.ap50 >= least and result.pictures == 4 and list(result.by_class) == ["square"]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert least == 0 or losses[-1] < 0.5 * losses[0]
     found = json.loads((tmp_path / "run" / "detections.json").read_text())
     assert {d["image_id"] for d in found} <= {1, 2, 3, 4} and ("segmentation" in found[0]) == (task == "masks")
     with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
         assert picture.width > 300
+    file = tmp_path / "run" / "detector.pth"  # whose backbone is WEIGHTS to other commands
+    with pytest.raises(UsageError, match=f"give its file, {file} --model resnet10t"):
+        find_weights(str(tmp_path / "run"))
+    trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
+    assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
+
+
+def test_pictures_are_measured_at_the_size_asked_for(drawn):
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(backbone, scenes, 100, (0.5,) * 3, (0.2,) * 3, masks=False).eval()
+    images, _ = network.transform([torch.zeros(3, 64, 80)])
+    assert images.image_sizes == [(100, 125)]
+
+
+def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
+    torch.manual_seed(0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(
+        timm.create_model("resnet10t", num_classes=0), scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=True
+    ).eval()
+    small, picture = torch.rand(3, 38, 38), torch.rand(3, 64, 64)
+    with torch.no_grad():
+        first = network([picture])[0]
+        network.transform.min_size = (38,)
+        network([small])
+        network.transform.min_size = (64,)
+        again = network([picture])[0]
+    assert len(first["boxes"]) and all(torch.equal(first[name], again[name]) for name in first)
+    assert [pool.scales for pool in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool)] == [
+        [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    ] * 2
+
+
+@pytest.mark.parametrize("task", ["boxes", "masks"])
+def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
+    from convspark.transfer.detection import average_precision
+
+    Image.new("RGB", (400, 40)).save(tmp_path / "a.png")
+    boxes = [[4 * (i % 100), 10 * (i // 100), 3, 9] for i in range(300)]
+    things = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]
+    images, categories = [{"id": 1, "file_name": "a.png"}], [{"id": 1, "name": "bar"}, {"id": 2, "name": "none"}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": images, "annotations": things, "categories": categories}))
+    scenes = read_scenes(str(file), str(tmp_path), masks=task == "masks")
+    found = [
+        {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [float(v) for v in box],
+            "score": 0.9 - 0.001 * i,
+            "segmentation": thing.mask,
+        }
+        for i, (box, thing) in enumerate(zip(boxes, scenes.scenes[0].things, strict=True))
+    ]
+    scores = average_precision(scenes, found, "segm" if task == "masks" else "bbox")
+    assert scores["ap"] == pytest.approx(1.0) and scores["by_class"] == {"bar": pytest.approx(1.0), "none": None}
 
 
 def test_detect_says_what_is_wrong(drawn, tmp_path):
+    with pytest.raises(UsageError, match="val is missing: give --val"):
+        detect("random:resnet10t", **{**places(drawn), "val": None})
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"layer_decay": 2.0}, {"weight_decay": -1.0}, {"drop_path": 1.0}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            detect("random:resnet10t", **{**places(drawn), **wrong})
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            segment("random:resnet10t", images="a", masks="b", **wrong)
     with pytest.raises(UsageError, match="size is 8"):
         detect("random:resnet10t", **places(drawn), size=8)
     with pytest.raises(DataError, match="8 of the 12 pictures"):
@@ -155,7 +239,8 @@ def test_masks_are_read_by_their_values(tmp_path):
         ({"a": [[0, 1]] * 2, "b": [[0, 1, 1]] * 2}, "has 3x2 pixels, its picture 2x2"),
         ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
         ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
-        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "values up to 217"),
+        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "have 4 values up to 217"),
+        ({"a": [[0, 50]] * 2, "b": [[100, 150]] * 2}, "have 4 values up to 150: expected .* 0, 1, 2"),
         ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
     ],
 )

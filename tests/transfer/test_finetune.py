@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
 from convspark.training import callbacks
+from convspark.transfer.classify import Scores
 from convspark.transfer.compare import compare
 from convspark.transfer.embed import embed
 from convspark.transfer.finetune import finetune, read_result
@@ -58,6 +59,26 @@ def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures)
     assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
 
 
+def test_balanced_accuracy_and_f1_are_scikit_learns_where_a_class_has_no_picture():
+    labels, logits = torch.tensor([0, 0, 1, 1, 0] * 5), torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
+    scores = Scores(4)
+    for part in (slice(10), slice(10, 25)):
+        scores.update(logits[part], labels[part])
+    found, truth, predicted = scores.compute(), labels.numpy(), logits.argmax(1).numpy()
+    recalls = [float(np.mean(predicted[truth == label] == label)) for label in (0, 1)]
+    assert 2 in predicted and found["balanced"] == pytest.approx(np.mean(recalls))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
+
+
+def test_a_run_goes_on_by_its_own_command_only(tuned, pictures, capsys):
+    assert main(["detect", "--resume", tuned.folder]) == 2
+    assert f"`convspark finetune --resume {tuned.folder}` goes on with it" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", tuned.folder]) == 2
+    assert main(["finetune", "random:resnet10t", str(pictures), "--out", tuned.folder]) == 2
+    assert f"go on with `convspark finetune --resume {tuned.folder}`" in capsys.readouterr().err
+
+
 class _Stop(Exception):
     pass
 
@@ -93,8 +114,30 @@ def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimiz
     assert result.steps == 12 and np.isfinite(result.loss)
 
 
+def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, caplog):
+    # A rate at which LAMB's steps, each as long as its layer's weights, leave a network that is blind.
+    options = {"optimizer": "lamb", "learning_rate": 0.3, "warmup_epochs": 0.0, "epochs": 4}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
+    assert caplog.text.count("calls every validation picture the same") == 1
+    assert "The network is no better (33.3 %) than calling every picture" in caplog.text
+    assert "Try a third of the --learning-rate (0.1)" in caplog.text
+
+
+def test_batches_too_small_for_batchnorm_are_told(pictures, tmp_path, caplog):
+    options = {**SMALL, "epochs": 1, "fraction": 0.3}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "a"), **options)
+    finetune("random:convnext_atto", str(pictures), out=str(tmp_path / "b"), **{**options, "batch_size": 2})
+    assert "BatchNorm" not in caplog.text
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
+    assert "BatchNorm over 4 pictures at a time" in caplog.text
+
+
 def test_divergence_is_told(pictures, tmp_path):
-    with pytest.raises(DivergedError, match="learning-rate"):
+    options = {"optimizer": "lamb", "learning_rate": 3.0, "warmup_epochs": 0.0, "epochs": 4}
+    with pytest.raises(DivergedError, match=r"the loss grew to .*epoch 1, .*--learning-rate \(1.5\)"):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "exploded"), **options, **SMALL)
+    assert not (tmp_path / "exploded" / "checkpoints" / "last.ckpt").exists()  # the last good one is kept
+    with pytest.raises(DivergedError, match="no longer a finite number"):
         finetune("random:resnet10t", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
 
 
@@ -106,6 +149,8 @@ def test_divergence_is_told(pictures, tmp_path):
         ({"mixup": -1.0}, "mixup is -1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 1000}, "only 48 images"),
+        ({"batch_size": 5}, "an even number of pictures in each forward pass"),
+        ({"batch_size": 12, "accumulate": 4}, "an even number of pictures in each forward pass"),
         ({"crop_scale": (0.5, 2.0)}, "crop_scale"),
         ({"smoothing": 1.0}, "smoothing"),
     ],
@@ -153,7 +198,7 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     )
     # The same start, so the very same runs: every difference is exactly nothing.
     assert [d.points for d in report.differences] == [[0.0, 0.0], [0.0, 0.0]]
-    assert all("No certain difference" in line for line in report.verdict)
+    assert all("made no certain difference to random weights" in line for line in report.verdict[:2])
     assert {s.labels for s in report.scores} == {24, 48}
     before = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
     assert len(before) == 8
@@ -165,6 +210,8 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
+    with pytest.raises(UsageError, match=r"without config\.yaml"):  # told at once, not after the first runs
+        compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
         compare("random:resnet10t", str(pictures), out=str(out))
 

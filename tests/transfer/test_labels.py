@@ -58,6 +58,10 @@ def test_a_csv_names_pictures_relative_to_itself(pictures):
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,a\n", "single class, 'a'"),
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,b\n", "a single picture cannot be both"),
         ("path,label,split\ntrain/red/0.png,a,val\n", "no pictures to train on"),
+        (
+            "path,label,split\ntrain/red/0.png,a,train\ntrain/red/0.png,a,val\n",
+            "names 1 pictures more than once: .*0.png",
+        ),
     ],
 )
 def test_a_bad_csv_is_told_apart(pictures, text, message):
@@ -68,7 +72,7 @@ def test_a_bad_csv_is_told_apart(pictures, text, message):
     file.unlink()
 
 
-def test_bad_folders_are_told_apart(tmp_path):
+def test_bad_folders_are_told_apart(tmp_path, caplog):
     with pytest.raises(DataError, match="holds no folders"):
         read_labelled(str(tmp_path))
     write_pictures(tmp_path / "train", 2)
@@ -79,6 +83,13 @@ def test_bad_folders_are_told_apart(tmp_path):
     write_pictures(tmp_path / "val", 1)
     (tmp_path / "val" / "red").rename(tmp_path / "val" / "rouge")
     with pytest.raises(DataError, match=r"val has classes that train does not have: 'rouge'; train has 'blue'"):
+        read_labelled(str(tmp_path))
+    (tmp_path / "val" / "rouge").rename(tmp_path / "val" / "red")
+    (tmp_path / "spare").mkdir()
+    assert len(read_labelled(str(tmp_path)).train) == 6 and "'spare', which is left out" in caplog.text
+    (tmp_path / "spare").rmdir()
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(DataError, match=r"has 'test', 'val', but no train"):
         read_labelled(str(tmp_path))
     with pytest.raises((DataError, UsageError), match="does not exist"):
         read_labelled(str(tmp_path / "trian"))

@@ -90,15 +90,26 @@ BOX = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [5, 6, 10, 8]}
         (None, {"images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "c.png"}]}, r"1 of the 2 .*c.png"),
         ([BOX | {"image_id": 9}], {}, "annotation 1 belongs to image 9"),
         ([BOX | {"category_id": 9}], {}, "category 9, which is not in `categories`"),
-        ([BOX | {"bbox": [5, 6, 0, 8]}], {}, r"1 of 1 boxes have no area .*annotation 1 of a.png.*More|more than 5%"),
+        ([BOX | {"bbox": [5, 6, 0, 8]}], {}, r"1 of 1 objects have no area .*annotation 1 of a.png.*More|more than 5%"),
         ([BOX | {"bbox": [50, 6, 5, 8]}], {}, "lie outside their picture"),
         ([BOX | {"bbox": [5, 6]}], {}, "is not a COCO file: an entry lacks or garbles"),
+        ([BOX | {"bbox": [5, 6, float("nan"), 8]}], {}, "1 of 1 objects have no area"),
+        ([BOX | {"segmentation": [[5, 6, 9, 9]]}], {}, "neither polygons nor .* three corners"),
+        ([BOX | {"segmentation": {"size": [30, 40], "counts": [1200]}}], {}, "its mask holds no pixel"),
+        ({"a": 1}, {}, "lacks or garbles"),
+        (None, {"images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.png"}]}, "a.png"),
         (
             [BOX | {"segmentation": {"size": [40, 30], "counts": [1200]}}],
             {},
             "its mask has 30x40 pixels, the picture 40x30",
         ),
         ([], {}, "holds no annotated object"),
+        ([BOX | {"iscrowd": 1}], {}, "holds no annotated object"),
+        (
+            [BOX],
+            {"images": [{"id": 7, "file_name": "a.png", "width": 80, "height": 60}]},
+            "1 of the 1 pictures .* another size .*: a.png has 40x30 pixels, annotated were 80x60; shrunk",
+        ),
     ],
 )
 def test_bad_coco_files_are_told_apart(folder, annotations, changed, message):
@@ -121,10 +132,29 @@ def test_other_files_and_folders_are_told_apart(folder):
         read_scenes(coco(folder), str(folder), ["cat"])
 
 
+def test_a_picture_turned_by_its_exif_is_taken_upright_and_told_where_the_boxes_are_not(folder):
+    lying = Image.new("RGB", (40, 30))
+    exif = lying.getexif()
+    exif[0x0112] = 6
+    lying.save(folder / "a.jpg", exif=exif)
+    upright = {"images": [{"id": 7, "file_name": "a.jpg", "width": 30, "height": 40}]}
+    assert read_scenes(coco(folder, [BOX], **upright), str(folder)).scenes[0].size == (40, 30)
+    with pytest.raises(DataError, match=r"annotated were 40x30; turned by its EXIF orientation"):
+        read_scenes(
+            coco(folder, [BOX], images=[{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}]), str(folder)
+        )
+
+
+def test_pictures_that_cannot_be_read_are_told_before_training(folder):
+    (folder / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"a.png: not a picture"):
+        read_scenes(coco(folder, [BOX]), str(folder))
+
+
 def test_a_few_boxes_without_area_are_left_out(folder, caplog):
     many = [BOX | {"id": i} for i in range(1, 40)] + [BOX | {"id": 40, "bbox": [5, 6, 0, 0]}]
     scenes = read_scenes(coco(folder, many), str(folder))
-    assert len(scenes.scenes[0].things) == 39 and "1 of 40 boxes have no area" in caplog.text
+    assert len(scenes.scenes[0].things) == 39 and "1 of 40 objects have no area" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
