@@ -6,6 +6,7 @@ backward pass, they would take more memory than all else. Gathering them again c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .patches import flat_rows, from_rows
 from .rows import RowTable, gather_plainly, scatter_sums
 
 _CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
@@ -24,10 +26,12 @@ class Gathered:
 
     Attributes:
         table: rows of the windows from rows of the patches.
-        size: sides of a window.
+        size: sides of a window; of the kernel, with taps.
         outside: what a position outside the image counts as.
         stride, dilation, groups: of the convolution; with taps, they are in the table.
-        taps: the table has the kernel's taps of each output position, one after the other: a matrix product.
+        taps_of: the table has the kernel's taps of each of so many output positions, one after the other: a matrix
+            product.
+        crop: what is cut out of the result: rows of patches of so many positions from rows of the result.
     """
 
     table: RowTable
@@ -36,39 +40,55 @@ class Gathered:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    taps: bool
+    taps_of: tuple[int, ...] | None = None
+    crop: tuple[RowTable, tuple[int, ...]] | None = None
 
-    def __call__(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """rows (S, C), weight (O, C / groups, *kernel) -> (M, O, *out), channels last; with taps, (R, O)."""
-        if torch.is_autocast_enabled(rows.device.type):
-            lower = torch.get_autocast_dtype(rows.device.type)
-            rows, weight = rows.to(lower), weight.to(lower)
+    def __call__(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """values (N, C, *positions), weight (O, C / groups, *kernel) -> (N, O, *out), channels last in memory."""
+        if torch.is_autocast_enabled(values.device.type):
+            lower = torch.get_autocast_dtype(values.device.type)
+            values, weight = values.to(lower), weight.to(lower)
             bias = None if bias is None else bias.to(lower)
-        return _GatheredConvolution.apply(rows, weight, bias, self)
+        return _GatheredConvolution.apply(values, weight, bias, self)
 
-    def windows(self, rows: Tensor) -> Tensor:
-        """(S, C) -> (M, C, *size), or with taps (R, prod(kernel) * C)."""
-        found = gather_plainly(rows, self.table, self.outside)
-        if self.taps:
-            return found.view(-1, self.size[0] * rows.shape[1])
-        return found.view(-1, *self.size, rows.shape[1]).movedim(-1, 1)
+    def windows(self, values: Tensor) -> Tensor:
+        """(N, C, *positions) -> (M, C, *size), or with taps (R, prod(kernel) * C)."""
+        found = gather_plainly(flat_rows(values), self.table, self.outside)
+        if self.taps_of is not None:
+            return found.view(-1, math.prod(self.size) * values.shape[1])
+        return from_rows(found, self.size)
 
     def forward(self, windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.taps:
-            return functional.linear(windows, _flat(weight), bias)
+        """What `windows` returned to (N, O, *out)."""
+        if self.taps_of is not None:
+            return from_rows(functional.linear(windows, _flat(weight), bias), self.taps_of)
         run = _CONVOLUTION[windows.dim()]
-        return run(windows, weight, bias, self.stride, 0, self.dilation, self.groups)
+        out = run(windows, weight, bias, self.stride, 0, self.dilation, self.groups)
+        if self.crop is None:
+            return out
+        table, positions = self.crop
+        return from_rows(gather_plainly(flat_rows(out), table), positions)
+
+    def output_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
+        """(N, O, *out) as the convolution itself returned it: with a crop whole images, with taps rows (R, O)."""
+        if self.taps_of is not None:
+            return flat_rows(grad)
+        if self.crop is None:
+            return grad
+        extent = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], self.dilation, strict=True)]
+        sides = [(n - e) // s + 1 for n, e, s in zip(windows.shape[2:], extent, self.stride, strict=True)]
+        return from_rows(scatter_sums(flat_rows(grad), self.crop[0]), tuple(sides))
 
     def input_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the rows, (S, C)."""
-        if self.taps:
+        if self.taps_of is not None:
             spread = (grad @ _flat(weight)).view(-1, weight.shape[1])
         else:
-            spread = self._of_input(grad, windows, weight).movedim(1, -1).reshape(-1, windows.shape[1])
+            spread = flat_rows(self._of_input(grad, windows, weight))
         return scatter_sums(spread, self.table)
 
     def weight_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        if self.taps:
+        if self.taps_of is not None:
             flat = grad.t() @ windows
             return flat.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
         if self._is_slow_depthwise(windows, weight):
@@ -112,22 +132,29 @@ _QUICK = 3  # columns
 
 class _GatheredConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, how: Gathered) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(rows, weight)
+    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor | None, how: Gathered) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(values, weight)
         ctx.how = how
-        return how.forward(how.windows(rows), weight, bias)
+        # Detached, so that autograd does not take it for a view, on which operations in place are slow.
+        return how.forward(how.windows(values), weight, bias).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        rows, weight = ctx.saved_tensors
+        values, weight = ctx.saved_tensors
         how: Gathered = ctx.how
-        for_rows, for_weight, for_bias, _ = ctx.needs_input_grad
-        windows = how.windows(rows)
-        to_rows = how.input_gradient(grad, windows, weight) if for_rows else None
-        to_weight = how.weight_gradient(grad, windows, weight) if for_weight else None
-        to_bias = grad.sum([dim for dim in range(grad.dim()) if dim != 1]) if for_bias else None
-        return to_rows, to_weight, to_bias, None
+        for_values, for_weight, for_bias, _ = ctx.needs_input_grad
+        to_values = to_weight = to_bias = None
+        with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches
+            if for_bias:
+                to_bias = grad.sum([dim for dim in range(grad.dim()) if dim != 1])
+            windows = how.windows(values)
+            grad = how.output_gradient(grad, windows, weight)
+            if for_values:
+                to_values = from_rows(how.input_gradient(grad, windows, weight), tuple(values.shape[2:]))
+            if for_weight:
+                to_weight = how.weight_gradient(grad, windows, weight)
+        return to_values, to_weight, to_bias, None
 
 
 def _flat(weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ..errors import UsageError
-from .rows import RowTable, compacted
+from .rows import Bags, RowTable, compacted
 
 T = TypeVar("T")
 Fold = str  # "constant", "reflect", "replicate" or "circular": what a position outside the image shows
@@ -159,56 +159,62 @@ class PatchGrid:
         def build() -> RowTable:
             if fold != "constant":
                 return self._folded_windows(patch, start, size, fold)
-            span = _Span(patch, start, size, self.device)
-            around = self._neighbours(span.first, span.count)  # (N, neighbours)
-            index = self._rows(around, span.neighbour, span.local, math.prod(patch))
-            return RowTable(index, self.num_visible * math.prod(patch), lambda: self._windows_showing(span))
+            span = _Span.of_window(patch, start, size, self.device)
+            around = self._neighbours(span.first, span.count)  # (N, *count)
+            return self._table(span.rows(around), span, span.neighbour, span.local)
 
         return self.cached(("windows", patch, start, size, fold), build)
 
-    def _windows_showing(self, span: _Span) -> tuple[Tensor, Tensor]:
-        """`RowTable.inverse_bags` of a table of windows, without sorting.
+    def _table(self, index: Tensor, span: _Span, neighbour: Tensor, local: Tensor) -> RowTable:
+        """A table of N windows or of their taps; arguments as for `_cells_showing`."""
+        sources = self.num_visible * span.positions
+        return RowTable(index, sources, span.positions, lambda: self._cells_showing(span, neighbour, local))
 
-        The windows that show a patch are those of its neighbours, each position at places that are the same for all.
+    def _cells_showing(self, span: _Span, neighbour: Tensor, local: Tensor) -> Bags:
+        """`RowTable.inverse_bags` of a table of windows or taps, without sorting its rows.
+
+        The windows that show a patch are those of its neighbours, each position at cells that are the same for all.
+
+        Args:
+            neighbour, local: (cells,) of each cell of a window, as in `_Span`.
         """
+        cells, neighbours = local.shape[0], math.prod(span.count)
+        order = local.argsort(stable=True)  # source by source
+        local, mirrored = local[order], neighbours - 1 - neighbour[order]
         behind = tuple(1 - first - count for first, count in zip(span.first, span.count, strict=True))
-        around = self._neighbours(behind, span.count)  # (N, neighbours): who sees this patch as its own neighbour
-        cells = span.local.shape[0]
-        order = span.local.argsort(stable=True)
-        mirrored = math.prod(span.count) - 1 - span.neighbour[order]
-        seen_by = around.index_select(1, mirrored)  # (N, cells), source by source
-        found = seen_by < self.num_visible
-        row = seen_by * cells + order.to(seen_by.dtype)
-        ends = torch.cat([found.new_zeros(1, dtype=torch.int32), found.flatten().cumsum(0, dtype=torch.int32)])
-        shown = torch.searchsorted(span.local[order], torch.arange(1, span.positions + 1, device=self.device))
-        at = torch.arange(self.num_visible, device=self.device)[:, None] * cells + shown
-        return compacted(row.flatten(), found.flatten()), torch.cat([ends[:1], ends[at.flatten()]])
+        around = self._neighbours(behind, span.count).flatten(1)  # (N, neighbours): who sees this patch as neighbour
+        seen = around < self.num_visible
+        first_row = torch.where(seen, around * cells, -cells)
+        # (neighbours, N) -> (cells, N) -> (N, cells): choosing whole rows, then transposing, is the quickest way.
+        row = (first_row.t().contiguous().index_select(0, mirrored) + order[:, None].to(torch.int32)).t().contiguous()
+        shown = seen.new_zeros(neighbours, span.positions, dtype=torch.float32)
+        shown.index_put_((mirrored, local), shown.new_ones(()), accumulate=True)
+        counts = (seen.to(shown.dtype) @ shown).to(torch.int32)  # (N, positions)
+        return compacted(row.flatten(), row.flatten() >= 0), _offsets(counts.flatten())
 
     def _neighbours(self, first: tuple[int, ...], count: tuple[int, ...]) -> Tensor:
-        """int32 (N, prod(count)): the slot of each patch in a block around each visible patch that begins at `first`.
+        """int32 (N, *count): the slot of each patch in a block around each visible patch that begins at `first`.
 
         N stands for a masked patch, N + 1 for one outside the image.
         """
+        reach = max(1, *(-f for f in first), *(f + n - 1 for f, n in zip(first, count, strict=True)))
 
         def build() -> Tensor:
-            place, inside = self.cells % math.prod(self.shape), None
-            cell = self.image[:, None]
-            for axis, (h, begin, n) in enumerate(zip(self.shape, first, count, strict=True)):
-                at = (place // math.prod(self.shape[axis + 1 :]) % h)[:, None] + torch.arange(
-                    begin, begin + n, device=self.device
-                )  # (N, n)
-                within = (at >= 0) & (at < h)
-                cell = (cell[:, :, None] * h + at.clamp(0, h - 1)[:, None, :]).flatten(1)
-                inside = within if inside is None else (inside[:, :, None] & within[:, None, :]).flatten(1)
-            return torch.where(inside, self.slots[cell], self.num_visible + 1).to(torch.int32)  # type: ignore[arg-type]
+            around = self._padded_slots((reach,) * len(self.shape), (reach,) * len(self.shape))
+            for axis in range(1, 1 + len(self.shape)):
+                around = around.unfold(axis, 2 * reach + 1, 1)
+            return around.flatten(0, len(self.shape)).index_select(0, self.cells)
 
-        return self.cached(("neighbours", first, count), build)
+        around = self.cached(("neighbours", reach), build)  # (N, *sides), up to `reach` patches away
+        for axis, (f, n) in enumerate(zip(first, count, strict=True), start=1):
+            around = around.narrow(axis, reach + f, n)
+        return around
 
-    def _rows(self, slots: Tensor, which: Tensor, local: Tensor, positions: int) -> Tensor:
-        """(M, n) slots to rows (M * cells,): cell c shows position local[c] of the patch in column which[c]."""
-        slot = slots.index_select(1, which)
-        row = slot * positions + local.to(slot.dtype)
-        return torch.where(slot < self.num_visible, row, slot + self.num_visible * (positions - 1)).flatten()
+    def _padded_slots(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+        """int32 (B, *(before + h + after)): slots, N where masked, N + 1 outside the image."""
+        slots = self.slots.to(torch.int32).view(self.batch_size, *self.shape)
+        pads = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+        return torch.nn.functional.pad(slots, pads, value=self.num_visible + 1)
 
     def _folded_windows(
         self, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], fold: Fold
@@ -239,10 +245,18 @@ class PatchGrid:
 
         def build() -> RowTable:
             size = tuple(p - s + (k - 1) * d + 1 for p, s, k, d in zip(patch, stride, kernel, dilation, strict=True))
-            windows = self.windows(patch, start, size, fold).index.view(-1, *size)
-            for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
-                windows = windows.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
-            return RowTable(windows.reshape(-1), self.num_visible * math.prod(patch))
+
+            def seen(cells: Tensor) -> Tensor:  # (n, prod(size)) -> (n, prod(out) * prod(kernel))
+                cells = cells.view(-1, *size)
+                for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
+                    cells = cells.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
+                return cells.flatten(1)
+
+            index = seen(self.windows(patch, start, size, fold).index).flatten()
+            if fold != "constant":
+                return RowTable(index, self.num_visible * math.prod(patch), math.prod(patch))
+            span = _Span.of_window(patch, start, size, self.device)
+            return self._table(index, span, seen(span.neighbour)[0], seen(span.local)[0])
 
         return self.cached(("taps", patch, start, kernel, stride, dilation, fold), build)
 
@@ -250,20 +264,24 @@ class PatchGrid:
         """Table of whole images, padded: B * prod(h * p + before + after) rows from N * prod(patch) rows."""
 
         def build() -> RowTable:
-            positions = [
-                torch.arange(-b, h * p + a, device=self.device)[None]
-                for h, p, b, a in zip(self.shape, patch, before, after, strict=True)
-            ]
-            cell, local, inside = (t.reshape(-1) for t in self._locate(positions, patch, fold))
-            slots = self.slots.view(self.batch_size, -1).to(torch.int32)
-            outside = slots.new_full((self.batch_size, 1), self.num_visible + 1)
-            which = torch.where(inside, cell, slots.shape[1])
-            index = self._rows(torch.cat([slots, outside], 1), which, local, math.prod(patch))
-            once = fold == "constant" and min(*before, *after, 0) == 0
             sides = tuple(h * p + b + a for h, p, b, a in zip(self.shape, patch, before, after, strict=True))
+            span = _Span(
+                patch,
+                [
+                    folded(torch.arange(-b, side - b, device=self.device), h * p, fold)
+                    for h, p, b, side in zip(self.shape, patch, before, sides, strict=True)
+                ],
+                tuple(min(0, -b // p) for b, p in zip(before, patch, strict=True)),
+            )
+            whole = self._padded_slots(
+                tuple(max(-(-b // p), 0) for b, p in zip(before, patch, strict=True)),
+                tuple(max(-(-a // p), 0) for a, p in zip(after, patch, strict=True)),
+            )
+            once = fold == "constant" and min(*before, *after, 0) == 0
             return RowTable(
-                index,
+                span.rows(whole),
                 self.num_visible * math.prod(patch),
+                math.prod(patch),
                 (lambda: _one_each(self._within_images(patch, before, sides))) if once else None,
             )
 
@@ -278,6 +296,7 @@ class PatchGrid:
             return RowTable(
                 index,
                 self.batch_size * math.prod(sides),
+                0,
                 lambda: self.images(patch, (0,) * len(patch), (0,) * len(patch), "constant").bags(),
             )
 
@@ -310,35 +329,67 @@ class PatchGrid:
 
     def _row_table(self, cell: Tensor, local: Tensor, inside: Tensor, patch: tuple[int, ...]) -> RowTable:
         positions = math.prod(patch)
-        masked = self.num_visible * positions
-        slot = self.slots[cell]
-        row = torch.where(slot < self.num_visible, slot * positions + local, masked)
-        return RowTable(torch.where(inside, row, masked + 1).flatten().to(torch.int32), masked)
+        slot = torch.where(inside, self.slots[cell], self.num_visible + 1)
+        row = (slot * positions + local).flatten().to(torch.int32)
+        return RowTable(row, self.num_visible * positions, positions)
 
 
 class _Span:
-    """Where the positions of a window lie: in which neighbour of a patch, and where in it; the same for all patches.
+    """Where positions lie: in which patch of a block, and where in it; the same for all blocks of a grid.
+
+    Args:
+        patch: positions of a patch along each axis, p.
+        at: (n,) positions along each axis, 0 at the first one of the patch that the block is laid around.
+        first: the block's first patch along each axis, relative to that patch.
 
     Attributes:
-        first, count: the block of neighbours, along each axis, relative to the patch.
-        neighbour: (prod(size),) which neighbour of the block each position of the window lies in.
-        local: (prod(size),) which position of that patch it is.
         positions: of a patch.
+        first, count: the block's patches along each axis; count is known of windows only.
+        which: along each axis, (n,) the patch that each position lies in, from 0.
+        local: int32 (prod(n),) the position of that patch that it is.
     """
 
-    def __init__(
-        self, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
-    ) -> None:
+    count: tuple[int, ...]
+
+    def __init__(self, patch: tuple[int, ...], at: list[Tensor], first: tuple[int, ...]) -> None:
         self.positions = math.prod(patch)
-        self.first = tuple(b // p for b, p in zip(start, patch, strict=True))
+        self.first = first
+        self.which = [torch.div(a, p, rounding_mode="floor") - f for a, p, f in zip(at, patch, first, strict=True)]
+        self.local = torch.zeros(1, dtype=torch.int32, device=at[0].device)
+        for a, p in zip(at, patch, strict=True):
+            self.local = (self.local[:, None] * p + (a % p).to(torch.int32)).flatten()
+
+    @classmethod
+    def of_window(
+        cls, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
+    ) -> _Span:
+        """Of `size` positions from `start`, each along its axis."""
+        first = tuple(b // p for b, p in zip(start, patch, strict=True))
+        at = [torch.arange(b, b + n, device=device) for b, n in zip(start, size, strict=True)]
+        span = cls(patch, at, first)
         ends = [(b + n - 1) // p for b, n, p in zip(start, size, patch, strict=True)]
-        self.count = tuple(end - first + 1 for end, first in zip(ends, self.first, strict=True))
-        self.neighbour = self.local = torch.zeros(1, dtype=torch.int64, device=device)
-        for p, b, n, first, count in zip(patch, start, size, self.first, self.count, strict=True):
-            at = torch.arange(b, b + n, device=device)
-            which = torch.div(at, p, rounding_mode="floor") - first
-            self.neighbour = (self.neighbour[:, None] * count + which).flatten()
-            self.local = (self.local[:, None] * p + at % p).flatten()
+        span.count = tuple(end - f + 1 for end, f in zip(ends, first, strict=True))
+        return span
+
+    @property
+    def neighbour(self) -> Tensor:
+        """(prod(n),) which patch of the block each position lies in."""
+        neighbour = self.which[0]
+        for which, count in zip(self.which[1:], self.count[1:], strict=True):
+            neighbour = (neighbour[:, None] * count + which).flatten()
+        return neighbour
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """Slots of the patches of M blocks, (M, *count), to the rows that the positions have: (M * prod(n),)."""
+        rows = slots * self.positions
+        for axis in reversed(range(len(self.which))):  # the first axis last: by then it moves long runs
+            rows = rows.index_select(1 + axis, self.which[axis])
+        return rows.flatten(1).add_(self.local).flatten()
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    """Where each bag begins, and the last one ends, from how many rows each has."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
 
 
 def _one_each(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,15 +24,18 @@ class RowTable:
     """Where each of R result rows comes from.
 
     Args:
-        index: (R,) int32. A value in [0, sources) is a source row; `sources` stands for a masked position (always 0),
-            `sources + 1` for a position outside the image (`outside` of `gather_rows`).
+        index: (R,) int32. A value in [0, sources) is a source row, as if a masked patch and one outside the image came
+            behind all others: the next `spare` values stand for a masked position (always 0), as many again for a
+            position outside the image (`outside` of `gather_rows`).
         sources: number of source rows S.
+        spare: positions of such a patch.
         inverse: makes the inverse bags, where there is a quicker way than sorting.
     """
 
-    def __init__(self, index: Tensor, sources: int, inverse: Callable[[], Bags] | None = None):
+    def __init__(self, index: Tensor, sources: int, spare: int, inverse: Callable[[], Bags] | None = None):
         self.index = index
         self.sources = sources
+        self.spare = spare
         self._invert = inverse or self._sorted
         self._bags: Bags | None = None
         self._inverse_bags: Bags | None = None
@@ -58,7 +61,9 @@ class RowTable:
 
     def _sorted(self) -> Bags:
         order = self.index.argsort(stable=True).to(torch.int32)
-        counts = self.index.new_zeros(self.sources + 3).index_add_(0, self.index + 1, torch.ones_like(self.index))
+        counts = self.index.new_zeros(self.sources + 2 * self.spare + 1).index_add_(
+            0, self.index + 1, torch.ones_like(self.index)
+        )
         return order, counts.cumsum(0, dtype=torch.int32)[: self.sources + 1]
 
 
@@ -93,8 +98,8 @@ def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tenso
     if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
         return _sum_bags(rows.detach(), *table.bags())
-    special = rows.new_zeros(2, rows.shape[1])
-    special[1] = outside
+    special = rows.new_zeros(2 * table.spare, rows.shape[1])
+    special[table.spare :] = outside
     return torch.cat([rows, special]).index_select(0, table.index)
 
 
@@ -102,9 +107,9 @@ def scatter_sums(grad: Tensor, table: RowTable) -> Tensor:
     """The gradient of `gather_rows`: (R, C) -> (S, C), each source the sum of the result rows that show it."""
     if grad.dtype in _BAG_DTYPES and table.index.shape[0]:
         return _sum_bags(grad.contiguous(), *table.inverse_bags())
-    total = grad.new_zeros(table.sources + 2, grad.shape[1]).index_add_(0, table.index, grad)
+    total = grad.new_zeros(table.sources + 2 * table.spare, grad.shape[1]).index_add_(0, table.index, grad)
     return total[: table.sources]
 
 
 def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
-    return torch.nn.functional.embedding_bag(index, rows, offsets, mode="sum", include_last_offset=True)
+    return torch.embedding_bag(rows, index, offsets, mode=0, include_last_offset=True)[0]  # mode 0: sums

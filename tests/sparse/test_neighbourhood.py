@@ -86,7 +86,7 @@ def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold)
     else:
         table = grid.crops(patch)
     rows = torch.randint(-9, 9, (table.sources, 3), generator=generator).float().requires_grad_()
-    every = torch.cat([rows.detach(), torch.zeros(2, 3)])
+    every = torch.cat([rows.detach(), torch.zeros(2 * table.spare, 3)])
     found = gather_rows(rows, table)
     assert torch.equal(found, every[table.index.long()])
     slopes = torch.randint(-9, 9, found.shape, generator=generator).float()

@@ -16,7 +16,6 @@ from ..patches import (
     VisiblePatches,
     as_patches,
     canonical_values,
-    flat_rows,
     from_rows,
     repeat_per_patch,
 )
@@ -59,16 +58,18 @@ def _convolve(
         flat = weight.flatten(1)
         rows = functional.linear(reach.strided_rows(), flat, bias)
         return reach.patches(from_rows(rows, reach.out))
+    how = _gathered(reach, way, groups)
+    return reach.patches(how(source.values, weight, bias))
+
+
+def _gathered(reach: Reach, way: str, groups: int) -> Gathered:
+    outside, stride, dilation = reach.source.outside, reach.stride, reach.dilation
     if way == "taps":
-        rows = Gathered(reach.tap_table(), (math.prod(kernel),), source.outside, strides, dilations, 1, taps=True)
-        values = from_rows(rows(flat_rows(source.values), weight, bias), reach.out)
-    else:
-        whole = way == "image"
-        table, size = (reach.image_table(), reach.image_size) if whole else (reach.window_table(), reach.size)
-        convolution = Gathered(table, size, source.outside, strides, dilations, groups, taps=False)
-        values = convolution(flat_rows(source.values), weight, bias)
-        values = reach.crop(values) if whole else values
-    return reach.patches(values)
+        return Gathered(reach.tap_table(), reach.kernel, outside, stride, dilation, 1, taps_of=reach.out)
+    if way == "image":
+        crop = reach.crop_table(), reach.out
+        return Gathered(reach.image_table(), reach.image_size, outside, stride, dilation, groups, crop=crop)
+    return Gathered(reach.window_table(), reach.size, outside, stride, dilation, groups)
 
 
 def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, groups: int) -> VisiblePatches:

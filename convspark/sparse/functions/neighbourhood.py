@@ -21,14 +21,13 @@ from ..patches import (
     as_patches,
     become_patches,
     flat_rows,
-    from_rows,
     gather,
     scatter,
     unpadded,
     window,
 )
 from ..registry import Refusal
-from ..rows import RowTable, gather_rows
+from ..rows import RowTable
 
 
 @dataclass(frozen=True)
@@ -103,25 +102,42 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
     return gather(maps, grid)
 
 
-@dataclass(frozen=True)
 class Reach:
-    """How far an op with this kernel, stride and dilation looks from each patch."""
+    """How far an op with this kernel, stride and dilation looks from each patch.
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    source: Source
+    Attributes, each along every axis:
+        extent: positions from the first to the last that the kernel sees.
+        before: positions needed before a patch's first one.
+        after: positions needed behind its last one; negative where the op does not look at the last ones.
+        size: positions of a patch with all that it needs around it.
+        sides: positions of a whole image.
+        image_size: positions of a whole image with all that it needs around it.
+        out: positions of a patch in the result.
+    """
 
-    def __post_init__(self) -> None:
-        sides = self._sides()
-        for axis, (patch, side) in enumerate(zip(self.source.patch, sides, strict=True)):
-            stride = self.stride[axis]
-            padded = side + sum(self.source.pads[axis])
-            out = (padded - self.extent[axis]) // stride + 1
-            self.require_whole(patch, side, stride, out)
+    def __init__(
+        self, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], source: Source
+    ) -> None:
+        self.kernel, self.stride, self.dilation, self.source = kernel, stride, dilation, source
+        axes = range(len(kernel))
+        patch, grid = source.patch, source.grid.shape
+        self.extent = tuple([(kernel[i] - 1) * dilation[i] + 1 for i in axes])
+        self.before = tuple([lo for lo, _ in source.pads])
+        self.after = tuple([self.extent[i] - stride[i] - self.before[i] for i in axes])
+        self.size = tuple([self.before[i] + patch[i] + self.after[i] for i in axes])
+        self.sides = tuple([grid[i] * patch[i] for i in axes])
+        self.image_size = tuple([self.before[i] + self.sides[i] + self.after[i] for i in axes])
+        self.out = tuple([patch[i] // stride[i] for i in axes])
+        for i in axes:
+            self._require_whole(patch[i], self.sides[i], stride[i], self._outputs(i))
+
+    def _outputs(self, axis: int) -> int:
+        """Positions of the dense op's result along an axis."""
+        padded = self.sides[axis] + sum(self.source.pads[axis])
+        return (padded - self.extent[axis]) // self.stride[axis] + 1
 
     @staticmethod
-    def require_whole(patch: int, side: int, stride: int, out: int) -> None:
+    def _require_whole(patch: int, side: int, stride: int, out: int) -> None:
         """Refuse unless the result again has a whole number of positions for each patch, in the same place."""
         if patch % stride:
             raise Refusal(f"a stride of {stride} does not divide the {patch} positions left in a patch")
@@ -132,47 +148,16 @@ class Reach:
             )
 
     @property
-    def extent(self) -> tuple[int, ...]:
-        """Positions from the first to the last that the kernel sees."""
-        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        return tuple(lo for lo, _ in self.source.pads)
-
-    @property
-    def after(self) -> tuple[int, ...]:
-        """Positions needed behind the last one; negative where the op does not look at the last ones."""
-        return tuple(e - s - b for e, s, b in zip(self.extent, self.stride, self.before, strict=True))
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Positions of a patch with all that it needs around it."""
-        return tuple(b + p + a for b, p, a in zip(self.before, self.source.patch, self.after, strict=True))
-
-    @property
-    def image_size(self) -> tuple[int, ...]:
-        """Positions of a whole image with all that it needs around it."""
-        return tuple(b + s + a for b, s, a in zip(self.before, self._sides(), self.after, strict=True))
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        return tuple(p // s for p, s in zip(self.source.patch, self.stride, strict=True))
-
-    @property
     def is_local(self) -> bool:
         """Whether no position needs a neighbour in another patch."""
-        return all(b <= 0 and a <= 0 for b, a in zip(self.before, self.after, strict=True))
-
-    def _sides(self) -> tuple[int, ...]:
-        return tuple(h * p for h, p in zip(self.source.grid.shape, self.source.patch, strict=True))
+        return max(self.before) <= 0 and max(self.after) <= 0
 
     # ---------------------------------------------------------------- the ways to run
 
     def window(self) -> Tensor:
         """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
         source = self.source
-        if all(b == 0 and a == 0 for b, a in zip(self.before, self.after, strict=True)):
+        if not any(self.before) and not any(self.after):
             return source.values
         return window(source.values, self.window_table(), self.size, source.outside)
 
@@ -195,9 +180,9 @@ class Reach:
         """(N, C, *patch) -> (N * prod(out), C): the positions that a kernel of one position sees."""
         return flat_rows(self.source.values[(..., *(slice(None, None, s) for s in self.stride))])
 
-    def crop(self, images: Tensor) -> Tensor:
-        """(B, C', *sides of the result) -> (N, C', *out)."""
-        return from_rows(gather_rows(flat_rows(images), self.source.grid.crops(self.out)), self.out)
+    def crop_table(self) -> RowTable:
+        """N * prod(out) rows: the visible patches of the result, from whole images of it."""
+        return self.source.grid.crops(self.out)
 
     def patches(self, values: Tensor) -> VisiblePatches:
         return become_patches(values, self.source.grid, lay.canonical(values.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def max_pool(func, args, kwargs):
     dilation = per_axis(given.get("dilation", 1), dims)
     padding = per_axis(given.get("padding", 0), dims)
     source = source_of(x, padding, -math.inf, dims)
-    reach = PoolReach(kernel, stride, dilation, source, given.get("ceil_mode", False))
+    reach = PoolReach(kernel, stride, dilation, source, ceil_mode=given.get("ceil_mode", False))
     # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if reach.overhang and source.outside != -math.inf:
         raise Refusal("ceil_mode reaches behind what F.pad padded")
@@ -60,7 +60,7 @@ def average_pool(func, args, kwargs):
     padding = per_axis(given.get("padding", 0), dims)
     ceil_mode = given.get("ceil_mode", False)
     source = source_of(x, padding, 0.0, dims)
-    reach = PoolReach(kernel, stride, (1,) * dims, source, ceil_mode)
+    reach = PoolReach(kernel, stride, (1,) * dims, source, ceil_mode=ceil_mode)
     if reach.overhang and (source.outside != 0 or source.fold != "constant"):
         raise Refusal("ceil_mode reaches behind what F.pad padded")
     means = func(reach.window(), kernel, stride)
@@ -73,20 +73,20 @@ def average_pool(func, args, kwargs):
     return reach.patches(means)
 
 
-@dataclass(frozen=True)
 class PoolReach(Reach):
     """Reach of a pooling, whose windows may hang over the end of the padded map (`ceil_mode`)."""
 
-    ceil_mode: bool
+    def __init__(self, *reach: Any, ceil_mode: bool) -> None:
+        self.ceil_mode = ceil_mode
+        super().__init__(*reach)
 
-    def __post_init__(self) -> None:
-        for axis, (patch, side) in enumerate(zip(self.source.patch, self._sides(), strict=True)):
-            stride, (lo, hi) = self.stride[axis], self.source.pads[axis]
-            room = side + lo + hi - self.extent[axis]
-            out = (-(-room // stride) if self.ceil_mode else room // stride) + 1
-            if self.ceil_mode and (out - 1) * stride >= side + lo:
-                out -= 1  # torch: a window may not begin in the padding behind the map
-            self.require_whole(patch, side, stride, out)
+    def _outputs(self, axis: int) -> int:
+        if not self.ceil_mode:
+            return super()._outputs(axis)
+        side, stride, (lo, hi) = self.sides[axis], self.stride[axis], self.source.pads[axis]
+        out = -(-(side + lo + hi - self.extent[axis]) // stride) + 1
+        # torch: a window may not begin in the padding behind the map
+        return out - 1 if (out - 1) * stride >= side + lo else out
 
     @property
     def overhang(self) -> bool:
@@ -97,7 +97,7 @@ class PoolReach(Reach):
         """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
         source = self.source
         counts = []
-        for axis, side in enumerate(self._sides()):
+        for axis, side in enumerate(self.sides):
             lo, hi = announced[axis]
             begin = torch.arange(source.grid.shape[axis] * self.out[axis], device=source.values.device)
             begin = begin * self.stride[axis] - self.before[axis]
