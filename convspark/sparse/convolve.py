@@ -52,16 +52,30 @@ class Gathered:
         return _GatheredConvolution.apply(values, weight, bias, self)
 
     def windows(self, values: Tensor) -> Tensor:
-        """(N, C, *positions) -> (M, C, *size), or with taps (R, prod(kernel) * C)."""
-        found = gather_plainly(flat_rows(values), self.table, self.outside)
+        """(N, C, *positions) -> (M, C, *size), or with taps (groups, R, prod(kernel) * C / groups)."""
         if self.taps_of is not None:
-            return found.view(-1, math.prod(self.size) * values.shape[1])
-        return from_rows(found, self.size)
+            found = gather_plainly(self._by_group(flat_rows(values)).flatten(0, 1), self._group_table, self.outside)
+            return found.view(self.groups, -1, math.prod(self.size) * found.shape[1])
+        return from_rows(gather_plainly(flat_rows(values), self.table, self.outside), self.size)
+
+    @property
+    def _group_table(self) -> RowTable:
+        return self.table.repeated(self.groups)
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        """(R, C) -> (groups, R, C / groups)"""
+        return rows.unflatten(1, (self.groups, -1)).transpose(0, 1).contiguous()
+
+    def _kernels(self, weight: Tensor) -> Tensor:
+        """(O, C / groups, *kernel) -> (groups, O / groups, prod(kernel) * C / groups), in the order of the taps."""
+        return weight.movedim(1, -1).reshape(self.groups, weight.shape[0] // self.groups, -1)
 
     def forward(self, windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What `windows` returned to (N, O, *out)."""
         if self.taps_of is not None:
-            return from_rows(functional.linear(windows, _flat(weight), bias), self.taps_of)
+            out = windows @ self._kernels(weight).transpose(1, 2)  # (groups, R, O / groups)
+            out = out.transpose(0, 1).flatten(1)
+            return from_rows(out if bias is None else out + bias, self.taps_of)
         run = _CONVOLUTION[windows.dim()]
         out = run(windows, weight, bias, self.stride, 0, self.dilation, self.groups)
         if self.crop is None:
@@ -70,9 +84,9 @@ class Gathered:
         return from_rows(gather_plainly(flat_rows(out), table), positions)
 
     def output_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """(N, O, *out) as the convolution itself returned it: with a crop whole images, with taps rows (R, O)."""
+        """(N, O, *out) as the convolution returned it: with a crop whole images, with taps (groups, R, O / groups)."""
         if self.taps_of is not None:
-            return flat_rows(grad)
+            return self._by_group(flat_rows(grad))
         if self.crop is None:
             return grad
         extent = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], self.dilation, strict=True)]
@@ -82,15 +96,15 @@ class Gathered:
     def input_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the rows, (S, C)."""
         if self.taps_of is not None:
-            spread = (grad @ _flat(weight)).view(-1, weight.shape[1])
-        else:
-            spread = flat_rows(self._of_input(grad, windows, weight))
-        return scatter_sums(spread, self.table)
+            spread = grad @ self._kernels(weight)  # (groups, R, prod(kernel) * C / groups)
+            rows = scatter_sums(spread.view(-1, weight.shape[1]), self._group_table)
+            return rows.view(self.groups, -1, weight.shape[1]).transpose(0, 1).flatten(1)
+        return scatter_sums(flat_rows(self._of_input(grad, windows, weight)), self.table)
 
     def weight_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         if self.taps_of is not None:
-            flat = grad.t() @ windows
-            return flat.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
+            kernels = grad.transpose(1, 2) @ windows  # (groups, O / groups, prod(kernel) * C / groups)
+            return kernels.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
         if self._is_slow_depthwise(windows, weight):
             return self._by_columns(grad, windows, weight)
         return self._backward(grad, windows, weight, [False, True, False])[1]
@@ -155,8 +169,3 @@ class _GatheredConvolution(torch.autograd.Function):
             if for_weight:
                 to_weight = how.weight_gradient(grad, windows, weight)
         return to_values, to_weight, to_bias, None
-
-
-def _flat(weight: Tensor) -> Tensor:
-    """(O, C, *kernel) -> (O, prod(kernel) * C), in the order of the taps."""
-    return weight.movedim(1, -1).reshape(weight.shape[0], -1)

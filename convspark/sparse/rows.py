@@ -39,6 +39,7 @@ class RowTable:
         self._invert = inverse or self._sorted
         self._bags: Bags | None = None
         self._inverse_bags: Bags | None = None
+        self._repeated: dict[int, RowTable] = {}
         if torch.compiler.is_compiling():
             # Within an autograd.Function, which is where they are asked for, Dynamo refuses to keep them. Those that
             # nobody asks for are no part of the graph.
@@ -59,12 +60,34 @@ class RowTable:
             self._inverse_bags = self._invert()
         return self._inverse_bags
 
+    def repeated(self, times: int) -> RowTable:
+        """The same table for each of so many sets of sources, one behind the other, and of results; waits for a GPU."""
+        if times == 1:
+            return self
+        if times not in self._repeated:
+            first = torch.arange(times, device=self.index.device, dtype=self.index.dtype)[:, None] * self.sources
+            index = torch.where(self.index < self.sources, self.index + first, self.index + (times - 1) * self.sources)
+            table = RowTable(index.flatten(), times * self.sources, self.spare)
+            table._bags = _repeated(self.bags(), times, self.sources)
+            table._inverse_bags = _repeated(self.inverse_bags(), times, self.index.shape[0])
+            self._repeated[times] = table
+        return self._repeated[times]
+
     def _sorted(self) -> Bags:
         order = self.index.argsort(stable=True).to(torch.int32)
         counts = self.index.new_zeros(self.sources + 2 * self.spare + 1).index_add_(
             0, self.index + 1, torch.ones_like(self.index)
         )
         return order, counts.cumsum(0, dtype=torch.int32)[: self.sources + 1]
+
+
+def _repeated(bags: Bags, times: int, rows: int) -> Bags:
+    """Bags of as many sets of rows, `rows` of them each."""
+    index, offsets = bags
+    index = index[: int(offsets[-1])]  # nothing may lie between two sets
+    which = torch.arange(times, device=index.device, dtype=index.dtype)[:, None]
+    ends = (offsets[1:] + which * index.shape[0]).flatten()
+    return (index + which * rows).flatten(), torch.cat([offsets[:1], ends])
 
 
 def compacted(values: Tensor, found: Tensor) -> Tensor:

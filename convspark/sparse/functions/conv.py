@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,7 +66,7 @@ def _convolve(
 def _gathered(reach: Reach, way: str, groups: int) -> Gathered:
     outside, stride, dilation = reach.source.outside, reach.stride, reach.dilation
     if way == "taps":
-        return Gathered(reach.tap_table(), reach.kernel, outside, stride, dilation, 1, taps_of=reach.out)
+        return Gathered(reach.tap_table(), reach.kernel, outside, stride, dilation, groups, taps_of=reach.out)
     if way == "image":
         crop = reach.crop_table(), reach.out
         return Gathered(reach.image_table(), reach.image_size, outside, stride, dilation, groups, crop=crop)
@@ -111,20 +112,37 @@ def _paddings(
 
 
 def _way(reach: Reach, weight: Tensor, groups: int) -> str:
-    """Choose how to run: by the positions that each way reads and writes, the dominating cost."""
+    """Choose how to run, by what was measured on CPU (`benchmarks/`)."""
     source = reach.source
-    patch, grid = math.prod(source.patch), source.grid
-    few = groups == 1 and math.prod(reach.out) <= _TAPS_UP_TO
+    grid, outputs = source.grid, math.prod(reach.out)
+    few, alone = outputs <= _TAPS_UP_TO, not any(reach.before) and not any(reach.after)
     if reach.is_local and not any(reach.before) and math.prod(reach.kernel) == 1:
-        return "product" if few else "local"
-    if not any(reach.before) and not any(reach.after):
-        return "taps" if few and grid.num_visible else "local"
-    if few and patch <= 4 * _TAPS_UP_TO and grid.num_visible:
+        return "product" if groups == 1 and few else "local"
+    if alone and (groups > 1 or not few or not grid.num_visible):
+        return "local"
+    near = alone or math.prod(source.patch) <= 4 * _TAPS_UP_TO
+    if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
         return "taps"
-    windows = grid.num_visible * math.prod(reach.size)
-    if groups > 1 and windows > grid.batch_size * math.prod(reach.image_size):
-        return "image"
-    return "window"
+    if groups == 1:
+        return "window"
+    # A window's halo is gathered for each patch, and outputs at masked positions are computed in vain: a position
+    # gathered takes as long as 12 multiplications (depthwise, patches of 1 to 8 positions, kernels of 3 to 7).
+    work = math.prod(reach.kernel) / 12
+    windows = grid.num_visible * (math.prod(reach.size) + outputs * work)
+    images = grid.batch_size * (math.prod(reach.image_size) + math.prod(grid.shape) * outputs * work)
+    return "image" if windows > images else "window"
+
+
+def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> bool:
+    """Whether a matrix product of few outputs' taps beats a convolution with so many input channels a group.
+
+    A group's taps are gathered apart, which pays where groups are wide or the library is slowest, at a single output;
+    tables for groups are made on CPUs only.
+    """
+    if groups == 1:
+        return True
+    narrowest = 8 if outputs == 1 else 24
+    return channels >= narrowest and values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @meaning(functional.conv1d, functional.conv2d, functional.conv3d)
