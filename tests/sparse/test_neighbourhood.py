@@ -71,8 +71,9 @@ def check(op, visible, patch, channels, generator, module=None):
     st.tuples(st.integers(-5, 5), st.integers(-5, 5)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.sampled_from(["constant", "replicate"]),
+    st.sampled_from([1, 3]),
 )
-def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold):
+def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold, sets):
     """float32 goes through bags and their inverse, both ways; whole numbers make the sums exact."""
     visible, patch, generator = drawn
     grid, patch = PatchGrid(visible), tuple(patch)
@@ -85,6 +86,7 @@ def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold)
         table = grid.images(patch, before, tuple(n - 1 for n in size), fold)
     else:
         table = grid.crops(patch)
+    table = table.repeated(sets)
     rows = torch.randint(-9, 9, (table.sources, 3), generator=generator).float().requires_grad_()
     every = torch.cat([rows.detach(), torch.zeros(2 * table.spare, 3)])
     found = gather_rows(rows, table)
@@ -113,6 +115,16 @@ def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias):
     assume(all((k - 1) * dilation < n + 2 * p for k, n, p in zip(kernel, sides, padding, strict=True)))
     conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias, mode, dtype=torch.float64)
     check(conv, visible, patch, 4, generator, conv)
+
+
+@settings(PROPERTY, max_examples=40)
+@given(grids(patches=(1, 2, 4)), st.sampled_from([(2, 8, 8), (3, 24, 8)]), st.sampled_from([1, 2]), st.booleans())
+def test_convolution_of_wide_groups(drawn, widths, stride, bias):
+    """Few outputs of groups that are wide enough for products of their taps."""
+    visible, patch, generator = drawn
+    groups, channels, outputs = widths
+    conv = nn.Conv2d(groups * channels, groups * outputs, 3, stride, 1, 1, groups, bias, dtype=torch.float64)
+    check(conv, visible, patch, groups * channels, generator, conv)
 
 
 @PROPERTY
@@ -182,11 +194,12 @@ def test_every_way_to_run_is_met():
     from convspark.sparse.functions.conv import _way
     from convspark.sparse.functions.neighbourhood import Reach, source_of
 
-    def way(patch, kernel, groups):
+    def way(patch, kernel, groups, channels=8):
         grid = PatchGrid.random(2, (4, 4), 0.5)
-        x = gather(torch.randn(2, 8, 4 * patch, 4 * patch), grid)
+        x = gather(torch.randn(2, channels, 4 * patch, 4 * patch), grid)
         source = source_of(x, (kernel // 2,) * 2)
         reach = Reach((kernel,) * 2, (1, 1), (1, 1), source)
-        return _way(reach, torch.empty(8, 8 // groups, kernel, kernel), groups)
+        return _way(reach, torch.empty(channels, channels // groups, kernel, kernel), groups)
 
     assert {way(1, 3, 1), way(8, 3, 1), way(2, 7, 8)} == {"taps", "window", "image"}
+    assert way(1, 3, 2, 16) == way(2, 3, 2, 48) == "taps" != way(2, 3, 2, 16)
