@@ -102,9 +102,10 @@ class Command:
         return given
 
     def _answered(self, arguments: Sequence[str]) -> list[str]:
-        """`--compile` -> `--compile=true`, if neither true nor false follows it."""
-        questions = {flag for a in self.parser._actions if _type_of(a) is bool for flag in a.option_strings}
-        following = [*arguments[1:], ""]
+        """`--compile` -> `--compile=true`, where that is not the default and neither true nor false follows."""
+        unset = [a for a in self.parser._actions if _type_of(a) is bool and a.default is False]
+        questions = {flag for action in unset for flag in action.option_strings}
+        following = [*arguments, ""][1:]
         return [
             f"{word}=true" if word in questions and after.lower() not in _ANSWERS else word
             for word, after in zip(arguments, following, strict=True)

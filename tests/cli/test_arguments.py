@@ -17,6 +17,7 @@ def function(
     stages: list[str] | None = None,
     norm: Literal["batch", "layer"] = "batch",
     flip: bool = True,
+    fast: bool = False,
     rate: float = 0.5,
 ) -> None:
     """Do something.
@@ -30,6 +31,7 @@ def function(
         stages: names.
         norm: a kind.
         flip: or not.
+        fast: or slow.
         rate: a number.
     """
 
@@ -56,6 +58,7 @@ def test_defaults_are_the_functions(command):
         "stages": None,
         "norm": "batch",
         "flip": True,
+        "fast": False,
         "rate": 0.5,
     }
 
@@ -74,24 +77,25 @@ def test_every_parameter_is_a_flag(command):
         "stages": ["a", "b"],
         "norm": "layer",
         "flip": False,
+        "fast": False,
         "rate": 1e-3,
     }
     assert parse(command, "--betas", "[0.9, 0.95]")["betas"] == (0.9, 0.95)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "images", "flip"),
+    ("arguments", "images", "fast"),
     [
-        (["--flip"], None, True),
-        (["--flip", "folder"], "folder", True),
-        (["folder", "--flip", "--rate", "1"], "folder", True),
-        (["--flip", "false", "folder"], "folder", False),
-        (["--flip=no"], None, False),
+        (["--fast"], None, True),
+        (["--fast", "folder"], "folder", True),
+        (["folder", "--fast", "--rate", "1"], "folder", True),
+        (["--fast", "false", "folder"], "folder", False),
+        (["--fast=no"], None, False),
     ],
 )
-def test_a_question_is_answered_yes_by_naming_it(command, arguments, images, flip):
+def test_a_question_is_answered_yes_by_naming_it(command, arguments, images, fast):
     values = parse(command, *arguments)
-    assert (values["images"], values["flip"]) == (images, flip)
+    assert (values["images"], values["fast"]) == (images, fast)
 
 
 def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):
