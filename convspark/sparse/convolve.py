@@ -73,7 +73,7 @@ class Gathered:
     def forward(self, windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What `windows` returned to (N, O, *out)."""
         if self.taps_of is not None:
-            out = windows @ self._kernels(weight).transpose(1, 2)  # (groups, R, O / groups)
+            out = _products(windows, self._kernels(weight).transpose(1, 2))  # (groups, R, O / groups)
             out = out.transpose(0, 1).flatten(1)
             return from_rows(out if bias is None else out + bias, self.taps_of)
         run = _CONVOLUTION[windows.dim()]
@@ -96,14 +96,14 @@ class Gathered:
     def input_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the rows, (S, C)."""
         if self.taps_of is not None:
-            spread = grad @ self._kernels(weight)  # (groups, R, prod(kernel) * C / groups)
+            spread = _products(grad, self._kernels(weight))  # (groups, R, prod(kernel) * C / groups)
             rows = scatter_sums(spread.view(-1, weight.shape[1]), self._group_table)
             return rows.view(self.groups, -1, weight.shape[1]).transpose(0, 1).flatten(1)
         return scatter_sums(flat_rows(self._of_input(grad, windows, weight)), self.table)
 
     def weight_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         if self.taps_of is not None:
-            kernels = grad.transpose(1, 2) @ windows  # (groups, O / groups, prod(kernel) * C / groups)
+            kernels = _products(grad.transpose(1, 2), windows)  # (groups, O / groups, prod(kernel) * C / groups)
             return kernels.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
         if self._is_slow_depthwise(windows, weight):
             return self._by_columns(grad, windows, weight)
@@ -142,6 +142,11 @@ class Gathered:
 
 
 _QUICK = 3  # columns
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(groups, n, k), (groups, k, m) -> (groups, n, m); for a single group the plain product, which is quicker."""
+    return (left[0] @ right[0])[None] if left.shape[0] == 1 else left @ right
 
 
 class _GatheredConvolution(torch.autograd.Function):
