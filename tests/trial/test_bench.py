@@ -53,6 +53,7 @@ def test_parts_alone_and_nothing_masked():
     assert "Whole step" not in str(report)
 
 
+@pytest.mark.filterwarnings("ignore")  # Dynamo's, about mask-and-multiply
 def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
     asked = []
 
