@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
 RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow benchmarks lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) $(BIN)/convspark demo
@@ -18,6 +18,14 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(RUN) $(BIN)/python -m pytest -m slow
+
+# Every figure of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
+benchmarks: $(VENV)/.installed
+	$(RUN) $(BIN)/python benchmarks/speed.py
+	$(RUN) $(BIN)/python benchmarks/speed.py --precision bf16 resnet50
+	$(RUN) $(BIN)/python benchmarks/speed.py --decoder paper resnet50
+	$(RUN) $(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/feeding.py $(PICTURES)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -288,7 +288,8 @@ def test_compiled_steps_are_the_same_steps(pictures, small, finished, tmp_path, 
     )
     assert names == expected
     for name, weight in weights(finished.folder).items():
-        torch.testing.assert_close(weights(result.folder)[name], weight, rtol=1e-3, atol=1e-5)
+        # Eight steps of LAMB, each of up to 2 % of a layer's size, from gradients that differ by roundings.
+        torch.testing.assert_close(weights(result.folder)[name], weight, rtol=1e-3, atol=1e-4)
     assert estimate(str(pictures), compile=True, **small).step_seconds > 0
 
 
