@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--decoder", default="lean", help="of the whole step")
+    parser.add_argument("--parts", nargs="+", default=["encoder", "step"], help="what to measure")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     given = vars(parser.parse_args())
@@ -43,7 +44,7 @@ def main() -> None:
 
     found = []
     for name in names:
-        compared = ("size", "batch_size", "mask_ratio", "precision", "device", "compile", "decoder")
+        compared = ("size", "batch_size", "mask_ratio", "precision", "device", "compile", "decoder", "parts")
         asked = {"network": name, "asked": {key: given[key] for key in compared}, "processor": records.processor()}
         line = records.find(out, asked)
         if line is None:

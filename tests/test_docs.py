@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,8 +25,16 @@ def test_example_of_the_readme():
 def test_examples_of_networks(capsys):
     names = {}
     for block in blocks(ROOT / "docs" / "networks.md"):
-        exec(block, names)
+        if "torch.compile" not in block:
+            exec(block, names)
     assert "exact on visible patches" in capsys.readouterr().out
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
+@pytest.mark.slow
+def test_the_compiled_example_of_networks():
+    names = {"timm": timm}
+    exec(next(block for block in blocks(ROOT / "docs" / "networks.md") if "torch.compile" in block), names)
     behind = {f"backbone.{name}" for name in names["model"].untrained}
     assert all(p.grad is not None for name, p in names["model"].named_parameters() if name not in behind)
 

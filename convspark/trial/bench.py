@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -225,8 +226,13 @@ class _Trial:
         return torch.autocast(self.images.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     @staticmethod
-    def _prepared(way: Way, function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=way == VISIBLE, dynamic=False) if compiled else function
+    def _prepared(way: Way, function: FunctionType, compiled: bool) -> Callable[..., Any]:
+        if not compiled:
+            return function
+        # Dynamo keeps by its code what it compiled of a function, also that it gave up, as for mask-and-multiply.
+        code = function.__code__.replace(co_name=way.replace(" ", "_").replace("-", "_"))
+        own = FunctionType(code, function.__globals__, closure=function.__closure__)
+        return torch.compile(own, fullgraph=way == VISIBLE, dynamic=False)
 
     def _features_of(self, way: Way) -> Callable[[PatchGrid], Sequence[Tensor]]:
         def features(grid: PatchGrid) -> Sequence[Tensor]:
