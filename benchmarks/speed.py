@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--decoder", default="lean", help="of the whole step")
-    parser.add_argument("--parts", nargs="+", default=["encoder", "step"], help="what to measure")
+    parser.add_argument("--parts", default="encoder,step", help="what to measure: encoder, or encoder,step")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     given = vars(parser.parse_args())
@@ -48,7 +48,7 @@ def main() -> None:
         asked = {"network": name, "asked": {key: given[key] for key in compared}, "processor": records.processor()}
         line = records.find(out, asked)
         if line is None:
-            report = bench(name, **given)
+            report = bench(name, **given | {"parts": given["parts"].split(",")})
             print(report, end="\n\n", flush=True)
             line = records.append(out, asked | report.as_dict())
         found.append(line)
