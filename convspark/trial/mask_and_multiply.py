@@ -64,11 +64,13 @@ class MaskAndMultiply(TorchFunctionMode):
         dims = len(self.grid.shape)
         if not isinstance(x, Tensor) or x.dim() != dims + 2 or x.shape[0] != self.grid.batch_size:
             return None
-        for first in (self._CHANNELS_FIRST, self._CHANNELS_LAST):
+        fitting = {}
+        for first in (self._CHANNELS_LAST, self._CHANNELS_FIRST):
             sides = x.shape[first : first + dims]
             if not any(side % h or side < h for side, h in zip(sides, self.grid.shape, strict=True)):
-                return first
-        return None
+                fitting[first] = len({side // h for side, h in zip(sides, self.grid.shape, strict=True)})
+        # Channels may divide like positions do: the axes along which patches have equal sides are the positions.
+        return min(fitting, key=lambda first: (fitting[first], -first), default=None)
 
     def _over_positions(self, func: Callable[..., Any], first: int, args: Any, kwargs: Any) -> bool:
         if func not in (Tensor.mean, torch.mean):

@@ -53,6 +53,12 @@ def test_parts_alone_and_nothing_masked():
     assert "Whole step" not in str(report)
 
 
+def test_channels_last_is_told_from_channels_first():
+    net = timm.create_model("convnextv2_atto", conv_mlp=False)  # (B, H, W, C), with channels that 4 patches divide
+    report = bench(net, size=64, batch_size=1, repeats=1, precision="fp32", mask_ratio=0.5, parts=("encoder",))
+    assert report.not_imitated is None, report.not_imitated
+
+
 @pytest.mark.filterwarnings("ignore")  # Dynamo's, about mask-and-multiply
 def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
     asked = []
