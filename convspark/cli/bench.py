@@ -45,7 +45,7 @@ def bench(
 def run(arguments: Sequence[str]) -> int:
     """0: measured."""
     made = Command("bench", bench, types={"network": str | None}, positional=("network",))
-    made.add_switch("--compile", help="run all of it through torch.compile")
+    made.add_switch("--compile", help="run dense and visible only through torch.compile")
     made.add_switch("--json", help="print the report as JSON")
     given = made.parse(arguments)
     values = made.values(given)

@@ -59,7 +59,6 @@ def test_channels_last_is_told_from_channels_first():
     assert report.not_imitated is None, report.not_imitated
 
 
-@pytest.mark.filterwarnings("ignore")  # Dynamo's, about mask-and-multiply
 def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
     asked = []
 
@@ -71,8 +70,8 @@ def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
     monkeypatch.setattr(torch, "compile", trace)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
     report = bench(net, size=16, batch_size=1, repeats=1, precision="fp32", compile=True)
-    assert asked == [False, False, True] * 2  # encoder and step; dense, mask-and-multiply, visible only
-    assert report.compiled and "visible only as one graph" in str(report)
+    assert asked == [False, True] * 2  # encoder and step; dense, visible only
+    assert report.compiled and "as one graph for all masks" in str(report)
 
 
 def test_buffers_of_the_network_survive_the_comparison_in_float64():
