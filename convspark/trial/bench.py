@@ -304,9 +304,7 @@ def _page(report: BenchReport) -> list[str]:
         f"{where}, {how}; medians of {report.repeats}, in turn",
     ]
     if report.compiled:
-        lines.append(
-            "dense and visible only through torch.compile, the latter as one graph for all masks; mask-and-multiply is not"
-        )
+        lines.append("dense and visible only compiled, the latter as one graph for all masks; mask-and-multiply is not")
     titles = (
         ("Encoder, forward and backward", report.encoder),
         (
