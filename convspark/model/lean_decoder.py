@@ -29,7 +29,7 @@ class Grow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, dims = self.conv(x), len(self.factor)
         batch, sides = x.shape[0], x.shape[2:]
-        # (B, f*f*c', s, s) -> (B, f, f, c', s, s) -> (B, c', s, f, s, f) -> (B, c', s*f, s*f)
+        # (B, f*f*c', s, s) -> (B, f, f, c', s, s) -> (B, s, f, s, f, c') -> (B, c', s*f, s*f)
         x = x.view(batch, *self.factor, -1, *sides)
         order = [n for axis in range(dims) for n in (dims + 2 + axis, 1 + axis)]
         # Channels last, as the 1x1 conv gives and the next conv wants them: the copy moves whole runs of channels.
