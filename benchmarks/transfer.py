@@ -1,7 +1,7 @@
 """Does pre-training on a folder's own pictures help to classify them? Pre-trains, probes and compares; resumable.
 
     python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
-        [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
+        [--decoder lean] [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
 
 DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on. At
 the end a line goes to benchmarks/results/transfer.jsonl.
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the data, for the record")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--decoder", default="paper", help="of pre-training")
     parser.add_argument("--pretrain-epochs", type=int, default=80)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0])
@@ -39,7 +40,8 @@ def main() -> None:
         if (run / "config.yaml").is_file():
             convspark.pretrain(resume=str(run))
         else:
-            settings = {"model": asked.model, "size": asked.size, "epochs": asked.pretrain_epochs}
+            settings = {name: getattr(asked, name) for name in ("model", "size", "decoder")}
+            settings["epochs"] = asked.pretrain_epochs
             convspark.pretrain(str(asked.data / "train"), out=str(run), **settings)
     probe_file = asked.out / "probe.json"
     if not probe_file.is_file():
@@ -62,6 +64,7 @@ def record(asked: argparse.Namespace, comparison: convspark.Comparison, probed: 
         "data": asked.name,
         "model": asked.model,
         "size": asked.size,
+        "decoder": asked.decoder,
         "pretrain_epochs": asked.pretrain_epochs,
         "epochs_at_all_labels": asked.epochs,
         "device": describe_device(choose_device()),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.distributed import ProcessGroup
 from ..errors import UsageError
 from .rows import Bags, RowTable, compacted
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Fold = str  # "constant", "reflect", "replicate" or "circular": what a position outside the image shows
 
@@ -159,37 +161,30 @@ class PatchGrid:
         def build() -> RowTable:
             if fold != "constant":
                 return self._folded_windows(patch, start, size, fold)
-            span = _Span.of_window(patch, start, size, self.device)
-            around = self._neighbours(span.first, span.count)  # (N, *count)
-            return self._table(span.rows(around), span, span.neighbour, span.local)
+            cells = _window_cells(patch, start, size, self.device)
+            around = self._neighbours(cells.first, cells.count)  # (N, *count)
+            return self._table(cells.rows(around), cells)
 
         return self.cached(("windows", patch, start, size, fold), build)
 
-    def _table(self, index: Tensor, span: _Span, neighbour: Tensor, local: Tensor) -> RowTable:
-        """A table of N windows or of their taps; arguments as for `_cells_showing`."""
-        sources = self.num_visible * span.positions
-        return RowTable(index, sources, span.positions, lambda: self._cells_showing(span, neighbour, local))
+    def _table(self, index: Tensor, cells: _Cells) -> RowTable:
+        """A table of N windows or of their taps."""
+        sources = self.num_visible * cells.positions
+        return RowTable(index, sources, cells.positions, lambda: self._cells_showing(cells))
 
-    def _cells_showing(self, span: _Span, neighbour: Tensor, local: Tensor) -> Bags:
+    def _cells_showing(self, cells: _Cells) -> Bags:
         """`RowTable.inverse_bags` of a table of windows or taps, without sorting its rows.
 
         The windows that show a patch are those of its neighbours, each position at cells that are the same for all.
-
-        Args:
-            neighbour, local: (cells,) of each cell of a window, as in `_Span`.
         """
-        cells, neighbours = local.shape[0], math.prod(span.count)
-        order = local.argsort(stable=True)  # source by source
-        local, mirrored = local[order], neighbours - 1 - neighbour[order]
-        behind = tuple(1 - first - count for first, count in zip(span.first, span.count, strict=True))
-        around = self._neighbours(behind, span.count).flatten(1)  # (N, neighbours): who sees this patch as neighbour
+        behind = tuple(1 - first - count for first, count in zip(cells.first, cells.count, strict=True))
+        around = self._neighbours(behind, cells.count).flatten(1)  # (N, neighbours): who sees this patch as neighbour
         seen = around < self.num_visible
-        first_row = torch.where(seen, around * cells, -cells)
+        order = cells.order
+        first_row = torch.where(seen, around * order.shape[0], -order.shape[0])
         # (neighbours, N) -> (cells, N) -> (N, cells): choosing whole rows, then transposing, is the quickest way.
-        row = (first_row.t().contiguous().index_select(0, mirrored) + order[:, None].to(torch.int32)).t().contiguous()
-        shown = seen.new_zeros(neighbours, span.positions, dtype=torch.float32)
-        shown.index_put_((mirrored, local), shown.new_ones(()), accumulate=True)
-        counts = (seen.to(shown.dtype) @ shown).to(torch.int32)  # (N, positions)
+        row = (first_row.t().contiguous().index_select(0, cells.mirrored) + order[:, None]).t().contiguous()
+        counts = (seen.to(cells.shown.dtype) @ cells.shown).to(torch.int32)  # (N, positions)
         return compacted(row.flatten(), row.flatten() >= 0), _offsets(counts.flatten())
 
     def _neighbours(self, first: tuple[int, ...], count: tuple[int, ...]) -> Tensor:
@@ -245,18 +240,11 @@ class PatchGrid:
 
         def build() -> RowTable:
             size = tuple(p - s + (k - 1) * d + 1 for p, s, k, d in zip(patch, stride, kernel, dilation, strict=True))
-
-            def seen(cells: Tensor) -> Tensor:  # (n, prod(size)) -> (n, prod(out) * prod(kernel))
-                cells = cells.view(-1, *size)
-                for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
-                    cells = cells.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
-                return cells.flatten(1)
-
-            index = seen(self.windows(patch, start, size, fold).index).flatten()
+            windows = self.windows(patch, start, size, fold).index
+            index = _taps(windows.view(-1, *size), kernel, stride, dilation).flatten()
             if fold != "constant":
                 return RowTable(index, self.num_visible * math.prod(patch), math.prod(patch))
-            span = _Span.of_window(patch, start, size, self.device)
-            return self._table(index, span, seen(span.neighbour)[0], seen(span.local)[0])
+            return self._table(index, _tap_cells(patch, start, size, kernel, stride, dilation, self.device))
 
         return self.cached(("taps", patch, start, kernel, stride, dilation, fold), build)
 
@@ -265,21 +253,14 @@ class PatchGrid:
 
         def build() -> RowTable:
             sides = tuple(h * p + b + a for h, p, b, a in zip(self.shape, patch, before, after, strict=True))
-            span = _Span(
-                patch,
-                [
-                    folded(torch.arange(-b, side - b, device=self.device), h * p, fold)
-                    for h, p, b, side in zip(self.shape, patch, before, sides, strict=True)
-                ],
-                tuple(min(0, -b // p) for b, p in zip(before, patch, strict=True)),
-            )
+            cells = _image_cells(patch, self.shape, before, sides, fold, self.device)
             whole = self._padded_slots(
                 tuple(max(-(-b // p), 0) for b, p in zip(before, patch, strict=True)),
                 tuple(max(-(-a // p), 0) for a, p in zip(after, patch, strict=True)),
             )
             once = fold == "constant" and min(*before, *after, 0) == 0
             return RowTable(
-                span.rows(whole),
+                cells.rows(whole),
                 self.num_visible * math.prod(patch),
                 math.prod(patch),
                 (lambda: _one_each(self._within_images(patch, before, sides))) if once else None,
@@ -334,57 +315,127 @@ class PatchGrid:
         return RowTable(row, self.num_visible * positions, positions)
 
 
-class _Span:
-    """Where positions lie: in which patch of a block, and where in it; the same for all blocks of a grid.
+class _Cells:
+    """Where the cells of a window, or of a padded image, lie: in which patch of a block, and where in it.
+
+    The same for every mask, so that what is made of them here is kept from step to step.
 
     Args:
         patch: positions of a patch along each axis, p.
         at: (n,) positions along each axis, 0 at the first one of the patch that the block is laid around.
         first: the block's first patch along each axis, relative to that patch.
+        count: the block's patches along each axis.
 
     Attributes:
         positions: of a patch.
-        first, count: the block's patches along each axis; count is known of windows only.
+        first, count: as given.
         which: along each axis, (n,) the patch that each position lies in, from 0.
-        local: int32 (prod(n),) the position of that patch that it is.
+        local: int32 (cells,) the position of that patch that each cell is.
+        neighbour: (cells,) that patch in the flattened block.
     """
 
-    count: tuple[int, ...]
-
-    def __init__(self, patch: tuple[int, ...], at: list[Tensor], first: tuple[int, ...]) -> None:
+    def __init__(
+        self, patch: tuple[int, ...], at: list[Tensor], first: tuple[int, ...], count: tuple[int, ...]
+    ) -> None:
         self.positions = math.prod(patch)
-        self.first = first
+        self.first, self.count = first, count
         self.which = [torch.div(a, p, rounding_mode="floor") - f for a, p, f in zip(at, patch, first, strict=True)]
         self.local = torch.zeros(1, dtype=torch.int32, device=at[0].device)
-        for a, p in zip(at, patch, strict=True):
+        self.neighbour = torch.zeros(1, dtype=torch.int64, device=at[0].device)
+        for a, p, which, n in zip(at, patch, self.which, count, strict=True):
             self.local = (self.local[:, None] * p + (a % p).to(torch.int32)).flatten()
+            self.neighbour = (self.neighbour[:, None] * n + which).flatten()
 
-    @classmethod
-    def of_window(
-        cls, patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
-    ) -> _Span:
-        """Of `size` positions from `start`, each along its axis."""
-        first = tuple(b // p for b, p in zip(start, patch, strict=True))
-        at = [torch.arange(b, b + n, device=device) for b, n in zip(start, size, strict=True)]
-        span = cls(patch, at, first)
-        ends = [(b + n - 1) // p for b, n, p in zip(start, size, patch, strict=True)]
-        span.count = tuple(end - f + 1 for end, f in zip(ends, first, strict=True))
-        return span
+    def chosen(self, choose: Callable[[Tensor], Tensor]) -> _Cells:
+        """Some of the cells, some of them several times: `choose` is given a value a cell."""
+        cells = copy.copy(self)
+        cells.local, cells.neighbour = choose(self.local).flatten(), choose(self.neighbour).flatten()
+        return cells
 
-    @property
-    def neighbour(self) -> Tensor:
-        """(prod(n),) which patch of the block each position lies in."""
-        neighbour = self.which[0]
-        for which, count in zip(self.which[1:], self.count[1:], strict=True):
-            neighbour = (neighbour[:, None] * count + which).flatten()
-        return neighbour
+    def prepare(self) -> _Cells:
+        """Work out what `PatchGrid._cells_showing` needs.
+
+        order: int32 (cells,) the cells, sorted by the position that they are.
+        mirrored: (cells,) in that order, the patch that would have to be the window's for this one to be `neighbour`.
+        shown: float (neighbours, positions) how many cells of each neighbour's window are each position.
+        """
+        neighbours = math.prod(self.count)
+        order = self.local.argsort(stable=True)
+        self.order = order.to(torch.int32)
+        self.mirrored = neighbours - 1 - self.neighbour[order]
+        self.shown = torch.zeros(neighbours, self.positions, device=order.device)
+        self.shown.index_put_((self.mirrored, self.local[order]), self.shown.new_ones(()), accumulate=True)
+        return self
 
     def rows(self, slots: Tensor) -> Tensor:
-        """Slots of the patches of M blocks, (M, *count), to the rows that the positions have: (M * prod(n),)."""
+        """Slots of the patches of M blocks, (M, *count), to the rows that the cells have: (M * cells,)."""
         rows = slots * self.positions
         for axis in reversed(range(len(self.which))):  # the first axis last: by then it moves long runs
             rows = rows.index_select(1 + axis, self.which[axis])
         return rows.flatten(1).add_(self.local).flatten()
+
+
+def _kept(build: Callable[P, T]) -> Callable[P, T]:
+    """What was built for the same arguments before; while compiling, built anew, as a part of the graph."""
+    known = functools.lru_cache(maxsize=512)(build)
+
+    @functools.wraps(build)
+    def get(*args: P.args, **kwargs: P.kwargs) -> T:
+        return build(*args, **kwargs) if torch.compiler.is_compiling() else known(*args, **kwargs)  # type: ignore[arg-type]
+
+    return get
+
+
+@_kept
+def _window_cells(
+    patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
+) -> _Cells:
+    """The cells of a window of `size` positions from `start`, each along its axis."""
+    first = tuple(b // p for b, p in zip(start, patch, strict=True))
+    at = [torch.arange(b, b + n, device=device) for b, n in zip(start, size, strict=True)]
+    ends = [(b + n - 1) // p for b, n, p in zip(start, size, patch, strict=True)]
+    return _Cells(patch, at, first, tuple(end - f + 1 for end, f in zip(ends, first, strict=True))).prepare()
+
+
+@_kept
+def _tap_cells(
+    patch: tuple[int, ...],
+    start: tuple[int, ...],
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    device: torch.device,
+) -> _Cells:
+    """What a kernel sees at each position of its result, of the cells of such a window."""
+    cells = _window_cells(patch, start, size, device)
+    return cells.chosen(lambda each: _taps(each.view(1, *size), kernel, stride, dilation)).prepare()
+
+
+@_kept
+def _image_cells(
+    patch: tuple[int, ...],
+    shape: tuple[int, ...],
+    before: tuple[int, ...],
+    sides: tuple[int, ...],
+    fold: Fold,
+    device: torch.device,
+) -> _Cells:
+    """The cells of a whole padded image of `sides` positions; the block is all its patches."""
+    at = [
+        folded(torch.arange(-b, side - b, device=device), h * p, fold)
+        for h, p, b, side in zip(shape, patch, before, sides, strict=True)
+    ]
+    first = tuple(min(0, -b // p) for b, p in zip(before, patch, strict=True))
+    ends = [-(-(side - b) // p) for side, b, p in zip(sides, before, patch, strict=True)]
+    return _Cells(patch, at, first, tuple(max(end, h) - f for end, h, f in zip(ends, shape, first, strict=True)))
+
+
+def _taps(cells: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
+    """(n, *size) -> (n, *out, *kernel), flattened to (n, ...): what the kernel sees at each position of its result."""
+    for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
+        cells = cells.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
+    return cells.flatten(1)
 
 
 def _offsets(counts: Tensor) -> Tensor:
