@@ -3,8 +3,9 @@
     python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
         [--decoder lean] [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
 
-DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on. At
-the end a line goes to benchmarks/results/transfer.jsonl.
+DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on, or
+with other --fractions, --epochs or --seeds to compare the same pre-trained weights once more. At the end a line goes to
+benchmarks/results/transfer.jsonl.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> None:
         report = convspark.probe(str(run), str(asked.data))
         probe_file.write_text(json.dumps(asdict(report), indent=2))
         print(report)
-    folder = asked.out / "comparison"
+    folder = asked.out / f"comparison-of-{'-'.join(map(str, asked.fractions))}-for-{asked.epochs}-{asked.seeds}"
     if (folder / "compare.yaml").is_file():
         comparison = convspark.compare(resume=str(folder))
     else:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.finetune import FinetuneResult, finetune
+from ..transfer.finetune import finetune
+from ..transfer.results import FinetuneResult
 from .arguments import Command
 
 GROUPS = {

@@ -14,7 +14,8 @@ from ..training.logs import run_log
 from ..training.run_folder import RunFolder, default_path, write_text
 from ..training.settings import check_positive
 from . import recipe
-from .finetune import FinetuneResult, finetune, read_predictions, read_result
+from .finetune import finetune
+from .results import FinetuneResult, read_predictions, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
 
 logger = logging.getLogger(__name__)

@@ -4,54 +4,13 @@ The command line's `convspark finetune` is this function. Its module imports no 
 describe it at once.
 """
 
-import csv
-import json
-import logging
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..training.logs import run_log
-from ..training.run_folder import RunFolder, default_path, write_environment, write_text
+from .results import FinetuneResult
+from .running import run_task
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What a fine-tuning came to; `results.json` in its folder.
-
-    Attributes:
-        folder: the run folder.
-        weights: what it started from.
-        split: what the figures are of: "test", or "val" where there are no test pictures.
-        pictures: how many those are.
-        top1, balanced, macro_f1: of the best weights there, from 0 to 1. Balanced accuracy is the mean recall of the
-            classes, macro F1 the mean of their F1 scores.
-        loss: cross-entropy there.
-        best: epoch, kind (raw or EMA) and score (validation top-1) of the best weights, by which they were chosen.
-        last: the same figures, of the last epoch's EMA weights, which nothing was chosen by.
-        recall: of each class.
-        trained_on: labelled pictures trained on.
-        epochs, steps, seconds: taken.
-    """
-
-    folder: str
-    weights: str
-    split: str
-    pictures: int
-    top1: float
-    balanced: float
-    macro_f1: float
-    loss: float
-    best: dict[str, Any]
-    last: dict[str, float]
-    recall: dict[str, float]
-    trained_on: int
-    epochs: int
-    steps: int
-    seconds: float
+if TYPE_CHECKING:
+    from .finetuning import Finetuning
 
 
 def finetune(
@@ -123,40 +82,10 @@ def finetune(
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `pretrain`.
     """
-    arguments = dict(locals())
-    started = time.monotonic()
-    with run_log() as log:
-        import torch
-
-        from .finetuning import Finetuning
-        from .resuming import config_text, resumed_arguments
-
-        going_on = RunFolder.open(resume, "finetune") if resume is not None else None
-        if going_on is not None:
-            arguments = resumed_arguments(arguments, finetune, going_on)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            run = Finetuning(arguments)
-            folder = going_on
-            if folder is None:
-                folder = RunFolder.create(out if out is not None else default_path(f"finetune-{run.origin.model}"))
-                write_text(folder.config, config_text("finetune", run.config))
-            write_environment(folder, run.device_text)
-            log.write_to(folder.log)
-            logger.info("run folder %s", folder.path)
-            for line in run.describe():
-                logger.info("%s", line)
-            result = run.train(folder, started)
-        write_text(folder.path / "results.json", json.dumps(asdict(result), indent=2) + "\n")
-        return result
+    return run_task(finetune, locals(), _task)
 
 
-def read_result(folder: str | Path) -> FinetuneResult | None:
-    """The result of a fine-tuning that is done, from its folder; None if it is not."""
-    file = Path(folder) / "results.json"
-    return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+def _task(arguments: dict[str, Any]) -> "Finetuning":
+    from .finetuning import Finetuning
 
-
-def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:
-    """Of each picture measured, whether it was told right, and as what, by the best ("predicted") or last weights."""
-    with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row["path"]: (row[kind] == row["label"], row[kind]) for row in csv.DictReader(file)}
+    return Finetuning(arguments)

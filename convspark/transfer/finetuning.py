@@ -4,7 +4,6 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -21,20 +20,17 @@ from ..checkpoints.export import export_timm
 from ..errors import UsageError
 from ..report.confusion import confusion_matrix
 from ..training import settings
-from ..training.device import choose_device, choose_precision, default_workers, describe_device
-from ..training.fit import fit
-from ..training.loading import TrainLoader
+from ..training.device import describe_device
 from ..training.module import counted_seed
 from ..training.run_folder import RunFolder, command_line, write_text
-from ..training.schedule import Schedule
 from . import recipe
 from .augment import FinetuneTransform, LabelledImages
 from .best import KeepBest
 from .classify import ClassifyModule, Headed, Predictions, labelled_loader, predict, remedy, with_classifier
-from .finetune import FinetuneResult
 from .labels import LabelledData, read_labelled
 from .layers import decayed_groups, layer_groups
-from .weights import Origin, find_weights
+from .results import FinetuneResult
+from .task import Task, adamw
 
 logger = logging.getLogger(__name__)
 
@@ -43,54 +39,45 @@ _LEAST_LEARNED = 0.1  # of the way from chance to perfect
 _HEAD = 106  # second word of the seed of the classifier's first weights
 
 
-class Finetuning:
-    """The arguments of `finetune`, resolved, with what they stand for.
+class Finetuning(Task[FinetuneResult]):
+    """The arguments of `finetune`, resolved, with what they stand for."""
 
-    Raises:
-        ConvsparkError: whatever is wrong with them; nothing was written yet.
-    """
+    command = "finetune"
+    layer_decay = 0.7
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self.config = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
+    def check(self) -> None:
+        recipe.check(self.config)
+
+    def read(self) -> int:
         c = self.config
-        recipe.check(c)
-        if arguments["out"] is not None and arguments["resume"] is None:
-            RunFolder(arguments["out"]).check_new()
-        self.origin: Origin = find_weights(c["weights"], c["model"])
-        self.origin.check_pictures()
-        self.data: LabelledData = read_labelled(c["data"], c["val_share"], c["seed"]).with_fraction(
-            c["fraction"], c["seed"]
-        )
-        self.device = choose_device(c["device"])
-        self.precision = choose_precision(c["precision"], self.device)
-        images = len(self.data.train)
+        every = read_labelled(c["data"], c["val_share"], c["seed"])
+        self.data: LabelledData = every.with_fraction(c["fraction"], c["seed"])
+        return len(self.data.train)
+
+    def fill_in(self, images: int) -> None:
+        c = self.config
         c["size"] = settings.format_size(self.origin.sides(c["size"]))
         c["epochs"] = c["epochs"] or recipe.default_epochs(images)
         c["batch_size"] = c["batch_size"] or recipe.default_batch_size(images)
-        c["precision"] = self.precision
         if c["learning_rate"] is None:
             c["learning_rate"] = recipe.default_learning_rate(c["optimizer"], c["batch_size"])
-        if c["layer_decay"] is None:
-            c["layer_decay"] = 1.0 if self.origin.is_random else 0.7
-        self.numbers = settings.count(images, c["batch_size"], c["epochs"], c["warmup_epochs"], c["accumulate"])
+
+    def build(self) -> nn.Module:
+        c = self.config
         if self.numbers.batch_size // self.numbers.accumulate % 2:
             raise UsageError(
                 f"batch_size is {c['batch_size']} and accumulate {c['accumulate']}: expected an even number of "
                 "pictures in each forward pass, as they are mixed in pairs"
             )
-        c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
-        self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         network = self.origin.build(c["seed"], c["drop_path"])
         self.origin.check_size(network, self.size)
-        classes = len(self.data.classes)
-        self.network = with_classifier(network, classes, counted_seed(c["seed"], _HEAD)).train()
-        self._warn_of_small_passes()
-        if self.device.type != "mps":
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made = with_classifier(network, len(self.data.classes), counted_seed(c["seed"], _HEAD))
+        self._warn_of_small_passes(made)
+        return self.in_channels_last(made)
 
-    def _warn_of_small_passes(self) -> None:
+    def _warn_of_small_passes(self, network: nn.Module) -> None:
         pictures = self.numbers.batch_size // self.numbers.accumulate
-        if pictures < _FEWEST_TO_NORMALISE and any(isinstance(m, _BatchNorm) for m in self.network.modules()):
+        if pictures < _FEWEST_TO_NORMALISE and any(isinstance(m, _BatchNorm) for m in network.modules()):
             logger.warning(
                 "BatchNorm over %d pictures at a time is mostly noise, with which ResNets learn little or collapse: "
                 "choose %d or more for each forward pass (--batch-size over --accumulate); where memory is short, a "
@@ -103,12 +90,7 @@ class Finetuning:
     def size(self) -> tuple[int, int]:
         return settings.parse_size(self.config["size"])
 
-    @property
-    def device_text(self) -> str:
-        return describe_device(self.device)
-
     def describe(self) -> list[str]:
-        """The effective numbers, for the log."""
         c, n, d = self.config, self.numbers, self.data
         groups = layer_groups(self.network, getattr(self.network, "stages", None))[1]
         split = f"{len(d.val)} to validate with{' (split off)' if d.val_is_split else ''}"
@@ -120,11 +102,10 @@ class Finetuning:
             f"training  {c['epochs']} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {c['size']} pixels",
             f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, decayed by {c['layer_decay']:g} over "
             f"{groups} layer groups, weight decay {c['weight_decay']:g}",
-            f"device    {self.device_text}, {self.precision}, {self.workers} workers",
+            f"device    {describe_device(self.device)}, {c['precision']}, {self.workers} workers",
         ]
 
     def train(self, folder: RunFolder, started: float) -> FinetuneResult:
-        """Train, choose the best weights by validation, measure them, export them."""
         c, n, origin = self.config, self.numbers, self.origin
         classes = len(self.data.classes)
         mix = Mixup(
@@ -136,10 +117,9 @@ class Finetuning:
         )
         if not (c["mixup"] or c["cutmix"]):
             mix.mixup_enabled = False
-        schedule = Schedule(c["learning_rate"], n.steps, n.warmup_steps, (c["weight_decay"], c["weight_decay"]))
         loss = BinaryCrossEntropy() if c["optimizer"] == "lamb" else SoftTargetCrossEntropy()
         make = partial(_make_optimizer, self.network, c["optimizer"], c["layer_decay"])
-        module = ClassifyModule(self.network, make, schedule, mix, loss, recipe.ema_decay(n.steps), c["seed"])
+        module = ClassifyModule(self.network, make, self.schedule, mix, loss, recipe.ema_decay(n.steps), c["seed"])
         transform = FinetuneTransform(
             size=self.size,
             mean=origin.mean,
@@ -148,24 +128,12 @@ class Finetuning:
             policy=c["policy"],
             erase=c["erase"],
         )
-        dataset = LabelledImages(self.data.train, transform, c["seed"])
-        train = TrainLoader(
-            dataset, n.batch_size, n.accumulate, c["seed"], self.workers, pin_memory=self.device.type == "cuda"
-        )
-        best = KeepBest(folder)
-        fit(
-            module,
+        best = self.fit(
             folder,
-            train,
+            module,
+            LabelledImages(self.data.train, transform, c["seed"]),
             labelled_loader(self.data.val, self.size, origin.mean, origin.std, workers=self.workers),
-            device=self.device,
-            precision=self.precision,
-            epochs=c["epochs"],
             gradient_clip=None if c["optimizer"] == "lamb" else 5.0,
-            callbacks=[best],
-            checkpoint_minutes=c["checkpoint_minutes"],
-            measure_every=recipe.measure_every(c["epochs"]),
-            go_on=f"convspark finetune --resume {folder.path}",
         )
         return self._measure(module, best, folder, started)
 
@@ -241,7 +209,7 @@ def _make_optimizer(network: nn.Module, kind: str, layer_decay: float) -> torch.
     if kind == "lamb":
         # The settings of the paper's fine-tuning, which are not those of its pre-training.
         return Lamb(made, lr=0.0, betas=(0.9, 0.999), bias_correction=False, max_grad_norm=1e7, always_adapt=True)
-    return torch.optim.AdamW(made, lr=0.0, betas=(0.9, 0.999))
+    return adamw(made)
 
 
 def _recall(found: Predictions, names: list[str]) -> dict[str, float]:

@@ -17,8 +17,9 @@ from convspark.training import callbacks
 from convspark.transfer.classify import Scores
 from convspark.transfer.compare import compare
 from convspark.transfer.embed import embed
-from convspark.transfer.finetune import finetune, read_result
+from convspark.transfer.finetune import finetune
 from convspark.transfer.probe import probe
+from convspark.transfer.results import read_result
 
 SMALL = {"size": 32, "batch_size": 12, "workers": 0, "device": "cpu", "precision": "fp32"}
 
