@@ -7,8 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -270,28 +268,40 @@ class Checkpoints(Checkpoint):
             logger.debug("checkpoint written after step %d", trainer.global_step)
 
 
-@contextmanager
-def stopped_by_signals(checkpoints: Checkpoints) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) ends the run after the current step, with a checkpoint; the second at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+class Signals(Callback):
+    """Within it, the first Ctrl-C (or SIGTERM) ends a run after its step, with a checkpoint; the second at once.
 
-    def handle(number: int, _frame: Any) -> None:
-        if checkpoints.stopping:
-            signal.signal(number, before[signal.Signals(number)])
-            raise KeyboardInterrupt
-        checkpoints.stop()
-        logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")
+    Where it comes while held-out images are measured, they are measured to the end first.
+    """
 
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # signals belong to it
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._take_over()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # By now Lightning has put a handler of its own before ours. It would break off a measurement, and talk to other
+        # processes from within a signal.
+        self._take_over()
+
+    def _take_over(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self._checkpoints.stopping:
+            signal.signal(number, self._before[signal.Signals(number)])
+            raise KeyboardInterrupt
+        self._checkpoints.stop()
+        logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")
 
 
 def _to_disk(path: Path) -> None:

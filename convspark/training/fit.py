@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ..errors import ConvsparkError
-from .callbacks import Checkpoints, Interrupted, Metrics, Stopwatch, make_tracker, stopped_by_signals
-from .loading import TrainLoader
+from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, make_tracker
+from .loading import TrainLoader, end_workers
 from .logs import quiet_lightning
 from .module import TrainingModule
 from .progress import Progress
@@ -54,6 +54,7 @@ def fit(
     watch = Stopwatch(train)
     metrics = Metrics(folder, watch)
     checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
+    signals = Signals(checkpoints)
     with quiet_lightning():
         trainer = pl.Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -63,7 +64,7 @@ def fit(
             check_val_every_n_epoch=measure_every,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints],
+            callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints, signals],
             logger=make_tracker(tracker, folder),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -76,7 +77,7 @@ def fit(
     if last:
         logger.info("going on from %s", last)
     try:
-        with quiet_lightning(), stopped_by_signals(checkpoints):
+        with quiet_lightning(), signals:
             trainer.fit(module, train, held_out, ckpt_path=last, weights_only=True)
     except Interrupted:
         steps = module.schedule.steps
@@ -89,4 +90,6 @@ def fit(
             f"out of memory on {device} with a batch of {batch}: try --accumulate {2 * passes} (the same batch in "
             "more, smaller passes), a smaller --batch-size or --size"
         ) from None
+    finally:
+        end_workers(train, held_out)
     return metrics

@@ -179,6 +179,18 @@ class TrainLoader(DataLoader[Tensor]):
         self.order.start_batch = state["batches"]
 
 
+def end_workers(*loaders: Any) -> None:
+    """End the processes of loaders that keep theirs.
+
+    Python ends what is left at its exit by a signal, which they do not heed, and then waits for them for ever.
+    """
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            loader._iterator = None
+
+
 def train_dataset(
     images: Images,
     size: tuple[int, int],

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import multiprocessing
+import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
 from convspark.training import callbacks
-from convspark.transfer.classify import Scores
+from convspark.transfer import classify, finetuning
+from convspark.transfer.classify import ClassifyModule, Scores
 from convspark.transfer.compare import compare
 from convspark.transfer.embed import embed
 from convspark.transfer.finetune import finetune
@@ -101,6 +105,39 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tuned, pictures, tmp_pat
     assert result.last == tuned.last and result.top1 == tuned.top1 and result.best == tuned.best
     with pytest.raises(UsageError, match="leave out --epochs"):
         finetune(resume=str(tmp_path / "run"), epochs=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_is_measured_loses_nothing_and_leaves_no_process(
+    tuned, pictures, tmp_path, monkeypatch, number
+):
+    measure, calls = ClassifyModule.validation_step, []
+
+    def interrupted(self, batch, batch_idx):
+        calls.append(batch_idx)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return measure(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifyModule, "validation_step", interrupted)
+    monkeypatch.setattr(finetuning, "labelled_loader", partial(classify.labelled_loader, batch_size=2))
+    settings = SMALL | {"workers": 1, "epochs": 12, "out": str(tmp_path / "run")}
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
+        finetune("random:resnet10t", str(pictures), **settings)
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    assert finetune(resume=str(tmp_path / "run")).last == tuned.last
+
+
+def test_stopped_at_once_it_leaves_no_process(pictures, tmp_path, monkeypatch):
+    def twice(self, batch, batch_idx):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ClassifyModule, "validation_step", twice)
+    with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **SMALL | {"workers": 1, "epochs": 2})
+    assert not multiprocessing.active_children()
 
 
 def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):

@@ -1,0 +1,126 @@
+"""Does pre-training on a data set's own pictures help to detect, and to segment? Each start x seed; resumable.
+
+    python benchmarks/scenes.py boxes --pictures bccd/JPEGImages --train bccd/coco/instances_train.json
+        --val bccd/coco/instances_val.json --name bccd --out runs/scenes --epochs 10 --pretrain-epochs 100
+    python benchmarks/scenes.py masks   ...   # instances, by a Mask R-CNN
+    python benchmarks/scenes.py classes ...   # a class at every pixel
+
+Pre-training runs once, on the training pictures alone, without their annotations; then the same training starts from those
+weights and from random ones, with the same seeds. Each cell is a line of benchmarks/results/scenes.jsonl; those that are
+there already are not run again. `--table` only prints.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import records
+
+ARMS = ("random", "pre-trained")
+MEASURES = {"boxes": ("ap", "ap50"), "masks": ("ap", "ap50"), "classes": ("iou", "dice")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=MEASURES)
+    parser.add_argument("--name", required=True, help="of the data, for the record")
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--val-pictures", type=Path, help="where they are in another folder")
+    parser.add_argument("--train", type=Path, required=True, help="COCO file")
+    parser.add_argument("--val", type=Path, required=True, help="COCO file")
+    parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--record", type=Path, default=records.RESULTS / "scenes.jsonl")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--size", type=int, default=240)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--pretrain-size", type=int, default=128)
+    parser.add_argument("--pretrain-epochs", type=int, default=100)
+    parser.add_argument("--decoder", default="lean")
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    if not asked.table:
+        for seed in asked.seeds:
+            for arm in ARMS:
+                if cell(asked, arm, seed) is None:
+                    run(asked, arm, seed)
+    print(table(asked))
+
+
+def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """What tells the cells of one experiment from those of another."""
+    names = ("task", "name", "model", "size", "epochs")
+    how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
+    return {n: getattr(asked, n) for n in names} | {"arm": arm} | (how if arm == "pre-trained" else {})
+
+
+def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict[str, Any] | None:
+    """The line of a cell that was run before."""
+    return records.find(asked.record, setting(asked, arm) | {"seed": seed})
+
+
+def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
+    """Train from one start, write the line."""
+    import convspark
+
+    weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
+    out = asked.out / f"{asked.name}-{asked.task}-{arm}-{seed}"
+    shared = {"size": asked.size, "epochs": asked.epochs, "seed": seed, "out": str(out)}
+    pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
+    train, val = str(asked.train), str(asked.val)
+    if asked.task == "classes":
+        command = convspark.segment
+        data = {"images": pictures, "masks": train, "val_images": val_pictures, "val_masks": val}
+    else:
+        command = convspark.detect
+        data = {"images": pictures, "val_images": val_pictures, "train": train, "val": val, "task": asked.task}
+    going_on = (out / "config.yaml").is_file()
+    found = command(resume=str(out)) if going_on else command(weights, **data, **shared)
+    line = setting(asked, arm) | {"seed": seed, "pictures": found.pictures, "seconds": found.seconds}
+    records.append(asked.record, line | {name: getattr(found, name) for name in MEASURES[asked.task]})
+
+
+def pretrained(asked: argparse.Namespace) -> str:
+    """The run folder of the pre-training, which is done if it has not been."""
+    import convspark
+
+    place = asked.out / f"{asked.name}-pretrained-{asked.pretrain_size}-{asked.pretrain_epochs}"
+    if (place / "export" / "model.safetensors").is_file():
+        return str(place)
+    if (place / "config.yaml").is_file():
+        return convspark.pretrain(resume=str(place)).folder
+    pictures = asked.out / f"{asked.name}-pictures"  # those of the training annotations, and no others
+    pictures.mkdir(parents=True, exist_ok=True)
+    for image in json.loads(asked.train.read_text(encoding="utf-8"))["images"]:
+        link = pictures / Path(image["file_name"]).name
+        if not link.exists():
+            os.symlink((asked.pictures / image["file_name"]).resolve(), link)
+    settings = {"model": asked.model, "size": asked.pretrain_size, "epochs": asked.pretrain_epochs}
+    convspark.pretrain(str(pictures), out=str(place), decoder=asked.decoder, picture_epochs=0, **settings)
+    return str(place)
+
+
+def table(asked: argparse.Namespace) -> str:
+    """Mean and deviation of each start, and of the paired differences, in points, as Markdown."""
+    names = MEASURES[asked.task]
+    lines = [f"| start | {' | '.join(names)} | seeds |", "|---" * (len(names) + 2) + "|"]
+    of = {arm: {s: c for s in asked.seeds if (c := cell(asked, arm, s)) is not None} for arm in ARMS}
+    both = [s for s in asked.seeds if all(s in cells for cells in of.values())]
+    rows = {arm: [[cells[s][name] for s in cells] for name in names] for arm, cells in of.items()}
+    rows["difference"] = [[of["pre-trained"][s][name] - of["random"][s][name] for s in both] for name in names]
+    for arm, values in rows.items():
+        if values[0]:
+            lines.append(f"| {arm} | {' | '.join(map(_spread, values))} | {len(values[0])} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()
