@@ -5,9 +5,9 @@
     python benchmarks/scenes.py masks   ...   # instances, by a Mask R-CNN
     python benchmarks/scenes.py classes ...   # a class at every pixel
 
-Pre-training runs once, on the training pictures alone, without their annotations; then the same training starts from those
-weights and from random ones, with the same seeds. Each cell is a line of benchmarks/results/scenes.jsonl; those that are
-there already are not run again. `--table` only prints.
+Pre-training runs once, on the training pictures alone, without their annotations; then the same training starts from
+those weights and from random ones, with the same seeds. Each cell is a line of benchmarks/results/scenes.jsonl; those
+that are there already are not run again. `--table` only prints.
 """
 
 import argparse

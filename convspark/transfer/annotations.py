@@ -22,7 +22,7 @@ class Entry:
         kind: the name of its class.
         box: left, top, right, bottom in pixels.
         segmentation: COCO's polygons or run-length code, or None.
-        crowd: COCO's `iscrowd`.
+        crowd: COCO's `iscrowd`, VOC's `difficult`: neither trained on nor counted as missed.
     """
 
     where: str
@@ -126,7 +126,8 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
                 left, top, right, bottom = (
                     float(bounds.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax")
                 )
-                entries.append(Entry(f"object {number}", kind, (left, top, right, bottom), None, False))
+                difficult = (each.findtext("difficult") or "0").strip() == "1"
+                entries.append(Entry(f"object {number}", kind, (left, top, right, bottom), None, difficult))
                 names.add(kind)
             name = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
             found.append(Annotated(name, _size(root.findtext("size/height"), root.findtext("size/width")), entries))

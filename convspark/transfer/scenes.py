@@ -24,7 +24,7 @@ class Thing:
 
     Attributes:
         mask: a COCO run-length code with compressed counts, or None.
-        crowd: whether the box holds many, which are neither trained on nor counted as missed.
+        crowd: whether it is neither trained on nor counted as missed: a box that holds many, or one called difficult.
     """
 
     box: tuple[float, float, float, float]

@@ -76,6 +76,10 @@ def test_voc_xml(folder):
         )
     scenes = read_scenes(str(folder), str(folder))
     assert scenes.classes == ["cell"] and [s.things[0].box for s in scenes.scenes] == [(1, 2, 11, 12)] * 2
+    text = (folder / "b.xml").read_text()
+    (folder / "b.xml").write_text(text.replace("</bndbox>", "</bndbox><difficult>1</difficult>"))
+    difficult = [s.things[0].crowd for s in read_scenes(str(folder), str(folder)).scenes]
+    assert difficult == [False, True]  # VOC's own scores leave such boxes out, too
     (folder / "b.xml").write_text("<annotation><object></annotation>")
     with pytest.raises(DataError, match=r"b.xml is not a VOC annotation"):
         read_scenes(str(folder), str(folder))
