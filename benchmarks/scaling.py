@@ -1,9 +1,10 @@
-"""How the cost of an encoder's step grows with image size, batch, mask ratio and depth; a plot of it.
+"""How the cost of an encoder's step grows with image size, batch, mask ratio and depth; and the start's, with pictures.
 
     python benchmarks/scaling.py [--device cuda --precision bf16 --model resnet50 --batch-size 64]
 
 One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already,
-on the same processor, is not measured again. Draws docs/images/scaling.png.
+on the same processor, is not measured again. How long the start takes is measured by feeding.py. Draws
+docs/images/scaling.png.
 """
 
 import argparse
@@ -22,6 +23,11 @@ VARIED: dict[str, list[Any]] = {
     "model": ["resnet18", "resnet34", "resnet50", "resnet101"],
 }
 TITLES = {"size": "side of the images, pixels", "batch_size": "images", "mask_ratio": "masked share", "model": ""}
+START = {
+    "list_seconds": ("listing the files", "#72675b"),
+    "list_look_split_seconds": ("listing, looking into each, splitting", "#4c78a8"),
+    "dataset_and_order_seconds": ("the data set and an order", "#59a14f"),
+}
 WAYS = {"dense": "#72675b", "mask-and-multiply": "#e45756", "visible only": "#4c78a8"}
 
 
@@ -60,9 +66,10 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 6.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, lines) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+    panels = list(figure.subplots(2, 3).flat)
+    for axes, (name, lines) in zip(panels, curves.items(), strict=False):
         values = [line["point"][name] for line in lines]
         for way, colour in WAYS.items():
             costs = [1000 * each["encoder"][way]["seconds"] / each["batch_size"] for each in lines]
@@ -75,15 +82,32 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
         if name == "batch_size":
             axes.set_xscale("log", base=2)
             axes.set_xticks(values, [str(v) for v in values])
+    draw_start(panels[4])
+    for axes in panels[:5]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
-    figure.axes[0].legend(frameon=False)
+    panels[5].set_axis_off()
+    panels[5].legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="center")
     first = curves["size"][0]
     title = f"Encoder step of {first['point']['model']}, {first['device']}, {first['precision']}, {first['date']}"
     figure.suptitle(title)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE)
     print(f"drawn: {PICTURE.name}")
+
+
+def draw_start(axes: Any) -> None:
+    """Seconds from a folder of pictures to the first step, by their number; lines of feeding.py."""
+    found = [line for line in records.read(records.RESULTS / "feeding.jsonl") if line.get("what") == "start"]
+    latest = {line["paths"]: line for line in found}
+    paths = sorted(latest)
+    for key, (label, colour) in START.items():
+        axes.plot(paths, [latest[n][key] for n in paths], "o-", color=colour, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("pictures in the folder")
+    axes.set_ylabel("seconds, once at the start")
+    axes.legend(frameon=False, fontsize=8)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def model_of(backbone: nn.Module) -> SparK:
     return SparK(backbone, image_size=SIDE, prove=False, decoder_width=16).train()
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    """Dynamo takes sizes in which a function's earlier models differed for ones that change."""
+    torch._dynamo.reset()
+
+
 def grids(model: SparK, batch_size: int, count: int) -> list[PatchGrid]:
     shape = model.grid_shape((SIDE, SIDE))
     return [PatchGrid.random(batch_size, shape, generator=torch.Generator().manual_seed(i)) for i in range(count)]
