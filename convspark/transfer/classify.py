@@ -11,6 +11,7 @@ import torch
 from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
@@ -63,6 +64,7 @@ class ClassifyModule(TrainingModule):
         mix: of a batch's pictures and labels, by timm; it makes the soft labels, smoothed, in any case.
         loss: of logits and soft labels.
         ema: decay of the weights' moving average.
+        keep_statistics: BatchNorm normalises by the running statistics that it came with, and leaves them alone.
     """
 
     measures = tuple(f"{kind}_{name}" for kind in ("val", "ema") for name in ("loss", "top1", "balanced", "macro_f1"))
@@ -76,14 +78,22 @@ class ClassifyModule(TrainingModule):
         loss: nn.Module,
         ema: float,
         seed: int = 0,
+        keep_statistics: bool = False,
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
+        self._keep_statistics = keep_statistics
         self.average = ModelEmaV3(network, decay=ema)
         self._mix = mix
         self._loss = loss
         self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
         self._told_of_collapse = False
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for module in self.network.modules() if self._keep_statistics else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch

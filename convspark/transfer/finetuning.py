@@ -72,19 +72,31 @@ class Finetuning(Task[FinetuneResult]):
         network = self.origin.build(c["seed"], c["drop_path"])
         self.origin.check_size(network, self.size)
         made = with_classifier(network, len(self.data.classes), counted_seed(c["seed"], _HEAD))
-        self._warn_of_small_passes(made)
+        self._tell_of_small_passes(made)
         return self.in_channels_last(made)
 
-    def _warn_of_small_passes(self, network: nn.Module) -> None:
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether BatchNorm keeps the statistics of the weights that training starts from.
+
+        Those of a few pictures are mostly noise, with which ResNets learn little or collapse.
+        """
+        few = self.numbers.batch_size // self.numbers.accumulate < _FEWEST_TO_NORMALISE
+        return few and not self.origin.is_random
+
+    def _tell_of_small_passes(self, network: nn.Module) -> None:
         pictures = self.numbers.batch_size // self.numbers.accumulate
-        if pictures < _FEWEST_TO_NORMALISE and any(isinstance(m, _BatchNorm) for m in network.modules()):
-            logger.warning(
-                "BatchNorm over %d pictures at a time is mostly noise, with which ResNets learn little or collapse: "
-                "choose %d or more for each forward pass (--batch-size over --accumulate); where memory is short, a "
-                "smaller --size",
-                pictures,
-                _FEWEST_TO_NORMALISE,
-            )
+        if pictures >= _FEWEST_TO_NORMALISE or not any(isinstance(m, _BatchNorm) for m in network.modules()):
+            return
+        logger.warning(
+            "BatchNorm over %d pictures at a time is mostly noise%s: better %d or more for each forward pass "
+            "(--batch-size over --accumulate); where memory is short, a smaller --size",
+            pictures,
+            ", so that it keeps its statistics of before"
+            if self.keeps_statistics
+            else ", with which ResNets learn little or collapse",
+            _FEWEST_TO_NORMALISE,
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -119,7 +131,16 @@ class Finetuning(Task[FinetuneResult]):
             mix.mixup_enabled = False
         loss = BinaryCrossEntropy() if c["optimizer"] == "lamb" else SoftTargetCrossEntropy()
         make = partial(_make_optimizer, self.network, c["optimizer"], c["layer_decay"])
-        module = ClassifyModule(self.network, make, self.schedule, mix, loss, recipe.ema_decay(n.steps), c["seed"])
+        module = ClassifyModule(
+            self.network,
+            make,
+            self.schedule,
+            mix,
+            loss,
+            recipe.ema_decay(n.steps),
+            c["seed"],
+            keep_statistics=self.keeps_statistics,
+        )
         transform = FinetuneTransform(
             size=self.size,
             mean=origin.mean,

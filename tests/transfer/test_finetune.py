@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from convspark.cli.main import main
@@ -168,6 +169,20 @@ def test_batches_too_small_for_batchnorm_are_told(pictures, tmp_path, caplog):
     assert "BatchNorm" not in caplog.text
     finetune("random:resnet10t", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
     assert "BatchNorm over 4 pictures at a time" in caplog.text
+
+
+def test_in_small_batches_batchnorm_keeps_the_statistics_that_it_has(tuned, pictures, tmp_path, caplog):
+    def statistics(folder):
+        tensors = load_file(f"{folder}/export/model.safetensors")
+        return {name: tensor for name, tensor in tensors.items() if name.endswith(("running_mean", "running_var"))}
+
+    options = {**SMALL, "epochs": 2, "fraction": 0.3}
+    small = finetune(tuned.folder, str(pictures), out=str(tmp_path / "small"), **{**options, "batch_size": 2})
+    assert "so that it keeps its statistics of before" in caplog.text
+    large = finetune(tuned.folder, str(pictures), out=str(tmp_path / "large"), **options)
+    before, kept, moved = (statistics(run.folder) for run in (tuned, small, large))
+    assert before and all(torch.equal(kept[name], before[name]) for name in before)
+    assert not any(torch.equal(moved[name], before[name]) for name in before)
 
 
 def test_divergence_is_told(pictures, tmp_path):
