@@ -55,7 +55,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     """Reduce the positions (and channels) `dims` of each image; an image without visible patches gives 0.
 
     Args:
-        reduction: "sum", "mean", "amax", "amin" or "any".
+        reduction: "sum", "mean", "amax" or "amin".
 
     Returns:
         The reduced values with B in place of N, plain.
