@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import UsageError
 from .rows import Bags, RowTable, compacted
@@ -376,12 +377,18 @@ class _Cells:
 
 
 def _kept(build: Callable[P, T]) -> Callable[P, T]:
-    """What was built for the same arguments before; while compiling, built anew, as a part of the graph."""
+    """What was built for the same arguments before.
+
+    Built anew while compiling, as a part of the graph, and within a dispatch mode, which may make tensors of its own
+    kind (fake ones, say).
+    """
     known = functools.lru_cache(maxsize=512)(build)
 
     @functools.wraps(build)
     def get(*args: P.args, **kwargs: P.kwargs) -> T:
-        return build(*args, **kwargs) if torch.compiler.is_compiling() else known(*args, **kwargs)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+            return build(*args, **kwargs)
+        return known(*args, **kwargs)  # type: ignore[arg-type]
 
     return get
 

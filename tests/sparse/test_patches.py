@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from convspark import PatchGrid, VisiblePatches, gather, scatter
 from convspark.errors import UsageError
@@ -113,6 +114,16 @@ def test_nothing_visible_runs_and_changes_nothing():
     out = net(gather(torch.randn(2, 3, 8, 8), PatchGrid(torch.zeros(2, 2, 2, dtype=torch.bool))))
     assert torch.equal(out.values, torch.zeros(2, 4, 1, 1))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items() if "running" in key)
+
+
+def test_what_was_made_of_fake_tensors_is_not_kept():
+    def table():
+        return PatchGrid.random(2, (2, 2), 0.5).windows((5, 3), (-1, -2), (7, 8), "constant")
+
+    with FakeTensorMode():
+        assert isinstance(table().index, FakeTensor)
+    assert type(table().index) is torch.Tensor
+    assert type(table().inverse_bags()[0]) is torch.Tensor
 
 
 def test_two_threads_do_not_disturb_each_other():
