@@ -10,7 +10,6 @@ a line of benchmarks/results/decoders.jsonl; cells that are there already are no
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 import records
@@ -154,19 +153,11 @@ def table(asked: argparse.Namespace) -> str:
         apart = [cells[s]["top1"] - reference[s]["top1"] for s in cells if s in reference]
         losses = [c["held_out_loss"] for c in cells.values() if "held_out_loss" in c]
         lines.append(
-            f"| {arm} | {setting(asked, arm)['epochs']} | {_spread([c['top1'] for c in cells.values()], 100)} | "
-            f"{_spread(apart, 100) if apart and arm != 'paper' else ''} | {_spread(losses, 1, 3)} | "
+            f"| {arm} | {setting(asked, arm)['epochs']} | {records.spread([c['top1'] for c in cells.values()], 100)} | "
+            f"{records.spread(apart, 100) if apart and arm != 'paper' else ''} | {records.spread(losses, 1, 3)} | "
             f"{len(cells)} |"
         )
     return "\n".join(lines)
-
-
-def _spread(values: list[float], scale: float, digits: int = 1) -> str:
-    """Mean, and the deviation where there are several."""
-    if not values:
-        return ""
-    mean = f"{scale * statistics.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ def append(path: Path, line: dict[str, Any]) -> dict[str, Any]:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return line
+
+
+def spread(values: list[float], scale: float, digits: int = 1) -> str:
+    """Mean, and the deviation where there are several."""
+    if not values:
+        return ""
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def where() -> dict[str, str]:

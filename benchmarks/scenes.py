@@ -13,7 +13,6 @@ that are there already are not run again. `--table` only prints.
 import argparse
 import json
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +112,8 @@ def table(asked: argparse.Namespace) -> str:
     rows["difference"] = [[of["pre-trained"][s][name] - of["random"][s][name] for s in both] for name in names]
     for arm, values in rows.items():
         if values[0]:
-            lines.append(f"| {arm} | {' | '.join(map(_spread, values))} | {len(values[0])} |")
+            lines.append(f"| {arm} | {' | '.join(records.spread(v, 100) for v in values)} | {len(values[0])} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
 if __name__ == "__main__":

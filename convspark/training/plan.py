@@ -92,7 +92,7 @@ class Plan:
 
     def held_out_loader(self) -> DataLoader[Any] | None:
         c = self.config
-        batch_size = min(64, self.numbers.batch_size // self.numbers.accumulate)
+        batch_size = min(64, self.numbers.images_a_pass)
         return held_out_loader(self.images, self.size, c["mean"], c["std"], batch_size, self.workers)
 
     def describe(self) -> list[str]:

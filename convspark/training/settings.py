@@ -46,6 +46,11 @@ class Numbers:
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    @property
+    def images_a_pass(self) -> int:
+        """Images of a forward pass."""
+        return self.batch_size // self.accumulate
+
 
 def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     """(height, width) in pixels from `224`, `"224"`, `"192x256"` (height first) or `(192, 256)`."""

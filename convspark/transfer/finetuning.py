@@ -64,7 +64,7 @@ class Finetuning(Task[FinetuneResult]):
 
     def build(self) -> nn.Module:
         c = self.config
-        if self.numbers.batch_size // self.numbers.accumulate % 2:
+        if self.numbers.images_a_pass % 2:
             raise UsageError(
                 f"batch_size is {c['batch_size']} and accumulate {c['accumulate']}: expected an even number of "
                 "pictures in each forward pass, as they are mixed in pairs"
@@ -81,11 +81,10 @@ class Finetuning(Task[FinetuneResult]):
 
         Those of a few pictures are mostly noise, with which ResNets learn little or collapse.
         """
-        few = self.numbers.batch_size // self.numbers.accumulate < _FEWEST_TO_NORMALISE
-        return few and not self.origin.is_random
+        return self.numbers.images_a_pass < _FEWEST_TO_NORMALISE and not self.origin.is_random
 
     def _tell_of_small_passes(self, network: nn.Module) -> None:
-        pictures = self.numbers.batch_size // self.numbers.accumulate
+        pictures = self.numbers.images_a_pass
         if pictures >= _FEWEST_TO_NORMALISE or not any(isinstance(m, _BatchNorm) for m in network.modules()):
             return
         logger.warning(
