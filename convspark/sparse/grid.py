@@ -206,6 +206,14 @@ class PatchGrid:
             around = around.narrow(axis, reach + f, n)
         return around
 
+    def around(self, reach: tuple[int, ...]) -> Tensor:
+        """int32 (N, *(2 * reach + 1)): the slot of each patch up to `reach` patches away; N or more: not visible."""
+
+        def build() -> Tensor:
+            return self._neighbours(tuple(-r for r in reach), tuple(2 * r + 1 for r in reach)).contiguous()
+
+        return self.cached(("around", reach), build)
+
     def _padded_slots(self, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
         """int32 (B, *(before + h + after)): slots, N where masked, N + 1 outside the image."""
         slots = self.slots.to(torch.int32).view(self.batch_size, *self.shape)

@@ -1,5 +1,6 @@
 """Convolutions and poolings over random grids and settings, against the dense op on the zero-filled map."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from convspark.errors import NotExactError
-from convspark.sparse import PatchGrid, gather, scatter
+from convspark.sparse import PatchGrid, compiled, gather, scatter
 from convspark.sparse.rows import gather_rows
 
 # Many drawn settings give a map that is no multiple of the grid; they are thrown away.
@@ -129,18 +130,46 @@ def test_convolution_of_wide_groups(drawn, widths, stride, bias):
 
 @PROPERTY
 @given(
+    st.integers(1, 3).flatmap(lambda dims: grids(dims, (1, 2, 3, 4, 8) if dims < 3 else (1, 2))),
+    st.lists(st.integers(1, 7), min_size=3, max_size=3),
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(1, 3),
+    st.sampled_from([1, 3, 4, 8, 13, 48]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_depthwise_convolution(drawn, kernel, stride, dilation, channels, bias, by_kernel):
+    """Channels of several blocks and with some left over, with our own kernel and without."""
+    visible, patch, generator = drawn
+    kernel = kernel[: len(patch)]
+    padding = [max((k - 1) * dilation + 2 - stride, 0) // 2 for k in kernel]
+    sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
+    assume(all((k - 1) * dilation < n + 2 * p for k, n, p in zip(kernel, sides, padding, strict=True)))
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(patch)]
+    conv = kind(
+        channels, channels, tuple(kernel), stride, tuple(padding), dilation, channels, bias, dtype=torch.float64
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        if not by_kernel:
+            patched.setattr(compiled, "library", lambda: None)
+        check(conv, visible, patch, channels, generator, conv)
+
+
+@PROPERTY
+@given(
     grids(),
     st.integers(1, 5),
     st.sampled_from([1, 2]),
     st.integers(0, 3),
     st.integers(0, 3),
     st.sampled_from([0.0, 1.5]),
+    st.sampled_from([1, 2]),
 )
-def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, value):
+def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, value, groups):
     visible, patch, generator = drawn
     sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
     assume(all(kernel <= n + before + after for n in sides))
-    conv = nn.Conv2d(2, 3, kernel, stride, dtype=torch.float64)
+    conv = nn.Conv2d(2, 4 // groups, kernel, stride, groups=groups, dtype=torch.float64)
     check(
         lambda x: conv(functional.pad(x, (before, after, before, after), value=value)),
         visible,
@@ -189,7 +218,7 @@ def test_convolution_of_volumes(drawn, kernel, stride):
     check(conv, visible, patch, 2, generator, conv)
 
 
-def test_every_way_to_run_is_met():
+def test_every_way_to_run_is_met(monkeypatch):
     """The property tests above would mean little if the same way were chosen each time."""
     from convspark.sparse.functions.conv import _way
     from convspark.sparse.functions.neighbourhood import Reach, source_of
@@ -201,5 +230,8 @@ def test_every_way_to_run_is_met():
         reach = Reach((kernel,) * 2, (1, 1), (1, 1), source)
         return _way(reach, torch.empty(channels, channels // groups, kernel, kernel), groups)
 
+    if compiled.library_is_there():
+        assert way(2, 7, 8) == way(8, 3, 8) == "depthwise"
+    monkeypatch.setattr(compiled, "library", lambda: None)
     assert {way(1, 3, 1), way(8, 3, 1), way(2, 7, 8)} == {"taps", "window", "image"}
     assert way(1, 3, 2, 16) == way(2, 3, 2, 48) == "taps" != way(2, 3, 2, 16)

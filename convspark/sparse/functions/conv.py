@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import depthwise
 from .. import layout as lay
 from ..convolve import Gathered
+from ..depthwise import Depthwise
 from ..grid import PatchGrid
 from ..patches import (
     GridTensor,
@@ -59,6 +61,9 @@ def _convolve(
         flat = weight.flatten(1)
         rows = functional.linear(reach.strided_rows(), flat, bias)
         return reach.patches(from_rows(rows, reach.out))
+    if way == "depthwise":
+        how = Depthwise(source.patch, kernel, strides, dilations, reach.before)
+        return reach.patches(how(source.values, weight, bias, source.grid.around(how.reach)))
     how = _gathered(reach, way, groups)
     return reach.patches(how(source.values, weight, bias))
 
@@ -118,6 +123,8 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     few, alone = outputs <= _TAPS_UP_TO, not any(reach.before) and not any(reach.after)
     if reach.is_local and not any(reach.before) and math.prod(reach.kernel) == 1:
         return "product" if groups == 1 and few else "local"
+    if source.fold == "constant" and source.outside == 0 and depthwise.can_run(source.values, weight, groups):
+        return "depthwise"
     if alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
     near = alone or math.prod(source.patch) <= 4 * _TAPS_UP_TO

@@ -1,0 +1,250 @@
+"""Depthwise convolutions of visible patches by a compiled kernel: each neighbour is read where it lies.
+
+A window of a small patch is mostly halo, and gathering it takes longer than multiplying it. The kernel (depthwise.cpp)
+is told which patches lie around each visible one, and, in a plan that is the same for all of them, which position of
+which patch each tap sees. It works out the result, the gradient of its input (a gather of the same kind, by a plan of
+its own) and that of its weight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import compiled
+from .patches import flat_rows, from_rows
+
+Sizes = tuple[int, ...]
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+
+
+def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether there is a kernel for this convolution, here and now."""
+    if groups != values.shape[1] or groups != weight.shape[0] or values.device.type != "cpu":
+        return False
+    cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if cast else values.dtype
+    return dtype in _NAMES and (cast or weight.dtype == dtype) and compiled.library_is_there()
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution of patches that is told what lies around each of them.
+
+    Attributes, all along each axis:
+        patch: positions of a patch.
+        kernel, stride, dilation: of the convolution.
+        before: padding in front of the image's first position.
+    """
+
+    patch: Sizes
+    kernel: Sizes
+    stride: Sizes
+    dilation: Sizes
+    before: Sizes
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """All attributes, in order."""
+        return self.patch, self.kernel, self.stride, self.dilation, self.before
+
+    @property
+    def reach(self) -> Sizes:
+        """How many patches away the kernel sees at most."""
+        axes = zip(self.patch, self.kernel, self.stride, self.dilation, self.before, strict=True)
+        return tuple([max(-(-b // p), (p - s - b + (k - 1) * d) // p, 0) for p, k, s, d, b in axes])
+
+    @property
+    def out(self) -> Sizes:
+        """Positions of a patch of the result."""
+        return tuple([p // s for p, s in zip(self.patch, self.stride, strict=True)])
+
+    def __call__(self, values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            values: (N, C, *patch), 0 at masked positions and outside the image.
+            weight: (C, 1, *kernel).
+            bias: (C,) or None.
+            around: int32 (N, *(2 * reach + 1)), which patch lies where around each; N or more where none is visible.
+
+        Returns:
+            (N, C, *out), channels last in memory.
+        """
+        if torch.is_autocast_enabled("cpu"):
+            lower = torch.get_autocast_dtype("cpu")
+            values, weight = values.to(lower), weight.to(lower)
+            bias = None if bias is None else bias.to(lower)
+        return _DepthwiseConvolution.apply(values, weight, bias, around, self)
+
+
+class _DepthwiseConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, how: Depthwise):  # type: ignore[override]
+        ctx.save_for_backward(values, weight, around)
+        ctx.how = how
+        rows = torch.ops.convspark.depthwise(flat_rows(values), weight, bias, around, *how.sizes)
+        # Detached, so that autograd does not take it for a view, on which operations in place are slow.
+        return from_rows(rows, how.out).detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        values, weight, around = ctx.saved_tensors
+        how: Depthwise = ctx.how
+        for_values, for_weight, for_bias, *_ = ctx.needs_input_grad
+        to_values = to_weight = to_bias = None
+        with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches
+            rows = flat_rows(grad)
+            if for_values:
+                found = torch.ops.convspark.depthwise_input_gradient(rows, weight, around, *how.sizes)
+                to_values = from_rows(found, how.patch)
+            if for_weight:
+                to_weight = torch.ops.convspark.depthwise_weight_gradient(rows, flat_rows(values), around, *how.sizes)
+            if for_bias:
+                to_bias = rows.sum(0)
+        return to_values, to_weight, to_bias, None, None
+
+
+# ---------------------------------------------------------------- plans
+
+
+@functools.lru_cache(maxsize=512)
+def _result_plan(how: Depthwise) -> Tensor:
+    """int32 (prod(out), prod(kernel), 2): in which patch around, and at which position of it, a tap sees its input."""
+    axes = []
+    for axis, (out, k) in enumerate(zip(how.out, how.kernel, strict=True)):
+        at = torch.arange(out)[:, None] * how.stride[axis] - how.before[axis] + torch.arange(k) * how.dilation[axis]
+        axes.append((at, torch.ones_like(at, dtype=torch.bool)))
+    return _plan(axes, how.patch, how.reach)
+
+
+@functools.lru_cache(maxsize=512)
+def _input_plan(how: Depthwise) -> Tensor:
+    """int32 (prod(patch), prod(kernel), 2): in which patch around, and where, a tap saw the input; -1: nowhere."""
+    axes = []
+    for axis, (p, k) in enumerate(zip(how.patch, how.kernel, strict=True)):
+        at = torch.arange(p)[:, None] + how.before[axis] - torch.arange(k) * how.dilation[axis]
+        axes.append((torch.div(at, how.stride[axis], rounding_mode="floor"), at % how.stride[axis] == 0))
+    return _plan(axes, how.out, how.reach)
+
+
+def _plan(axes: list[tuple[Tensor, Tensor]], sides: Sizes, reach: Sizes) -> Tensor:
+    """What each tap sees, from (positions, taps) along each axis: the place, and whether there is one."""
+    cell = place = hidden = torch.zeros(1, 1, dtype=torch.int64)
+    for (at, valid), side, far in zip(axes, sides, reach, strict=True):
+        which = torch.div(at, side, rounding_mode="floor") + far
+        cell = _each_with_each(cell * (2 * far + 1), which)
+        place = _each_with_each(place * side, at % side)
+        hidden = _each_with_each(hidden, (~valid).long())
+    return torch.stack([torch.where(hidden == 0, cell, -1), place], -1).to(torch.int32).contiguous()
+
+
+def _each_with_each(left: Tensor, right: Tensor) -> Tensor:
+    """(a, b), (n, k) -> (a * n, b * k): sums"""
+    return (left[:, None, :, None] + right[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+# ---------------------------------------------------------------- operators
+
+
+class _Call(ctypes.Structure):
+    """`Call` of depthwise.cpp."""
+
+    _fields_ = [
+        ("around", ctypes.c_void_p),
+        ("plan", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in "patches cells positions others taps columns channels threads".split()),
+        ("parallel", ctypes.c_void_p),
+    ]
+
+
+def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, columns: int, *tensors: Tensor | None) -> None:
+    """Call an entry of the library.
+
+    Args:
+        entry: its name, without the dtype, which is that of `read`.
+        plan: (positions, taps, 2), of what is computed.
+        read: (N * others, C) rows that the plan points to.
+        columns: of the kernel.
+        tensors: the entry's own arguments, contiguous.
+    """
+    patches, (positions, taps, _) = around.shape[0], plan.shape
+    if patches == 0:
+        return
+    around = around.contiguous()
+    numbers = patches, math.prod(around.shape[1:]), positions, read.shape[0] // patches, taps, columns, read.shape[1]
+    call = _Call(around.data_ptr(), plan.data_ptr(), *numbers, torch.get_num_threads(), compiled.parallel())
+    addresses = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+    library = compiled.library()
+    assert library is not None, "can_run was not asked"
+    library[f"{entry}_{_NAMES[read.dtype]}"](ctypes.byref(call), *addresses)
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(C, 1, *kernel) -> (taps, C), of the numbers that the kernel sums in."""
+    return weight.flatten(1).t().to(_sum_dtype(weight)).contiguous()
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    how = Depthwise(*map(tuple, sizes))
+    plan, rows = _result_plan(how), rows.contiguous()
+    bias = None if bias is None else bias.to(_sum_dtype(rows)).contiguous()
+    result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
+    _run("gather", plan, around, rows, how.kernel[-1], rows, _taps(weight), bias, result)
+    return result
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    how = Depthwise(*map(tuple, sizes))
+    plan, grad = _input_plan(how), grad.contiguous()
+    result = grad.new_empty(around.shape[0] * plan.shape[0], grad.shape[1])
+    _run("gather", plan, around, grad, how.kernel[-1], grad, _taps(weight), None, result)
+    return result
+
+
+def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    how = Depthwise(*map(tuple, sizes))
+    plan, grad, rows = _result_plan(how), grad.contiguous(), rows.contiguous()
+    sums = torch.zeros(plan.shape[1], rows.shape[1], dtype=_sum_dtype(rows))
+    _run("products", plan, around, rows, how.kernel[-1], grad, rows, sums)
+    return sums.t().contiguous().view(-1, 1, *how.kernel).to(rows.dtype)
+
+
+def _rows_like(rows: Tensor, around: Tensor, positions: Sizes) -> Tensor:
+    return rows.new_empty(around.shape[0] * math.prod(positions), rows.shape[1])
+
+
+# Operators, so that a compiled graph has them as they are.
+_SIZES = "int[] patch, int[] kernel, int[] stride, int[] dilation, int[] before"
+_OPERATORS = {
+    "depthwise(Tensor rows, Tensor weight, Tensor? bias, Tensor around": (
+        _depthwise,
+        lambda rows, weight, bias, around, patch, kernel, stride, dilation, before: _rows_like(
+            rows, around, Depthwise(patch, kernel, stride, dilation, before).out
+        ),
+    ),
+    "depthwise_input_gradient(Tensor grad, Tensor weight, Tensor around": (
+        _input_gradient,
+        lambda grad, weight, around, patch, *_: _rows_like(grad, around, patch),
+    ),
+    "depthwise_weight_gradient(Tensor grad, Tensor rows, Tensor around": (
+        _weight_gradient,
+        lambda grad, rows, around, patch, kernel, *_: rows.new_empty(rows.shape[1], 1, *kernel),
+    ),
+}
+for _signature, (_kernel, _shape) in _OPERATORS.items():
+    _name = "convspark::" + _signature.partition("(")[0]
+    torch.library.define(_name, f"{_signature[_signature.index('(') :]}, {_SIZES}) -> Tensor")
+    torch.library.impl(_name, "CPU", _kernel)
+    torch.library.register_fake(_name, _shape)
