@@ -160,26 +160,25 @@ class _Call(ctypes.Structure):
     _fields_ = [
         ("around", ctypes.c_void_p),
         ("plan", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in "patches cells positions others taps columns channels threads".split()),
+        *((name, ctypes.c_int64) for name in "patches cells positions others taps channels threads".split()),
         ("parallel", ctypes.c_void_p),
     ]
 
 
-def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, columns: int, *tensors: Tensor | None) -> None:
+def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, *tensors: Tensor | None) -> None:
     """Call an entry of the library.
 
     Args:
         entry: its name, without the dtype, which is that of `read`.
         plan: (positions, taps, 2), of what is computed.
         read: (N * others, C) rows that the plan points to.
-        columns: of the kernel.
         tensors: the entry's own arguments, contiguous.
     """
     patches, (positions, taps, _) = around.shape[0], plan.shape
     if patches == 0:
         return
     around = around.contiguous()
-    numbers = patches, math.prod(around.shape[1:]), positions, read.shape[0] // patches, taps, columns, read.shape[1]
+    numbers = patches, math.prod(around.shape[1:]), positions, read.shape[0] // patches, taps, read.shape[1]
     call = _Call(around.data_ptr(), plan.data_ptr(), *numbers, torch.get_num_threads(), compiled.parallel())
     addresses = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     library = compiled.library()
@@ -201,7 +200,7 @@ def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor
     plan, rows = _result_plan(how), rows.contiguous()
     bias = None if bias is None else bias.to(_sum_dtype(rows)).contiguous()
     result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
-    _run("gather", plan, around, rows, how.kernel[-1], rows, _taps(weight), bias, result)
+    _run("gather", plan, around, rows, rows, _taps(weight), bias, result)
     return result
 
 
@@ -209,7 +208,7 @@ def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes)
     how = Depthwise(*map(tuple, sizes))
     plan, grad = _input_plan(how), grad.contiguous()
     result = grad.new_empty(around.shape[0] * plan.shape[0], grad.shape[1])
-    _run("gather", plan, around, grad, how.kernel[-1], grad, _taps(weight), None, result)
+    _run("gather", plan, around, grad, grad, _taps(weight), None, result)
     return result
 
 
@@ -217,7 +216,7 @@ def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) 
     how = Depthwise(*map(tuple, sizes))
     plan, grad, rows = _result_plan(how), grad.contiguous(), rows.contiguous()
     sums = torch.zeros(plan.shape[1], rows.shape[1], dtype=_sum_dtype(rows))
-    _run("products", plan, around, rows, how.kernel[-1], grad, rows, sums)
+    _run("products", plan, around, rows, grad, rows, sums)
     return sums.t().contiguous().view(-1, 1, *how.kernel).to(rows.dtype)
 
 
