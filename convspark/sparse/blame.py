@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import NotExactError
@@ -14,8 +15,11 @@ from ..errors import NotExactError
 
 def refuse(func: Callable[..., Any], reason: str) -> NotExactError:
     """The error for a function that cannot run exactly on visible patches."""
-    where = module_path()
-    place = f"in {where}" if where else "outside any module"
+    if torch.compiler.is_compiling():
+        place = "compiled; call the network without torch.compile to hear in which module"
+    else:
+        where = module_path()
+        place = f"in {where}" if where else "outside any module"
     return NotExactError(
         f"{function_name(func)} ({place}) cannot run on visible patches: {reason}. "
         "Either take the features before this point (name earlier stages), or give the function a meaning with "

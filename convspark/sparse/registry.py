@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 Meaning = Callable[[Callable[..., Any], tuple, dict], Any]
 
 MEANINGS: dict[Callable[..., Any], Meaning] = {}
@@ -16,11 +19,19 @@ class Refusal(Exception):
 
 def meaning_of(function: Callable[..., Any]) -> Meaning | None:
     """The meaning of a function, or None; an operator's overloads (`torch.ops.mine.op.default`) share one."""
+    if torch.compiler.is_compiling():
+        function = _as_an_attribute(function)
     return MEANINGS.get(function) or MEANINGS.get(_operator(function))
 
 
 def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(function, "overloadpacket", function)
+
+
+def _as_an_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, read off `Tensor` if it is a method: the one that Dynamo has for `1 - x` is in no table."""
+    found = getattr(Tensor, getattr(function, "__name__", ""), None)
+    return found if found is not None and found is function else function
 
 
 def meaning(*functions: Callable[..., Any]) -> Callable[[Meaning], Meaning]:

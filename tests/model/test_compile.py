@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
+import torchvision
 from timm.models._efficientnet_blocks import InvertedResidual
 from timm.models.convnext import ConvNeXtBlock
 from timm.models.regnet import Bottleneck
@@ -119,6 +120,45 @@ def test_changes_in_place_reach_whoever_holds_the_tensor():
     images, grid = torch.randn(2, 3, 8, 8), PatchGrid.random(2, (2, 2))
     compiled = torch.compile(changed, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images, grid), 4 * (gather(images, grid).values + 1).relu())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: 1 - x, lambda x: 1 / x, lambda x: 2**x, lambda x: 2 // x, lambda x: 2 % x, lambda x: torch.ones(1) - x],
+)
+def test_numbers_on_the_left(function):
+    def changed(images: Tensor, grid: PatchGrid) -> Tensor:
+        return function(gather(images, grid.afresh())).values
+
+    compiled = torch.compile(changed, fullgraph=True, backend="eager")
+    for _ in range(2):
+        images, grid = torch.randn(2, 3, 8, 8), PatchGrid.random(2, (2, 2))
+        torch.testing.assert_close(compiled(images, grid), changed(images, grid))
+
+
+def test_stochastic_depth_by_rows_drops_whole_images():
+    drop = torchvision.ops.StochasticDepth(0.5, "row").train()
+
+    def dropped(images: Tensor, grid: PatchGrid) -> Tensor:
+        return drop(gather(images, grid.afresh())).values
+
+    compiled = torch.compile(dropped, fullgraph=True, backend="eager")
+    kept = torch.zeros(32)
+    for _ in range(5):
+        grid = PatchGrid.random(32, (2, 2), 0.5)
+        rows = compiled(torch.ones(32, 3, 8, 8), grid).reshape(32, 2, -1)  # two patches an image
+        assert (rows == rows[:, :1, :1]).all()
+        kept += rows[:, 0, 0]
+    assert set(kept.tolist()) <= {0.0, 2.0, 4.0, 6.0, 8.0, 10.0} and 0 < kept.mean() < 10
+
+
+def test_what_is_refused_says_why():
+    def rolled(images: Tensor, grid: PatchGrid) -> Tensor:
+        return gather(images, grid.afresh()).roll(1, 2).values
+
+    compiled = torch.compile(rolled, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"roll .*cannot run on visible patches"):
+        compiled(torch.randn(2, 3, 8, 8), PatchGrid.random(2, (2, 2)))
 
 
 @pytest.mark.slow

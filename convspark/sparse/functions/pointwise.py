@@ -97,12 +97,24 @@ def elementwise(func, args, kwargs):
 
 
 def _run(func, args, kwargs):
-    if torch.compiler.is_compiling() and func in _IN_PLACE and isinstance(args[0], GridTensor):
-        # Dynamo forgets the class of a tensor that a method changes in place: it changes a view of it instead.
-        func(args[0].values, *args[1:], **kwargs)
-        return args[0]
+    if torch.compiler.is_compiling():
+        if func in _IN_PLACE and isinstance(args[0], GridTensor):
+            # Dynamo forgets the class of a tensor that a method changes in place: it changes a view of it instead.
+            func(args[0].values, *args[1:], **kwargs)
+            return args[0]
+        # A number on the left is a method's second argument, and Dynamo gets lost in what wraps these methods.
+        func = _REVERSED.get(getattr(func, "__name__", ""), func)
     return func(*args, **kwargs)
 
+
+_REVERSED = {
+    "__rsub__": torch.rsub,
+    "__rdiv__": lambda x, other: torch.reciprocal(x) * other,
+    "__rtruediv__": lambda x, other: torch.reciprocal(x) * other,
+    "__rfloordiv__": lambda x, other: torch.floor_divide(other, x),
+    "__rmod__": lambda x, other: torch.remainder(other, x),
+    "__rpow__": lambda x, other: torch.pow(other, x),
+}
 
 _IN_PLACE = {
     *named(_INPLACE, Tensor),
