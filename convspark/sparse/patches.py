@@ -249,6 +249,10 @@ def flat_rows(values: Tensor) -> Tensor:
 
 def from_rows(rows: Tensor, table_size: tuple[int, ...]) -> Tensor:
     """(N * prod(size), C) -> (N, C, *size), channels last in memory."""
+    if math.prod(table_size) == 1:
+        # The strides that results of PyTorch's operations have: where those of a value and its gradient differ, though
+        # in axes of size 1 alone, batch norm's backward pass takes up to 25 times as long.
+        return rows.view(-1, rows.shape[1], *table_size)
     return rows.view(-1, *table_size, rows.shape[1]).movedim(-1, 1)
 
 

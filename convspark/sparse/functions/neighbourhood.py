@@ -178,7 +178,9 @@ class Reach:
 
     def strided_rows(self) -> Tensor:
         """(N, C, *patch) -> (N * prod(out), C): the positions that a kernel of one position sees."""
-        return flat_rows(self.source.values[(..., *(slice(None, None, s) for s in self.stride))])
+        # Channels last while it is cut, so that its gradient has them last in memory as well.
+        rows = self.source.values.movedim(1, -1)[(slice(None), *(slice(None, None, s) for s in self.stride))]
+        return rows.reshape(-1, rows.shape[-1])
 
     def crop_table(self) -> RowTable:
         """N * prod(out) rows: the visible patches of the result, from whole images of it."""
