@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from . import compiled
 from .patches import flat_rows, from_rows
@@ -183,7 +185,7 @@ def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, *tensors: Tenso
     addresses = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     library = compiled.library()
     assert library is not None, "can_run was not asked"
-    library[f"{entry}_{_NAMES[read.dtype]}"](ctypes.byref(call), *addresses)
+    getattr(library, f"{entry}_{_NAMES[read.dtype]}")(ctypes.byref(call), *addresses)
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -224,26 +226,42 @@ def _rows_like(rows: Tensor, around: Tensor, positions: Sizes) -> Tensor:
     return rows.new_empty(around.shape[0] * math.prod(positions), rows.shape[1])
 
 
-# Operators, so that a compiled graph has them as they are.
-_SIZES = "int[] patch, int[] kernel, int[] stride, int[] dilation, int[] before"
-_OPERATORS = {
-    "depthwise(Tensor rows, Tensor weight, Tensor? bias, Tensor around": (
-        _depthwise,
-        lambda rows, weight, bias, around, patch, kernel, stride, dilation, before: _rows_like(
-            rows, around, Depthwise(patch, kernel, stride, dilation, before).out
-        ),
-    ),
-    "depthwise_input_gradient(Tensor grad, Tensor weight, Tensor around": (
-        _input_gradient,
-        lambda grad, weight, around, patch, *_: _rows_like(grad, around, patch),
-    ),
-    "depthwise_weight_gradient(Tensor grad, Tensor rows, Tensor around": (
-        _weight_gradient,
-        lambda grad, rows, around, patch, kernel, *_: rows.new_empty(rows.shape[1], 1, *kernel),
-    ),
-}
-for _signature, (_kernel, _shape) in _OPERATORS.items():
-    _name = "convspark::" + _signature.partition("(")[0]
-    torch.library.define(_name, f"{_signature[_signature.index('(') :]}, {_SIZES}) -> Tensor")
-    torch.library.impl(_name, "CPU", _kernel)
-    torch.library.register_fake(_name, _shape)
+def _declare(name: str, tensors: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
+    """Make an operator of it, so that a compiled graph has it as it is and its operations are counted.
+
+    Args:
+        tensors: declarations of all arguments but the sizes.
+        shape: what it returns, with any values.
+    """
+    operator = f"convspark::{name}"
+    sizes = "int[] patch, int[] kernel, int[] stride, int[] dilation, int[] before"
+    torch.library.define(operator, f"({tensors}, {sizes}) -> Tensor")
+    torch.library.impl(operator, "CPU", run)
+    torch.library.register_fake(operator, shape)
+
+    def operations(*arguments, out_shape, **_) -> int:
+        """Multiplications and additions, those with masked neighbours as well."""
+        kernel, result = arguments[-4], out_shape if run is _depthwise else arguments[0]
+        return 2 * math.prod(result) * math.prod(kernel)
+
+    register_flop_formula(getattr(torch.ops.convspark, name))(operations)
+
+
+_declare(
+    "depthwise",
+    "Tensor rows, Tensor weight, Tensor? bias, Tensor around",
+    _depthwise,
+    lambda rows, weight, bias, around, *sizes: _rows_like(rows, around, Depthwise(*sizes).out),
+)
+_declare(
+    "depthwise_input_gradient",
+    "Tensor grad, Tensor weight, Tensor around",
+    _input_gradient,
+    lambda grad, weight, around, patch, *_: _rows_like(grad, around, patch),
+)
+_declare(
+    "depthwise_weight_gradient",
+    "Tensor grad, Tensor rows, Tensor around",
+    _weight_gradient,
+    lambda grad, rows, around, patch, kernel, *_: rows.new_empty(rows.shape[1], 1, *kernel),
+)

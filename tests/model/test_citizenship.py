@@ -261,15 +261,15 @@ def test_hooks_see_visible_patches_and_may_replace_them():
 
 
 def test_operations_are_counted():
-    """Dispatch modes see every operation, the gradients' too: 40 % of the dense network's, the halo, and depthwise
-    convolutions of small patches, which are quickest on whole maps."""
+    """Dispatch modes see every operation, the gradients' too: 40 % of the dense network's, and the halo."""
     counts = []
     net, (images, grid) = build("convnext_atto"), batch()
     for x in (images, gather(images, grid)):
         with FlopCounterMode(display=False) as counter:
             net.forward_features(x).sum().backward()
         counts.append(counter.get_total_flops())
-    assert 0.4 < counts[1] / counts[0] < 0.9
+    # Without a compiled kernel, depthwise convolutions of small patches are quickest on whole maps.
+    assert 0.4 < counts[1] / counts[0] < (0.45 if compiled.library_is_there() else 0.9)
 
 
 def test_frozen_parts_get_no_gradient_and_the_rest_the_same():

@@ -20,7 +20,6 @@ from ..patches import (
     VisiblePatches,
     as_patches,
     become_patches,
-    flat_rows,
     gather,
     scatter,
     unpadded,
