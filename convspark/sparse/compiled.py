@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = _compiler()
     if compiler is None:
-        _log.info("no C++ compiler was found: depthwise convolutions run on PyTorch's operations, more slowly")
+        _log.warning("no C++ compiler was found: depthwise convolutions run on PyTorch's operations, more slowly")
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
@@ -71,6 +71,8 @@ def _built(compiler: str) -> Path:
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"convspark-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.getuid():
+                raise PermissionError(f"{folder} belongs to somebody else, who could put another library there")
             if not (folder / name).is_file():
                 _compile(compiler, folder / name)
             return folder / name

@@ -17,6 +17,7 @@ from ..model.strides import as_text, sides_of, times
 from ..model.target import reconstruction_loss
 from ..sparse import PatchGrid, VisiblePatches, gather
 from ..sparse.check import in_float64
+from ..sparse.compiled import library_is_there
 from ..training.device import Precision, choose_device, choose_precision, describe_device
 from ..training.optimizer import build_optimizer, parameter_groups, set_rates
 from .mask_and_multiply import MaskAndMultiply
@@ -48,6 +49,8 @@ class BenchReport:
     device: str
     threads: int | None
     """Of the CPU; None on a GPU."""
+    depthwise_kernel: bool
+    """Whether depthwise convolutions of visible patches ran by the compiled kernel, which is for CPUs."""
     torch: str
     repeats: int
     decoder: str
@@ -172,6 +175,7 @@ def bench(
         compiled=compile,
         device=describe_device(where),
         threads=torch.get_num_threads() if where.type == "cpu" else None,
+        depthwise_kernel=where.type == "cpu" and library_is_there(),
         torch=torch.__version__,
         repeats=repeats,
         decoder=decoder,
@@ -298,6 +302,8 @@ def _plain(feature: Tensor) -> Tensor:
 def _page(report: BenchReport) -> list[str]:
     where = report.device if report.threads is None else f"{report.device}, {report.threads} threads"
     how = f"{report.precision}, torch {report.torch}"
+    if report.threads is not None and not report.depthwise_kernel:
+        how += ", without the compiled kernel of depthwise convolutions"
     lines = [
         f"{report.network}: {report.batch_size} images of {times(report.image_size)}, {report.mask_ratio:.0%} masked, "
         f"patches of {as_text(report.patch_size)}",

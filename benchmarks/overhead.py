@@ -1,0 +1,71 @@
+"""What is not arithmetic in an encoder's step: index tables, and Python.
+
+    python benchmarks/overhead.py [resnet50 efficientnet_b0 ...]
+
+Forward and backward passes on the CPU, 16 images of 224 pixels, 60 % masked. **Tables**: the step with a new mask less
+the step with one whose tables are there, in turn. **Python**: the same network on two images of a single patch, all
+visible, where there is next to nothing to compute, less the dense network on them, one thread, in turn; below 0 where
+our ways to compute so little are the quicker ones. Medians; a line of benchmarks/results/overhead.jsonl each.
+"""
+
+import argparse
+import statistics
+import time
+
+import records
+
+from convspark.cli.main import keep_memory
+
+NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0", "regnety_016", "mobilenetv3_large_100")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--repeats", type=int, default=15)
+    asked = parser.parse_args()
+    keep_memory()
+    print("| network | step, ms | tables, % | Python, % |\n|---|---|---|---|")
+    for name in asked.networks:
+        line = records.append(records.RESULTS / "overhead.jsonl", measure(name, asked.repeats))
+        step, tables, python = (line[key] for key in ("step", "tables", "python"))
+        print(f"| {name} | {1000 * step:.0f} | {100 * tables / step:.1f} | {100 * python / step:.1f} |", flush=True)
+
+
+def measure(name: str, repeats: int) -> dict:
+    """Seconds of a step, and of what of it are tables and Python."""
+    import timm
+    import torch
+
+    from convspark import PatchGrid, gather
+    from convspark.model.backbone import Stages
+    from convspark.sparse import VisiblePatches
+
+    images, few = (torch.randn(n, 3, side, side) for n, side in ((16, 224), (2, 32)))
+    net = timm.create_model(name).train().to(memory_format=torch.channels_last)
+    stages = Stages(net)
+
+    def step(images: torch.Tensor, grid: PatchGrid | None = None) -> float:
+        start = time.perf_counter()
+        inputs = images.to(memory_format=torch.channels_last) if grid is None else gather(images, grid)
+        features = [f.values if isinstance(f, VisiblePatches) else f for f in stages(inputs)]
+        torch.stack([f.sum() for f in features]).sum().backward()
+        return time.perf_counter() - start
+
+    def in_turn(*steps) -> list[float]:
+        for one in steps * 2:
+            one()
+        times = [[one() for one in steps] for _ in range(repeats)]
+        return [statistics.median(column) for column in zip(*times, strict=True)]
+
+    known, whole = PatchGrid.random(16, (7, 7)), PatchGrid(torch.ones(2, 1, 1, dtype=torch.bool))
+    new, again = in_turn(lambda: step(images, PatchGrid.random(16, (7, 7))), lambda: step(images, known))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sparse, dense = in_turn(lambda: step(few, whole), lambda: step(few))
+    torch.set_num_threads(threads)
+    return {"network": name, "threads": threads, "step": new, "tables": new - again, "python": sparse - dense}
+
+
+if __name__ == "__main__":
+    main()
