@@ -3,7 +3,7 @@
     python benchmarks/speed.py                      # all of them: about 15 minutes on two cores
     python benchmarks/speed.py --precision bf16 --device cuda --batch-size 128 convnext_base resnet50
 
-A network whose line is there already, for the same settings and versions, is not measured again.
+A network whose line is there already, for the same settings and processor, is measured again with --again only.
 """
 
 import argparse
@@ -37,8 +37,9 @@ def main() -> None:
     parser.add_argument("--parts", default="encoder,step", help="what to measure: encoder, or encoder,step")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--again", action="store_true", help="measure what is there already as well")
     given = vars(parser.parse_args())
-    names, out = given.pop("networks"), given.pop("out")
+    names, out, again = given.pop("networks"), given.pop("out"), given.pop("again")
     keep_memory()
     from convspark.trial.bench import bench
 
@@ -46,7 +47,7 @@ def main() -> None:
     for name in names:
         compared = ("size", "batch_size", "mask_ratio", "precision", "device", "compile", "decoder", "parts")
         asked = {"network": name, "asked": {key: given[key] for key in compared}, "processor": records.processor()}
-        line = records.find(out, asked)
+        line = None if again else records.find(out, asked)
         if line is None:
             report = bench(name, **given | {"parts": given["parts"].split(",")})
             print(report, end="\n\n", flush=True)
