@@ -9,8 +9,7 @@ our ways to compute so little are the quicker ones. Medians; a line of benchmark
 """
 
 import argparse
-import statistics
-import time
+from collections.abc import Callable
 
 import records
 
@@ -40,31 +39,28 @@ def measure(name: str, repeats: int) -> dict:
     from convspark import PatchGrid, gather
     from convspark.model.backbone import Stages
     from convspark.sparse import VisiblePatches
+    from convspark.trial.timing import compare
 
     images, few = (torch.randn(n, 3, side, side) for n, side in ((16, 224), (2, 32)))
     net = timm.create_model(name).train().to(memory_format=torch.channels_last)
     stages = Stages(net)
 
-    def step(images: torch.Tensor, grid: PatchGrid | None = None) -> float:
-        start = time.perf_counter()
+    def step(images: torch.Tensor, grid: PatchGrid | None = None) -> None:
         inputs = images.to(memory_format=torch.channels_last) if grid is None else gather(images, grid)
         features = [f.values if isinstance(f, VisiblePatches) else f for f in stages(inputs)]
         torch.stack([f.sum() for f in features]).sum().backward()
-        return time.perf_counter() - start
 
-    def in_turn(*steps) -> list[float]:
-        for one in steps * 2:
-            one()
-        times = [[one() for one in steps] for _ in range(repeats)]
-        return [statistics.median(column) for column in zip(*times, strict=True)]
+    def seconds(**ways: Callable[[], None]) -> dict[str, float]:
+        return {way: found.seconds for way, found in compare(ways, repeats, images.device).items()}
 
     known, whole = PatchGrid.random(16, (7, 7)), PatchGrid(torch.ones(2, 1, 1, dtype=torch.bool))
-    new, again = in_turn(lambda: step(images, PatchGrid.random(16, (7, 7))), lambda: step(images, known))
+    large = seconds(new=lambda: step(images, PatchGrid.random(16, (7, 7))), known=lambda: step(images, known))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    sparse, dense = in_turn(lambda: step(few, whole), lambda: step(few))
+    small = seconds(sparse=lambda: step(few, whole), dense=lambda: step(few))
     torch.set_num_threads(threads)
-    return {"network": name, "threads": threads, "step": new, "tables": new - again, "python": sparse - dense}
+    found = {"step": large["new"], "tables": large["new"] - large["known"], "python": small["sparse"] - small["dense"]}
+    return {"network": name, "threads": threads, **found}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,14 @@ from .rows import RowTable, gather_plainly, scatter_sums
 _CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 
 
+def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A convolution's arguments in the dtype that autocast wants where they are; as they are where it is off."""
+    if not torch.is_autocast_enabled(values.device.type):
+        return values, weight, bias
+    dtype = torch.get_autocast_dtype(values.device.type)
+    return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 @dataclass(frozen=True)
 class Gathered:
     """A convolution without padding of what an index table gathers.
@@ -45,11 +53,7 @@ class Gathered:
 
     def __call__(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """values (N, C, *positions), weight (O, C / groups, *kernel) -> (N, O, *out), channels last in memory."""
-        if torch.is_autocast_enabled(values.device.type):
-            lower = torch.get_autocast_dtype(values.device.type)
-            values, weight = values.to(lower), weight.to(lower)
-            bias = None if bias is None else bias.to(lower)
-        return _GatheredConvolution.apply(values, weight, bias, self)
+        return _GatheredConvolution.apply(*as_autocast_casts(values, weight, bias), self)
 
     def windows(self, values: Tensor) -> Tensor:
         """(N, C, *positions) -> (M, C, *size), or with taps (groups, R, prod(kernel) * C / groups)."""

@@ -89,15 +89,6 @@ inline void store(Brain *to, const Pack<float, lanes> &pack) {  // to the neares
     std::memcpy(to, &upper, sizeof(upper));
 }
 
-template <typename Number>
-struct SumOf {
-    typedef Number type;
-};
-template <>
-struct SumOf<Brain> {
-    typedef float type;
-};
-
 // ---------------------------------------------------------------- threads
 
 template <typename Task>
@@ -156,9 +147,8 @@ std::vector<int32_t> rows_seen(const Call &call, int64_t first, int64_t end) {
 
 // ---------------------------------------------------------------- result, and gradient of the input
 
-template <typename Number>
+template <typename Number, typename Sum>
 struct Gather {
-    typedef typename SumOf<Number>::type Sum;
     const Call &call;
     const int32_t *seen;  // (positions, taps)
     int64_t positions;
@@ -187,22 +177,21 @@ struct Gather {
 
 template <typename Number, typename Sum, int widest>
 void gather(const Call &call, const Number *from, const Sum *weight, const Sum *bias, Number *to) {
-    const int64_t together = patches_together(call), block = 4 * widest;
+    const int64_t together = patches_together(call);
     in_parallel(call, (call.patches + together - 1) / together, [&](int64_t task) {
         const int64_t first = task * together, end = std::min(call.patches, first + together);
         const std::vector<int32_t> seen = rows_seen(call, first, end);
-        const Gather<Number> sums{call, seen.data(), (end - first) * call.positions, from, weight, bias,
-                                  to + first * call.positions * call.channels};
-        for (int64_t c = 0; c < call.channels; c += block) by_blocks<widest>(c, std::min(call.channels, c + block), sums);
+        by_blocks<widest>(0, call.channels,
+                          Gather<Number, Sum>{call, seen.data(), (end - first) * call.positions, from, weight, bias,
+                                              to + first * call.positions * call.channels});
     });
 }
 
 // ---------------------------------------------------------------- gradient of the weight
 
 // Several taps share the gradients that were loaded.
-template <typename Number>
+template <typename Number, typename Sum>
 struct Products {
-    typedef typename SumOf<Number>::type Sum;
     const Call &call;
     const int32_t *seen;  // (positions, taps)
     int64_t positions;
@@ -252,8 +241,9 @@ void products(const Call &call, const Number *grad, const Number *from, Sum *sum
             const int64_t end = std::min(stop, first + together);
             const std::vector<int32_t> seen = rows_seen(call, first, end);
             by_blocks<widest>(c, std::min(call.channels, c + block),
-                              Products<Number>{call, seen.data(), (end - first) * call.positions,
-                                               grad + first * call.positions * call.channels, from, &partial[part * size]});
+                              Products<Number, Sum>{call, seen.data(), (end - first) * call.positions,
+                                                    grad + first * call.positions * call.channels, from,
+                                                    &partial[part * size]});
         }
     });
     std::copy(partial.begin(), partial.begin() + size, sums);

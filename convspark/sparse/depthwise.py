@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from . import compiled
+from .convolve import as_autocast_casts
 from .patches import flat_rows, from_rows
 
 Sizes = tuple[int, ...]
@@ -79,11 +80,7 @@ class Depthwise:
         Returns:
             (N, C, *out), channels last in memory.
         """
-        if torch.is_autocast_enabled("cpu"):
-            lower = torch.get_autocast_dtype("cpu")
-            values, weight = values.to(lower), weight.to(lower)
-            bias = None if bias is None else bias.to(lower)
-        return _DepthwiseConvolution.apply(values, weight, bias, around, self)
+        return _DepthwiseConvolution.apply(*as_autocast_casts(values, weight, bias), around, self)
 
 
 class _DepthwiseConvolution(torch.autograd.Function):
@@ -188,34 +185,35 @@ def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, *tensors: Tenso
     getattr(library, f"{entry}_{_NAMES[read.dtype]}")(ctypes.byref(call), *addresses)
 
 
-def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, *kernel) -> (taps, C), of the numbers that the kernel sums in."""
-    return weight.flatten(1).t().to(_sum_dtype(weight)).contiguous()
+def _how(sizes: tuple[Sizes, ...]) -> Depthwise:
+    return Depthwise(*map(tuple, sizes))  # operators are given lists
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Of the numbers that the kernel sums in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
-    how = Depthwise(*map(tuple, sizes))
-    plan, rows = _result_plan(how), rows.contiguous()
     bias = None if bias is None else bias.to(_sum_dtype(rows)).contiguous()
-    result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
-    _run("gather", plan, around, rows, rows, _taps(weight), bias, result)
-    return result
+    return _gather(rows, weight, bias, around, _result_plan(_how(sizes)))
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    how = Depthwise(*map(tuple, sizes))
-    plan, grad = _input_plan(how), grad.contiguous()
-    result = grad.new_empty(around.shape[0] * plan.shape[0], grad.shape[1])
-    _run("gather", plan, around, grad, grad, _taps(weight), None, result)
+    return _gather(grad, weight, None, around, _input_plan(_how(sizes)))
+
+
+def _gather(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, plan: Tensor) -> Tensor:
+    """Sums over the taps of what the plan says that they see."""
+    rows = rows.contiguous()
+    taps = weight.flatten(1).t().to(_sum_dtype(weight)).contiguous()
+    result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
+    _run("gather", plan, around, rows, rows, taps, bias, result)
     return result
 
 
 def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    how = Depthwise(*map(tuple, sizes))
+    how = _how(sizes)
     plan, grad, rows = _result_plan(how), grad.contiguous(), rows.contiguous()
     sums = torch.zeros(plan.shape[1], rows.shape[1], dtype=_sum_dtype(rows))
     _run("products", plan, around, rows, grad, rows, sums)

@@ -109,8 +109,7 @@ def _run(func, args, kwargs):
 
 _REVERSED = {
     "__rsub__": torch.rsub,
-    "__rdiv__": lambda x, other: torch.reciprocal(x) * other,
-    "__rtruediv__": lambda x, other: torch.reciprocal(x) * other,
+    "__rdiv__": lambda x, other: torch.reciprocal(x) * other,  # __rtruediv__ is the same function
     "__rfloordiv__": lambda x, other: torch.floor_divide(other, x),
     "__rmod__": lambda x, other: torch.remainder(other, x),
     "__rpow__": lambda x, other: torch.pow(other, x),
