@@ -77,7 +77,7 @@ def pretrain(train, held_out, name, channels, size, patch, epochs, batch_size, r
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = timm.create_model(name, num_classes=0, channels=tuple(channels))
     stages = {16: ("layer1", "layer2", "layer3")}.get(patch)
-    model = SparK(backbone, size, stages=stages, prove=False)
+    model = SparK(backbone, size, stages=stages, prove=False, decoder="paper")
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer(parameter_groups(model, frozenset(f"backbone.{n}" for n in model.untrained)))
     steps_an_epoch = math.ceil(len(train) / batch_size)

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the data, for the record")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--decoder", default="paper", help="of pre-training")
+    parser.add_argument("--decoder", default="lean", help="of pre-training")
     parser.add_argument("--pretrain-epochs", type=int, default=80)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0])

@@ -21,7 +21,7 @@ def bench(
     repeats: int = 5,
     patch_size: int | list[int] | None = None,
     stages: list[str] | None = None,
-    decoder: Literal["paper", "lean"] = "paper",
+    decoder: Literal["paper", "lean"] = "lean",
     decoder_width: int | None = None,
 ) -> None:
     """Time a network dense, by mask-and-multiply and on visible patches only, on this machine.
@@ -37,7 +37,7 @@ def bench(
         repeats: steps of each kind, of which the median counts.
         patch_size: side of a patch in pixels, or one a dimension; by default the network's total stride.
         stages: names of the network's modules to decode, finest first; by default they are found.
-        decoder: of the whole step.
+        decoder: of the whole step: lean, as in pretrain, or the paper's.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
     """
 

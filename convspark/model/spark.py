@@ -62,7 +62,7 @@ class SparK(nn.Module):
         mask_ratio: share of patches masked in each image, between 0 and 1.
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
-        decoder: "paper", or "lean": the same idea at less than a quarter of its multiplications.
+        decoder: "lean", or "paper": the paper's own, of the same kind at some eight times the multiplications.
         densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
         patch_size: side of a patch in pixels, or one a spatial dimension; None takes the deepest stride. A finer one
             trains only the stages whose stride divides it, and `untrained` names the rest.
@@ -98,7 +98,7 @@ class SparK(nn.Module):
         in_chans: int | None = None,
         call: Callable[[nn.Module, Tensor], object] | None = None,
         sync_batchnorm: bool = True,
-        decoder: str = "paper",
+        decoder: str = "lean",
     ):
         super().__init__()
         self.sync_batchnorm = sync_batchnorm

@@ -63,7 +63,7 @@ def pretrain(
     channels: int = 3,
     patch_size: int | list[int] | None = None,
     stages: list[str] | None = None,
-    decoder: Literal["paper", "lean"] = "paper",
+    decoder: Literal["paper", "lean"] = "lean",
     decoder_width: int | None = None,
     densify_norm: Literal["auto", "batch", "layer"] = "auto",
     drop_path: float | None = None,
@@ -113,7 +113,7 @@ def pretrain(
         patch_size: side of the masked patches in pixels, or height,width; by default the network's total stride. A
             multiple of it masks more coarsely, a finer one trains only the stages whose stride divides it.
         stages: names of the network's modules to decode, finest first; by default they are found.
-        decoder: paper is the paper's; lean is of the same kind at less than a quarter of its cost.
+        decoder: lean, or paper: the paper's own, of the same kind at eight times the cost, for runs to compare with it.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.
         drop_path: stochastic depth rate; by default the paper's for the networks it trained, else 0.

@@ -95,7 +95,7 @@ def bench(
     repeats: int = 5,
     patch_size: int | Sequence[int] | None = None,
     stages: Sequence[str] | None = None,
-    decoder: str = "paper",
+    decoder: str = "lean",
     decoder_width: int | None = None,
     call: CallBackbone | None = None,
     parts: Sequence[Part] = ("encoder", "step"),
@@ -157,7 +157,7 @@ def bench(
     if len(sides) == 2:
         model.to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, model.in_chans, *sides, generator=torch.Generator().manual_seed(0))
-    trial = _Trial(model, images.to(where).contiguous(memory_format=layout), shape, lower, compile)
+    trial = Trial(model, images.to(where).contiguous(memory_format=layout), shape, lower, compile)
     ways: list[Way] = [DENSE, *([IMITATED] if reason is None else []), VISIBLE]
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
         torch.manual_seed(0)
@@ -186,8 +186,16 @@ def bench(
     )
 
 
-class _Trial:
-    """Steps of one model on one batch, each with a new mask."""
+class Trial:
+    """Steps of one model on one batch, each with a new mask.
+
+    Args:
+        model: on its device, in training mode.
+        images: (B, C, H, W).
+        shape: patches along each side.
+        precision: fp32 or bf16.
+        compiled: all but mask-and-multiply through torch.compile.
+    """
 
     def __init__(self, model: SparK, images: Tensor, shape: tuple[int, ...], precision: str, compiled: bool) -> None:
         self.model, self.images, self.shape = model, images, shape
