@@ -424,7 +424,7 @@ class _Cells:
         return rows.flatten(1).add_(self.local).flatten()
 
 
-def kept(build: Callable[P, T]) -> Callable[P, T]:
+def _kept(build: Callable[P, T]) -> Callable[P, T]:
     """What was built for the same arguments before.
 
     Built anew while compiling, as a part of the graph, and within a dispatch mode, which may make tensors of its own
@@ -441,7 +441,7 @@ def kept(build: Callable[P, T]) -> Callable[P, T]:
     return get
 
 
-@kept
+@_kept
 def _window_cells(
     patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
 ) -> _Cells:
@@ -452,7 +452,7 @@ def _window_cells(
     return _Cells(patch, at, first, tuple(end - f + 1 for end, f in zip(ends, first, strict=True))).prepare()
 
 
-@kept
+@_kept
 def _tap_cells(
     patch: tuple[int, ...],
     start: tuple[int, ...],
@@ -467,7 +467,7 @@ def _tap_cells(
     return cells.chosen(lambda each: _taps(each.view(1, *size), kernel, stride, dilation)).prepare()
 
 
-@kept
+@_kept
 def _image_cells(
     patch: tuple[int, ...],
     shape: tuple[int, ...],
