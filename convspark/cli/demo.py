@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 _HELD_OUT = ("cat", "flower", "coffee")
 
 # Found by trial: what shows the most after a few minutes on two cores. Dilated to a stride of 16, the network sees and
-# fills in patches of 16 pixels, 64 in a picture this small.
+# fills in patches of 16 pixels, 64 in a picture this small. The lean decoder, no worse for the backbone, paints worse
+# in so short a time: a loss of 0.80 on the photographs held out instead of 0.65.
 SETTINGS: dict[str, Any] = {
+    "decoder": "paper",
     "size": 128,
     "model_args": {"output_stride": 16},
     "decoder_width": 128,
