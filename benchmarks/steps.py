@@ -4,7 +4,7 @@
 
 Encoder, decoder, loss, backward passes and optimiser, 224 pixels, 60 % masked; medians. A line of
 benchmarks/results/steps.jsonl for each network. The slowest, mask-and-multiply in fp32 with the paper's decoder, is how
-the method's authors' code runs.
+the method's authors' code runs. For networks of which `convspark bench` measures mask-and-multiply.
 """
 
 import argparse
