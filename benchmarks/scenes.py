@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--pretrain-size", type=int, default=128)
     parser.add_argument("--pretrain-epochs", type=int, default=100)
     parser.add_argument("--decoder", default="lean")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if not asked.table:
@@ -53,7 +54,8 @@ def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
     """What tells the cells of one experiment from those of another."""
     names = ("task", "name", "model", "size", "epochs")
     how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
-    return {n: getattr(asked, n) for n in names} | {"arm": arm} | (how if arm == "pre-trained" else {})
+    precision = {} if asked.precision == "auto" else {"precision": asked.precision}  # older lines do not tell it
+    return {n: getattr(asked, n) for n in names} | precision | {"arm": arm} | (how if arm == "pre-trained" else {})
 
 
 def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict[str, Any] | None:
@@ -67,7 +69,7 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
 
     weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
     out = asked.out / f"{asked.name}-{asked.task}-{arm}-{seed}"
-    shared = {"size": asked.size, "epochs": asked.epochs, "seed": seed, "out": str(out)}
+    shared = {"size": asked.size, "epochs": asked.epochs, "seed": seed, "out": str(out), "precision": asked.precision}
     pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
     train, val = str(asked.train), str(asked.val)
     if asked.task == "classes":

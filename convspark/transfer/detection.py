@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -72,7 +72,22 @@ def build_detector(
         network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
     else:
         network = FasterRCNN(pyramid, classes, **options)
+    for part in (network.backbone, network.rpn.head, network.roi_heads.box_predictor):
+        assert isinstance(part, nn.Module)
+        part.register_forward_hook(_as_float32)
     return network
+
+
+def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """Outputs that torchvision makes places of, as float32: bfloat16 tells those beyond pixel 512 from 4 to 4 pixels.
+
+    Anchors are given the maps' dtype, and proposals and true boxes that of the heads' corrections.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    if isinstance(outputs, Mapping):
+        return type(outputs)((name, output.float()) for name, output in outputs.items())
+    return type(outputs)(_as_float32(module, inputs, output) for output in outputs)
 
 
 def _roi_pool(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:

@@ -117,6 +117,22 @@ def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
     ] * 2
 
 
+def test_places_are_not_rounded_to_bfloat16(drawn):
+    """A true box of one pixel, far from the corner, would lose its area, and the loss be no number."""
+    torch.manual_seed(0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    network = build_detector(backbone, scenes, 384, (0.5,) * 3, (0.2,) * 3, masks=False).train()
+    network.transform.min_size = (384,)
+    given = []
+    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[1]))
+    box = torch.tensor([[600.2, 300.1, 601.3, 301.2]])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = network([torch.rand(3, 384, 640)], [{"boxes": box, "labels": torch.tensor([1])}])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert {boxes.dtype for boxes in given} == {torch.float32} and any((boxes == box).all(1).any() for boxes in given)
+
+
 @pytest.mark.parametrize("task", ["boxes", "masks"])
 def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
     from convspark.transfer.detection import average_precision
