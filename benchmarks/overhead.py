@@ -53,7 +53,7 @@ def measure(name: str, repeats: int) -> dict:
     def seconds(**ways: Callable[[], None]) -> dict[str, float]:
         return {way: found.seconds for way, found in compare(ways, repeats, images.device).items()}
 
-    known, whole = PatchGrid.random(16, (7, 7)), PatchGrid(torch.ones(2, 1, 1, dtype=torch.bool))
+    known, whole = PatchGrid.random(16, (7, 7)), PatchGrid.random(2, (1, 1), mask_ratio=0)
     large = seconds(new=lambda: step(images, PatchGrid.random(16, (7, 7))), known=lambda: step(images, known))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

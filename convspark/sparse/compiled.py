@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shutil
@@ -19,10 +20,39 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _log = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("depthwise.cpp")
+_SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC")
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+
+
+class _Call(ctypes.Structure):
+    """`Call` of kernels.cpp."""
+
+    _fields_ = [
+        ("around", ctypes.c_void_p),
+        ("plan", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in "blocks patches cells positions others taps channels threads".split()),
+        ("parallel", ctypes.c_void_p),
+    ]
+
+
+def computes(dtype: torch.dtype) -> bool:
+    """Whether there are kernels, and for numbers of this kind."""
+    return dtype in _NAMES and library_is_there()
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether kernels can be called here and now: on real tensors, outside of a graph that is being traced."""
+    return (
+        device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and library_is_there()
+    )
 
 
 @functools.cache
@@ -32,13 +62,15 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = _compiler()
     if compiler is None:
-        _log.warning("no C++ compiler was found: depthwise convolutions run on PyTorch's operations, more slowly")
+        _log.warning("no C++ compiler was found: what looks at neighbours runs on PyTorch's operations, slower")
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
-        _log.warning("depthwise convolutions run on PyTorch's operations, more slowly: %s failed (%s)", compiler, said)
+        _log.warning(
+            "what looks at neighbours runs on PyTorch's operations, more slowly: %s failed (%s)", compiler, said
+        )
         return None
 
 
@@ -58,6 +90,42 @@ def parallel() -> int:
         return 0
 
 
+def run(
+    entry: str,
+    around: Tensor,
+    plan: Tensor,
+    *arguments: Tensor | int | None,
+    patches: int,
+    others: int,
+    channels: int = 0,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Call an entry of the library.
+
+    Args:
+        entry: its name, without the dtype where it has one.
+        around: int32 (blocks, ...) the patches around each block.
+        plan: int32 (positions, taps, 2), of what is computed.
+        arguments: the entry's own; tensors are contiguous.
+        patches, others, channels: of what is read, and its positions of each patch.
+        dtype: of an entry that exists for several.
+    """
+    positions, taps, _ = plan.shape
+    around = around.contiguous()
+    numbers = around.shape[0], patches, math.prod(around.shape[1:]), positions, others, taps, channels
+    call = _Call(around.data_ptr(), plan.data_ptr(), *numbers, torch.get_num_threads(), parallel())
+    found = library()
+    assert found is not None, "`computes` was not asked"
+    function = getattr(found, entry if dtype is None else f"{entry}_{_NAMES[dtype]}")
+    function(ctypes.byref(call), *map(_as_c, arguments))
+
+
+def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
 def _compiler() -> str | None:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     return next((found for name in names if (found := shutil.which(name))), None)
@@ -67,7 +135,7 @@ def _built(compiler: str) -> Path:
     """The library's file, compiled unless it is there."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     what = (_SOURCE.read_text(), *_FLAGS, version, platform.machine(), _processor())
-    name = f"depthwise-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
+    name = f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"convspark-{os.getuid()}"):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

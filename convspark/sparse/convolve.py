@@ -58,13 +58,9 @@ class Gathered:
     def windows(self, values: Tensor) -> Tensor:
         """(N, C, *positions) -> (M, C, *size), or with taps (groups, R, prod(kernel) * C / groups)."""
         if self.taps_of is not None:
-            found = gather_plainly(self._by_group(flat_rows(values)).flatten(0, 1), self._group_table, self.outside)
+            found = gather_plainly(flat_rows(values), self.table, self.outside, self.groups)
             return found.view(self.groups, -1, math.prod(self.size) * found.shape[1])
         return from_rows(gather_plainly(flat_rows(values), self.table, self.outside), self.size)
-
-    @property
-    def _group_table(self) -> RowTable:
-        return self.table.repeated(self.groups)
 
     def _by_group(self, rows: Tensor) -> Tensor:
         """(R, C) -> (groups, R, C / groups)"""
@@ -101,8 +97,7 @@ class Gathered:
         """Gradient of the rows, (S, C)."""
         if self.taps_of is not None:
             spread = _products(grad, self._kernels(weight))  # (groups, R, prod(kernel) * C / groups)
-            rows = scatter_sums(spread.view(-1, weight.shape[1]), self._group_table)
-            return rows.view(self.groups, -1, weight.shape[1]).transpose(0, 1).flatten(1)
+            return scatter_sums(spread.view(-1, weight.shape[1]), self.table, self.groups)
         return scatter_sums(flat_rows(self._of_input(grad, windows, weight)), self.table)
 
     def weight_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Depthwise convolutions of visible patches by a compiled kernel: each neighbour is read where it lies.
 
-A window of a small patch is mostly halo, and gathering it takes longer than multiplying it. The kernel (depthwise.cpp)
+A window of a small patch is mostly halo, and gathering it takes longer than multiplying it. The kernel (kernels.cpp)
 is told which patches lie around each visible one, and, in a plan that is the same for all of them, which position of
 which patch each tap sees. It works out the result, the gradient of its input (a gather of the same kind, by a plan of
 its own) and that of its weight.
@@ -8,7 +8,6 @@ its own) and that of its weight.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -24,7 +23,6 @@ from .convolve import as_autocast_casts
 from .patches import flat_rows, from_rows
 
 Sizes = tuple[int, ...]
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
 
 def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
@@ -33,7 +31,7 @@ def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
         return False
     cast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if cast else values.dtype
-    return dtype in _NAMES and (cast or weight.dtype == dtype) and compiled.library_is_there()
+    return (cast or weight.dtype == dtype) and compiled.computes(dtype)
 
 
 @dataclass(frozen=True)
@@ -153,36 +151,12 @@ def _each_with_each(left: Tensor, right: Tensor) -> Tensor:
 # ---------------------------------------------------------------- operators
 
 
-class _Call(ctypes.Structure):
-    """`Call` of depthwise.cpp."""
-
-    _fields_ = [
-        ("around", ctypes.c_void_p),
-        ("plan", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in "patches cells positions others taps channels threads".split()),
-        ("parallel", ctypes.c_void_p),
-    ]
-
-
 def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, *tensors: Tensor | None) -> None:
-    """Call an entry of the library.
-
-    Args:
-        entry: its name, without the dtype, which is that of `read`.
-        plan: (positions, taps, 2), of what is computed.
-        read: (N * others, C) rows that the plan points to.
-        tensors: the entry's own arguments, contiguous.
-    """
-    patches, (positions, taps, _) = around.shape[0], plan.shape
-    if patches == 0:
-        return
-    around = around.contiguous()
-    numbers = patches, math.prod(around.shape[1:]), positions, read.shape[0] // patches, taps, read.shape[1]
-    call = _Call(around.data_ptr(), plan.data_ptr(), *numbers, torch.get_num_threads(), compiled.parallel())
-    addresses = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    library = compiled.library()
-    assert library is not None, "can_run was not asked"
-    getattr(library, f"{entry}_{_NAMES[read.dtype]}")(ctypes.byref(call), *addresses)
+    """Call a kernel whose plan points to `read`, rows of patches, (N * others, C)."""
+    patches, (rows, channels) = around.shape[0], read.shape
+    if patches:
+        others = rows // patches
+        compiled.run(entry, around, plan, *tensors, patches=patches, others=others, channels=channels, dtype=read.dtype)
 
 
 def _how(sizes: tuple[Sizes, ...]) -> Depthwise:

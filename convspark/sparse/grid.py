@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import UsageError
-from .rows import Bags, RowTable, compacted
+from .rows import Bags, Near, RowTable, compacted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,23 +163,35 @@ class PatchGrid:
             if fold != "constant":
                 return self._folded_windows(patch, start, size, fold)
             cells = _window_cells(patch, start, size, self.device)
-            around = self._neighbours(cells.first, cells.count)  # (N, *count)
-            return self._table(cells.rows(around), cells)
+            return self._table(cells, lambda: cells.rows(self._neighbours(cells.first, cells.count)))
 
         return self.cached(("windows", patch, start, size, fold), build)
 
-    def _table(self, index: Tensor, cells: _Cells) -> RowTable:
+    def _table(self, cells: _Cells, index: Callable[[], Tensor]) -> RowTable:
         """A table of N windows or of their taps."""
-        sources = self.num_visible * cells.positions
-        return RowTable(index, sources, cells.positions, lambda: self._cells_showing(cells))
+
+        def around(first: tuple[int, ...]) -> Callable[[], Tensor]:
+            return lambda: self._neighbours(first, cells.count).contiguous()
+
+        patches, positions, window = self.num_visible, cells.positions, cells.local.shape[0]
+        return RowTable(
+            index,
+            patches * window,
+            patches * positions,
+            positions,
+            lambda: self._cells_showing(cells),
+            Near(self.device, patches, positions, around(cells.first), cells.plan),
+            Near(self.device, patches, window, around(cells.behind), cells.seen_plan),
+        )
 
     def _cells_showing(self, cells: _Cells) -> Bags:
         """`RowTable.inverse_bags` of a table of windows or taps, without sorting its rows.
 
         The windows that show a patch are those of its neighbours, each position at cells that are the same for all.
         """
-        behind = tuple(1 - first - count for first, count in zip(cells.first, cells.count, strict=True))
-        around = self._neighbours(behind, cells.count).flatten(1)  # (N, neighbours): who sees this patch as neighbour
+        around = self._neighbours(cells.behind, cells.count).flatten(
+            1
+        )  # (N, neighbours): who sees this patch as neighbour
         seen = around < self.num_visible
         order = cells.order
         first_row = torch.where(seen, around * order.shape[0], -order.shape[0])
@@ -249,11 +261,16 @@ class PatchGrid:
 
         def build() -> RowTable:
             size = tuple(p - s + (k - 1) * d + 1 for p, s, k, d in zip(patch, stride, kernel, dilation, strict=True))
-            windows = self.windows(patch, start, size, fold).index
-            index = _taps(windows.view(-1, *size), kernel, stride, dilation).flatten()
-            if fold != "constant":
-                return RowTable(index, self.num_visible * math.prod(patch), math.prod(patch))
-            return self._table(index, _tap_cells(patch, start, size, kernel, stride, dilation, self.device))
+
+            def index() -> Tensor:
+                windows = self.windows(patch, start, size, fold).index
+                return _taps(windows.view(-1, *size), kernel, stride, dilation).flatten()
+
+            if fold == "constant":
+                return self._table(_tap_cells(patch, start, size, kernel, stride, dilation, self.device), index)
+            outputs = (p // s for p, s in zip(patch, stride, strict=True))
+            results = self.num_visible * math.prod(outputs) * math.prod(kernel)
+            return RowTable(index, results, self.num_visible * math.prod(patch), math.prod(patch))
 
         return self.cached(("taps", patch, start, kernel, stride, dilation, fold), build)
 
@@ -269,10 +286,12 @@ class PatchGrid:
             )
             once = fold == "constant" and min(*before, *after, 0) == 0
             return RowTable(
-                cells.rows(whole),
+                lambda: cells.rows(whole),
+                self.batch_size * math.prod(sides),
                 self.num_visible * math.prod(patch),
                 math.prod(patch),
                 (lambda: _one_each(self._within_images(patch, before, sides))) if once else None,
+                Near(self.device, self.num_visible, math.prod(patch), lambda: whole, cells.plan),
             )
 
         return self.cached(("images", patch, before, after, fold), build)
@@ -282,9 +301,9 @@ class PatchGrid:
 
         def build() -> RowTable:
             sides = tuple(h * p for h, p in zip(self.shape, patch, strict=True))
-            index = self._within_images(patch, (0,) * len(patch), sides)
             return RowTable(
-                index,
+                lambda: self._within_images(patch, (0,) * len(patch), sides),
+                self.num_visible * math.prod(patch),
                 self.batch_size * math.prod(sides),
                 0,
                 lambda: self.images(patch, (0,) * len(patch), (0,) * len(patch), "constant").bags(),
@@ -321,7 +340,7 @@ class PatchGrid:
         positions = math.prod(patch)
         slot = torch.where(inside, self.slots[cell], self.num_visible + 1)
         row = (slot * positions + local).flatten().to(torch.int32)
-        return RowTable(row, self.num_visible * positions, positions)
+        return RowTable(lambda: row, row.shape[0], self.num_visible * positions, positions)
 
 
 class _Cells:
@@ -338,6 +357,7 @@ class _Cells:
     Attributes:
         positions: of a patch.
         first, count: as given.
+        behind: the first patch, likewise, of the block around a patch that holds all whose own block holds it.
         which: along each axis, (n,) the patch that each position lies in, from 0.
         local: int32 (cells,) the position of that patch that each cell is.
         neighbour: (cells,) that patch in the flattened block.
@@ -348,6 +368,8 @@ class _Cells:
     ) -> None:
         self.positions = math.prod(patch)
         self.first, self.count = first, count
+        self.behind = tuple(1 - f - n for f, n in zip(first, count, strict=True))
+        self._plans: dict[str, Tensor] = {}
         self.which = [torch.div(a, p, rounding_mode="floor") - f for a, p, f in zip(at, patch, first, strict=True)]
         self.local = torch.zeros(1, dtype=torch.int32, device=at[0].device)
         self.neighbour = torch.zeros(1, dtype=torch.int64, device=at[0].device)
@@ -359,6 +381,7 @@ class _Cells:
         """Some of the cells, some of them several times: `choose` is given a value a cell."""
         cells = copy.copy(self)
         cells.local, cells.neighbour = choose(self.local).flatten(), choose(self.neighbour).flatten()
+        cells._plans = {}
         return cells
 
     def prepare(self) -> _Cells:
@@ -376,6 +399,23 @@ class _Cells:
         self.shown.index_put_((self.mirrored, self.local[order]), self.shown.new_ones(()), accumulate=True)
         return self
 
+    def plan(self) -> Tensor:
+        """As `Near` wants it: (cells, 1, 2)."""
+        if "plan" not in self._plans:
+            self._plans["plan"] = torch.stack([self.neighbour.to(torch.int32), self.local], 1)[:, None].contiguous()
+        return self._plans["plan"]
+
+    def seen_plan(self) -> Tensor:
+        """The other way round, as `Near` wants it: (positions, most cells that are one of them, 2)."""
+        if "seen" not in self._plans:
+            place = self.local[self.order.long()].long()
+            counts = place.bincount(minlength=self.positions)
+            rank = torch.arange(len(place)) - (counts.cumsum(0) - counts)[place]
+            seen = torch.full((self.positions, int(counts.max()), 2), -1, dtype=torch.int32)
+            seen[place, rank] = torch.stack([self.mirrored.to(torch.int32), self.order], 1)
+            self._plans["seen"] = seen
+        return self._plans["seen"]
+
     def rows(self, slots: Tensor) -> Tensor:
         """Slots of the patches of M blocks, (M, *count), to the rows that the cells have: (M * cells,)."""
         rows = slots * self.positions
@@ -384,7 +424,7 @@ class _Cells:
         return rows.flatten(1).add_(self.local).flatten()
 
 
-def _kept(build: Callable[P, T]) -> Callable[P, T]:
+def kept(build: Callable[P, T]) -> Callable[P, T]:
     """What was built for the same arguments before.
 
     Built anew while compiling, as a part of the graph, and within a dispatch mode, which may make tensors of its own
@@ -401,7 +441,7 @@ def _kept(build: Callable[P, T]) -> Callable[P, T]:
     return get
 
 
-@_kept
+@kept
 def _window_cells(
     patch: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...], device: torch.device
 ) -> _Cells:
@@ -412,7 +452,7 @@ def _window_cells(
     return _Cells(patch, at, first, tuple(end - f + 1 for end, f in zip(ends, first, strict=True))).prepare()
 
 
-@_kept
+@kept
 def _tap_cells(
     patch: tuple[int, ...],
     start: tuple[int, ...],
@@ -427,7 +467,7 @@ def _tap_cells(
     return cells.chosen(lambda each: _taps(each.view(1, *size), kernel, stride, dilation)).prepare()
 
 
-@_kept
+@kept
 def _image_cells(
     patch: tuple[int, ...],
     shape: tuple[int, ...],

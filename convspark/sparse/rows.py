@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import compiled
+
 # embedding_bag copies and sums rows several times faster than index_select / index_add, and its sums have a fixed
 # order. It has no float64 kernel that ignores trailing indices, and none at all for integers.
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,59 +21,131 @@ _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Bags = tuple[Tensor, Tensor]
 """Rows, bag by bag, and offsets: bag i is rows[offsets[i] : offsets[i + 1]]. What lies behind the last is not read."""
 
+_NARROW = 64
+"""Bytes of rows that the compiled kernel copies faster than embedding_bag (measured; it is JIT-compiled, too)."""
+
+
+class Near:
+    """A table as the compiled kernels want it: what lies around each block of results, and where each result looks.
+
+    Args:
+        device: of the tensors.
+        patches: of the sources.
+        others: positions of each.
+        around: makes int32 (blocks, ...), the patches around each block: `patches` where masked, more where outside.
+        plan: makes int32 (results of a block, most sources of one, 2): which patch around, and which position of it;
+            -1: none.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        patches: int,
+        others: int,
+        around: Callable[[], Tensor],
+        plan: Callable[[], Tensor],
+    ) -> None:
+        self.device = device
+        self.patches, self.others, self.plan = patches, others, plan
+        self._make_around = around
+        self._around: Tensor | None = None
+
+    def around(self) -> Tensor:
+        """int32 (blocks, ...), made on first use."""
+        if self._around is None:
+            self._around = self._make_around()
+        return self._around
+
+    def bags(self, groups: int) -> Bags:
+        """What each result looks at, for each of so many groups of sources and of results, one behind the other."""
+        around, plan = self.around(), self.plan()
+        results = around.shape[0] * plan.shape[0]
+        rows = around.new_empty(groups * results * plan.shape[1])
+        offsets = around.new_empty(groups * results + 1)
+        compiled.run("make_bags", around, plan, groups, rows, offsets, patches=self.patches, others=self.others)
+        return rows[: int(offsets[-1])], offsets
+
+    def copied(self, rows: Tensor, outside: float) -> Tensor:
+        """The rows that results show, (S, C) -> (R, C)."""
+        around, plan, rows = self.around(), self.plan(), rows.contiguous()
+        result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
+        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
+        size = rows.shape[1] * rows.itemsize
+        compiled.run("copy_rows", around, plan, size, rows, beyond, result, patches=self.patches, others=self.others)
+        return result
+
 
 class RowTable:
     """Where each of R result rows comes from.
 
     Args:
-        index: (R,) int32. A value in [0, sources) is a source row, as if a masked patch and one outside the image came
-            behind all others: the next `spare` values stand for a masked position (always 0), as many again for a
+        index: makes (R,) int32. A value in [0, sources) is a source row, as if a masked patch and one outside the image
+            came behind all others: the next `spare` values stand for a masked position (always 0), as many again for a
             position outside the image (`outside` of `gather_rows`).
+        results: R.
         sources: number of source rows S.
         spare: positions of such a patch.
         inverse: makes the inverse bags, where there is a quicker way than sorting.
+        near, inverse_near: the same for the compiled kernels, and the other way round.
     """
 
-    def __init__(self, index: Tensor, sources: int, spare: int, inverse: Callable[[], Bags] | None = None):
-        self.index = index
+    def __init__(
+        self,
+        index: Callable[[], Tensor],
+        results: int,
+        sources: int,
+        spare: int,
+        inverse: Callable[[], Bags] | None = None,
+        near: Near | None = None,
+        inverse_near: Near | None = None,
+    ):
+        self.results = results
         self.sources = sources
         self.spare = spare
+        self.near = near
+        self.inverse_near = inverse_near
+        self._make_index = index
+        self._index: Tensor | None = None
         self._invert = inverse or self._sorted
-        self._bags: Bags | None = None
-        self._inverse_bags: Bags | None = None
-        self._repeated: dict[int, RowTable] = {}
+        self._bags: dict[int, Bags] = {}
+        self._inverse_bags: dict[int, Bags] = {}
         if torch.compiler.is_compiling():
             # Within an autograd.Function, which is where they are asked for, Dynamo refuses to keep them. Those that
             # nobody asks for are no part of the graph.
             self.bags()
             self.inverse_bags()
 
-    def bags(self) -> Bags:
-        """Source rows, (R + 1,) offsets: result row r is the sum of bag r, which holds one row or none."""
-        if self._bags is None:
-            found = self.index < self.sources
-            ends = found.cumsum(0, dtype=torch.int32)
-            self._bags = compacted(self.index, found), torch.cat([ends.new_zeros(1), ends])
-        return self._bags
+    @property
+    def index(self) -> Tensor:
+        """(R,) int32."""
+        if self._index is None:
+            self._index = self._make_index()
+        return self._index
 
-    def inverse_bags(self) -> Bags:
-        """Result rows, (S + 1,) offsets: bag s holds every result row that shows source s."""
-        if self._inverse_bags is None:
-            self._inverse_bags = self._invert()
-        return self._inverse_bags
+    def bags(self, groups: int = 1) -> Bags:
+        """Source rows, (R + 1,) offsets: result row r is the sum of bag r, which holds one row or none.
 
-    def repeated(self, times: int) -> RowTable:
-        """The same table for each of so many sets of sources, one behind the other, and of results; waits for a GPU."""
-        if times == 1:
-            return self
-        if times not in self._repeated:
-            first = torch.arange(times, device=self.index.device, dtype=self.index.dtype)[:, None] * self.sources
-            index = torch.where(self.index < self.sources, self.index + first, self.index + (times - 1) * self.sources)
-            table = RowTable(index.flatten(), times * self.sources, self.spare)
-            table._bags = _repeated(self.bags(), times, self.sources)
-            table._inverse_bags = _repeated(self.inverse_bags(), times, self.index.shape[0])
-            self._repeated[times] = table
-        return self._repeated[times]
+        With groups, for each of so many sets of sources, one behind the other, and of results; waits for a GPU.
+        """
+        return self._kept(self._bags, self.near, self._found, groups, self.sources)
+
+    def inverse_bags(self, groups: int = 1) -> Bags:
+        """Result rows, (S + 1,) offsets: bag s holds every result row that shows source s. Groups as for `bags`."""
+        return self._kept(self._inverse_bags, self.inverse_near, self._invert, groups, self.results)
+
+    @staticmethod
+    def _kept(known: dict[int, Bags], near: Near | None, make: Callable[[], Bags], groups: int, rows: int) -> Bags:
+        if groups not in known:
+            if near is not None and compiled.runs_on(near.device):
+                known[groups] = near.bags(groups)
+            else:
+                known[groups] = make() if groups == 1 else _repeated(make(), groups, rows)
+        return known[groups]
+
+    def _found(self) -> Bags:
+        found = self.index < self.sources
+        ends = found.cumsum(0, dtype=torch.int32)
+        return compacted(self.index, found), torch.cat([ends.new_zeros(1), ends])
 
     def _sorted(self) -> Bags:
         order = self.index.argsort(stable=True).to(torch.int32)
@@ -116,22 +190,38 @@ class _GatherRows(torch.autograd.Function):
         return scatter_sums(grad, ctx.table), None, None
 
 
-def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tensor:
-    """`gather_rows` without a gradient."""
-    if outside == 0 and rows.dtype in _BAG_DTYPES and table.sources:
+def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0, groups: int = 1) -> Tensor:
+    """`gather_rows` without a gradient; (S, C) -> (groups * R, C / groups), one group of channels after the other."""
+    near = table.near
+    by_bags = outside == 0 and rows.dtype in _BAG_DTYPES and table.sources > 0
+    wide = groups > 1 or rows.shape[1] * rows.itemsize > _NARROW
+    if near is not None and not (by_bags and wide) and compiled.runs_on(rows.device):
+        return _by_group(near.copied(rows, outside), groups)
+    if by_bags:
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
-        return _sum_bags(rows.detach(), *table.bags())
+        return _sum_bags(_by_group(rows.detach(), groups), *table.bags(groups))
     special = rows.new_zeros(2 * table.spare, rows.shape[1])
     special[table.spare :] = outside
-    return torch.cat([rows, special]).index_select(0, table.index)
+    return _by_group(torch.cat([rows, special]).index_select(0, table.index), groups)
 
 
-def scatter_sums(grad: Tensor, table: RowTable) -> Tensor:
-    """The gradient of `gather_rows`: (R, C) -> (S, C), each source the sum of the result rows that show it."""
-    if grad.dtype in _BAG_DTYPES and table.index.shape[0]:
-        return _sum_bags(grad.contiguous(), *table.inverse_bags())
+def scatter_sums(grad: Tensor, table: RowTable, groups: int = 1) -> Tensor:
+    """The gradient of `gather_plainly`: each source the sum of the result rows that show it."""
+    if grad.dtype in _BAG_DTYPES and table.results:
+        return _of_groups(_sum_bags(grad.contiguous(), *table.inverse_bags(groups)), groups)
+    grad = _of_groups(grad, groups)
     total = grad.new_zeros(table.sources + 2 * table.spare, grad.shape[1]).index_add_(0, table.index, grad)
     return total[: table.sources]
+
+
+def _by_group(rows: Tensor, groups: int) -> Tensor:
+    """(R, C) -> (groups * R, C / groups)"""
+    return rows if groups == 1 else rows.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _of_groups(rows: Tensor, groups: int) -> Tensor:
+    """(groups * R, C / groups) -> (R, C)"""
+    return rows if groups == 1 else rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
 
 
 def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:

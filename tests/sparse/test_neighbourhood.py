@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from convspark.errors import NotExactError
 from convspark.sparse import PatchGrid, compiled, gather, scatter
-from convspark.sparse.rows import gather_rows
+from convspark.sparse.rows import gather_plainly, scatter_sums
 
 # Many drawn settings give a map that is no multiple of the grid; they are thrown away.
 PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -32,6 +32,9 @@ def grids(draw, dims=2, patches=(1, 2, 3, 4, 6, 8)):
     generator = torch.Generator().manual_seed(seed)
     visible = torch.rand(batch, *shape, generator=generator) < share
     return visible, patch, generator
+
+
+SINGLE = torch.ones(1, 1, 1, dtype=torch.bool), [2, 2], torch.Generator().manual_seed(0)  # one image of one patch
 
 
 def check(op, visible, patch, channels, generator, module=None):
@@ -73,9 +76,14 @@ def check(op, visible, patch, channels, generator, module=None):
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.sampled_from(["constant", "replicate"]),
     st.sampled_from([1, 3]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.sampled_from([3, 20]),
+    st.sampled_from([0, 7]),
+    st.booleans(),
 )
-def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold, sets):
-    """float32 goes through bags and their inverse, both ways; whole numbers make the sums exact."""
+@example(SINGLE, "images", (-2, 0), (1, 1), "constant", 1, torch.float32, 3, 7, True)  # images cut away altogether
+def test_gathering_is_gathering_by_index(drawn, kind, start, size, fold, groups, dtype, width, outside, by_kernel):
+    """By the compiled kernel or by bags and their inverse, both ways; whole numbers make the sums exact."""
     visible, patch, generator = drawn
     grid, patch = PatchGrid(visible), tuple(patch)
     if kind == "windows":
@@ -87,14 +95,18 @@ def test_gathering_by_bags_is_gathering_by_index(drawn, kind, start, size, fold,
         table = grid.images(patch, before, tuple(n - 1 for n in size), fold)
     else:
         table = grid.crops(patch)
-    table = table.repeated(sets)
-    rows = torch.randint(-9, 9, (table.sources, 3), generator=generator).float().requires_grad_()
-    every = torch.cat([rows.detach(), torch.zeros(2 * table.spare, 3)])
-    found = gather_rows(rows, table)
-    assert torch.equal(found, every[table.index.long()])
-    slopes = torch.randint(-9, 9, found.shape, generator=generator).float()
-    expected = torch.zeros_like(every).index_add_(0, table.index.long(), slopes)
-    assert torch.equal(torch.autograd.grad(found, rows, slopes)[0], expected[: table.sources])
+    if not by_kernel:
+        table.near = table.inverse_near = None
+    rows = torch.randint(-9, 9, (table.sources, width * groups), generator=generator).to(dtype)
+    special = torch.tensor([0, outside], dtype=dtype).repeat_interleave(table.spare)
+    every = torch.cat([rows, special[:, None].expand(-1, width * groups)])
+    expected = every[table.index.long()].unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1)
+    found = gather_plainly(rows, table, outside, groups)
+    assert found.dtype == dtype and torch.equal(found, expected)
+    slopes = torch.randint(-1, 2, found.shape, generator=generator).to(dtype)  # bfloat16 is exact up to 256
+    by_row = slopes.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
+    sums = torch.zeros_like(every).float().index_add_(0, table.index.long(), by_row.float()).to(dtype)
+    assert torch.equal(scatter_sums(slopes, table, groups), sums[: table.sources])
 
 
 @PROPERTY

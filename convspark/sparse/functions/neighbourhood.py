@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import layout as lay
-from ..grid import PatchGrid
+from ..grid import PatchGrid, kept
 from ..patches import (
     VisiblePatches,
     as_patches,
     become_patches,
+    flat_rows,
     gather,
     scatter,
     unpadded,
@@ -101,6 +102,24 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
     return gather(maps, grid)
 
 
+Sizes = tuple[int, ...]
+
+
+@kept
+def _sizes(
+    kernel: Sizes, stride: Sizes, dilation: Sizes, patch: Sizes, grid: Sizes, pads: tuple[tuple[int, int], ...]
+) -> tuple[Sizes, ...]:
+    """What `Reach` tells, from `extent` to `out`: the same at every step."""
+    axes = range(len(kernel))
+    extent = tuple((kernel[i] - 1) * dilation[i] + 1 for i in axes)
+    before = tuple(lo for lo, _ in pads)
+    after = tuple(extent[i] - stride[i] - before[i] for i in axes)
+    size = tuple(before[i] + patch[i] + after[i] for i in axes)
+    sides = tuple(grid[i] * patch[i] for i in axes)
+    image_size = tuple(before[i] + sides[i] + after[i] for i in axes)
+    return extent, before, after, size, sides, image_size, tuple(patch[i] // stride[i] for i in axes)
+
+
 class Reach:
     """How far an op with this kernel, stride and dilation looks from each patch.
 
@@ -118,16 +137,10 @@ class Reach:
         self, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], source: Source
     ) -> None:
         self.kernel, self.stride, self.dilation, self.source = kernel, stride, dilation, source
-        axes = range(len(kernel))
-        patch, grid = source.patch, source.grid.shape
-        self.extent = tuple([(kernel[i] - 1) * dilation[i] + 1 for i in axes])
-        self.before = tuple([lo for lo, _ in source.pads])
-        self.after = tuple([self.extent[i] - stride[i] - self.before[i] for i in axes])
-        self.size = tuple([self.before[i] + patch[i] + self.after[i] for i in axes])
-        self.sides = tuple([grid[i] * patch[i] for i in axes])
-        self.image_size = tuple([self.before[i] + self.sides[i] + self.after[i] for i in axes])
-        self.out = tuple([patch[i] // stride[i] for i in axes])
-        for i in axes:
+        patch = source.patch
+        sizes = _sizes(kernel, stride, dilation, patch, source.grid.shape, source.pads)
+        self.extent, self.before, self.after, self.size, self.sides, self.image_size, self.out = sizes
+        for i in range(len(kernel)):
             self._require_whole(patch[i], self.sides[i], stride[i], self._outputs(i))
 
     def _outputs(self, axis: int) -> int:
@@ -177,6 +190,8 @@ class Reach:
 
     def strided_rows(self) -> Tensor:
         """(N, C, *patch) -> (N * prod(out), C): the positions that a kernel of one position sees."""
+        if max(self.stride) == 1:
+            return flat_rows(self.source.values)
         # Channels last while it is cut, so that its gradient has them last in memory as well.
         rows = self.source.values.movedim(1, -1)[(slice(None), *(slice(None, None, s) for s in self.stride))]
         return rows.reshape(-1, rows.shape[-1])

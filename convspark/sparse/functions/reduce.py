@@ -68,10 +68,13 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     else:
         result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
         if reduction == "mean":
-            count = grid.counts() * math.prod([x.shape[dim] for dim in dims])
-            view = [1] * x.dim()
-            view[rows] = grid.batch_size
-            result = result / count.clamp(min=1).view(view).to(result.dtype)
+            positions = math.prod([x.shape[dim] for dim in dims])
+            if grid.visible_per_image is not None:
+                result = result / max(1, grid.visible_per_image * positions)
+            else:
+                view = [1] * x.dim()
+                view[rows] = grid.batch_size
+                result = result / (grid.counts() * positions).clamp(min=1).view(view).to(result.dtype)
     return result if keepdim else result.squeeze(dims)
 
 

@@ -1,8 +1,10 @@
-// Depthwise convolutions of visible patches that read each neighbour where it lies: no window is gathered.
+// What looks at the neighbours of visible patches, each read where it lies: depthwise convolutions without gathered windows,
+// windows of narrow rows gathered without an index table, and the tables by which wider ones are.
 //
-// Rows are positions of patches, their channels contiguous; patch n has the rows n * P to (n + 1) * P - 1. Which patches lie
-// around patch n is `around[n * cells + c]`: the number of a patch, or any from `patches` on where there is none. A plan that
-// is the same for every patch comes from depthwise.py.
+// Rows are positions of patches, their channels contiguous; patch n has the rows n * P to (n + 1) * P - 1. What is computed is
+// one block of positions after the other, most often one for each patch. Which patches lie around block b is
+// `around[b * cells + c]`: the number of a patch; `patches` where it is masked, more where it is outside the image. A plan that is
+// the same for every block tells in which of them, and where in it, each position of a block looks (depthwise.py, grid.py).
 //
 // Channels are worked on in blocks that fit the registers, sums are float32 (float64 for float64), and their order does not
 // depend on the number of threads.
@@ -18,10 +20,10 @@ namespace {
 using Parallel = void (*)(void (*)(void *), void *, unsigned, unsigned);  // OpenMP's, of the library that PyTorch runs on
 
 struct Call {
-    const int32_t *around;  // (patches, cells)
+    const int32_t *around;  // (blocks, cells)
     const int32_t *plan;    // (positions, taps, 2): cell, position within it; cell < 0: the tap sees nothing there
-    int64_t patches, cells;
-    int64_t positions;  // of a patch of what is computed
+    int64_t blocks, patches, cells;
+    int64_t positions;  // of a block of what is computed
     int64_t others;     // of a patch of what is read
     int64_t taps, channels, threads;
     Parallel parallel;  // or none
@@ -125,17 +127,25 @@ void by_blocks(int64_t first, int64_t end, const Block &block) {
 
 // ---------------------------------------------------------------- what is worked on at a time
 
-// Patches, so many that what they have of some channels stays in the cache.
-int64_t patches_together(const Call &call) { return std::max<int64_t>(1, 64 / call.positions); }
+// Blocks, so many that what they have of some channels stays in the cache.
+int64_t blocks_together(const Call &call) { return std::max<int64_t>(1, 64 / std::max<int64_t>(1, call.positions)); }
 
-// (positions of the patches `first` to `end`, taps): the row that each tap sees, < 0: none.
+// Calls task(first, end) for all blocks.
+template <typename Task>
+void some_blocks_at_a_time(const Call &call, const Task &task) {
+    const int64_t together = blocks_together(call);
+    in_parallel(call, (call.blocks + together - 1) / together,
+                [&](int64_t i) { task(i * together, std::min(call.blocks, (i + 1) * together)); });
+}
+
+// (positions of the blocks `first` to `end`, taps): the row that each tap sees, < 0: none.
 std::vector<int32_t> rows_seen(const Call &call, int64_t first, int64_t end) {
     std::vector<int32_t> rows((end - first) * call.positions * call.taps);
     std::vector<int64_t> corner(call.cells);  // first row of each patch around, < 0: not there
     int32_t *row = rows.data();
-    for (int64_t patch = first; patch < end; ++patch) {
+    for (int64_t block = first; block < end; ++block) {
         for (int64_t cell = 0; cell < call.cells; ++cell) {
-            const int64_t other = call.around[patch * call.cells + cell];
+            const int64_t other = call.around[block * call.cells + cell];
             corner[cell] = other < call.patches ? other * call.others : -1;
         }
         const int32_t *seen = call.plan;
@@ -177,9 +187,7 @@ struct Gather {
 
 template <typename Number, typename Sum, int widest>
 void gather(const Call &call, const Number *from, const Sum *weight, const Sum *bias, Number *to) {
-    const int64_t together = patches_together(call);
-    in_parallel(call, (call.patches + together - 1) / together, [&](int64_t task) {
-        const int64_t first = task * together, end = std::min(call.patches, first + together);
+    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
         const std::vector<int32_t> seen = rows_seen(call, first, end);
         by_blocks<widest>(0, call.channels,
                           Gather<Number, Sum>{call, seen.data(), (end - first) * call.positions, from, weight, bias,
@@ -230,14 +238,14 @@ struct Products {
 
 template <typename Number, typename Sum, int widest>
 void products(const Call &call, const Number *grad, const Number *from, Sum *sums) {
-    const int64_t together = patches_together(call), block = 4 * widest, size = call.taps * call.channels;
+    const int64_t together = blocks_together(call), block = 4 * widest, size = call.taps * call.channels;
     const int64_t blocks = (call.channels + block - 1) / block;
     // Enough parts for any number of threads, each with sums of its own, added up in order at the end.
-    const int64_t parts = std::max<int64_t>(1, std::min(call.patches, 64 / blocks));
+    const int64_t parts = std::max<int64_t>(1, std::min(call.blocks, 64 / blocks));
     std::vector<Sum> partial(parts * size);
     in_parallel(call, parts * blocks, [&](int64_t task) {
-        const int64_t part = task / blocks, c = task % blocks * block, stop = (part + 1) * call.patches / parts;
-        for (int64_t first = part * call.patches / parts; first < stop; first += together) {
+        const int64_t part = task / blocks, c = task % blocks * block, stop = (part + 1) * call.blocks / parts;
+        for (int64_t first = part * call.blocks / parts; first < stop; first += together) {
             const int64_t end = std::min(stop, first + together);
             const std::vector<int32_t> seen = rows_seen(call, first, end);
             by_blocks<widest>(c, std::min(call.channels, c + block),
@@ -249,6 +257,78 @@ void products(const Call &call, const Number *grad, const Number *from, Sum *sum
     std::copy(partial.begin(), partial.begin() + size, sums);
     for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < size; ++i) sums[i] += partial[part * size + i];
+}
+
+// ---------------------------------------------------------------- windows
+
+// Positions of a block that lie one behind the other in a patch as well.
+struct Run {
+    int64_t cell, place, first, length;
+};
+
+std::vector<Run> runs_of(const Call &call) {
+    std::vector<Run> runs;
+    for (int64_t i = 0; i < call.positions; ++i) {
+        const int64_t cell = call.plan[2 * i], place = call.plan[2 * i + 1];
+        if (!runs.empty() && runs.back().cell == cell && runs.back().place + runs.back().length == place)
+            ++runs.back().length;
+        else
+            runs.push_back({cell, place, i, 1});
+    }
+    return runs;
+}
+
+// Rows of so many bytes. `outside` is a row of what is to stand outside the image, or none for 0; masked positions are 0.
+void copy(const Call &call, int64_t row, const char *from, const char *outside, char *to) {
+    const std::vector<Run> runs = runs_of(call);
+    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
+        for (int64_t block = first; block < end; ++block)
+            for (const Run &run : runs) {
+                const int64_t patch = call.around[block * call.cells + run.cell];
+                char *target = to + (block * call.positions + run.first) * row;
+                if (patch < call.patches)
+                    std::memcpy(target, from + (patch * call.others + run.place) * row, run.length * row);
+                else if (patch == call.patches || !outside)
+                    std::memset(target, 0, run.length * row);
+                else
+                    for (int64_t i = 0; i < run.length; ++i) std::memcpy(target + i * row, outside, row);
+            }
+    });
+}
+
+// The rows that each position looks at, bag by bag, and where each bag begins and the last one ends; for each of so many groups
+// of rows, one behind the other.
+void bags(const Call &call, int64_t groups, int32_t *rows, int32_t *offsets) {
+    std::vector<int64_t> starts(call.blocks + 1);
+    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
+        for (int64_t block = first; block < end; ++block) {
+            const int32_t *around = call.around + block * call.cells, *seen = call.plan;
+            int64_t found = 0;
+            for (int64_t i = 0; i < call.positions * call.taps; ++i, seen += 2)
+                found += seen[0] >= 0 && around[seen[0]] < call.patches;
+            starts[block + 1] = found;
+        }
+    });
+    for (int64_t block = 0; block < call.blocks; ++block) starts[block + 1] += starts[block];
+    const int64_t all = starts[call.blocks], sources = call.patches * call.others, results = call.blocks * call.positions;
+    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
+        for (int64_t block = first; block < end; ++block) {
+            const int32_t *around = call.around + block * call.cells, *seen = call.plan;
+            int64_t at = starts[block];
+            for (int64_t position = 0; position < call.positions; ++position) {
+                for (int64_t group = 0; group < groups; ++group)
+                    offsets[group * results + block * call.positions + position] = int32_t(group * all + at);
+                for (int64_t tap = 0; tap < call.taps; ++tap, seen += 2) {
+                    if (seen[0] < 0 || around[seen[0]] >= call.patches) continue;
+                    const int64_t row = around[seen[0]] * call.others + seen[1];
+                    for (int64_t group = 0; group < groups; ++group)
+                        rows[group * all + at] = int32_t(group * sources + row);
+                    ++at;
+                }
+            }
+        }
+    });
+    offsets[groups * results] = int32_t(groups * all);
 }
 
 }  // namespace
@@ -264,3 +344,10 @@ void products(const Call &call, const Number *grad, const Number *from, Sum *sum
 ENTRIES(float32, float, float, 16)
 ENTRIES(bfloat16, Brain, float, 16)
 ENTRIES(float64, double, double, 8)
+
+extern "C" void copy_rows(const Call *call, int64_t row, const char *from, const char *outside, char *to) {
+    copy(*call, row, from, outside, to);
+}
+extern "C" void make_bags(const Call *call, int64_t groups, int32_t *rows, int32_t *offsets) {
+    bags(*call, groups, rows, offsets);
+}
