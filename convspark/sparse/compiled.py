@@ -45,14 +45,14 @@ def computes(dtype: torch.dtype) -> bool:
     return dtype in _NAMES and library_is_there()
 
 
+def is_eager(device: torch.device) -> bool:
+    """Whether operations run here and now, on a CPU: on real tensors, outside of a graph that is being traced."""
+    return device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+
+
 def runs_on(device: torch.device) -> bool:
-    """Whether kernels can be called here and now: on real tensors, outside of a graph that is being traced."""
-    return (
-        device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and _get_current_dispatch_mode() is None
-        and library_is_there()
-    )
+    """Whether kernels can be called here and now."""
+    return is_eager(device) and library_is_there()
 
 
 @functools.cache

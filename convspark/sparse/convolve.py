@@ -17,14 +17,20 @@ from torch.nn import functional
 from .patches import flat_rows, from_rows
 from .rows import RowTable, gather_plainly, scatter_sums
 
-_CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
+
+
+def cast_dtype(values: Tensor) -> torch.dtype:
+    """What a convolution's arguments will be cast to by autocast; their own dtype where it is off."""
+    device = values.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
 
 
 def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """A convolution's arguments in the dtype that autocast wants where they are; as they are where it is off."""
     if not torch.is_autocast_enabled(values.device.type):
         return values, weight, bias
-    dtype = torch.get_autocast_dtype(values.device.type)
+    dtype = cast_dtype(values)
     return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
@@ -76,7 +82,7 @@ class Gathered:
             out = _products(windows, self._kernels(weight).transpose(1, 2))  # (groups, R, O / groups)
             out = out.transpose(0, 1).flatten(1)
             return from_rows(out if bias is None else out + bias, self.taps_of)
-        run = _CONVOLUTION[windows.dim()]
+        run = CONVOLUTION[windows.dim()]
         out = run(windows, weight, bias, self.stride, 0, self.dilation, self.groups)
         if self.crop is None:
             return out

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..errors import UsageError
-from .rows import Bags, Near, RowTable, compacted
+from .rows import Bags, Near, RowTable, compacted, offsets_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -198,7 +198,7 @@ class PatchGrid:
         # (neighbours, N) -> (cells, N) -> (N, cells): choosing whole rows, then transposing, is the quickest way.
         row = (first_row.t().contiguous().index_select(0, cells.mirrored) + order[:, None]).t().contiguous()
         counts = (seen.to(cells.shown.dtype) @ cells.shown).to(torch.int32)  # (N, positions)
-        return compacted(row.flatten(), row.flatten() >= 0), _offsets(counts.flatten())
+        return compacted(row.flatten(), row.flatten() >= 0), offsets_of(counts.flatten())
 
     def _neighbours(self, first: tuple[int, ...], count: tuple[int, ...]) -> Tensor:
         """int32 (N, *count): the slot of each patch in a block around each visible patch that begins at `first`.
@@ -491,11 +491,6 @@ def _taps(cells: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilat
     for axis, (k, d, s) in enumerate(zip(kernel, dilation, stride, strict=True)):
         cells = cells.unfold(1 + axis, (k - 1) * d + 1, s)[..., ::d]
     return cells.flatten(1)
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    """Where each bag begins, and the last one ends, from how many rows each has."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=counts.dtype)])
 
 
 def _one_each(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,8 +144,7 @@ class RowTable:
 
     def _found(self) -> Bags:
         found = self.index < self.sources
-        ends = found.cumsum(0, dtype=torch.int32)
-        return compacted(self.index, found), torch.cat([ends.new_zeros(1), ends])
+        return compacted(self.index, found), offsets_of(found)
 
     def _sorted(self) -> Bags:
         order = self.index.argsort(stable=True).to(torch.int32)
@@ -162,6 +161,11 @@ def _repeated(bags: Bags, times: int, rows: int) -> Bags:
     which = torch.arange(times, device=index.device, dtype=index.dtype)[:, None]
     ends = (offsets[1:] + which * index.shape[0]).flatten()
     return (index + which * rows).flatten(), torch.cat([offsets[:1], ends])
+
+
+def offsets_of(counts: Tensor) -> Tensor:
+    """(n,) counts to int32 (n + 1,): where each of n bags of so many begins, and the last one ends."""
+    return torch.cat([counts.new_zeros(1, dtype=torch.int32), counts.cumsum(0, dtype=torch.int32)])
 
 
 def compacted(values: Tensor, found: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0, groups: 
         return _by_group(near.copied(rows, outside), groups)
     if by_bags:
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
-        return _sum_bags(_by_group(rows.detach(), groups), *table.bags(groups))
+        return sum_bags(_by_group(rows.detach(), groups), *table.bags(groups))
     special = rows.new_zeros(2 * table.spare, rows.shape[1])
     special[table.spare :] = outside
     return _by_group(torch.cat([rows, special]).index_select(0, table.index), groups)
@@ -208,7 +212,7 @@ def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0, groups: 
 def scatter_sums(grad: Tensor, table: RowTable, groups: int = 1) -> Tensor:
     """The gradient of `gather_plainly`: each source the sum of the result rows that show it."""
     if grad.dtype in _BAG_DTYPES and table.results:
-        return _of_groups(_sum_bags(grad.contiguous(), *table.inverse_bags(groups)), groups)
+        return _of_groups(sum_bags(grad.contiguous(), *table.inverse_bags(groups)), groups)
     grad = _of_groups(grad, groups)
     total = grad.new_zeros(table.sources + 2 * table.spare, grad.shape[1]).index_add_(0, table.index, grad)
     return total[: table.sources]
@@ -224,5 +228,6 @@ def _of_groups(rows: Tensor, groups: int) -> Tensor:
     return rows if groups == 1 else rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
 
 
-def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+def sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    """rows (S, C) -> (R, C): the sums of R bags, rows that are not the gradient's business."""
     return torch.embedding_bag(rows, index, offsets, mode=0, include_last_offset=True)[0]  # mode 0: sums

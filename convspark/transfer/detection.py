@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -86,7 +87,7 @@ def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return outputs.float()
     if isinstance(outputs, Mapping):
-        return type(outputs)((name, output.float()) for name, output in outputs.items())
+        return OrderedDict((name, output.float()) for name, output in outputs.items())
     return type(outputs)(_as_float32(module, inputs, output) for output in outputs)
 
 

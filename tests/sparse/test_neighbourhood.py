@@ -118,8 +118,9 @@ def test_gathering_is_gathering_by_index(drawn, kind, start, size, fold, groups,
     st.sampled_from([1, 2, 4]),
     st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
     st.booleans(),
+    st.booleans(),
 )
-def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias):
+def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias, by_pairs):
     visible, patch, generator = drawn
     padding = [((k - 1) * dilation + 1 - stride + 1) // 2 for k in kernel]
     padding = [max(p, 0) for p in padding]
@@ -127,7 +128,16 @@ def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias):
     assume(mode == "zeros" or all(p < n for p, n in zip(padding, sides, strict=True)))
     assume(all((k - 1) * dilation < n + 2 * p for k, n, p in zip(kernel, sides, padding, strict=True)))
     conv = nn.Conv2d(4, 8, kernel, stride, padding, dilation, groups, bias, mode, dtype=torch.float64)
-    check(conv, visible, patch, 4, generator, conv)
+    with pytest.MonkeyPatch.context() as patched:
+        if by_pairs:
+            use_pairs(patched)
+        check(conv, visible, patch, 4, generator, conv)
+
+
+def use_pairs(patched):
+    """However few channels there are, and however many visible patches."""
+    for limit, value in (("_PAIRED_FROM", 1), ("_PAIRED_UP_TO", 1.0)):
+        patched.setattr(f"convspark.sparse.functions.conv.{limit}", value)
 
 
 @settings(PROPERTY, max_examples=40)
@@ -176,20 +186,24 @@ def test_depthwise_convolution(drawn, kernel, stride, dilation, channels, bias, 
     st.integers(0, 3),
     st.sampled_from([0.0, 1.5]),
     st.sampled_from([1, 2]),
+    st.booleans(),
 )
-def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, value, groups):
+def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, value, groups, by_pairs):
     visible, patch, generator = drawn
     sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
     assume(all(kernel <= n + before + after for n in sides))
     conv = nn.Conv2d(2, 4 // groups, kernel, stride, groups=groups, dtype=torch.float64)
-    check(
-        lambda x: conv(functional.pad(x, (before, after, before, after), value=value)),
-        visible,
-        patch,
-        2,
-        generator,
-        conv,
-    )
+    with pytest.MonkeyPatch.context() as patched:
+        if by_pairs:
+            use_pairs(patched)
+        check(
+            lambda x: conv(functional.pad(x, (before, after, before, after), value=value)),
+            visible,
+            patch,
+            2,
+            generator,
+            conv,
+        )
 
 
 @PROPERTY
@@ -223,11 +237,14 @@ def test_average_pooling(drawn, kernel, stride, padding, ceil_mode, count_includ
 
 
 @PROPERTY
-@given(grids(dims=3, patches=(1, 2, 4)), st.sampled_from([1, 3]), st.sampled_from([1, 2]))
-def test_convolution_of_volumes(drawn, kernel, stride):
+@given(grids(dims=3, patches=(1, 2, 4)), st.sampled_from([1, 3]), st.sampled_from([1, 2]), st.booleans())
+def test_convolution_of_volumes(drawn, kernel, stride, by_pairs):
     visible, patch, generator = drawn
     conv = nn.Conv3d(2, 3, kernel, stride, kernel // 2, dtype=torch.float64)
-    check(conv, visible, patch, 2, generator, conv)
+    with pytest.MonkeyPatch.context() as patched:
+        if by_pairs:
+            use_pairs(patched)
+        check(conv, visible, patch, 2, generator, conv)
 
 
 def test_every_way_to_run_is_met(monkeypatch):
@@ -235,8 +252,8 @@ def test_every_way_to_run_is_met(monkeypatch):
     from convspark.sparse.functions.conv import _way
     from convspark.sparse.functions.neighbourhood import Reach, source_of
 
-    def way(patch, kernel, groups, channels=8):
-        grid = PatchGrid.random(2, (4, 4), 0.5)
+    def way(patch, kernel, groups, channels=8, mask_ratio=0.5):
+        grid = PatchGrid.random(2, (4, 4), mask_ratio)
         x = gather(torch.randn(2, channels, 4 * patch, 4 * patch), grid)
         source = source_of(x, (kernel // 2,) * 2)
         reach = Reach((kernel,) * 2, (1, 1), (1, 1), source)
@@ -246,4 +263,6 @@ def test_every_way_to_run_is_met(monkeypatch):
         assert way(2, 7, 8) == way(8, 3, 8) == "depthwise"
     monkeypatch.setattr(compiled, "library", lambda: None)
     assert {way(1, 3, 1), way(8, 3, 1), way(2, 7, 8)} == {"taps", "window", "image"}
+    assert (way(2, 3, 1, 64), way(4, 3, 1, 64)) == ("pairs", "across")
+    assert (way(2, 3, 1, 64, 0.1), way(4, 3, 1, 64, 0.1)) == ("taps", "window")
     assert way(1, 3, 2, 16) == way(2, 3, 2, 48) == "taps" != way(2, 3, 2, 16)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import depthwise
+from .. import depthwise, pairs
 from .. import layout as lay
 from ..convolve import Gathered
-from ..depthwise import Depthwise
 from ..grid import PatchGrid
 from ..patches import (
     GridTensor,
@@ -30,6 +29,12 @@ from .operands import arguments, dense_batch, per_axis
 # halo, and also without any halo, for which its convolutions on maps of 1x1 and 2x2 are slow (measured on CPU,
 # `benchmarks/`).
 _TAPS_UP_TO = 4
+
+# Pairs of positions that are both visible pay from so many channels and up to such a share of visible patches; pairs
+# across patches up to so many positions of one (measured likewise).
+_PAIRED_FROM = 64
+_PAIRED_UP_TO = 0.6
+_ACROSS_UP_TO = 64
 
 
 def _convolve(
@@ -62,8 +67,11 @@ def _convolve(
         rows = functional.linear(reach.strided_rows(), flat, bias)
         return reach.patches(from_rows(rows, reach.out))
     if way == "depthwise":
-        how = Depthwise(source.patch, kernel, strides, dilations, reach.before)
-        return reach.patches(how(source.values, weight, bias, source.grid.around(how.reach)))
+        around = source.grid.around(reach.on_patches.reach)
+        return reach.patches(depthwise.convolve(source.values, weight, bias, around, reach.on_patches))
+    if way in ("pairs", "across"):
+        found = pairs.convolve(source.values, weight, bias, source.grid, reach.on_patches, way == "across")
+        return reach.patches(found)
     how = _gathered(reach, way, groups)
     return reach.patches(how(source.values, weight, bias))
 
@@ -127,6 +135,11 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
         return "depthwise"
     if alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
+    if groups == 1 and not alone and _pairs_pay(reach, weight):
+        if few:
+            return "pairs"
+        if outputs <= _ACROSS_UP_TO and pairs.can_split(reach.on_patches):
+            return "across"
     near = alone or math.prod(source.patch) <= 4 * _TAPS_UP_TO
     if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
         return "taps"
@@ -138,6 +151,15 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     windows = grid.num_visible * (math.prod(reach.size) + outputs * work)
     images = grid.batch_size * (math.prod(reach.image_size) + math.prod(grid.shape) * outputs * work)
     return "image" if windows > images else "window"
+
+
+def _pairs_pay(reach: Reach, weight: Tensor) -> bool:
+    """Whether to look for pairs: they are multiplied no quicker than all taps unless many have a masked side."""
+    source = reach.source
+    can_run = source.fold == "constant" and source.outside == 0 and pairs.can_run(source.values)
+    patches = source.grid.batch_size * math.prod(source.grid.shape)
+    visible = source.grid.num_visible / max(patches, 1)
+    return can_run and min(weight.shape[:2]) >= _PAIRED_FROM and 0 < visible <= _PAIRED_UP_TO
 
 
 def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> bool:

@@ -1,8 +1,10 @@
-"""What convolutions and poolings share: which window of the map a patch needs, and three exact ways to run on it.
+"""What convolutions and poolings share: which window of the map a patch needs, and exact ways to run on it.
 
 * **patch**: no position needs a neighbour in another patch; the dense op runs on the patches as they are.
 * **window**: each patch is gathered with its halo, then the dense op runs without padding.
 * **taps**: the kernel's inputs at each output position are gathered and multiplied once (conv.py).
+* **pairs**: those of them that are visible are gathered and multiplied tap by tap (conv.py); **across**: only those in
+  other patches, while the dense op runs on the patches as they are.
 * **image**: patches are put back into whole zero images, padded, the dense op runs, visible positions are cut out.
   It is the definition itself, mask-and-multiply, and the only way for what makes a map larger.
 """
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from .. import layout as lay
 from ..grid import PatchGrid, kept
+from ..patch_kernel import PatchKernel
 from ..patches import (
     VisiblePatches,
     as_patches,
@@ -182,6 +185,11 @@ class Reach:
         """N * prod(out) * prod(kernel) rows: what the kernel sees at each output position."""
         source, start = self.source, tuple(-b for b in self.before)
         return source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
+
+    @property
+    def on_patches(self) -> PatchKernel:
+        """The kernel, as what looks at neighbours where they lie is told of it."""
+        return PatchKernel(self.source.patch, self.kernel, self.stride, self.dilation, self.before)
 
     def image_table(self) -> RowTable:
         """B * prod(image_size) rows: whole images with what is needed around them."""
