@@ -17,11 +17,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.flop_counter import register_flop_formula
 
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -36,6 +39,16 @@ class _Call(ctypes.Structure):
         ("around", ctypes.c_void_p),
         ("plan", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in "blocks patches cells positions others taps channels threads".split()),
+        ("parallel", ctypes.c_void_p),
+    ]
+
+
+class _Pairs(ctypes.Structure):
+    """`Pairs` of kernels.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("source", "target", "ends")),
+        *((name, ctypes.c_int64) for name in "taps groups width others threads".split()),
         ("parallel", ctypes.c_void_p),
     ]
 
@@ -114,16 +127,70 @@ def run(
     around = around.contiguous()
     numbers = around.shape[0], patches, math.prod(around.shape[1:]), positions, others, taps, channels
     call = _Call(around.data_ptr(), plan.data_ptr(), *numbers, torch.get_num_threads(), parallel())
+    _enter(entry if dtype is None else f"{entry}_{_NAMES[dtype]}", call, arguments)
+
+
+def run_pairs(
+    entry: str,
+    source: Tensor,
+    target: Tensor,
+    ends: Tensor,
+    *arguments: Tensor | int,
+    groups: int,
+    width: int,
+    others: int,
+    dtype: torch.dtype,
+) -> None:
+    """Call an entry of the library that works on pairs of rows.
+
+    Args:
+        entry: its name, without the dtype.
+        source, target: int32, at least (M,), numbers of rows, of each pair.
+        ends: int64 (taps + 1,) where each tap's pairs begin, and the last one's end, M.
+        arguments: the entry's own; tensors are contiguous.
+        groups: of channels.
+        width, others: channels of a group of the rows that source and target number.
+        dtype: of the rows.
+    """
+    numbers = len(ends) - 1, groups, width, others, torch.get_num_threads()
+    pairs = _Pairs(source.data_ptr(), target.data_ptr(), ends.data_ptr(), *numbers, parallel())
+    _enter(f"{entry}_{_NAMES[dtype]}", pairs, arguments)
+
+
+def _enter(entry: str, call: ctypes.Structure, arguments: tuple[Tensor | int | None, ...]) -> None:
     found = library()
     assert found is not None, "`computes` was not asked"
-    function = getattr(found, entry if dtype is None else f"{entry}_{_NAMES[dtype]}")
-    function(ctypes.byref(call), *map(_as_c, arguments))
+    getattr(found, entry)(ctypes.byref(call), *map(_as_c, arguments))
 
 
 def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+def declare(
+    name: str,
+    arguments: str,
+    returns: str,
+    run: Callable[..., Any],
+    like: Callable[..., Any],
+    operations: Callable[..., int] | None = None,
+) -> None:
+    """Make an operator of it, `torch.ops.convspark.NAME`, so that a compiled graph has it as it is.
+
+    Args:
+        arguments, returns: their declarations.
+        run: what it does.
+        like: what it returns, with any values.
+        operations: counts its multiplications and additions from the shapes of its tensors.
+    """
+    operator = f"convspark::{name}"
+    torch.library.define(operator, f"({arguments}) -> {returns}")
+    torch.library.impl(operator, "CPU", run)
+    torch.library.register_fake(operator, like)
+    if operations is not None:
+        register_flop_formula(getattr(torch.ops.convspark, name))(operations)
 
 
 def _compiler() -> str | None:

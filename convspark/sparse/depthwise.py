@@ -9,16 +9,14 @@ kind, by a plan of its own) and that of its weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
 
 from . import compiled
 from .convolve import as_autocast_casts, cast_dtype
-from .patch_kernel import PatchKernel, Sizes
+from .patch_kernel import DECLARED, PatchKernel, Sizes
 from .patches import flat_rows, from_rows
 
 
@@ -86,10 +84,6 @@ def _run(entry: str, plan: Tensor, around: Tensor, read: Tensor, *tensors: Tenso
         compiled.run(entry, around, plan, *tensors, patches=patches, others=others, channels=channels, dtype=read.dtype)
 
 
-def _kernel(sizes: tuple[Sizes, ...]) -> PatchKernel:
-    return PatchKernel(*map(tuple, sizes))  # operators are given lists
-
-
 def _sum_dtype(tensor: Tensor) -> torch.dtype:
     """Of the numbers that the kernel sums in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -97,11 +91,11 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype:
 
 def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
     bias = None if bias is None else bias.to(_sum_dtype(rows)).contiguous()
-    return _gather(rows, weight, bias, around, _kernel(sizes).result_plan())
+    return _gather(rows, weight, bias, around, PatchKernel.of(sizes).result_plan())
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    return _gather(grad, weight, None, around, _kernel(sizes).input_plan())
+    return _gather(grad, weight, None, around, PatchKernel.of(sizes).input_plan())
 
 
 def _gather(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, plan: Tensor) -> Tensor:
@@ -114,7 +108,7 @@ def _gather(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, p
 
 
 def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    kernel = _kernel(sizes)
+    kernel = PatchKernel.of(sizes)
     plan, grad, rows = kernel.result_plan(), grad.contiguous(), rows.contiguous()
     sums = torch.zeros(plan.shape[1], rows.shape[1], dtype=_sum_dtype(rows))
     _run("products", plan, around, rows, grad, rows, sums)
@@ -125,42 +119,32 @@ def _rows_like(rows: Tensor, around: Tensor, positions: Sizes) -> Tensor:
     return rows.new_empty(around.shape[0] * math.prod(positions), rows.shape[1])
 
 
-def _declare(name: str, tensors: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
-    """Make an operator of it, so that a compiled graph has it as it is and its operations are counted.
-
-    Args:
-        tensors: declarations of all arguments but the sizes.
-        shape: what it returns, with any values.
-    """
-    operator = f"convspark::{name}"
-    sizes = "int[] patch, int[] kernel, int[] stride, int[] dilation, int[] before"
-    torch.library.define(operator, f"({tensors}, {sizes}) -> Tensor")
-    torch.library.impl(operator, "CPU", run)
-    torch.library.register_fake(operator, shape)
-
-    def operations(*arguments, out_shape, **_) -> int:
-        """Multiplications and additions, those with masked neighbours as well."""
-        kernel, result = arguments[-4], out_shape if run is _depthwise else arguments[0]
-        return 2 * math.prod(result) * math.prod(kernel)
-
-    register_flop_formula(getattr(torch.ops.convspark, name))(operations)
+def _operations(result: Sizes, kernel: Sizes) -> int:
+    """Multiplications and additions, those with masked neighbours as well."""
+    return 2 * math.prod(result) * math.prod(kernel)
 
 
-_declare(
+compiled.declare(
     "depthwise",
-    "Tensor rows, Tensor weight, Tensor? bias, Tensor around",
+    f"Tensor rows, Tensor weight, Tensor? bias, Tensor around, {DECLARED}",
+    "Tensor",
     _depthwise,
     lambda rows, weight, bias, around, *sizes: _rows_like(rows, around, PatchKernel(*sizes).out),
+    lambda rows, weight, bias, around, patch, kernel, *_, out_shape: _operations(out_shape, kernel),
 )
-_declare(
+compiled.declare(
     "depthwise_input_gradient",
-    "Tensor grad, Tensor weight, Tensor around",
+    f"Tensor grad, Tensor weight, Tensor around, {DECLARED}",
+    "Tensor",
     _input_gradient,
     lambda grad, weight, around, patch, *_: _rows_like(grad, around, patch),
+    lambda grad, weight, around, patch, kernel, *_, **__: _operations(grad, kernel),
 )
-_declare(
+compiled.declare(
     "depthwise_weight_gradient",
-    "Tensor grad, Tensor rows, Tensor around",
+    f"Tensor grad, Tensor rows, Tensor around, {DECLARED}",
+    "Tensor",
     _weight_gradient,
     lambda grad, rows, around, patch, kernel, *_: rows.new_empty(rows.shape[1], 1, *kernel),
+    lambda grad, rows, around, patch, kernel, *_, **__: _operations(grad, kernel),
 )

@@ -1,5 +1,6 @@
 // What looks at the neighbours of visible patches, each read where it lies: depthwise convolutions without gathered windows,
-// windows of narrow rows gathered without an index table, and the tables by which wider ones are.
+// others by pairs of visible positions, windows of narrow rows gathered without an index table, and the tables by which wider
+// ones are.
 //
 // Rows are positions of patches, their channels contiguous; patch n has the rows n * P to (n + 1) * P - 1. What is computed is
 // one block of positions after the other, most often one for each patch. Which patches lie around block b is
@@ -105,7 +106,7 @@ struct Tasks {
     }
 };
 
-template <typename Task>
+template <typename Call, typename Task>
 void in_parallel(const Call &call, int64_t count, const Task &task) {
     Tasks<Task> tasks{task, count};
     if (call.parallel && call.threads > 1 && count > 1)
@@ -259,6 +260,147 @@ void products(const Call &call, const Number *grad, const Number *from, Sum *sum
         for (int64_t i = 0; i < size; ++i) sums[i] += partial[part * size + i];
 }
 
+// ---------------------------------------------------------------- pairs
+
+// Of each tap, the rows that it sees, and the rows that see them. `ends` (taps + 1,): where each tap's pairs begin, and the last
+// one's end. Looks at the patch `skipped` of those around, if any, are left out.
+void pair(const Call &call, int64_t skipped, int32_t *sources, int32_t *results, int64_t *ends) {
+    const auto each = [&](int64_t tap, const auto &found) {
+        std::vector<int64_t> looking;
+        for (int64_t position = 0; position < call.positions; ++position) {
+            const int32_t cell = call.plan[2 * (position * call.taps + tap)];
+            if (cell >= 0 && cell != skipped) looking.push_back(position);
+        }
+        for (int64_t block = 0; block < call.blocks; ++block)
+            for (const int64_t position : looking) {
+                const int32_t *seen = call.plan + 2 * (position * call.taps + tap);
+                const int64_t patch = call.around[block * call.cells + seen[0]];
+                if (patch < call.patches) found(patch * call.others + seen[1], block * call.positions + position);
+            }
+    };
+    in_parallel(call, call.taps, [&](int64_t tap) {
+        int64_t count = 0;
+        each(tap, [&](int64_t, int64_t) { ++count; });
+        ends[tap + 1] = count;
+    });
+    ends[0] = 0;
+    for (int64_t tap = 0; tap < call.taps; ++tap) ends[tap + 1] += ends[tap];
+    in_parallel(call, call.taps, [&](int64_t tap) {
+        int64_t at = ends[tap];
+        each(tap, [&](int64_t source, int64_t result) {
+            sources[at] = int32_t(source);
+            results[at++] = int32_t(result);
+        });
+    });
+}
+
+// Rows of groups of channels, and of pairs of them, tap by tap. No tap has two pairs of the same row.
+struct Pairs {
+    const int32_t *from, *to;  // of each pair: the row that is read, and the one that is added to, or comes with it
+    const int64_t *ends;       // (taps + 1,)
+    int64_t taps, groups;
+    int64_t width, others;     // channels of a group, of those rows and of these
+    int64_t threads;
+    Parallel parallel;
+};
+
+// One tap of one group: each pair's row times some columns of a matrix, added to the other row. Several pairs share what was
+// loaded of the matrix.
+template <typename Number>
+struct Multiplied {
+    const Pairs &pairs;
+    int64_t tap, group, first;  // column
+    const Number *rows;
+    const std::vector<Number> &matrix;  // (width, columns)
+    int64_t columns;
+    Number *sums;
+
+    template <int lanes, int packs>
+    void run(int64_t c) const {
+        typedef Pack<Number, lanes> Numbers;
+        constexpr int together = packs > 3 ? 6 : 8;
+        for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; pair += together) {
+            const int64_t left = pairs.ends[tap + 1] - pair;
+            const Number *values[together];
+            for (int i = 0; i < together; ++i)
+                values[i] = rows + (pairs.from[pair + (i < left ? i : 0)] * pairs.groups + group) * pairs.width;
+            Numbers found[together][packs] = {};
+            for (int64_t k = 0; k < pairs.width; ++k)
+                for (int p = 0; p < packs; ++p) {
+                    const Numbers factor = load<lanes>(&matrix[k * columns + c + p * lanes]);
+                    for (int i = 0; i < together; ++i) found[i][p] += factor * values[i][k];
+                }
+            for (int i = 0; i < together && i < left; ++i)
+                for (int p = 0; p < packs; ++p) {
+                    Number *sum = sums + (pairs.to[pair + i] * pairs.groups + group) * pairs.others + first + c + p * lanes;
+                    store<lanes>(sum, load<lanes>(sum) + found[i][p]);
+                }
+        }
+    }
+};
+
+// weight: (groups, outputs, taps, inputs), its inputs the columns if `back`, else its outputs.
+template <typename Number, int widest>
+void multiply(const Pairs &pairs, bool back, const Number *rows, const Number *weight, Number *sums) {
+    const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block, inputs = back ? pairs.others : pairs.width;
+    in_parallel(pairs, pairs.groups * blocks, [&](int64_t task) {
+        const int64_t group = task / blocks, first = task % blocks * block, columns = std::min(block, pairs.others - first);
+        std::vector<Number> matrix(pairs.width * columns);
+        for (int64_t tap = 0; tap < pairs.taps; ++tap) {
+            const Number *factors = weight + (group * pairs.width * pairs.others * pairs.taps) + tap * inputs;
+            for (int64_t some = 0; some < pairs.width; some += 64)  // so many that what is written stays in the cache
+                for (int64_t c = 0; c < columns; ++c)
+                    for (int64_t k = some; k < std::min(pairs.width, some + 64); ++k) {
+                        const int64_t output = back ? k : first + c, input = back ? first + c : k;
+                        matrix[k * columns + c] = factors[output * pairs.taps * inputs + input];
+                    }
+            by_blocks<widest>(0, columns,
+                              Multiplied<Number>{pairs, tap, group, first, rows, matrix, columns, sums});
+        }
+    });
+}
+
+// One tap of one group: the sums over its pairs of each channel of the one row times each of the other.
+template <typename Number>
+struct Correlated {
+    const Pairs &pairs;
+    int64_t tap, group;
+    const Number *rows, *others;
+    Number *sums;  // (groups, width, taps, others)
+
+    template <int lanes, int packs>
+    void run(int64_t c) const {
+        typedef Pack<Number, lanes> Numbers;
+        constexpr int together = packs > 3 ? 6 : 8;
+        for (int64_t first = 0; first < pairs.width; first += together) {
+            const int64_t left = pairs.width - first;
+            Numbers found[together][packs] = {};
+            for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; ++pair) {
+                const Number *values = rows + (pairs.from[pair] * pairs.groups + group) * pairs.width + first;
+                const Number *other = others + (pairs.to[pair] * pairs.groups + group) * pairs.others + c;
+                for (int p = 0; p < packs; ++p) {
+                    const Numbers factor = load<lanes>(other + p * lanes);
+                    for (int i = 0; i < together; ++i) found[i][p] += factor * values[i < left ? i : 0];
+                }
+            }
+            for (int i = 0; i < together && i < left; ++i)
+                for (int p = 0; p < packs; ++p)
+                    store<lanes>(sums + ((group * pairs.width + first + i) * pairs.taps + tap) * pairs.others + c + p * lanes,
+                                 found[i][p]);
+        }
+    }
+};
+
+template <typename Number, int widest>
+void correlate(const Pairs &pairs, const Number *rows, const Number *others, Number *sums) {
+    const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block;
+    in_parallel(pairs, pairs.taps * pairs.groups * blocks, [&](int64_t task) {
+        const int64_t first = task % blocks * block, tap = task / blocks % pairs.taps, group = task / blocks / pairs.taps;
+        by_blocks<widest>(first, std::min(pairs.others, first + block),
+                          Correlated<Number>{pairs, tap, group, rows, others, sums});
+    });
+}
+
 // ---------------------------------------------------------------- windows
 
 // Positions of a block that lie one behind the other in a patch as well.
@@ -345,6 +487,21 @@ ENTRIES(float32, float, float, 16)
 ENTRIES(bfloat16, Brain, float, 16)
 ENTRIES(float64, double, double, 8)
 
+#define PAIRED_ENTRIES(NAME, NUMBER, LANES)                                                                                   \
+    extern "C" void multiply_##NAME(const Pairs *pairs, int64_t back, const NUMBER *rows, const NUMBER *weight,           \
+                                    NUMBER *sums) {                                                                       \
+        multiply<NUMBER, LANES>(*pairs, back, rows, weight, sums);                                                        \
+    }                                                                                                                     \
+    extern "C" void correlate_##NAME(const Pairs *pairs, const NUMBER *rows, const NUMBER *others, NUMBER *sums) {        \
+        correlate<NUMBER, LANES>(*pairs, rows, others, sums);                                                             \
+    }
+
+PAIRED_ENTRIES(float32, float, 16)
+PAIRED_ENTRIES(float64, double, 8)
+
+extern "C" void make_pairs(const Call *call, int64_t skipped, int32_t *sources, int32_t *results, int64_t *ends) {
+    pair(*call, skipped, sources, results, ends);
+}
 extern "C" void copy_rows(const Call *call, int64_t row, const char *from, const char *outside, char *to) {
     copy(*call, row, from, outside, to);
 }

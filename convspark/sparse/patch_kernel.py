@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Sizes = tuple[int, ...]
+
+DECLARED = "int[] patch, int[] kernel, int[] stride, int[] dilation, int[] before"
+"""`PatchKernel.sizes` as arguments of an operator."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class PatchKernel:
     dilation: Sizes
     before: Sizes
 
+    @classmethod
+    def of(cls, sizes: Sequence[Sequence[int]]) -> PatchKernel:
+        """From `sizes`, which operators are given as lists."""
+        return cls(*map(tuple, sizes))
+
     @property
     def sizes(self) -> tuple[Sizes, ...]:
         """All attributes, in order."""
@@ -42,6 +52,19 @@ class PatchKernel:
     def out(self) -> Sizes:
         """Positions of a patch of the result."""
         return tuple([p // s for p, s in zip(self.patch, self.stride, strict=True)])
+
+    def looks(self, across: bool) -> int:
+        """How many positions all taps see from a patch of the result; only in other patches, if across."""
+        everything = math.prod(self.out) * math.prod(self.kernel)
+        return everything - math.prod(map(self._looks_within, range(len(self.patch)))) if across else everything
+
+    def _looks_within(self, axis: int) -> int:
+        seen = (
+            position * self.stride[axis] - self.before[axis] + tap * self.dilation[axis]
+            for position in range(self.out[axis])
+            for tap in range(self.kernel[axis])
+        )
+        return sum(0 <= at < self.patch[axis] for at in seen)
 
     def result_plan(self) -> Tensor:
         """int32 (prod(out), prod(kernel), 2): in which patch around, and at which position of it, a tap sees its input.

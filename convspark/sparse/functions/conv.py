@@ -30,11 +30,10 @@ from .operands import arguments, dense_batch, per_axis
 # `benchmarks/`).
 _TAPS_UP_TO = 4
 
-# Pairs of positions that are both visible pay from so many channels and up to such a share of visible patches; pairs
-# across patches up to so many positions of one (measured likewise).
-_PAIRED_FROM = 64
-_PAIRED_UP_TO = 0.6
-_ACROSS_UP_TO = 64
+# Pairs of visible positions pay from so many channels a group; those across patches up to such a share of visible ones
+# (measured likewise: with all visible, they are most of a kernel on small patches).
+_PAIRED_FROM = 8
+_ACROSS_UP_TO = 0.6
 
 
 def _convolve(
@@ -70,7 +69,8 @@ def _convolve(
         around = source.grid.around(reach.on_patches.reach)
         return reach.patches(depthwise.convolve(source.values, weight, bias, around, reach.on_patches))
     if way in ("pairs", "across"):
-        found = pairs.convolve(source.values, weight, bias, source.grid, reach.on_patches, way == "across")
+        on, across = reach.on_patches, way == "across"
+        found = pairs.convolve(source.values, weight, bias, groups, source.grid, on, across)
         return reach.patches(found)
     how = _gathered(reach, way, groups)
     return reach.patches(how(source.values, weight, bias))
@@ -135,10 +135,11 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
         return "depthwise"
     if alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
-    if groups == 1 and not alone and _pairs_pay(reach, weight):
+    if not alone and _pairs_pay(reach, weight, groups):
         if few:
             return "pairs"
-        if outputs <= _ACROSS_UP_TO and pairs.can_split(reach.on_patches):
+        patches = grid.batch_size * math.prod(grid.shape)
+        if grid.num_visible <= _ACROSS_UP_TO * patches and pairs.can_split(reach.on_patches):
             return "across"
     near = alone or math.prod(source.patch) <= 4 * _TAPS_UP_TO
     if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
@@ -153,13 +154,12 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     return "image" if windows > images else "window"
 
 
-def _pairs_pay(reach: Reach, weight: Tensor) -> bool:
-    """Whether to look for pairs: they are multiplied no quicker than all taps unless many have a masked side."""
+def _pairs_pay(reach: Reach, weight: Tensor, groups: int) -> bool:
+    """Whether to multiply pairs of visible positions: our own kernel, with nothing but 0 outside the image."""
     source = reach.source
-    can_run = source.fold == "constant" and source.outside == 0 and pairs.can_run(source.values)
-    patches = source.grid.batch_size * math.prod(source.grid.shape)
-    visible = source.grid.num_visible / max(patches, 1)
-    return can_run and min(weight.shape[:2]) >= _PAIRED_FROM and 0 < visible <= _PAIRED_UP_TO
+    if source.fold != "constant" or source.outside != 0 or not pairs.can_run(source.values, weight):
+        return False
+    return min(weight.shape[0] // groups, weight.shape[1]) >= _PAIRED_FROM
 
 
 def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> bool:

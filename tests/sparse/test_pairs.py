@@ -1,0 +1,129 @@
+"""Convolutions by pairs of visible positions: which pairs there are, threads, dtypes, operators.
+
+That they compute what the dense convolution does is in test_neighbourhood.py, with all other convolutions.
+"""
+
+import pytest
+import torch
+
+from convspark.sparse import PatchGrid, compiled, pairs
+from convspark.sparse.patch_kernel import PatchKernel
+
+pytestmark = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
+
+GRID = PatchGrid(
+    torch.tensor([[[True, True, False], [False, True, False]], [[False, False, False], [True, False, True]]])
+)
+
+
+def kernel(patch, stride=1):
+    return PatchKernel((patch,) * 2, (3, 3), (stride,) * 2, (1, 1), (1, 1))
+
+
+def listed(patch, across, stride=1):
+    sees = kernel(patch, stride)
+    found = pairs.Pairs(*torch.ops.convspark.pairs(GRID.around(sees.reach), across, *sees.sizes))
+    return found, sees
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("across", [False, True])
+def test_pairs_are_those_of_visible_positions(across, stride):
+    """Counted one by one on the whole map, each position by its image, row and column."""
+    patch, out = 4, 4 // stride
+    (sources, results, ends), _ = listed(patch, across, stride)
+    where = [(int(c) // 6, int(c) % 6 // 3, int(c) % 3) for c in GRID.cells]  # image, row, column of each patch
+
+    def place(row, side):
+        image, top, left = where[row // side**2]
+        return image, top * side + row % side**2 // side, left * side + row % side
+
+    seen = {place(row, patch): row for row in range(len(where) * patch**2)}
+    for tap in range(9):
+        expected = set()
+        for result in range(len(where) * out**2):
+            image, y, x = place(result, out)
+            source = seen.get((image, y * stride + tap // 3 - 1, x * stride + tap % 3 - 1))
+            if source is not None and not (across and source // patch**2 == result // out**2):
+                expected.add((source, result))
+        part = slice(int(ends[tap]), int(ends[tap + 1]))
+        assert set(zip(sources[part].tolist(), results[part].tolist(), strict=True)) == expected
+        assert part.stop - part.start == len(expected)
+
+
+def convolved(values, weight, bias, groups, patch, across):
+    """Result, and gradients of the values, the weight and the bias."""
+    leaves = [t.detach().clone().requires_grad_() for t in (values, weight, bias)]
+    out = pairs.convolve(*leaves, groups, GRID, kernel(patch), across)
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+
+def case(patch, groups):
+    torch.manual_seed(0)
+    values = torch.randn(GRID.num_visible, 80, patch, patch)
+    return values, torch.randn(160, 80 // groups, 3, 3), torch.randn(160), groups, patch
+
+
+@pytest.mark.parametrize(("patch", "across"), [(1, False), (4, True)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_number_of_threads_changes_no_bit(patch, across, groups):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            pairs_alone = [t.clone() for t in convolved(*case(patch, groups), False)]
+            results.append(pairs_alone)
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
+    for one, other in zip(results[0], convolved(*case(patch, groups), across), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("value_format", [torch.contiguous_format, torch.channels_last])
+def test_the_order_in_memory_changes_no_bit(weight_format, value_format):
+    values, weight, *rest = case(2, 1)
+    first = convolved(values, weight, *rest, False)
+    again = convolved(
+        values.contiguous(memory_format=value_format), weight.contiguous(memory_format=weight_format), *rest, False
+    )
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_there_is_a_kernel_for_full_precision_only():
+    values, weight, *_ = case(2, 1)
+    assert pairs.can_run(values, weight) and pairs.can_run(values.double(), weight.double())
+    assert not pairs.can_run(values.double(), weight)  # left to PyTorch, which says what is wrong
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pairs.can_run(values, weight)
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("across", [False, True])
+def test_gradients_that_nobody_asks_for_are_not_computed(wanted, across):
+    values, weight, bias, *rest = case(4, 1)
+    leaves = [t.requires_grad_(want) for t, want in zip((values, weight, bias), wanted, strict=True)]
+    pairs.convolve(*leaves, rest[0], GRID, kernel(4), across).sum().backward()
+    assert [t.grad is not None for t in leaves] == list(wanted)
+
+
+def test_operators_are_described_rightly_to_the_compiler():
+    (sources, results, ends), sees = listed(4, True)
+    rows, taps, grads = (
+        torch.randn(GRID.num_visible * 16, 6),
+        torch.randn(8, 9, 3),
+        torch.randn(GRID.num_visible * 16, 8),
+    )
+    checks = ("test_schema", "test_faketensor")
+    ops = torch.ops.convspark
+    torch.library.opcheck(ops.add_pairs, (grads, rows, taps, sources, results, ends, 2, False), test_utils=checks)
+    torch.library.opcheck(
+        ops.pairs_weight_gradient, (grads, rows, results, sources, ends, 2), test_utils=("test_faketensor",)
+    )
+    found = ops.pairs(GRID.around(sees.reach), True, *sees.sizes)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = ops.pairs(mode.from_tensor(GRID.around(sees.reach)), True, *sees.sizes)
+    assert [(f.shape, f.dtype) for f in fake] == [(t.shape, t.dtype) for t in found]
