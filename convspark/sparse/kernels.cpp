@@ -123,6 +123,7 @@ void by_blocks(int64_t first, int64_t end, const Block &block) {
     for (; first + 2 * widest <= end; first += 2 * widest) block.template run<widest, 2>(first);
     for (; first + widest <= end; first += widest) block.template run<widest, 1>(first);
     for (; first + widest / 2 <= end; first += widest / 2) block.template run<widest / 2, 1>(first);
+    for (; first + widest / 4 <= end; first += widest / 4) block.template run<widest / 4, 1>(first);
     for (; first < end; ++first) block.template run<1, 1>(first);
 }
 

@@ -32,7 +32,7 @@ _TAPS_UP_TO = 4
 
 # Pairs of visible positions pay from so many channels a group; those across patches up to such a share of visible ones
 # (measured likewise: with all visible, they are most of a kernel on small patches).
-_PAIRED_FROM = 8
+_PAIRED_FROM = 4
 _ACROSS_UP_TO = 0.6
 
 
