@@ -348,6 +348,7 @@ void multiply(const Pairs &pairs, bool back, const Number *rows, const Number *w
         const int64_t group = task / blocks, first = task % blocks * block, columns = std::min(block, pairs.others - first);
         std::vector<Number> matrix(pairs.width * columns);
         for (int64_t tap = 0; tap < pairs.taps; ++tap) {
+            if (pairs.ends[tap] == pairs.ends[tap + 1]) continue;
             const Number *factors = weight + (group * pairs.width * pairs.others * pairs.taps) + tap * inputs;
             for (int64_t some = 0; some < pairs.width; some += 64)  // so many that what is written stays in the cache
                 for (int64_t c = 0; c < columns; ++c)

@@ -253,6 +253,7 @@ class Trial:
         """The three differ in how features come about; the rest of the step is one and the same."""
 
         def loss(grid: PatchGrid) -> Tensor:
+            grid = grid.afresh()  # or else a compiled dense network would leave index tables behind in this one
             features = features_by(way, self.model.stages, self.images, grid)
             visible = [f if isinstance(f, VisiblePatches) else gather(f, grid) for f in features]
             prediction = self.model.decode(visible)
