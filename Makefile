@@ -24,6 +24,7 @@ benchmarks: $(VENV)/.installed
 	$(RUN) $(BIN)/python benchmarks/speed.py
 	$(RUN) $(BIN)/python benchmarks/speed.py --precision bf16 resnet50
 	$(RUN) $(BIN)/python benchmarks/steps.py
+	$(RUN) $(BIN)/python benchmarks/pairs.py
 	$(RUN) $(BIN)/python benchmarks/overhead.py
 	$(RUN) $(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/feeding.py $(PICTURES)

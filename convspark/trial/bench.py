@@ -49,8 +49,8 @@ class BenchReport:
     device: str
     threads: int | None
     """Of the CPU; None on a GPU."""
-    depthwise_kernel: bool
-    """Whether depthwise convolutions of visible patches ran by the compiled kernel, which is for CPUs."""
+    compiled_kernels: bool
+    """Whether convolutions of visible patches ran by our own kernels, which are for CPUs."""
     torch: str
     repeats: int
     decoder: str
@@ -175,7 +175,7 @@ def bench(
         compiled=compile,
         device=describe_device(where),
         threads=torch.get_num_threads() if where.type == "cpu" else None,
-        depthwise_kernel=where.type == "cpu" and library_is_there(),
+        compiled_kernels=where.type == "cpu" and library_is_there(),
         torch=torch.__version__,
         repeats=repeats,
         decoder=decoder,
@@ -311,8 +311,8 @@ def _plain(feature: Tensor) -> Tensor:
 def _page(report: BenchReport) -> list[str]:
     where = report.device if report.threads is None else f"{report.device}, {report.threads} threads"
     how = f"{report.precision}, torch {report.torch}"
-    if report.threads is not None and not report.depthwise_kernel:
-        how += ", without the compiled kernel of depthwise convolutions"
+    if report.threads is not None and not report.compiled_kernels:
+        how += ", without the compiled kernels"
     lines = [
         f"{report.network}: {report.batch_size} images of {times(report.image_size)}, {report.mask_ratio:.0%} masked, "
         f"patches of {as_text(report.patch_size)}",
