@@ -137,7 +137,7 @@ def _gradients(
         *within, _ = torch.ops.aten.convolution_backward(grad, values, weight, None, *sizes, [*wanted[:2], False])
     if wanted[0]:
         own = within[0]
-        sums = torch.zeros_like(rows) if own is None else flat_rows(own).contiguous()
+        sums = rows.new_zeros(rows.shape) if own is None else flat_rows(own).contiguous()
         torch.ops.convspark.add_pairs(
             sums, grads, _taps(weight), pairs.results, pairs.sources, pairs.ends, groups, True
         )

@@ -93,6 +93,20 @@ def test_the_order_in_memory_changes_no_bit(weight_format, value_format):
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("value_format", [torch.contiguous_format, torch.channels_last])
+def test_a_single_patch_in_any_order_in_memory(value_format):
+    """Rows of a single patch are a view of it, channels far apart where they are not last."""
+    grid = PatchGrid(torch.tensor([[[True, False]]]))
+    values = torch.randn(1, 8, 2, 2, dtype=torch.float64).contiguous(memory_format=value_format).requires_grad_()
+    weight = torch.randn(4, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = pairs.convolve(values, weight, None, 1, grid, kernel(2), False)
+    dense = torch.nn.functional.conv2d(values, weight, padding=1)
+    torch.testing.assert_close(out, dense)
+    slopes = torch.randn_like(out)
+    found, expected = (torch.autograd.grad(result, [values, weight], slopes) for result in (out, dense))
+    torch.testing.assert_close(found, expected)
+
+
 def test_there_is_a_kernel_for_full_precision_only():
     values, weight, *_ = case(2, 1)
     assert pairs.can_run(values, weight) and pairs.can_run(values.double(), weight.double())
