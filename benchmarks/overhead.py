@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 
 import records
+from encoders import encoder_step
 
 from convspark.cli.main import keep_memory
 
@@ -33,22 +34,13 @@ def main() -> None:
 
 def measure(name: str, repeats: int) -> dict:
     """Seconds of a step, and of what of it are tables and Python."""
-    import timm
     import torch
 
-    from convspark import PatchGrid, gather
-    from convspark.model.backbone import Stages
-    from convspark.sparse import VisiblePatches
+    from convspark import PatchGrid
     from convspark.trial.timing import compare
 
     images, few = (torch.randn(n, 3, side, side) for n, side in ((16, 224), (2, 32)))
-    net = timm.create_model(name).train().to(memory_format=torch.channels_last)
-    stages = Stages(net)
-
-    def step(images: torch.Tensor, grid: PatchGrid | None = None) -> None:
-        inputs = images.to(memory_format=torch.channels_last) if grid is None else gather(images, grid)
-        features = [f.values if isinstance(f, VisiblePatches) else f for f in stages(inputs)]
-        torch.stack([f.sum() for f in features]).sum().backward()
+    step = encoder_step(name)
 
     def seconds(**ways: Callable[[], None]) -> dict[str, float]:
         return {way: found.seconds for way, found in compare(ways, repeats, images.device).items()}
@@ -57,7 +49,7 @@ def measure(name: str, repeats: int) -> dict:
     large = seconds(new=lambda: step(images, PatchGrid.random(16, (7, 7))), known=lambda: step(images, known))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    small = seconds(sparse=lambda: step(few, whole), dense=lambda: step(few))
+    small = seconds(sparse=lambda: step(few, whole), dense=lambda: step(few, None))
     torch.set_num_threads(threads)
     found = {"step": large["new"], "tables": large["new"] - large["known"], "python": small["sparse"] - small["dense"]}
     return {"network": name, "threads": threads, **found}

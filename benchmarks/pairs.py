@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import records
+from encoders import encoder_step
 
 from convspark.cli.main import keep_memory
 
@@ -92,21 +93,12 @@ def convolution(patch: int, channels: int, groups: int, stride: int) -> tuple[Ca
 
 def encoder(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """A network's stages, dense and on visible patches with a new mask each time."""
-    import timm
     import torch
 
-    from convspark import PatchGrid, gather
-    from convspark.model.backbone import Stages
-    from convspark.sparse import VisiblePatches
+    from convspark import PatchGrid
 
-    net = timm.create_model(name).train().to(memory_format=torch.channels_last)
-    stages, images = Stages(net), torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)
-
-    def step(given: torch.Tensor) -> None:
-        features = [f.values if isinstance(f, VisiblePatches) else f for f in stages(given)]
-        torch.stack([f.sum() for f in features]).sum().backward()
-
-    return lambda: step(images), lambda: step(gather(images, PatchGrid.random(16, (7, 7))))
+    step, images = encoder_step(name), torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)
+    return lambda: step(images, None), lambda: step(images, PatchGrid.random(16, (7, 7)))
 
 
 if __name__ == "__main__":

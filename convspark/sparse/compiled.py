@@ -58,14 +58,14 @@ def computes(dtype: torch.dtype) -> bool:
     return dtype in _NAMES and library_is_there()
 
 
-def is_eager(device: torch.device) -> bool:
-    """Whether operations run here and now, on a CPU: on real tensors, outside of a graph that is being traced."""
-    return device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
-
-
 def runs_on(device: torch.device) -> bool:
-    """Whether kernels can be called here and now."""
-    return is_eager(device) and library_is_there()
+    """Whether kernels can be called here and now: on real tensors, outside of a graph that is being traced."""
+    return (
+        device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and library_is_there()
+    )
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = _compiler()
     if compiler is None:
-        _log.warning("no C++ compiler was found: what looks at neighbours runs on PyTorch's operations, slower")
+        _log.warning("no C++ compiler was found: what looks at neighbours runs on PyTorch's operations, more slowly")
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
@@ -166,6 +166,7 @@ def _enter(entry: str, call: ctypes.Structure, arguments: tuple[Tensor | int | N
 def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
+    assert argument is None or argument.is_contiguous(), "kernels know of no strides"
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from . import compiled
 from .patches import flat_rows, from_rows
 from .rows import RowTable, gather_plainly, scatter_sums
 
@@ -24,6 +25,15 @@ def cast_dtype(values: Tensor) -> torch.dtype:
     """What a convolution's arguments will be cast to by autocast; their own dtype where it is off."""
     device = values.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+
+
+def kernels_compute(values: Tensor, weight: Tensor) -> bool:
+    """Whether there are kernels of our own for a convolution of these numbers, here and now.
+
+    Numbers of two kinds are left to PyTorch, which says what is wrong.
+    """
+    alike = torch.is_autocast_enabled("cpu") or weight.dtype == values.dtype
+    return values.device.type == "cpu" and alike and compiled.computes(cast_dtype(values))
 
 
 def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,17 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import compiled
-from .convolve import as_autocast_casts, cast_dtype
+from .convolve import as_autocast_casts, kernels_compute
 from .patch_kernel import DECLARED, PatchKernel, Sizes
 from .patches import flat_rows, from_rows
 
 
 def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether there is a kernel for this convolution, here and now."""
-    if groups != values.shape[1] or groups != weight.shape[0] or values.device.type != "cpu":
-        return False
-    alike = torch.is_autocast_enabled("cpu") or weight.dtype == values.dtype
-    return alike and compiled.computes(cast_dtype(values))
+    return groups == values.shape[1] == weight.shape[0] and kernels_compute(values, weight)
 
 
 def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, kernel: PatchKernel) -> Tensor:

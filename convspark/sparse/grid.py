@@ -189,9 +189,7 @@ class PatchGrid:
 
         The windows that show a patch are those of its neighbours, each position at cells that are the same for all.
         """
-        around = self._neighbours(cells.behind, cells.count).flatten(
-            1
-        )  # (N, neighbours): who sees this patch as neighbour
+        around = self._neighbours(cells.behind, cells.count).flatten(1)  # (N, neighbours): who sees this patch as one
         seen = around < self.num_visible
         order = cells.order
         first_row = torch.where(seen, around * order.shape[0], -order.shape[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import compiled
-from .convolve import CONVOLUTION, as_autocast_casts, cast_dtype
+from .convolve import CONVOLUTION, as_autocast_casts, cast_dtype, kernels_compute
 from .grid import PatchGrid
 from .patch_kernel import DECLARED, PatchKernel, Sizes
 from .patches import flat_rows, from_rows
@@ -27,9 +27,7 @@ def can_run(values: Tensor, weight: Tensor) -> bool:
 
     There is none for bfloat16: processors multiply whole matrices of it at twice the rate or more.
     """
-    dtype = cast_dtype(values)
-    alike = torch.is_autocast_enabled("cpu") or weight.dtype == values.dtype
-    return values.device.type == "cpu" and alike and dtype != torch.bfloat16 and compiled.computes(dtype)
+    return kernels_compute(values, weight) and cast_dtype(values) != torch.bfloat16
 
 
 def can_split(kernel: PatchKernel) -> bool:

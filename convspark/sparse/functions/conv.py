@@ -65,13 +65,13 @@ def _convolve(
         flat = weight.flatten(1)
         rows = functional.linear(reach.strided_rows(), flat, bias)
         return reach.patches(from_rows(rows, reach.out))
+    on_patches = reach.on_patches
     if way == "depthwise":
-        around = source.grid.around(reach.on_patches.reach)
-        return reach.patches(depthwise.convolve(source.values, weight, bias, around, reach.on_patches))
+        around = source.grid.around(on_patches.reach)
+        return reach.patches(depthwise.convolve(source.values, weight, bias, around, on_patches))
     if way in ("pairs", "across"):
-        on, across = reach.on_patches, way == "across"
-        found = pairs.convolve(source.values, weight, bias, groups, source.grid, on, across)
-        return reach.patches(found)
+        across = way == "across"
+        return reach.patches(pairs.convolve(source.values, weight, bias, groups, source.grid, on_patches, across))
     how = _gathered(reach, way, groups)
     return reach.patches(how(source.values, weight, bias))
 

@@ -3,8 +3,9 @@
 * **patch**: no position needs a neighbour in another patch; the dense op runs on the patches as they are.
 * **window**: each patch is gathered with its halo, then the dense op runs without padding.
 * **taps**: the kernel's inputs at each output position are gathered and multiplied once (conv.py).
-* **pairs**: those of them that are visible are gathered and multiplied tap by tap (conv.py); **across**: only those in
+* **pairs**: those of them that are visible are listed and multiplied tap by tap (pairs.py); **across**: only those in
   other patches, while the dense op runs on the patches as they are.
+* **depthwise**: neighbours are read where they lie (depthwise.py).
 * **image**: patches are put back into whole zero images, padded, the dense op runs, visible positions are cut out.
   It is the definition itself, mask-and-multiply, and the only way for what makes a map larger.
 """
