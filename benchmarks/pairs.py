@@ -9,7 +9,6 @@ each.
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 import records
 from encoders import encoder_step
@@ -80,15 +79,16 @@ def convolution(patch: int, channels: int, groups: int, stride: int) -> tuple[Ca
     grid = PatchGrid.random(16, (7, 7))
     patches = gather(maps.detach(), grid)
     values = patches.values.requires_grad_()
-    slopes: dict[str, Any] = {}
+    slopes, sparse_slopes = torch.randn_like(conv(maps)), torch.randn_like(conv(patches).values)
 
-    def step(way: str, values: torch.Tensor, given: torch.Tensor) -> None:
-        result = conv(given)
-        result = result if way == "dense" else result.values
-        slopes.setdefault(way, torch.randn_like(result))
-        torch.autograd.grad(result, [values, conv.weight], slopes[way])
+    def dense() -> None:
+        torch.autograd.grad(conv(maps), [maps, conv.weight], slopes)
 
-    return lambda: step("dense", maps, maps), lambda: step("visible", values, as_patches(values, grid, patches.axes))
+    def visible() -> None:
+        result = conv(as_patches(values, grid, patches.axes)).values
+        torch.autograd.grad(result, [values, conv.weight], sparse_slopes)
+
+    return dense, visible
 
 
 def encoder(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
