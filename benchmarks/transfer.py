@@ -2,10 +2,11 @@
 
     python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
         [--decoder lean] [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
+        [--against random imagenet]
 
 DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, without its labels. Call it again to go on, or
-with other --fractions, --epochs or --seeds to compare the same pre-trained weights once more. At the end a line goes to
-benchmarks/results/transfer.jsonl.
+with other --fractions, --epochs, --seeds or --against to compare the same pre-trained weights once more. At the end a
+line goes to benchmarks/results/transfer.jsonl.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--against", nargs="+", default=["random"], help="as of `convspark compare`")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
 
@@ -49,11 +51,12 @@ def main() -> None:
         report = convspark.probe(str(run), str(asked.data))
         probe_file.write_text(json.dumps(asdict(report), indent=2))
         print(report)
-    folder = asked.out / f"comparison-of-{'-'.join(map(str, asked.fractions))}-for-{asked.epochs}-{asked.seeds}"
+    others = "".join(f"-{other}" for other in asked.against if other != "random")
+    folder = asked.out / f"comparison-of-{'-'.join(map(str, asked.fractions))}-for-{asked.epochs}-{asked.seeds}{others}"
     if (folder / "compare.yaml").is_file():
         comparison = convspark.compare(resume=str(folder))
     else:
-        options = {"fractions": asked.fractions, "seeds": asked.seeds, "epochs": asked.epochs}
+        options = {name: getattr(asked, name) for name in ("against", "fractions", "seeds", "epochs")}
         comparison = convspark.compare(str(run), str(asked.data), out=str(folder), **options)
     print(comparison)
     record(asked, comparison, json.loads(probe_file.read_text()))
