@@ -48,7 +48,7 @@ class _Pairs(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("source", "target", "ends")),
-        *((name, ctypes.c_int64) for name in "taps groups width others threads".split()),
+        *((name, ctypes.c_int64) for name in "taps groups width others count count_of_others threads".split()),
         ("parallel", ctypes.c_void_p),
     ]
 
@@ -137,9 +137,7 @@ def run_pairs(
     ends: Tensor,
     *arguments: Tensor | int,
     groups: int,
-    width: int,
-    others: int,
-    dtype: torch.dtype,
+    numbered: tuple[Tensor, Tensor],
 ) -> None:
     """Call an entry of the library that works on pairs of rows.
 
@@ -149,12 +147,12 @@ def run_pairs(
         ends: int64 (taps + 1,) where each tap's pairs begin, and the last one's end, M.
         arguments: the entry's own; tensors are contiguous.
         groups: of channels.
-        width, others: channels of a group of the rows that source and target number.
-        dtype: of the rows.
+        numbered: the rows, (count, channels), that source and target number.
     """
-    numbers = len(ends) - 1, groups, width, others, torch.get_num_threads()
+    counts, widths = zip(*(rows.shape for rows in numbered), strict=True)
+    numbers = len(ends) - 1, groups, *(width // groups for width in widths), *counts, torch.get_num_threads()
     pairs = _Pairs(source.data_ptr(), target.data_ptr(), ends.data_ptr(), *numbers, parallel())
-    _enter(f"{entry}_{_NAMES[dtype]}", pairs, arguments)
+    _enter(f"{entry}_{_NAMES[numbered[0].dtype]}", pairs, arguments)
 
 
 def _enter(entry: str, call: ctypes.Structure, arguments: tuple[Tensor | int | None, ...]) -> None:

@@ -14,6 +14,8 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -300,9 +302,121 @@ struct Pairs {
     const int32_t *from, *to;  // of each pair: the row that is read, and the one that is added to, or comes with it
     const int64_t *ends;       // (taps + 1,)
     int64_t taps, groups;
-    int64_t width, others;     // channels of a group, of those rows and of these
+    int64_t width, others;         // channels of a group, of those rows and of these
+    int64_t count, count_of_others;  // of rows
     int64_t threads;
     Parallel parallel;
+
+    bool read_often() const { return ends[taps] > 2 * count; }
+
+    // Whether groups have `size` channels and fill packs of so many lanes.
+    template <int size, int lanes>
+    bool are_narrow() const {
+        return lanes % size == 0 && width == size && others == size && groups * size % lanes == 0;
+    }
+};
+
+// Each lane's group has `size` lanes: all of a group get its k-th.
+template <typename Number, int lanes, int size, int... lane>
+inline Pack<Number, lanes> spread(const Pack<Number, lanes> &pack, int k, std::integer_sequence<int, lane...>) {
+    typedef Pack<std::conditional_t<sizeof(Number) == 4, int32_t, int64_t>, lanes> Places;
+    const Places places = Places{lane / size * size...} + k;
+#ifdef __clang__
+    Pack<Number, lanes> found;
+    for (int i = 0; i < lanes; ++i) found[i] = pack[places[i]];
+    return found;
+#else
+    return __builtin_shuffle(pack, places);
+#endif
+}
+template <int size, int lanes, typename Number>
+inline Pack<Number, lanes> spread(const Pack<Number, lanes> &pack, int k) {
+    return spread<Number, lanes, size>(pack, k, std::make_integer_sequence<int, lanes>());
+}
+
+// Groups of `size` channels, several in a pack: each pair's row times the groups' matrices of one tap, added to the other row.
+// weight: (groups, outputs, taps, inputs)
+template <typename Number, int lanes, int size>
+void multiply_narrow(const Pairs &pairs, bool back, const Number *rows, const Number *weight, Number *sums) {
+    typedef Pack<Number, lanes> Numbers;
+    constexpr int together = 8;
+    const int64_t channels = pairs.groups * size, packs = channels / lanes, block = 4;
+    in_parallel(pairs, (packs + block - 1) / block, [&](int64_t task) {
+        const int64_t first = task * block * lanes, count = std::min(block, packs - task * block);
+        std::vector<Numbers> matrix(size * count);  // the k-th factor of each column
+        for (int64_t tap = 0; tap < pairs.taps; ++tap) {
+            if (pairs.ends[tap] == pairs.ends[tap + 1]) continue;
+            for (int64_t c = 0; c < count * lanes; ++c)
+                for (int64_t k = 0; k < size; ++k) {
+                    const int64_t group = (first + c) / size, own = (first + c) % size, output = back ? k : own;
+                    const int64_t input = back ? own : k;
+                    matrix[c / lanes * size + k][c % lanes] = weight[((group * size + output) * pairs.taps + tap) * size + input];
+                }
+            for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; pair += together) {
+                const int64_t left = pairs.ends[tap + 1] - pair;
+                for (int64_t p = 0; p < count; ++p) {
+                    const int64_t column = first + p * lanes;
+                    Numbers values[together], found[together] = {};
+                    for (int i = 0; i < together; ++i)
+                        values[i] = load<lanes>(rows + pairs.from[pair + (i < left ? i : 0)] * channels + column);
+                    for (int k = 0; k < size; ++k)
+                        for (int i = 0; i < together; ++i)
+                            found[i] += matrix[p * size + k] * spread<size, lanes, Number>(values[i], k);
+                    for (int i = 0; i < together && i < left; ++i) {
+                        Number *sum = sums + pairs.to[pair + i] * channels + column;
+                        store<lanes>(sum, load<lanes>(sum) + found[i]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+// Likewise the sums over pairs of each channel of the one row times each of its group of the other.
+// sums: (groups, size, taps, size)
+template <typename Number, int lanes, int size>
+void correlate_narrow(const Pairs &pairs, const Number *rows, const Number *others, Number *sums) {
+    typedef Pack<Number, lanes> Numbers;
+    const int64_t channels = pairs.groups * size, packs = channels / lanes;
+    in_parallel(pairs, packs * pairs.taps, [&](int64_t task) {
+        const int64_t tap = task % pairs.taps, column = task / pairs.taps * lanes;
+        Numbers found[size] = {};
+        for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; ++pair) {
+            const Numbers values = load<lanes>(rows + pairs.from[pair] * channels + column);
+            const Numbers other = load<lanes>(others + pairs.to[pair] * channels + column);
+            for (int k = 0; k < size; ++k) found[k] += other * spread<size, lanes, Number>(values, k);
+        }
+        for (int k = 0; k < size; ++k)
+            for (int lane = 0; lane < lanes; ++lane) {
+                const int64_t group = (column + lane) / size;
+                sums[((group * size + k) * pairs.taps + tap) * size + lane % size] = found[k][lane];
+            }
+    });
+}
+
+// Some columns of rows, in place; or copied one row behind the other, where they are a small part of rows that are read `often`,
+// and would waste most of each cache line.
+template <typename Number>
+class Columns {
+  public:
+    Columns(Number *rows, int64_t count, int64_t stride, int64_t first, int64_t width, bool often)
+        : origin(rows + first), count(count), apart(stride), width(width), stride(stride), data(origin) {
+        if (!often || width * int64_t(sizeof(Number)) > 128 || width == stride) return;
+        copied.resize(count * width);
+        this->stride = width;
+        data = copied.data();
+        for (int64_t i = 0; i < count; ++i) std::copy_n(origin + i * apart, width, &copied[i * width]);
+    }
+    Number *row(int64_t i) const { return data + i * stride; }
+    void write_back() const {
+        for (int64_t i = 0; i < count && data != origin; ++i) std::copy_n(&copied[i * width], width, origin + i * apart);
+    }
+
+  private:
+    Number *origin;
+    int64_t count, apart, width, stride;
+    Number *data;
+    std::vector<Number> copied;
 };
 
 // One tap of one group: each pair's row times some columns of a matrix, added to the other row. Several pairs share what was
@@ -310,11 +424,10 @@ struct Pairs {
 template <typename Number>
 struct Multiplied {
     const Pairs &pairs;
-    int64_t tap, group, first;  // column
-    const Number *rows;
+    int64_t tap;
+    const Columns<Number> &rows, &sums;
     const std::vector<Number> &matrix;  // (width, columns)
     int64_t columns;
-    Number *sums;
 
     template <int lanes, int packs>
     void run(int64_t c) const {
@@ -323,8 +436,7 @@ struct Multiplied {
         for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; pair += together) {
             const int64_t left = pairs.ends[tap + 1] - pair;
             const Number *values[together];
-            for (int i = 0; i < together; ++i)
-                values[i] = rows + (pairs.from[pair + (i < left ? i : 0)] * pairs.groups + group) * pairs.width;
+            for (int i = 0; i < together; ++i) values[i] = rows.row(pairs.from[pair + (i < left ? i : 0)]);
             Numbers found[together][packs] = {};
             for (int64_t k = 0; k < pairs.width; ++k)
                 for (int p = 0; p < packs; ++p) {
@@ -333,7 +445,7 @@ struct Multiplied {
                 }
             for (int i = 0; i < together && i < left; ++i)
                 for (int p = 0; p < packs; ++p) {
-                    Number *sum = sums + (pairs.to[pair + i] * pairs.groups + group) * pairs.others + first + c + p * lanes;
+                    Number *sum = sums.row(pairs.to[pair + i]) + c + p * lanes;
                     store<lanes>(sum, load<lanes>(sum) + found[i][p]);
                 }
         }
@@ -342,44 +454,53 @@ struct Multiplied {
 
 // weight: (groups, outputs, taps, inputs), its inputs the columns if `back`, else its outputs.
 template <typename Number, int widest>
-void multiply(const Pairs &pairs, bool back, const Number *rows, const Number *weight, Number *sums) {
+void multiply(const Pairs &pairs, bool back, Number *rows, const Number *weight, Number *sums) {
+    if (pairs.are_narrow<4, widest>()) return multiply_narrow<Number, widest, 4>(pairs, back, rows, weight, sums);
+    if (pairs.are_narrow<8, widest>()) return multiply_narrow<Number, widest, 8>(pairs, back, rows, weight, sums);
+    if constexpr (widest >= 16)
+        if (pairs.are_narrow<16, widest>()) return multiply_narrow<Number, widest, 16>(pairs, back, rows, weight, sums);
+    const bool often = pairs.read_often();
     const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block, inputs = back ? pairs.others : pairs.width;
     in_parallel(pairs, pairs.groups * blocks, [&](int64_t task) {
         const int64_t group = task / blocks, first = task % blocks * block, columns = std::min(block, pairs.others - first);
-        std::vector<Number> matrix(pairs.width * columns);
+        const int64_t width = pairs.width, next = pairs.taps * inputs;  // from one of the weight's outputs to the next
+        const Columns<Number> from(rows, pairs.count, pairs.groups * width, group * width, width, often);
+        const Columns<Number> to(sums, pairs.count_of_others, pairs.groups * pairs.others, group * pairs.others + first, columns,
+                                 often);
+        std::vector<Number> matrix(width * columns);
         for (int64_t tap = 0; tap < pairs.taps; ++tap) {
             if (pairs.ends[tap] == pairs.ends[tap + 1]) continue;
-            const Number *factors = weight + (group * pairs.width * pairs.others * pairs.taps) + tap * inputs;
-            for (int64_t some = 0; some < pairs.width; some += 64)  // so many that what is written stays in the cache
-                for (int64_t c = 0; c < columns; ++c)
-                    for (int64_t k = some; k < std::min(pairs.width, some + 64); ++k) {
-                        const int64_t output = back ? k : first + c, input = back ? first + c : k;
-                        matrix[k * columns + c] = factors[output * pairs.taps * inputs + input];
-                    }
-            by_blocks<widest>(0, columns,
-                              Multiplied<Number>{pairs, tap, group, first, rows, matrix, columns, sums});
+            const Number *factors = weight + group * width * pairs.others * pairs.taps + tap * inputs + first * (back ? 1 : next);
+            if (back)
+                for (int64_t k = 0; k < width; ++k) std::copy_n(factors + k * next, columns, &matrix[k * columns]);
+            else
+                for (int64_t some = 0; some < width; some += 64)  // so many that what is written stays in the cache
+                    for (int64_t c = 0; c < columns; ++c)
+                        for (int64_t k = some; k < std::min(width, some + 64); ++k) matrix[k * columns + c] = factors[c * next + k];
+            by_blocks<widest>(0, columns, Multiplied<Number>{pairs, tap, from, to, matrix, columns});
         }
+        to.write_back();
     });
 }
 
-// One tap of one group: the sums over its pairs of each channel of the one row times each of the other.
+// One tap of one group: the sums over its pairs of each channel of the one row times each of the other. A function of its own,
+// for which the compiler finds registers enough.
 template <typename Number>
 struct Correlated {
     const Pairs &pairs;
-    int64_t tap, group;
-    const Number *rows, *others;
-    Number *sums;  // (groups, width, taps, others)
+    int64_t tap;
+    const Columns<Number> &rows, &others;
+    Number *sums;  // (width, taps, others), of the group, from its first column on
 
     template <int lanes, int packs>
-    void run(int64_t c) const {
+    [[gnu::noinline]] void run(int64_t c) const {
         typedef Pack<Number, lanes> Numbers;
         constexpr int together = packs > 3 ? 6 : 8;
         for (int64_t first = 0; first < pairs.width; first += together) {
             const int64_t left = pairs.width - first;
             Numbers found[together][packs] = {};
             for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; ++pair) {
-                const Number *values = rows + (pairs.from[pair] * pairs.groups + group) * pairs.width + first;
-                const Number *other = others + (pairs.to[pair] * pairs.groups + group) * pairs.others + c;
+                const Number *values = rows.row(pairs.from[pair]) + first, *other = others.row(pairs.to[pair]) + c;
                 for (int p = 0; p < packs; ++p) {
                     const Numbers factor = load<lanes>(other + p * lanes);
                     for (int i = 0; i < together; ++i) found[i][p] += factor * values[i < left ? i : 0];
@@ -387,19 +508,30 @@ struct Correlated {
             }
             for (int i = 0; i < together && i < left; ++i)
                 for (int p = 0; p < packs; ++p)
-                    store<lanes>(sums + ((group * pairs.width + first + i) * pairs.taps + tap) * pairs.others + c + p * lanes,
-                                 found[i][p]);
+                    store<lanes>(sums + ((first + i) * pairs.taps + tap) * pairs.others + c + p * lanes, found[i][p]);
         }
     }
 };
 
 template <typename Number, int widest>
-void correlate(const Pairs &pairs, const Number *rows, const Number *others, Number *sums) {
+void correlate(const Pairs &pairs, Number *rows, Number *others, Number *sums) {
+    if (pairs.are_narrow<4, widest>()) return correlate_narrow<Number, widest, 4>(pairs, rows, others, sums);
+    if (pairs.are_narrow<8, widest>()) return correlate_narrow<Number, widest, 8>(pairs, rows, others, sums);
+    if constexpr (widest >= 16)
+        if (pairs.are_narrow<16, widest>()) return correlate_narrow<Number, widest, 16>(pairs, rows, others, sums);
+    const bool often = pairs.read_often();
     const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block;
-    in_parallel(pairs, pairs.taps * pairs.groups * blocks, [&](int64_t task) {
-        const int64_t first = task % blocks * block, tap = task / blocks % pairs.taps, group = task / blocks / pairs.taps;
-        by_blocks<widest>(first, std::min(pairs.others, first + block),
-                          Correlated<Number>{pairs, tap, group, rows, others, sums});
+    const int64_t parts = pairs.groups > 1 ? 1 : pairs.taps;  // groups share what is copied
+    in_parallel(pairs, pairs.groups * blocks * parts, [&](int64_t task) {
+        const int64_t part = task % parts, group = task / parts / blocks, first = task / parts % blocks * block;
+        const int64_t width = pairs.width, columns = std::min(block, pairs.others - first);
+        const Columns<Number> one(rows, pairs.count, pairs.groups * width, group * width, width, often);
+        const Columns<Number> other(others, pairs.count_of_others, pairs.groups * pairs.others, group * pairs.others + first,
+                                    columns, often);
+        for (int64_t tap = part; tap < pairs.taps; tap += parts) {
+            Number *found = sums + group * width * pairs.taps * pairs.others + first;
+            by_blocks<widest>(0, columns, Correlated<Number>{pairs, tap, one, other, found});
+        }
     });
 }
 
@@ -490,11 +622,11 @@ ENTRIES(bfloat16, Brain, float, 16)
 ENTRIES(float64, double, double, 8)
 
 #define PAIRED_ENTRIES(NAME, NUMBER, LANES)                                                                                   \
-    extern "C" void multiply_##NAME(const Pairs *pairs, int64_t back, const NUMBER *rows, const NUMBER *weight,           \
+    extern "C" void multiply_##NAME(const Pairs *pairs, int64_t back, NUMBER *rows, const NUMBER *weight,                 \
                                     NUMBER *sums) {                                                                       \
         multiply<NUMBER, LANES>(*pairs, back, rows, weight, sums);                                                        \
     }                                                                                                                     \
-    extern "C" void correlate_##NAME(const Pairs *pairs, const NUMBER *rows, const NUMBER *others, NUMBER *sums) {        \
+    extern "C" void correlate_##NAME(const Pairs *pairs, NUMBER *rows, NUMBER *others, NUMBER *sums) {        \
         correlate<NUMBER, LANES>(*pairs, rows, others, sums);                                                             \
     }
 

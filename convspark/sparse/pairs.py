@@ -174,18 +174,18 @@ def _pairs_like(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Te
 def _add_pairs(
     sums: Tensor, rows: Tensor, taps: Tensor, source: Tensor, target: Tensor, ends: Tensor, groups: int, back: bool
 ) -> None:
-    widths = {"width": rows.shape[1] // groups, "others": sums.shape[1] // groups}
-    tensors = rows.contiguous(), taps, sums
-    compiled.run_pairs("multiply", source, target, ends, int(back), *tensors, groups=groups, **widths, dtype=rows.dtype)
+    rows = rows.contiguous()
+    compiled.run_pairs(
+        "multiply", source, target, ends, int(back), rows, taps, sums, groups=groups, numbered=(rows, sums)
+    )
 
 
 def _weight_gradient(
     grads: Tensor, rows: Tensor, results: Tensor, sources: Tensor, ends: Tensor, groups: int
 ) -> Tensor:
     sums = _weight_gradient_like(grads, rows, results, sources, ends, groups)
-    widths = {"width": grads.shape[1] // groups, "others": rows.shape[1] // groups}
-    tensors = grads.contiguous(), rows.contiguous(), sums
-    compiled.run_pairs("correlate", results, sources, ends, *tensors, groups=groups, **widths, dtype=rows.dtype)
+    numbered = grads.contiguous(), rows.contiguous()
+    compiled.run_pairs("correlate", results, sources, ends, *numbered, sums, groups=groups, numbered=numbered)
     return sums
 
 

@@ -82,6 +82,48 @@ def test_the_number_of_threads_changes_no_bit(patch, across, groups):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("patch", "across"), [(2, False), (4, True)])
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs"),
+    [(8, 4, 4), (3, 4, 4), (4, 8, 8), (3, 8, 8), (2, 16, 16), (3, 24, 24), (2, 40, 40), (2, 4, 8), (5, 3, 7)],
+)
+def test_groups_of_any_width_convolve_as_dense_ones_do(groups, inputs, outputs, patch, across, dtype):
+    """Narrow groups share a register, others are copied out of their rows where those are read often."""
+    torch.manual_seed(0)
+    values = torch.randn(GRID.num_visible, groups * inputs, patch, patch, dtype=dtype)
+    weight = torch.randn(groups * outputs, inputs, 3, 3, dtype=dtype)
+    bias = torch.randn(groups * outputs, dtype=dtype)
+    slopes = torch.randn(GRID.num_visible, groups * outputs, patch, patch, dtype=dtype)
+
+    def dense(values, weight, bias):
+        maps = torch.nn.functional.conv2d(on_the_map(values), weight, bias, padding=1, groups=groups)
+        return from_the_map(maps, patch)
+
+    def ours(values, weight, bias):
+        return pairs.convolve(values, weight, bias, groups, GRID, kernel(patch), across)
+
+    found = []
+    for convolve in (ours, dense):
+        leaves = [t.clone().requires_grad_() for t in (values, weight, bias)]
+        out = convolve(*leaves)
+        found.append((out.detach(), *torch.autograd.grad(out, leaves, slopes)))
+    exactness = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close(*found, **exactness)
+
+
+def on_the_map(values):
+    """The whole maps, 0 at masked patches."""
+    channels, side = values.shape[1:3]
+    cells = torch.zeros(2 * 2 * 3, channels, side, side, dtype=values.dtype).index_copy(0, GRID.cells, values)
+    return cells.unflatten(0, (2, 2, 3)).permute(0, 3, 1, 4, 2, 5).flatten(2, 3).flatten(3)
+
+
+def from_the_map(maps, side):
+    cells = maps.unflatten(3, (3, side)).unflatten(2, (2, side)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    return cells[GRID.cells]
+
+
 @pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("value_format", [torch.contiguous_format, torch.channels_last])
 def test_the_order_in_memory_changes_no_bit(weight_format, value_format):
