@@ -89,6 +89,23 @@ class Progress(Callback):
             )
             self._mention_waiting()
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        epoch, done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", batch_idx + 1
+        of, now = trainer.num_val_batches[dataloader_idx], time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, text=f"{epoch}  measuring {done}/{of}")
+        elif now - self._spoke > _SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            logger.info("%s  measuring, batch %d/%d", epoch, done, of)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._spoke = time.monotonic()

@@ -67,7 +67,8 @@ class Detecting(Task[DetectResult]):
         c, origin = self.config, self.origin
         torch.manual_seed(counted_seed(c["seed"], _HEAD))
         backbone = origin.build(c["seed"], c["drop_path"])
-        return build_detector(backbone, self.scenes, c["size"], origin.mean, origin.std, self.masks)
+        detector = build_detector(backbone, self.scenes, c["size"], origin.mean, origin.std, self.masks)
+        return self.in_channels_last(detector)
 
     def describe(self) -> list[str]:
         c, n = self.config, self.numbers
@@ -94,7 +95,8 @@ class Detecting(Task[DetectResult]):
         dataset = SceneImages(self.scenes.scenes, channels, c["size"], self.masks, c["seed"])
         best = self.fit(folder, module, dataset, scene_indices(self.val), collate=collate)
         trained = module.network.to(self.device).eval()
-        detections = self._detections(trained)
+        # What was measured after the last epoch is there already, unless the run goes on after it.
+        detections = module.detections if module.measured else self._detections(trained)
         scores = average_precision(self.val, detections, kind)
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
         draw_detections(self.val, detections, folder.pictures / "predictions.png")

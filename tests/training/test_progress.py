@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from convspark.training import progress
 from convspark.training.pretrain import pretrain
 from convspark.training.progress import format_seconds
 
@@ -32,9 +33,16 @@ def test_plain_lines_where_there_is_no_terminal(pictures, small, tmp_path, caplo
     assert lines[1] in (tmp_path / "run" / "log.txt").read_text()
 
 
+def test_measuring_that_takes_long_is_told(pictures, small, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    told = [record.message for record in caplog.records if "  measuring, " in record.message]
+    assert told == ["epoch 1/2  measuring, batch 1/1", "epoch 2/2  measuring, batch 1/1"]
+
+
 def test_a_bar_on_a_terminal(pictures, small, tmp_path, monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     pretrain(str(pictures), out=str(tmp_path / "run"), **small)
-    assert "8/8" in screen.getvalue() and " left" in screen.getvalue()
+    assert all(text in screen.getvalue() for text in ("8/8", " left", "measuring 1/1"))
     assert "\x1b" not in (tmp_path / "run" / "log.txt").read_text()

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
+from convspark.transfer import detecting, detection
 from convspark.transfer.detect import detect
-from convspark.transfer.detection import build_detector
+from convspark.transfer.detection import build_detector, detections_in
 from convspark.transfer.labelled_maps import IGNORED, read_label_maps
 from convspark.transfer.scenes import read_scenes
 from convspark.transfer.segment import segment
@@ -88,6 +89,27 @@ def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
         find_weights(str(tmp_path / "run"))
     trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
     assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
+
+
+def test_pictures_are_measured_once_after_the_last_epoch_and_again_when_going_on_behind_it(
+    drawn, tmp_path, monkeypatch
+):
+    measured = []
+
+    def counted(network, scene, *rest):
+        measured.append(scene.path)
+        return detections_in(network, scene, *rest)
+
+    for module in (detection, detecting):
+        monkeypatch.setattr(module, "detections_in", counted)
+    folder = str(tmp_path / "run")
+    first = detect("random:resnet10t", **places(drawn), size=64, batch_size=2, epochs=1, out=folder, **COMMON)
+    assert len(measured) == 4 == len(set(measured))
+    found = (tmp_path / "run" / "detections.json").read_text()
+    again = detect(resume=folder)
+    assert len(measured) == 8
+    assert (again.ap, again.ap50) == (first.ap, first.ap50)
+    assert (tmp_path / "run" / "detections.json").read_text() == found
 
 
 def test_pictures_are_measured_at_the_size_asked_for(drawn):
