@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--pretrain-epochs", type=int, default=100)
     parser.add_argument("--decoder", default="lean")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training")
+    parser.add_argument("--layer-decay", type=float, help="of the pre-trained start; by default that of the command")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if not asked.table:
@@ -55,7 +56,13 @@ def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
     names = ("task", "name", "model", "size", "epochs")
     how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
     precision = {} if asked.precision == "auto" else {"precision": asked.precision}  # older lines do not tell it
-    return {n: getattr(asked, n) for n in names} | precision | {"arm": arm} | (how if arm == "pre-trained" else {})
+    shared = {n: getattr(asked, n) for n in names} | precision
+    return shared | ({"arm": start(asked, arm)} | how if arm == "pre-trained" else {"arm": arm})
+
+
+def start(asked: argparse.Namespace, arm: str) -> str:
+    """A start and what is special about how it is trained."""
+    return arm if asked.layer_decay is None or arm == "random" else f"{arm}, layer decay {asked.layer_decay:g}"
 
 
 def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict[str, Any] | None:
@@ -68,8 +75,9 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
     import convspark
 
     weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
-    out = asked.out / f"{asked.name}-{asked.task}-{arm}-{seed}"
+    out = asked.out / f"{asked.name}-{asked.task}-{start(asked, arm).replace(', layer decay ', '-decay-')}-{seed}"
     shared = {"size": asked.size, "epochs": asked.epochs, "seed": seed, "out": str(out), "precision": asked.precision}
+    shared["layer_decay"] = asked.layer_decay if arm == "pre-trained" else None
     pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
     train, val = str(asked.train), str(asked.val)
     if asked.task == "classes":

@@ -71,7 +71,13 @@ class Command:
                 place.add_argument(parameter.name, nargs="?", **{**options, "metavar": parameter.name.upper()})
             else:
                 short = ["-o"] if parameter.name == "out" else []
-                place.add_argument(*short, _flag(parameter.name), **options)
+                self._without_append(place.add_argument(*short, _flag(parameter.name), **options))
+
+    def _without_append(self, action: argparse.Action) -> None:
+        """jsonargparse gives lists a second flag, `--stages+`, which would stand in the help and in messages."""
+        for flag in [flag for flag in action.option_strings if flag.endswith("+")]:
+            action.option_strings = [other for other in action.option_strings if other != flag]
+            del self.parser._option_string_actions[flag]
 
     def add_switch(self, *flags: str, help: str) -> None:
         """A flag without a value that belongs to the command line alone."""
@@ -112,7 +118,7 @@ class Command:
         ]
 
     def _bracketed(self, arguments: Sequence[str]) -> list[str]:
-        """`--stages layer1,layer2` -> `--stages [layer1,layer2]`, as jsonargparse wants lists."""
+        """`--stages layer1,layer2` -> `--stages [layer1,layer2]`, as jsonargparse wants lists; so of a single value."""
         lists = {flag: str(_type_of(a)) for a in self.parser._actions for flag in a.option_strings}
         lists = {flag: text for flag, text in lists.items() if "list[" in text or "tuple[" in text}
         bracketed: list[str] = []
@@ -120,7 +126,7 @@ class Command:
             flag, equals, value = argument.partition("=")
             if not equals:
                 flag, value = bracketed[-1] if bracketed else "", argument
-            several = "," in value or re.fullmatch(r"list\[str\](?: \| None)?", lists.get(flag, "")) is not None
+            several = "," in value or re.fullmatch(r"list\[\w+\](?: \| None)?", lists.get(flag, "")) is not None
             if flag in lists and several and value not in ("null", "") and value[0] not in "[(":
                 value = f"[{value}]"
             bracketed.append(f"{flag}={value}" if equals else value)

@@ -15,6 +15,7 @@ def function(
     size: int | str = 224,
     betas: tuple[float, float] | None = None,
     stages: list[str] | None = None,
+    shares: list[float] | None = None,
     norm: Literal["batch", "layer"] = "batch",
     flip: bool = True,
     fast: bool = False,
@@ -29,6 +30,7 @@ def function(
         size: in pixels.
         betas: two.
         stages: names.
+        shares: numbers.
         norm: a kind.
         flip: or not.
         fast: or slow.
@@ -56,6 +58,7 @@ def test_defaults_are_the_functions(command):
         "size": 224,
         "betas": None,
         "stages": None,
+        "shares": None,
         "norm": "batch",
         "flip": True,
         "fast": False,
@@ -169,6 +172,17 @@ def test_help_tells_types_defaults_and_groups(command, capsys):
 )
 def test_lists_need_no_brackets(command, arguments, stages):
     assert parse(command, *arguments)["stages"] == stages
+
+
+@pytest.mark.parametrize("arguments", [["--shares", "0.1"], ["--shares=0.1"], ["--shares", "[0.1]"]])
+def test_a_list_of_a_single_number_needs_no_brackets(command, arguments):
+    assert parse(command, *arguments)["shares"] == [0.1]
+
+
+def test_lists_have_a_single_flag(command):
+    assert "--shares" in command.parser.format_help() and "+" not in command.parser.format_help()
+    with pytest.raises(UsageError, match="^--shares is 'many': expected numbers"):
+        parse(command, "--shares", "many")
 
 
 def test_numbers_of_a_tuple_need_no_brackets(command):
