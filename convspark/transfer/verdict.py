@@ -109,6 +109,8 @@ def sentence(found: Difference, pictures: int, split: str, pretrained_on: int | 
     spread = f"{found.mean:+.1f} ± {found.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
     interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, for other runs and other pictures alike"
     where = f"on {pictures} {split} pictures"
+    if found.other != "random" and (found.low > 0 or found.high < 0):
+        return f"{training} did {'better' if found.low > 0 else 'worse'} than {to} {at}: {spread}, {where}; {interval}."
     if found.low > 0:
         return f"{training} helped: {spread} over {to} {at}, {where}; {interval}."
     if found.high < 0:

@@ -78,6 +78,7 @@ def test_every_parameter_is_a_flag(command):
         "size": "192x256",
         "betas": (0.9, 0.95),
         "stages": ["a", "b"],
+        "shares": None,
         "norm": "layer",
         "flip": False,
         "fast": False,
@@ -181,7 +182,7 @@ def test_a_list_of_a_single_number_needs_no_brackets(command, arguments):
 
 def test_lists_have_a_single_flag(command):
     assert "--shares" in command.parser.format_help() and "+" not in command.parser.format_help()
-    with pytest.raises(UsageError, match="^--shares is 'many': expected numbers"):
+    with pytest.raises(UsageError, match=r"^--shares is 'many': expected numbers"):
         parse(command, "--shares", "many")
 
 

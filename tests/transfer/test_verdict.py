@@ -73,3 +73,10 @@ def test_the_sentence_says_no_more_than_the_figures(ours, theirs, begins, holds)
     table = markdown([score("pre-trained", ours), score("random", theirs)], [found], [text], "test", 372)
     spread = f"mean ± standard deviation of {len(ours)} runs" if len(ours) > 1 else "of a single run"
     assert "| gain over random |" in table and text in table and spread in table
+
+
+@pytest.mark.parametrize(("theirs", "begins"), [(0.1, "did better than"), (0.9, "did worse than")])
+def test_against_weights_that_were_trained_before_it_neither_helps_nor_harms(theirs, begins):
+    ours, others = score("pre-trained", [0.50, 0.51, 0.49]), score("imagenet", [theirs, theirs + 0.01, theirs])
+    text = sentence(difference(ours, others, []), 372, "test")
+    assert text.startswith(f"Pre-training {begins} ImageNet weights at 10 % of the labels (307 pictures): ")
