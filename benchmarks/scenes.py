@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--pretrain-epochs", type=int, default=100)
     parser.add_argument("--decoder", default="lean")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the training")
+    parser.add_argument("--learning-rate", type=float, help="by default that of the command")
     parser.add_argument("--layer-decay", type=float, help="of the pre-trained start; by default that of the command")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
 
 def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
     """What tells the cells of one experiment from those of another."""
-    names = ("task", "name", "model", "size", "epochs")
+    names = ("task", "name", "model", "size", "epochs", "learning_rate")
     how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
     precision = {} if asked.precision == "auto" else {"precision": asked.precision}  # older lines do not tell it
     shared = {n: getattr(asked, n) for n in names} | precision
@@ -75,8 +76,11 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
     import convspark
 
     weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
-    out = asked.out / f"{asked.name}-{asked.task}-{start(asked, arm).replace(', layer decay ', '-decay-')}-{seed}"
-    shared = {"size": asked.size, "epochs": asked.epochs, "seed": seed, "out": str(out), "precision": asked.precision}
+    told = start(asked, arm).replace(", layer decay ", "-decay-")
+    told += "" if asked.learning_rate is None else f"-rate-{asked.learning_rate:g}"
+    out = asked.out / f"{asked.name}-{asked.task}-{told}-{seed}"
+    shared = {name: getattr(asked, name) for name in ("size", "epochs", "precision", "learning_rate")}
+    shared |= {"seed": seed, "out": str(out)}
     shared["layer_decay"] = asked.layer_decay if arm == "pre-trained" else None
     pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
     train, val = str(asked.train), str(asked.val)
@@ -118,7 +122,7 @@ def table(asked: argparse.Namespace) -> str:
     lines = [f"| start | {' | '.join(names)} | seeds |", "|---" * (len(names) + 2) + "|"]
     of = {arm: {s: c for s in asked.seeds if (c := cell(asked, arm, s)) is not None} for arm in ARMS}
     both = [s for s in asked.seeds if all(s in cells for cells in of.values())]
-    rows = {arm: [[cells[s][name] for s in cells] for name in names] for arm, cells in of.items()}
+    rows = {start(asked, arm): [[cells[s][name] for s in cells] for name in names] for arm, cells in of.items()}
     rows["difference"] = [[of["pre-trained"][s][name] - of["random"][s][name] for s in both] for name in names]
     for arm, values in rows.items():
         if values[0]:

@@ -48,7 +48,8 @@ def detect(
         size: short side of the images in pixels; training varies it from 0.6 to 1.12 of that.
         out: run folder to make; by default runs/detect-MODEL-DATE-TIME.
         resume: run folder to go on with; all settings are the run's own.
-        learning_rate: peak learning rate; by default the paper's 2.5e-4 at a batch of 16, and with its square root.
+        learning_rate: peak learning rate; by default the paper's 2.5e-4 at a batch of 16, by its square root, and up to
+            four times that in fewer than the paper's 90,000 steps.
         weight_decay: of AdamW.
         layer_decay: factor of the learning rate from each layer group to the one before; by default 0.65, and 1 for
             random weights.

@@ -91,6 +91,21 @@ def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
     assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "rate"),
+    [
+        (16, 90_000, 2.5e-4),
+        (16, 500_000, 2.5e-4),
+        (16, 22_500, 5e-4),
+        (16, 10, 1e-3),
+        (4, 206, 5e-4),
+        (4, 90_000, 1.25e-4),
+    ],
+)
+def test_the_learning_rate_is_the_papers_and_higher_in_fewer_steps(batch_size, steps, rate):
+    assert detecting.default_rate(batch_size, steps) == pytest.approx(rate)
+
+
 def test_pictures_are_measured_once_after_the_last_epoch_and_again_when_going_on_behind_it(
     drawn, tmp_path, monkeypatch
 ):
