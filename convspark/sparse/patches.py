@@ -18,6 +18,7 @@ from .registry import Refusal, meaning_of
 from .rows import RowTable, gather_rows
 
 T = TypeVar("T")
+G = TypeVar("G", bound="GridTensor")
 
 
 class GridTensor(Tensor):
@@ -103,11 +104,7 @@ def as_per_image(
     values: Tensor, grid: PatchGrid, layout: Layout | None = None, origin: tuple[Layout, torch.Size] | None = None
 ) -> PerImage:
     """Plain values, one row an image, (B, ...), to PerImage."""
-    rows = values.as_subclass(PerImage)
-    rows.grid = grid
-    rows.axes = layout or lay.per_image(values.shape)
-    rows.origin = origin if origin is not None and len(origin[1]) == values.dim() else None
-    return rows
+    return _know_per_image(values.as_subclass(PerImage), grid, layout or lay.per_image(values.shape), origin)
 
 
 def become_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> VisiblePatches:
@@ -116,12 +113,23 @@ def become_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None
     `as_subclass` makes a view, and an operation in place on a view (`relu_` above all) copies the whole gradient
     several times on its way back.
     """
-    if type(values) is not Tensor or torch.compiler.is_compiling():
-        return as_patches(values, grid, layout)
     layout = layout or lay.canonical(values.shape)
-    values.__class__ = VisiblePatches
-    assert isinstance(values, VisiblePatches)
-    return _know(values, grid, layout)
+    return _know(_become(values, VisiblePatches), grid, layout)
+
+
+def become_per_image(
+    values: Tensor, grid: PatchGrid, layout: Layout | None = None, origin: tuple[Layout, torch.Size] | None = None
+) -> PerImage:
+    """`as_per_image`, likewise."""
+    layout = layout or lay.per_image(values.shape)
+    return _know_per_image(_become(values, PerImage), grid, layout, origin)
+
+
+def _become(values: Tensor, kind: type[G]) -> G:
+    if type(values) is not Tensor or torch.compiler.is_compiling():
+        return values.as_subclass(kind)
+    values.__class__ = kind
+    return values  # type: ignore[return-value]
 
 
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
@@ -131,12 +139,21 @@ def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePa
     return patches
 
 
+def _know_per_image(
+    rows: PerImage, grid: PatchGrid, layout: Layout, origin: tuple[Layout, torch.Size] | None
+) -> PerImage:
+    rows.grid = grid
+    rows.axes = layout
+    rows.origin = origin if origin is not None and len(origin[1]) == len(layout) else None
+    return rows
+
+
 def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor:
     """The fresh result of an operation on `like`, as what `like` is."""
     if isinstance(like, VisiblePatches):
         return become_patches(values, like.grid, layout)
     assert isinstance(like, PerImage)
-    return as_per_image(values, like.grid, layout, like.origin if layout == like.axes else None)
+    return become_per_image(values, like.grid, layout, like.origin if layout == like.axes else None)
 
 
 # -------------------------------------------------------------------------------- images and patches

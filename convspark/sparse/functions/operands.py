@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import layout as lay
 from ..grid import PatchGrid
 from ..layout import Axis, Layout
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, repeat_per_patch, unpadded
+from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, become_per_image, repeat_per_patch, unpadded
 from ..registry import Refusal
 
 
@@ -113,7 +113,7 @@ def with_rows_of(operand: Any, leader: GridTensor) -> Any:
 
 def each_patch(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
     """Values with one row an image along axis `at`, repeated there for each patch."""
-    return repeat_per_patch(rows.movedim(at, 0), grid).movedim(0, at)
+    return repeat_per_patch(rows.movedim(at, 0), grid).movedim(0, at) if at else repeat_per_patch(rows, grid)
 
 
 def spread_over_positions(rows: PerImage, positions: Sequence[int]) -> VisiblePatches:
@@ -155,7 +155,7 @@ def rows_first(tensor: PerImage) -> PerImage:
 
 def dense_batch(func: Callable[..., Any], tensor: PerImage, args: tuple, kwargs: dict) -> PerImage:
     """Run a function that treats the first axis as a batch on per-image rows, as it is."""
-    return as_per_image(func(*args, **kwargs), rows_first(tensor).grid)
+    return become_per_image(func(*args, **kwargs), rows_first(tensor).grid)
 
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:

@@ -18,6 +18,7 @@ from ..patches import (
     as_patches,
     as_per_image,
     as_same_kind,
+    become_per_image,
     sum_per_image,
 )
 from ..registry import Refusal, meaning
@@ -66,7 +67,9 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
         per_patch = getattr(x, reduction)(dims, keepdim=True) if grid.num_visible else x.sum(dims, keepdim=True)
         result = _extreme_per_image(per_patch.movedim(rows, 0), grid, reduction).movedim(0, rows)
     else:
-        result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
+        result = x.sum(dims, keepdim=True)
+        # Moved only where it must be: each step here is one of a small tensor, whose time is that of calling it.
+        result = sum_per_image(result.movedim(rows, 0), grid).movedim(0, rows) if rows else sum_per_image(result, grid)
         if reduction == "mean":
             positions = math.prod([x.shape[dim] for dim in dims])
             if grid.visible_per_image is not None:
@@ -98,7 +101,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
         layout = reduced_layout(_image_layout(x), dims, keepdim)
-        return as_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout, (x.axes, x.shape))
+        return become_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout, (x.axes, x.shape))
     if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
         out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
     elif reduction in ("amax", "amin"):
