@@ -123,7 +123,7 @@ class Command:
         lists = {flag: text for flag, text in lists.items() if "list[" in text or "tuple[" in text}
         bracketed: list[str] = []
         for argument in arguments:
-            flag, equals, value = argument.partition("=")
+            flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
             if not equals:
                 flag, value = bracketed[-1] if bracketed else "", argument
             several = "," in value or re.fullmatch(r"list\[\w+\](?: \| None)?", lists.get(flag, "")) is not None

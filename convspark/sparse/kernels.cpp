@@ -32,6 +32,25 @@ struct Call {
     Parallel parallel;  // or none
 };
 
+// ---------------------------------------------------------------- registers
+
+// Packs wider than a register are taken apart by compilers in ways that are many times slower.
+#if defined(__AVX512F__)
+constexpr int register_bytes = 64, registers = 32;
+#elif defined(__AVX__)
+constexpr int register_bytes = 32, registers = 16;
+#elif defined(__aarch64__)
+constexpr int register_bytes = 16, registers = 32;
+#else
+constexpr int register_bytes = 16, registers = 16;
+#endif
+
+// Packs of columns worked on at a time, and rows beside so many of them: their sums stay in registers.
+constexpr int most_packs = registers / 8;
+constexpr int rows_beside(int packs) { return packs < most_packs ? 8 : 6; }
+
+inline int64_t ceiling(int64_t number, int64_t of) { return (number + of - 1) / of; }
+
 // ---------------------------------------------------------------- numbers
 
 struct Brain {
@@ -120,12 +139,16 @@ void in_parallel(const Call &call, int64_t count, const Task &task) {
 // Calls block.run<lanes, packs>(first channel) until all channels are done: the widest blocks first.
 template <int widest, typename Block>
 void by_blocks(int64_t first, int64_t end, const Block &block) {
-    for (; first + 4 * widest <= end; first += 4 * widest) block.template run<widest, 4>(first);
-    for (; first + 3 * widest <= end; first += 3 * widest) block.template run<widest, 3>(first);
+    if constexpr (most_packs >= 4) {
+        for (; first + 4 * widest <= end; first += 4 * widest) block.template run<widest, 4>(first);
+        for (; first + 3 * widest <= end; first += 3 * widest) block.template run<widest, 3>(first);
+    }
     for (; first + 2 * widest <= end; first += 2 * widest) block.template run<widest, 2>(first);
     for (; first + widest <= end; first += widest) block.template run<widest, 1>(first);
-    for (; first + widest / 2 <= end; first += widest / 2) block.template run<widest / 2, 1>(first);
-    for (; first + widest / 4 <= end; first += widest / 4) block.template run<widest / 4, 1>(first);
+    if constexpr (widest >= 4)
+        for (; first + widest / 2 <= end; first += widest / 2) block.template run<widest / 2, 1>(first);
+    if constexpr (widest >= 8)
+        for (; first + widest / 4 <= end; first += widest / 4) block.template run<widest / 4, 1>(first);
     for (; first < end; ++first) block.template run<1, 1>(first);
 }
 
@@ -138,7 +161,7 @@ int64_t blocks_together(const Call &call) { return std::max<int64_t>(1, 64 / std
 template <typename Task>
 void some_blocks_at_a_time(const Call &call, const Task &task) {
     const int64_t together = blocks_together(call);
-    in_parallel(call, (call.blocks + together - 1) / together,
+    in_parallel(call, ceiling(call.blocks, together),
                 [&](int64_t i) { task(i * together, std::min(call.blocks, (i + 1) * together)); });
 }
 
@@ -242,8 +265,8 @@ struct Products {
 
 template <typename Number, typename Sum, int widest>
 void products(const Call &call, const Number *grad, const Number *from, Sum *sums) {
-    const int64_t together = blocks_together(call), block = 4 * widest, size = call.taps * call.channels;
-    const int64_t blocks = (call.channels + block - 1) / block;
+    const int64_t together = blocks_together(call), block = most_packs * widest, size = call.taps * call.channels;
+    const int64_t blocks = ceiling(call.channels, block);
     // Enough parts for any number of threads, each with sums of its own, added up in order at the end.
     const int64_t parts = std::max<int64_t>(1, std::min(call.blocks, 64 / blocks));
     std::vector<Sum> partial(parts * size);
@@ -309,6 +332,13 @@ struct Pairs {
 
     bool read_often() const { return ends[taps] > 2 * count; }
 
+    // Of one group: so many that registers are full, fewer where there would be fewer tasks than threads.
+    template <int widest>
+    int64_t columns_of_a_task() const {
+        const int64_t packs = ceiling(others, widest), tasks = std::max(ceiling(packs, most_packs), ceiling(threads, groups));
+        return ceiling(packs, std::min(packs, tasks)) * widest;
+    }
+
     // Whether groups have `size` channels and fill packs of so many lanes.
     template <int size, int lanes>
     bool are_narrow() const {
@@ -339,9 +369,10 @@ inline Pack<Number, lanes> spread(const Pack<Number, lanes> &pack, int k) {
 template <typename Number, int lanes, int size>
 void multiply_narrow(const Pairs &pairs, bool back, const Number *rows, const Number *weight, Number *sums) {
     typedef Pack<Number, lanes> Numbers;
-    constexpr int together = 8;
-    const int64_t channels = pairs.groups * size, packs = channels / lanes, block = 4;
-    in_parallel(pairs, (packs + block - 1) / block, [&](int64_t task) {
+    constexpr int together = registers / 4;
+    const int64_t channels = pairs.groups * size, packs = channels / lanes;
+    const int64_t block = std::min<int64_t>(4, ceiling(packs, pairs.threads));
+    in_parallel(pairs, ceiling(packs, block), [&](int64_t task) {
         const int64_t first = task * block * lanes, count = std::min(block, packs - task * block);
         std::vector<Numbers> matrix(size * count);  // the k-th factor of each column
         for (int64_t tap = 0; tap < pairs.taps; ++tap) {
@@ -432,7 +463,7 @@ struct Multiplied {
     template <int lanes, int packs>
     void run(int64_t c) const {
         typedef Pack<Number, lanes> Numbers;
-        constexpr int together = packs > 3 ? 6 : 8;
+        constexpr int together = rows_beside(packs);
         for (int64_t pair = pairs.ends[tap]; pair < pairs.ends[tap + 1]; pair += together) {
             const int64_t left = pairs.ends[tap + 1] - pair;
             const Number *values[together];
@@ -455,12 +486,15 @@ struct Multiplied {
 // weight: (groups, outputs, taps, inputs), its inputs the columns if `back`, else its outputs.
 template <typename Number, int widest>
 void multiply(const Pairs &pairs, bool back, Number *rows, const Number *weight, Number *sums) {
-    if (pairs.are_narrow<4, widest>()) return multiply_narrow<Number, widest, 4>(pairs, back, rows, weight, sums);
-    if (pairs.are_narrow<8, widest>()) return multiply_narrow<Number, widest, 8>(pairs, back, rows, weight, sums);
+    if constexpr (widest >= 4)
+        if (pairs.are_narrow<4, widest>()) return multiply_narrow<Number, widest, 4>(pairs, back, rows, weight, sums);
+    if constexpr (widest >= 8)
+        if (pairs.are_narrow<8, widest>()) return multiply_narrow<Number, widest, 8>(pairs, back, rows, weight, sums);
     if constexpr (widest >= 16)
         if (pairs.are_narrow<16, widest>()) return multiply_narrow<Number, widest, 16>(pairs, back, rows, weight, sums);
     const bool often = pairs.read_often();
-    const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block, inputs = back ? pairs.others : pairs.width;
+    const int64_t block = pairs.columns_of_a_task<widest>(), blocks = ceiling(pairs.others, block);
+    const int64_t inputs = back ? pairs.others : pairs.width;
     in_parallel(pairs, pairs.groups * blocks, [&](int64_t task) {
         const int64_t group = task / blocks, first = task % blocks * block, columns = std::min(block, pairs.others - first);
         const int64_t width = pairs.width, next = pairs.taps * inputs;  // from one of the weight's outputs to the next
@@ -495,7 +529,7 @@ struct Correlated {
     template <int lanes, int packs>
     [[gnu::noinline]] void run(int64_t c) const {
         typedef Pack<Number, lanes> Numbers;
-        constexpr int together = packs > 3 ? 6 : 8;
+        constexpr int together = rows_beside(packs);
         for (int64_t first = 0; first < pairs.width; first += together) {
             const int64_t left = pairs.width - first;
             Numbers found[together][packs] = {};
@@ -515,13 +549,16 @@ struct Correlated {
 
 template <typename Number, int widest>
 void correlate(const Pairs &pairs, Number *rows, Number *others, Number *sums) {
-    if (pairs.are_narrow<4, widest>()) return correlate_narrow<Number, widest, 4>(pairs, rows, others, sums);
-    if (pairs.are_narrow<8, widest>()) return correlate_narrow<Number, widest, 8>(pairs, rows, others, sums);
+    if constexpr (widest >= 4)
+        if (pairs.are_narrow<4, widest>()) return correlate_narrow<Number, widest, 4>(pairs, rows, others, sums);
+    if constexpr (widest >= 8)
+        if (pairs.are_narrow<8, widest>()) return correlate_narrow<Number, widest, 8>(pairs, rows, others, sums);
     if constexpr (widest >= 16)
         if (pairs.are_narrow<16, widest>()) return correlate_narrow<Number, widest, 16>(pairs, rows, others, sums);
     const bool often = pairs.read_often();
-    const int64_t block = 4 * widest, blocks = (pairs.others + block - 1) / block;
-    const int64_t parts = pairs.groups > 1 ? 1 : pairs.taps;  // groups share what is copied
+    const int64_t block = most_packs * widest, blocks = ceiling(pairs.others, block);
+    // Taps of a group share what is copied, where there are groups enough for all threads.
+    const int64_t parts = pairs.groups > 1 && pairs.groups * blocks >= pairs.threads ? 1 : pairs.taps;
     in_parallel(pairs, pairs.groups * blocks * parts, [&](int64_t task) {
         const int64_t part = task % parts, group = task / parts / blocks, first = task / parts % blocks * block;
         const int64_t width = pairs.width, columns = std::min(block, pairs.others - first);
@@ -609,29 +646,32 @@ void bags(const Call &call, int64_t groups, int32_t *rows, int32_t *offsets) {
 
 }  // namespace
 
-#define ENTRIES(NAME, NUMBER, SUM, LANES)                                                                                     \
+template <typename Sum>
+constexpr int lanes_of = register_bytes / int(sizeof(Sum));
+
+#define ENTRIES(NAME, NUMBER, SUM)                                                                                        \
     extern "C" void gather_##NAME(const Call *call, const NUMBER *from, const SUM *weight, const SUM *bias, NUMBER *to) { \
-        gather<NUMBER, SUM, LANES>(*call, from, weight, bias, to);                                                        \
+        gather<NUMBER, SUM, lanes_of<SUM>>(*call, from, weight, bias, to);                                                \
     }                                                                                                                     \
     extern "C" void products_##NAME(const Call *call, const NUMBER *grad, const NUMBER *from, SUM *sums) {                \
-        products<NUMBER, SUM, LANES>(*call, grad, from, sums);                                                            \
+        products<NUMBER, SUM, lanes_of<SUM>>(*call, grad, from, sums);                                                    \
     }
 
-ENTRIES(float32, float, float, 16)
-ENTRIES(bfloat16, Brain, float, 16)
-ENTRIES(float64, double, double, 8)
+ENTRIES(float32, float, float)
+ENTRIES(bfloat16, Brain, float)
+ENTRIES(float64, double, double)
 
-#define PAIRED_ENTRIES(NAME, NUMBER, LANES)                                                                                   \
+#define PAIRED_ENTRIES(NAME, NUMBER)                                                                                      \
     extern "C" void multiply_##NAME(const Pairs *pairs, int64_t back, NUMBER *rows, const NUMBER *weight,                 \
                                     NUMBER *sums) {                                                                       \
-        multiply<NUMBER, LANES>(*pairs, back, rows, weight, sums);                                                        \
+        multiply<NUMBER, lanes_of<NUMBER>>(*pairs, back, rows, weight, sums);                                             \
     }                                                                                                                     \
-    extern "C" void correlate_##NAME(const Pairs *pairs, NUMBER *rows, NUMBER *others, NUMBER *sums) {        \
-        correlate<NUMBER, LANES>(*pairs, rows, others, sums);                                                             \
+    extern "C" void correlate_##NAME(const Pairs *pairs, NUMBER *rows, NUMBER *others, NUMBER *sums) {                    \
+        correlate<NUMBER, lanes_of<NUMBER>>(*pairs, rows, others, sums);                                                  \
     }
 
-PAIRED_ENTRIES(float32, float, 16)
-PAIRED_ENTRIES(float64, double, 8)
+PAIRED_ENTRIES(float32, float)
+PAIRED_ENTRIES(float64, double)
 
 extern "C" void make_pairs(const Call *call, int64_t skipped, int32_t *sources, int32_t *results, int64_t *ends) {
     pair(*call, skipped, sources, results, ends);

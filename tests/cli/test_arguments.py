@@ -167,6 +167,8 @@ def test_help_tells_types_defaults_and_groups(command, capsys):
         (["--stages", "layer1,layer2"], ["layer1", "layer2"]),
         (["--stages=layer1,layer2.0"], ["layer1", "layer2.0"]),
         (["--stages", "layer3"], ["layer3"]),
+        (["--stages", "runs/a=b,layer3"], ["runs/a=b", "layer3"]),
+        (["--stages", "runs/a=b"], ["runs/a=b"]),
         (["--stages", "[layer1, layer2]"], ["layer1", "layer2"]),
         (["--stages", "null"], None),
     ],

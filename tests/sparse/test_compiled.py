@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 
 import pytest
 import torch
@@ -60,3 +61,34 @@ def test_compiling_that_is_impossible_leaves_the_work_to_pytorch(compiler, tmp_p
     mask = visible[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected = gather(functional.conv2d(images * mask, weight, None, 1, 1, 1, 4), grid)
     torch.testing.assert_close(found.values, expected.values)
+
+
+@needs_kernel
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86 processors")
+@pytest.mark.parametrize(("processor", "needs"), [("x86-64", "sse2"), ("x86-64-v3", "avx2")])
+def test_kernels_for_other_processors_compute_the_same(processor, needs, monkeypatch):
+    """Registers of 16 and of 32 bytes, whatever this processor has."""
+    if needs not in compiled._processor().split():
+        pytest.skip(f"this processor has no {needs}")
+    flags = [f"-march={processor}" if flag.startswith("-march") else flag for flag in compiled._FLAGS]
+    monkeypatch.setattr(compiled, "_FLAGS", tuple(flags))
+    library = compiled.library()
+    assert library is not None
+    monkeypatch.setattr(compiled, "library", lambda: library)
+    grid = PatchGrid.random(3, (3, 3), mask_ratio=0.5, generator=torch.Generator().manual_seed(0))
+    mask = grid.visible[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    generator = torch.Generator().manual_seed(1)
+    for groups, width in ((1, 75), (8, 4), (4, 8), (2, 16), (3, 5), (2, 40), (75, 1)):
+        for dtype in (torch.float32, torch.float64, *([torch.bfloat16] if width == 1 else [])):
+            sizes = (3, groups * width, 6, 6), (groups * width, width, 3, 3)
+            images, weight = (torch.randn(size, generator=generator).to(dtype).requires_grad_() for size in sizes)
+            run = functional.conv2d(gather(images, grid), weight, None, 1, 1, 1, groups).values
+            exact = functional.conv2d(images.double() * mask, weight.double(), None, 1, 1, 1, groups)
+            dense = gather(exact, grid).values
+            slope = torch.randn(run.shape, generator=generator).to(dtype)
+            found = run, *torch.autograd.grad(run, (images, weight), slope)
+            expected = dense, *torch.autograd.grad(dense, (images, weight), slope.double())
+            for one, other in zip(found, expected, strict=True):
+                tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+                scale = other.double().abs().max()
+                assert (one.double() - other.double()).abs().max() < tolerance * scale, (groups, width, dtype)

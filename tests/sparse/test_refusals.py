@@ -46,6 +46,7 @@ REFUSED = {
     "stride too wide": (nn.Conv2d(4, 4, 8, 8), "conv2d", "does not divide"),
     "flatten to a vector": (lambda x: F.linear(x.flatten(1), torch.ones(1, 64)), "linear", "patches or positions"),
     "dropout of channels": (lambda x: F.dropout2d(x, 0.5), "dropout2d", "image by image"),
+    "result written elsewhere": (lambda x: torch.add(x.mean((2, 3)), 1, out=torch.zeros(0)), "add", "out="),
     "read after pad": (lambda x: F.pad(x, (1, 1, 1, 1)) + 1, "add", "padded"),
     "mean after pad": (lambda x: F.pad(x, (1, 1, 1, 1)).mean((2, 3)), "mean", "padded"),
     "conv of conv weights": (lambda x: F.conv2d(x, x[:, :, :1]), "__getitem__|conv2d", ""),
