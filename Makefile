@@ -19,15 +19,15 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) $(BIN)/python -m pytest -m slow
 
-# Every figure of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
+# The tables of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
 benchmarks: $(VENV)/.installed
-	$(RUN) $(BIN)/python benchmarks/speed.py
-	$(RUN) $(BIN)/python benchmarks/speed.py --precision bf16 resnet50
+	$(RUN) $(BIN)/python benchmarks/speed.py --again --parts encoder
+	$(RUN) $(BIN)/python benchmarks/speed.py --again --precision bf16 resnet50
 	$(RUN) $(BIN)/python benchmarks/steps.py
 	$(RUN) $(BIN)/python benchmarks/pairs.py
 	$(RUN) $(BIN)/python benchmarks/overhead.py
-	$(RUN) $(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/feeding.py $(PICTURES)
+	$(RUN) $(BIN)/python benchmarks/scaling.py --again
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

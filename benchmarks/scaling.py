@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--device cuda --precision bf16 --model resnet50 --batch-size 64]
 
 One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already,
-on the same processor, is not measured again. How long the start takes is measured by feeding.py. Draws
+on the same processor, is measured again with --again only. How long the start takes is measured by feeding.py. Draws
 docs/images/scaling.png.
 """
 
@@ -41,22 +41,25 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--record", type=Path, default=records.RESULTS / "scaling.jsonl")
+    parser.add_argument("--again", action="store_true", help="measure what is there already as well")
     asked = vars(parser.parse_args())
-    record, repeats = asked.pop("record"), asked.pop("repeats")
+    record, repeats, again = asked.pop("record"), asked.pop("repeats"), asked.pop("again")
     keep_memory()
     from convspark.trial.bench import bench
 
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIED}
+    found: dict[str, dict[str, Any]] = {}  # the point in common belongs to every curve
     for name, values in VARIED.items():
         for value in values:
             point = asked | {name: value}
             wanted = {"point": point, "processor": records.processor()}
-            line = records.find(record, wanted)
+            line = found.get(str(point)) if again else records.find(record, wanted)
             if line is None:
                 settings = {k: v for k, v in point.items() if k != "model"}
                 report = bench(point["model"], **settings, parts=("encoder",), repeats=repeats)
                 line = records.append(record, wanted | report.as_dict())
                 print(f"{name} {value}: {line['encoder']['visible only']['share_of_dense']:.2f} of dense", flush=True)
+            found[str(point)] = line
             curves[name].append(line)
     draw(curves)
 
