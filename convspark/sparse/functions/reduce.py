@@ -66,9 +66,12 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     if reduction in ("amax", "amin"):
         per_patch = getattr(x, reduction)(dims, keepdim=True) if grid.num_visible else x.sum(dims, keepdim=True)
         result = _extreme_per_image(per_patch.movedim(rows, 0), grid, reduction).movedim(0, rows)
+    elif reduction == "mean" and grid.visible_per_image and not rows:
+        # One function instead of four, whose time is mostly that of calling them.
+        images = x.view(grid.batch_size, grid.visible_per_image, *x.shape[1:])
+        result = images.mean((1, *(dim + 1 for dim in dims)), keepdim=True).squeeze(1)
     else:
         result = x.sum(dims, keepdim=True)
-        # Moved only where it must be: each step here is one of a small tensor, whose time is that of calling it.
         result = sum_per_image(result.movedim(rows, 0), grid).movedim(0, rows) if rows else sum_per_image(result, grid)
         if reduction == "mean":
             positions = math.prod([x.shape[dim] for dim in dims])
