@@ -339,10 +339,15 @@ struct Pairs {
         return ceiling(packs, std::min(packs, tasks)) * widest;
     }
 
-    // Whether groups have `size` channels and fill packs of so many lanes.
-    template <int size, int lanes>
-    bool are_narrow() const {
-        return lanes % size == 0 && width == size && others == size && groups * size % lanes == 0;
+    // Calls run(channels of a group) if those are 4, 8 or 16 and groups fill packs of so many lanes; tells whether it did.
+    template <int lanes, int size = 4, typename Run>
+    bool in_narrow_groups(const Run &run) const {
+        if constexpr (size <= std::min(lanes, 16)) {
+            if (width != size || others != size || groups * size % lanes) return in_narrow_groups<lanes, 2 * size>(run);
+            run(std::integral_constant<int, size>());
+            return true;
+        }
+        return false;
     }
 };
 
@@ -486,12 +491,7 @@ struct Multiplied {
 // weight: (groups, outputs, taps, inputs), its inputs the columns if `back`, else its outputs.
 template <typename Number, int widest>
 void multiply(const Pairs &pairs, bool back, Number *rows, const Number *weight, Number *sums) {
-    if constexpr (widest >= 4)
-        if (pairs.are_narrow<4, widest>()) return multiply_narrow<Number, widest, 4>(pairs, back, rows, weight, sums);
-    if constexpr (widest >= 8)
-        if (pairs.are_narrow<8, widest>()) return multiply_narrow<Number, widest, 8>(pairs, back, rows, weight, sums);
-    if constexpr (widest >= 16)
-        if (pairs.are_narrow<16, widest>()) return multiply_narrow<Number, widest, 16>(pairs, back, rows, weight, sums);
+    if (pairs.in_narrow_groups<widest>([&](auto size) { multiply_narrow<Number, widest, size>(pairs, back, rows, weight, sums); })) return;
     const bool often = pairs.read_often();
     const int64_t block = pairs.columns_of_a_task<widest>(), blocks = ceiling(pairs.others, block);
     const int64_t inputs = back ? pairs.others : pairs.width;
@@ -549,12 +549,7 @@ struct Correlated {
 
 template <typename Number, int widest>
 void correlate(const Pairs &pairs, Number *rows, Number *others, Number *sums) {
-    if constexpr (widest >= 4)
-        if (pairs.are_narrow<4, widest>()) return correlate_narrow<Number, widest, 4>(pairs, rows, others, sums);
-    if constexpr (widest >= 8)
-        if (pairs.are_narrow<8, widest>()) return correlate_narrow<Number, widest, 8>(pairs, rows, others, sums);
-    if constexpr (widest >= 16)
-        if (pairs.are_narrow<16, widest>()) return correlate_narrow<Number, widest, 16>(pairs, rows, others, sums);
+    if (pairs.in_narrow_groups<widest>([&](auto size) { correlate_narrow<Number, widest, size>(pairs, rows, others, sums); })) return;
     const bool often = pairs.read_often();
     const int64_t block = most_packs * widest, blocks = ceiling(pairs.others, block);
     // Taps of a group share what is copied, where there are groups enough for all threads.

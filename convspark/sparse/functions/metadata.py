@@ -17,7 +17,7 @@ from .operands import named, unpadded
 # What a network may read off visible patches. The shape is that of the packed tensor; nothing else here depends on
 # how many positions are masked. `numel` is missing on purpose: the dense network's would differ.
 _ATTRIBUTES = """
-    shape dtype device ndim layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
+    shape dtype device layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
     is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr _base output_nr retains_grad
 """
 _QUESTIONS = """

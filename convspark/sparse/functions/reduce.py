@@ -66,21 +66,17 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     if reduction in ("amax", "amin"):
         per_patch = getattr(x, reduction)(dims, keepdim=True) if grid.num_visible else x.sum(dims, keepdim=True)
         result = _extreme_per_image(per_patch.movedim(rows, 0), grid, reduction).movedim(0, rows)
-    elif reduction == "mean" and grid.visible_per_image and not rows:
+    elif reduction == "mean" and grid.visible_per_image:
         # One function instead of four, whose time is mostly that of calling them.
-        images = x.view(grid.batch_size, grid.visible_per_image, *x.shape[1:])
-        result = images.mean((1, *(dim + 1 for dim in dims)), keepdim=True).squeeze(1)
+        images = x.view(*x.shape[:rows], grid.batch_size, grid.visible_per_image, *x.shape[rows + 1 :])
+        result = images.mean((rows + 1, *(dim + (dim > rows) for dim in dims)), keepdim=True).squeeze(rows + 1)
     else:
-        result = x.sum(dims, keepdim=True)
-        result = sum_per_image(result.movedim(rows, 0), grid).movedim(0, rows) if rows else sum_per_image(result, grid)
+        result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
         if reduction == "mean":
             positions = math.prod([x.shape[dim] for dim in dims])
-            if grid.visible_per_image is not None:
-                result = result / max(1, grid.visible_per_image * positions)
-            else:
-                view = [1] * x.dim()
-                view[rows] = grid.batch_size
-                result = result / (grid.counts() * positions).clamp(min=1).view(view).to(result.dtype)
+            view = [1] * x.dim()
+            view[rows] = grid.batch_size
+            result = result / (grid.counts() * positions).clamp(min=1).view(view).to(result.dtype)
     return result if keepdim else result.squeeze(dims)
 
 
