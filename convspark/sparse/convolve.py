@@ -32,8 +32,9 @@ def kernels_compute(values: Tensor, weight: Tensor) -> bool:
 
     Numbers of two kinds are left to PyTorch, which says what is wrong.
     """
-    alike = torch.is_autocast_enabled("cpu") or weight.dtype == values.dtype
-    return values.device.type == "cpu" and alike and compiled.computes(cast_dtype(values))
+    if values.device.type != "cpu" or not (weight.dtype == values.dtype or torch.is_autocast_enabled("cpu")):
+        return False
+    return compiled.computes(cast_dtype(values))
 
 
 def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

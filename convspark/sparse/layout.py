@@ -39,7 +39,7 @@ def canonical(shape: Sequence[int]) -> Layout:
 
 def per_image(shape: Sequence[int]) -> Layout:
     """Layout of (B, ...)."""
-    return (((IMAGE, shape[0]),), *(plain_axis(size) for size in shape[1:]))
+    return (((IMAGE, shape[0]),), *[((PLAIN, size),) if size != 1 else () for size in shape[1:]])
 
 
 def plain_axis(size: int) -> Axis:
@@ -54,13 +54,12 @@ def is_plain(axis: Axis) -> bool:
 
 def is_canonical(layout: Layout) -> bool:
     """Whether the axes are (patches, channels, *positions), each axis whole."""
-    roles = [tuple(role for role, _ in axis) for axis in layout]
-    return (
-        len(roles) >= 3
-        and roles[0] == (PATCH,)
-        and roles[1] in ((PLAIN,), ())
-        and all(role == (axis,) for axis, role in enumerate(roles[2:]))
-    )
+    if len(layout) < 3:
+        return False
+    patches, channels, *positions = layout  # axis by axis: it is asked at most functions of every step
+    if len(patches) != 1 or patches[0][0] != PATCH or len(channels) > 1 or not is_plain(channels):
+        return False
+    return all([len(axis) == 1 and axis[0][0] == number for number, axis in enumerate(positions)])
 
 
 def spatial_roles(layout: Layout) -> set[int]:

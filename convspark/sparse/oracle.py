@@ -156,6 +156,9 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         return _reduce(x, kind, dims, True, {})
     if name in _REDUCTIONS:
         return _reduction(name, args, kwargs)
+    if func in (torch.batch_norm, torch.instance_norm):
+        weight, bias, mean, variance, *rest = args[1:]  # where torch.nn.functional has the statistics first
+        args = (x, mean, variance, weight, bias, *rest[:3])
     if name == "batch_norm":
         return _batch_norm(x, *args[1:], **kwargs)
     if name in ("group_norm", "instance_norm"):

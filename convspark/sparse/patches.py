@@ -75,7 +75,7 @@ class VisiblePatches(GridTensor):
     """
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
-    pending: Padding | None
+    pending: Padding | None = None
 
 
 class PerImage(GridTensor):
@@ -142,7 +142,6 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
-    patches.pending = None
     return patches
 
 
@@ -268,6 +267,8 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
 
 def flat_rows(values: Tensor) -> Tensor:
     """(N, C, *positions) -> (N * prod(positions), C); no copy where channels are last in memory."""
+    if values.shape[2:].numel() == 1:
+        return values.flatten(1)
     return values.movedim(1, -1).reshape(-1, values.shape[1])
 
 
@@ -295,6 +296,5 @@ def sum_per_image(values: Tensor, grid: PatchGrid) -> Tensor:
 def repeat_per_patch(rows: Tensor, grid: PatchGrid) -> Tensor:
     """(B, ...) -> (N, ...): the row of each patch's image."""
     if grid.visible_per_image is not None:
-        repeated = rows[:, None].expand(-1, grid.visible_per_image, *rows.shape[1:])
-        return repeated.reshape(grid.num_visible, *rows.shape[1:])
+        return rows.repeat_interleave(grid.visible_per_image, 0)
     return rows.index_select(0, grid.image)

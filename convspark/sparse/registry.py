@@ -19,9 +19,8 @@ class Refusal(Exception):
 
 def meaning_of(function: Callable[..., Any]) -> Meaning | None:
     """The meaning of a function, or None; an operator's overloads (`torch.ops.mine.op.default`) share one."""
-    if torch.compiler.is_compiling():
-        function = _as_an_attribute(function)
-    return MEANINGS.get(function) or MEANINGS.get(_operator(function))
+    known = MEANINGS.get(function)
+    return known or MEANINGS.get(_operator(_as_an_attribute(function)))
 
 
 def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +28,9 @@ def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_an_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, read off `Tensor` if it is a method: the one that Dynamo has for `1 - x` is in no table."""
+    """While compiling, the same function read off `Tensor`: the one that Dynamo has for `1 - x` is in no table."""
+    if not torch.compiler.is_compiling():
+        return function
     found = getattr(Tensor, getattr(function, "__name__", ""), None)
     return found if found is not None and found is function else function
 

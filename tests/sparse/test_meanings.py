@@ -54,6 +54,20 @@ class LastAxisNorm(nn.Module):
         return self.fc(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
+class NormByTorch(nn.Module):
+    """`torch.batch_norm` has its arguments in another order than `functional.batch_norm`; so has `instance_norm`."""
+
+    def __init__(self, norm, statistics):
+        super().__init__()
+        self.norm = norm
+        self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+        self.register_buffer("mean", torch.zeros(4) if statistics else None)
+        self.register_buffer("variance", torch.ones(4) if statistics else None)
+
+    def forward(self, x):
+        return self.norm(x, self.weight, self.bias, self.mean, self.variance, True, 0.1, 1e-5, False)
+
+
 class Rows(nn.Module):
     """Positions as rows of a matrix, and back."""
 
@@ -142,6 +156,8 @@ MIDDLES = {
     "local response norm": lambda: nn.LocalResponseNorm(3),
     "group norm": lambda: nn.GroupNorm(2, 4),
     "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
+    "batch norm of torch": lambda: NormByTorch(torch.batch_norm, statistics=True),
+    "instance norm of torch": lambda: NormByTorch(torch.instance_norm, statistics=False),
     "batch norm": lambda: nn.BatchNorm2d(4),
     "batch norm in evaluation": lambda: nn.BatchNorm2d(4).eval(),
     "prelu": lambda: nn.PReLU(4),
@@ -262,3 +278,20 @@ def test_volumes():
 def test_signals():
     net = nn.Sequential(nn.Conv1d(2, 4, 7, 2, 3), nn.InstanceNorm1d(4), nn.GELU(), nn.AvgPool1d(2))
     assert_exact(net, (3, 2, 64), (8,))
+
+
+@pytest.mark.parametrize("norm", [torch.batch_norm, F.batch_norm], ids=["torch", "functional"])
+def test_batch_norm_of_one_position(norm):
+    """Its variance is 0: what is left is the shift, and the statistics move."""
+    from convspark import PatchGrid, gather
+
+    visible = torch.zeros(1, 2, 2, dtype=torch.bool)
+    visible[0, 1, 1] = True
+    weight, bias, mean, variance = torch.rand(4), torch.rand(4), torch.zeros(4), torch.ones(4)
+    images = torch.randn(1, 4, 2, 2)
+    order = (weight, bias, mean, variance) if norm is torch.batch_norm else (mean, variance, weight, bias)
+    rest = (True, 0.25, 1e-5, False) if norm is torch.batch_norm else (True, 0.25, 1e-5)
+    out = norm(gather(images, PatchGrid(visible)), *order, *rest)
+    torch.testing.assert_close(out.values.flatten(), bias)
+    torch.testing.assert_close(mean, images[0, :, 1, 1] / 4)
+    torch.testing.assert_close(variance, torch.full((4,), 0.75))

@@ -258,15 +258,13 @@ def test_convolution_of_volumes(drawn, kernel, stride, by_pairs):
 
 def test_every_way_to_run_is_met(monkeypatch):
     """The property tests above would mean little if the same way were chosen each time."""
-    from convspark.sparse.functions.conv import _way
-    from convspark.sparse.functions.neighbourhood import Reach, source_of
+    from convspark.sparse.functions.conv import _looked_at, _way
 
     def way(patch, kernel, groups, channels=8, mask_ratio=0.5):
         grid = PatchGrid.random(2, (4, 4), mask_ratio)
         x = gather(torch.randn(2, channels, 4 * patch, 4 * patch), grid)
-        source = source_of(x, (kernel // 2,) * 2)
-        reach = Reach((kernel,) * 2, (1, 1), (1, 1), source)
-        return _way(reach, torch.empty(channels, channels // groups, kernel, kernel), groups)
+        weight = torch.empty(channels, channels // groups, kernel, kernel)
+        return _way(*_looked_at(x, weight, 1, kernel // 2, 1), weight, groups)
 
     if compiled.library_is_there():
         assert way(2, 7, 8) == way(8, 3, 8) == "depthwise"

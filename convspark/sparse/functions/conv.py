@@ -18,11 +18,12 @@ from ..patches import (
     VisiblePatches,
     as_patches,
     canonical_values,
+    flat_rows,
     from_rows,
     repeat_per_patch,
 )
 from ..registry import Refusal, meaning
-from .neighbourhood import Reach, source_of, through_images
+from .neighbourhood import Reach, Source, reach_of, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
 
 # Up to so many positions, multiplying a kernel's taps once beats the library's convolution: on a window that is mostly
@@ -52,53 +53,68 @@ def _convolve(
         return _conditional(func, x, weight, bias, stride, padding, dilation, groups)
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
-    dims = weight.dim() - 2
-    kernel = tuple(weight.shape[2:])
-    strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
-    pads = _paddings(padding, kernel, dilations)
-    source = source_of(x, pads, dims=dims)
-    reach = Reach(kernel, strides, dilations, source)
-    way = _way(reach, weight, groups)
+    source, reach = _looked_at(x, weight, stride, padding, dilation)
+    way = _way(source, reach, weight, groups)
     if way == "local":
-        return reach.patches(func(source.values, weight, bias, strides, 0, dilations, groups))
+        return source.patches(func(source.values, weight, bias, reach.stride, 0, reach.dilation, groups))
     if way == "product":
-        flat = weight.flatten(1)
-        rows = functional.linear(reach.strided_rows(), flat, bias)
-        return reach.patches(from_rows(rows, reach.out))
+        return source.patches(_product(source, reach, weight.flatten(1), bias))
     on_patches = reach.on_patches
     if way == "depthwise":
         around = source.grid.around(on_patches.reach)
-        return reach.patches(depthwise.convolve(source.values, weight, bias, around, on_patches))
+        return source.patches(depthwise.convolve(source.values, weight, bias, around, on_patches))
     if way in ("pairs", "across"):
         across = way == "across"
-        return reach.patches(pairs.convolve(source.values, weight, bias, groups, source.grid, on_patches, across))
-    how = _gathered(reach, way, groups)
-    return reach.patches(how(source.values, weight, bias))
+        return source.patches(pairs.convolve(source.values, weight, bias, groups, source.grid, on_patches, across))
+    how = _gathered(source, reach, way, groups)
+    return source.patches(how(source.values, weight, bias))
 
 
-def _gathered(reach: Reach, way: str, groups: int) -> Gathered:
-    outside, stride, dilation = reach.source.outside, reach.stride, reach.dilation
+def _product(source: Source, reach: Reach, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By a kernel of one position, (O, C)."""
+    if reach.outputs == 1 == max(reach.stride):
+        return from_rows(functional.linear(flat_rows(source.values), weight, bias), reach.out)
+    rows = functional.linear(source.strided(reach), weight, bias)  # (N, *out, O)
+    return from_rows(rows.flatten(0, -2), reach.out) if reach.outputs == 1 else rows.movedim(-1, 1)
+
+
+def _looked_at(
+    x: VisiblePatches,
+    weight: Tensor,
+    stride: int | tuple[int, ...],
+    padding: int | str | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+) -> tuple[Source, Reach]:
+    """What a convolution runs on, and how far it looks."""
+    kernel = tuple(weight.shape[2:])
+    dims = len(kernel)
+    strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
+    pads = _paddings(padding, kernel, dilations)
+    source = source_of(x, pads, dims=dims)
+    patch = tuple(source.values.shape[2:])
+    return source, reach_of(kernel, strides, dilations, patch, source.grid.shape, pads, source.announced)
+
+
+def _gathered(source: Source, reach: Reach, way: str, groups: int) -> Gathered:
+    outside, stride, dilation = source.outside, reach.stride, reach.dilation
     if way == "taps":
-        return Gathered(reach.tap_table(), reach.kernel, outside, stride, dilation, groups, taps_of=reach.out)
+        return Gathered(source.tap_table(reach), reach.kernel, outside, stride, dilation, groups, taps_of=reach.out)
     if way == "image":
-        crop = reach.crop_table(), reach.out
-        return Gathered(reach.image_table(), reach.image_size, outside, stride, dilation, groups, crop=crop)
-    return Gathered(reach.window_table(), reach.size, outside, stride, dilation, groups)
+        crop = source.crop_table(reach), reach.out
+        return Gathered(source.image_table(reach), reach.image_size, outside, stride, dilation, groups, crop=crop)
+    return Gathered(source.window_table(reach), reach.size, outside, stride, dilation, groups)
 
 
 def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, groups: int) -> VisiblePatches:
     """A kernel for each image (CondConv): x is (1, N * C, *positions), weight (B * O, C / groups, *kernel)."""
-    dims, grid = weight.dim() - 2, weight.grid
-    kernel = tuple(weight.shape[2:])
+    grid = weight.grid
     if not isinstance(x, VisiblePatches) or x.axes[0] or groups % max(grid.num_visible, 1):
         raise Refusal("its weights were computed from the images, and its input is not arranged one group a patch")
-    dilations = per_axis(dilation, dims)
-    source = source_of(x, _paddings(padding, kernel, dilations), dims=dims)
-    reach = Reach(kernel, per_axis(stride, dims), dilations, source)
+    source, reach = _looked_at(x, weight, stride, padding, dilation)
     weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
     biases = bias if bias is None else _each_patch(bias, grid)
-    windows = reach.window().reshape(1, -1, *reach.size)
-    values = func(windows, weights, biases, reach.stride, 0, dilations, groups)
+    windows = source.window(reach).reshape(1, -1, *reach.size)
+    values = func(windows, weights, biases, reach.stride, 0, reach.dilation, groups)
     channels: lay.Axis = lay.merged([(lay.PATCH, grid.num_visible), (lay.PLAIN, values.shape[1] // grid.num_visible)])
     return as_patches(values, grid, ((), channels, *lay.canonical(values.shape)[2:]))
 
@@ -124,24 +140,23 @@ def _paddings(
     return per_axis(padding, len(kernel))
 
 
-def _way(reach: Reach, weight: Tensor, groups: int) -> str:
+def _way(source: Source, reach: Reach, weight: Tensor, groups: int) -> str:
     """Choose how to run, by what was measured on CPU (`benchmarks/`)."""
-    source = reach.source
-    grid, outputs = source.grid, math.prod(reach.out)
-    few, alone = outputs <= _TAPS_UP_TO, not any(reach.before) and not any(reach.after)
-    if reach.is_local and not any(reach.before) and math.prod(reach.kernel) == 1:
+    grid, outputs = source.grid, reach.outputs
+    few = outputs <= _TAPS_UP_TO
+    if reach.is_pointwise:
         return "product" if groups == 1 and few else "local"
-    if source.fold == "constant" and source.outside == 0 and depthwise.can_run(source.values, weight, groups):
+    if source.has_nothing_around and depthwise.can_run(source.values, weight, groups):
         return "depthwise"
-    if alone and (groups > 1 or not few or not grid.num_visible):
+    if reach.is_alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
-    if not alone and _pairs_pay(reach, weight, groups):
+    if not reach.is_alone and source.has_nothing_around and _pairs_pay(source.values, weight, groups):
         if few:
             return "pairs"
         patches = grid.batch_size * math.prod(grid.shape)
         if grid.num_visible <= _ACROSS_UP_TO * patches and pairs.can_split(reach.on_patches):
             return "across"
-    near = alone or math.prod(source.patch) <= 4 * _TAPS_UP_TO
+    near = reach.is_alone or math.prod(reach.patch) <= 4 * _TAPS_UP_TO
     if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
         return "taps"
     if groups == 1:
@@ -154,12 +169,9 @@ def _way(reach: Reach, weight: Tensor, groups: int) -> str:
     return "image" if windows > images else "window"
 
 
-def _pairs_pay(reach: Reach, weight: Tensor, groups: int) -> bool:
-    """Whether to multiply pairs of visible positions: our own kernel, with nothing but 0 outside the image."""
-    source = reach.source
-    if source.fold != "constant" or source.outside != 0 or not pairs.can_run(source.values, weight):
-        return False
-    return min(weight.shape[0] // groups, weight.shape[1]) >= _PAIRED_FROM
+def _pairs_pay(values: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether to multiply pairs of visible positions by our own kernel."""
+    return min(weight.shape[0] // groups, weight.shape[1]) >= _PAIRED_FROM and pairs.can_run(values, weight)
 
 
 def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> bool:

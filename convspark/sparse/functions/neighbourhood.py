@@ -12,19 +12,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .. import layout as lay
-from ..grid import PatchGrid, kept
-from ..patch_kernel import PatchKernel
+from ..grid import Fold, PatchGrid, kept
+from ..patch_kernel import PatchKernel, Sizes
 from ..patches import (
     VisiblePatches,
     as_patches,
     become_patches,
-    flat_rows,
     gather,
     scatter,
     unpadded,
@@ -33,23 +33,69 @@ from ..patches import (
 from ..registry import Refusal
 from ..rows import RowTable
 
+Pads = tuple[tuple[int, int], ...]
+"""Positions before and after, along each spatial axis."""
 
-@dataclass(frozen=True)
-class Source:
-    """Patches to run on, with the padding that F.pad announced or the op brings itself."""
 
-    values: Tensor  # (N, C, *patch)
+class Source(NamedTuple):
+    """Patches to run on, with the padding that F.pad announced.
+
+    Attributes:
+        values: (N, C, *patch)
+        grid: of the patches.
+        announced: what F.pad padded with, if it did.
+        fold, outside: what lies outside the image.
+    """
+
+    values: Tensor
     grid: PatchGrid
-    pads: tuple[tuple[int, int], ...]
-    fold: str
+    announced: Pads | None
+    fold: Fold
     outside: float
 
     @property
-    def patch(self) -> tuple[int, ...]:
-        return tuple(self.values.shape[2:])
+    def has_nothing_around(self) -> bool:
+        """Whether there is nothing but 0 outside the image."""
+        return self.outside == 0 and self.fold == "constant"
+
+    # ---------------------------------------------------------------- the ways to run
+
+    def window(self, reach: Reach) -> Tensor:
+        """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
+        if reach.is_alone:
+            return self.values
+        return window(self.values, self.window_table(reach), reach.size, self.outside)
+
+    def window_table(self, reach: Reach) -> RowTable:
+        """N * prod(size) rows: each patch with what it needs around it."""
+        return self.grid.windows(reach.patch, reach.start, reach.size, self.fold)
+
+    def tap_table(self, reach: Reach) -> RowTable:
+        """N * prod(out) * prod(kernel) rows: what the kernel sees at each output position."""
+        return self.grid.taps(reach.patch, reach.start, reach.kernel, reach.stride, reach.dilation, self.fold)
+
+    def image_table(self, reach: Reach) -> RowTable:
+        """B * prod(image_size) rows: whole images with what is needed around them."""
+        return self.grid.images(reach.patch, reach.before, reach.after, self.fold)
+
+    def crop_table(self, reach: Reach) -> RowTable:
+        """N * prod(out) rows: the visible patches of the result, from whole images of it."""
+        return self.grid.crops(reach.out)
+
+    def strided(self, reach: Reach) -> Tensor:
+        """(N, C, *patch) -> (N, *out, C): the positions that a kernel of one position sees."""
+        # Channels last while it is cut, so that its gradient has them last in memory as well.
+        rows = self.values.movedim(1, -1)
+        if max(reach.stride) == 1:
+            return rows
+        return rows[(slice(None), *(slice(None, None, s) for s in reach.stride))]
+
+    def patches(self, values: Tensor) -> VisiblePatches:
+        """The result, (N, C, *out)."""
+        return become_patches(values, self.grid, lay.canonical(values.shape))
 
 
-def source_of(x: VisiblePatches, padding: tuple[int, ...], outside: float = 0.0, dims: int | None = None) -> Source:
+def source_of(x: VisiblePatches, padding: Sizes, outside: float = 0.0, dims: int | None = None) -> Source:
     """Read patches and their padding; refuses paddings that cannot be told apart (one mode on top of another).
 
     Args:
@@ -58,18 +104,15 @@ def source_of(x: VisiblePatches, padding: tuple[int, ...], outside: float = 0.0,
         outside: what the op itself takes positions outside the image for.
         dims: spatial axes that the op works on.
     """
-    core, pending = (x.pending.core, x.pending) if x.pending is not None else (x, None)
-    core = with_patches_first(core)
+    pending = x.pending
+    core = with_patches_first(x if pending is None else pending.core)
     if dims is not None and core.dim() != dims + 2:
         raise Refusal(f"it works on {dims} spatial axes, and the patches have {core.dim() - 2}")
     if pending is None:
-        return Source(core, core.grid, tuple((p, p) for p in padding), "constant", outside)
-    if any(padding):
-        same = pending.mode == "constant" and pending.value == outside
-        if not same:
-            raise Refusal("the op pads a tensor that F.pad padded in another way")
-    pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(pending.pads, padding, strict=True))
-    return Source(core, core.grid, pads, pending.mode, pending.value)
+        return Source(core, core.grid, None, "constant", outside)
+    if any(padding) and not (pending.mode == "constant" and pending.value == outside):
+        raise Refusal("the op pads a tensor that F.pad padded in another way")
+    return Source(core, core.grid, pending.pads, pending.mode, pending.value)
 
 
 def with_patches_first(x: VisiblePatches) -> VisiblePatches:
@@ -106,50 +149,65 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
     return gather(maps, grid)
 
 
-Sizes = tuple[int, ...]
-
-
-@kept
-def _sizes(
-    kernel: Sizes, stride: Sizes, dilation: Sizes, patch: Sizes, grid: Sizes, pads: tuple[tuple[int, int], ...]
-) -> tuple[Sizes, ...]:
-    """What `Reach` tells, from `extent` to `out`: the same at every step."""
-    axes = range(len(kernel))
-    extent = tuple((kernel[i] - 1) * dilation[i] + 1 for i in axes)
-    before = tuple(lo for lo, _ in pads)
-    after = tuple(extent[i] - stride[i] - before[i] for i in axes)
-    size = tuple(before[i] + patch[i] + after[i] for i in axes)
-    sides = tuple(grid[i] * patch[i] for i in axes)
-    image_size = tuple(before[i] + sides[i] + after[i] for i in axes)
-    return extent, before, after, size, sides, image_size, tuple(patch[i] // stride[i] for i in axes)
-
-
 class Reach:
-    """How far an op with this kernel, stride and dilation looks from each patch.
+    """How far an op with this kernel, stride, dilation and padding looks from each patch: the same at every step.
 
-    Attributes, each along every axis:
+    Attributes, each along every axis but for the last four:
+        kernel, stride, dilation: as given.
+        patch: positions of a patch.
+        pads: all padding, before and after.
         extent: positions from the first to the last that the kernel sees.
         before: positions needed before a patch's first one.
         after: positions needed behind its last one; negative where the op does not look at the last ones.
+        start: the first position needed, relative to the patch's first one.
         size: positions of a patch with all that it needs around it.
         sides: positions of a whole image.
         image_size: positions of a whole image with all that it needs around it.
         out: positions of a patch in the result.
+        outputs: positions of a patch in the result, all together.
+        on_patches: the kernel, as what looks at neighbours where they lie is told of it.
+        is_alone: whether each patch has exactly what it needs.
+        is_pointwise: whether the kernel is of one position, within the patch.
     """
 
     def __init__(
-        self, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], source: Source
+        self,
+        kernel: Sizes,
+        stride: Sizes,
+        dilation: Sizes,
+        patch: Sizes,
+        shape: Sizes,
+        padding: Sizes,
+        announced: Pads | None,
     ) -> None:
-        self.kernel, self.stride, self.dilation, self.source = kernel, stride, dilation, source
-        patch = source.patch
-        sizes = _sizes(kernel, stride, dilation, patch, source.grid.shape, source.pads)
-        self.extent, self.before, self.after, self.size, self.sides, self.image_size, self.out = sizes
-        for i in range(len(kernel)):
+        """Of an op's kernel on patches of a grid of this shape; refuses one after which patches were cut through.
+
+        Args:
+            padding: the op's own, symmetric.
+            announced: what F.pad padded with.
+        """
+        axes = range(len(kernel))
+        self.kernel, self.stride, self.dilation, self.patch = kernel, stride, dilation, patch
+        given = announced or ((0, 0),) * len(kernel)
+        self.pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(given, padding, strict=True))
+        self.extent = tuple((kernel[i] - 1) * dilation[i] + 1 for i in axes)
+        self.before = tuple(lo for lo, _ in self.pads)
+        self.after = tuple(self.extent[i] - stride[i] - self.before[i] for i in axes)
+        self.start = tuple(-b for b in self.before)
+        self.size = tuple(self.before[i] + patch[i] + self.after[i] for i in axes)
+        self.sides = tuple(shape[i] * patch[i] for i in axes)
+        self.image_size = tuple(self.before[i] + self.sides[i] + self.after[i] for i in axes)
+        self.out = tuple(patch[i] // stride[i] for i in axes)
+        for i in axes:
             self._require_whole(patch[i], self.sides[i], stride[i], self._outputs(i))
+        self.outputs = math.prod(self.out)
+        self.on_patches = PatchKernel(patch, kernel, stride, dilation, self.before)
+        self.is_alone = not any(self.before) and not any(self.after)
+        self.is_pointwise = math.prod(kernel) == 1 and not any(self.before) and max(self.after) <= 0
 
     def _outputs(self, axis: int) -> int:
         """Positions of the dense op's result along an axis."""
-        padded = self.sides[axis] + sum(self.source.pads[axis])
+        padded = self.sides[axis] + sum(self.pads[axis])
         return (padded - self.extent[axis]) // self.stride[axis] + 1
 
     @staticmethod
@@ -163,51 +221,5 @@ class Reach:
                 "line up with the patches (the padding does not make up for the kernel)"
             )
 
-    @property
-    def is_local(self) -> bool:
-        """Whether no position needs a neighbour in another patch."""
-        return max(self.before) <= 0 and max(self.after) <= 0
 
-    # ---------------------------------------------------------------- the ways to run
-
-    def window(self) -> Tensor:
-        """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
-        source = self.source
-        if not any(self.before) and not any(self.after):
-            return source.values
-        return window(source.values, self.window_table(), self.size, source.outside)
-
-    def window_table(self) -> RowTable:
-        """N * prod(size) rows: each patch with what it needs around it."""
-        source = self.source
-        return source.grid.windows(source.patch, tuple(-b for b in self.before), self.size, source.fold)
-
-    def tap_table(self) -> RowTable:
-        """N * prod(out) * prod(kernel) rows: what the kernel sees at each output position."""
-        source, start = self.source, tuple(-b for b in self.before)
-        return source.grid.taps(source.patch, start, self.kernel, self.stride, self.dilation, source.fold)
-
-    @property
-    def on_patches(self) -> PatchKernel:
-        """The kernel, as what looks at neighbours where they lie is told of it."""
-        return PatchKernel(self.source.patch, self.kernel, self.stride, self.dilation, self.before)
-
-    def image_table(self) -> RowTable:
-        """B * prod(image_size) rows: whole images with what is needed around them."""
-        source = self.source
-        return source.grid.images(source.patch, self.before, self.after, source.fold)
-
-    def strided_rows(self) -> Tensor:
-        """(N, C, *patch) -> (N * prod(out), C): the positions that a kernel of one position sees."""
-        if max(self.stride) == 1:
-            return flat_rows(self.source.values)
-        # Channels last while it is cut, so that its gradient has them last in memory as well.
-        rows = self.source.values.movedim(1, -1)[(slice(None), *(slice(None, None, s) for s in self.stride))]
-        return rows.reshape(-1, rows.shape[-1])
-
-    def crop_table(self) -> RowTable:
-        """N * prod(out) rows: the visible patches of the result, from whole images of it."""
-        return self.source.grid.crops(self.out)
-
-    def patches(self, values: Tensor) -> VisiblePatches:
-        return become_patches(values, self.source.grid, lay.canonical(values.shape))
+reach_of = kept(Reach)

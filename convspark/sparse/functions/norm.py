@@ -17,22 +17,40 @@ from .reduce import image_moments
 @meaning(functional.batch_norm, torch.batch_norm)
 def batch_norm(func, args, kwargs):
     x = unpadded(args[0])
-    given = arguments(args, kwargs, "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     if isinstance(x, PerImage):
         rows_first(x)
-    elif not lay.is_plain(x.axes[1]) or any(lay.is_plain(axis) and axis for axis in (x.axes[0], *x.axes[2:])):
+    elif not (lay.is_canonical(x.axes) or _has_channels_second(x.axes)):
         raise Refusal("its channels are not axis 1")
-    group = x.grid.process_group
     positions = x.numel() // max(x.shape[1], 1)
+    rare = positions < 2 or x.grid.process_group is not None
+    out = _batch_norm_of_some(func, args, kwargs, positions) if rare else func(*args, **kwargs)
+    return as_same_kind(out, x, x.axes)
+
+
+def _batch_norm_of_some(func, args: tuple, kwargs: dict, positions: int) -> Tensor:
+    """Batch norm of a single position, of none, or of one process's part of a batch."""
+    x, given = args[0], _statistics_and_affine(func, args, kwargs, "training")
+    group = x.grid.process_group
     if given.get("training", False) and group is not None:
         mean, variance, weight, bias = map(given.get, ("running_mean", "running_var", "weight", "bias"))
         momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
-        out = synchronised_batch_norm(x.values, mean, variance, weight, bias, momentum, eps, group)
-    elif given.get("training", False) and positions < 2 and isinstance(x, VisiblePatches):
-        out = _batch_norm_of_few(x, positions, given)
-    else:
-        out = func(*args, **kwargs)
-    return as_same_kind(out, x, x.axes)
+        return synchronised_batch_norm(x.values, mean, variance, weight, bias, momentum, eps, group)
+    if given.get("training", False) and positions < 2 and isinstance(x, VisiblePatches):
+        return _batch_norm_of_few(x, positions, given)
+    return func(*args, **kwargs)
+
+
+def _statistics_and_affine(func, args: tuple, kwargs: dict, flag: str) -> dict:
+    """Arguments of a batch or instance norm by name: `torch` and `torch.nn.functional` order them differently."""
+    statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
+    of_torch = func in (torch.batch_norm, torch.instance_norm)
+    order = (*affine, *statistics) if of_torch else (*statistics, *affine)
+    return arguments(args, kwargs, *order, flag, "momentum", "eps", "cudnn_enabled")
+
+
+def _has_channels_second(layout: lay.Layout) -> bool:
+    """Whether axis 1 is channels, and no other is."""
+    return lay.is_plain(layout[1]) and not any(axis and lay.is_plain(axis) for axis in (layout[0], *layout[2:]))
 
 
 def _batch_norm_of_few(x: Tensor, positions: int, given: dict) -> Tensor:
@@ -76,9 +94,7 @@ def instance_norm(func, args, kwargs):
     x = unpadded(args[0])
     if isinstance(x, PerImage):
         return dense_batch(func, x, args, kwargs)
-    given = arguments(
-        args, kwargs, "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"
-    )
+    given = _statistics_and_affine(func, args, kwargs, "use_input_stats")
     _require_channels_second(x)
     if not given.get("use_input_stats", True):
         return as_same_kind(func(*args, **kwargs), x, x.axes)

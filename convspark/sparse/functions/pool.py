@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
+from ..patch_kernel import Sizes
 from ..patches import PerImage, VisiblePatches, as_per_image
 from ..registry import Refusal, meaning
-from .neighbourhood import Reach, source_of
+from .neighbourhood import Reach, Source, source_of
 from .operands import arguments, dense_batch, named, per_axis
 from .reduce import over_image
 
@@ -39,11 +40,11 @@ def max_pool(func, args, kwargs):
     dilation = per_axis(given.get("dilation", 1), dims)
     padding = per_axis(given.get("padding", 0), dims)
     source = source_of(x, padding, -math.inf, dims)
-    reach = PoolReach(kernel, stride, dilation, source, ceil_mode=given.get("ceil_mode", False))
+    reach = _pool_reach(source, kernel, stride, dilation, padding, given.get("ceil_mode", False))
     # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if reach.overhang and source.outside != -math.inf:
         raise Refusal("ceil_mode reaches behind what F.pad padded")
-    return reach.patches(func(reach.window(), kernel, stride, 0, dilation))
+    return source.patches(func(source.window(reach), kernel, stride, 0, dilation))
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))
@@ -60,17 +61,16 @@ def average_pool(func, args, kwargs):
     padding = per_axis(given.get("padding", 0), dims)
     ceil_mode = given.get("ceil_mode", False)
     source = source_of(x, padding, 0.0, dims)
-    reach = PoolReach(kernel, stride, (1,) * dims, source, ceil_mode=ceil_mode)
+    reach = _pool_reach(source, kernel, stride, (1,) * dims, padding, ceil_mode)
     if reach.overhang and (source.outside != 0 or source.fold != "constant"):
         raise Refusal("ceil_mode reaches behind what F.pad padded")
-    means = func(reach.window(), kernel, stride)
+    means = func(source.window(reach), kernel, stride)
     divisor = given.get("divisor_override")
     if divisor:
-        return reach.patches(means * (math.prod(kernel) / divisor))
-    announced = x.pending.pads if x.pending is not None else ((0, 0),) * dims
+        return source.patches(means * (math.prod(kernel) / divisor))
     if any(padding) or reach.overhang:
-        means = means * reach.share_counted(announced, padding, given.get("count_include_pad", True))
-    return reach.patches(means)
+        means = means * reach.share_counted(source, padding, given.get("count_include_pad", True))
+    return source.patches(means)
 
 
 class PoolReach(Reach):
@@ -83,7 +83,7 @@ class PoolReach(Reach):
     def _outputs(self, axis: int) -> int:
         if not self.ceil_mode:
             return super()._outputs(axis)
-        side, stride, (lo, hi) = self.sides[axis], self.stride[axis], self.source.pads[axis]
+        side, stride, (lo, hi) = self.sides[axis], self.stride[axis], self.pads[axis]
         out = -(-(side + lo + hi - self.extent[axis]) // stride) + 1
         # torch: a window may not begin in the padding behind the map
         return out - 1 if (out - 1) * stride >= side + lo else out
@@ -91,11 +91,11 @@ class PoolReach(Reach):
     @property
     def overhang(self) -> bool:
         """Whether some window reaches beyond the padding."""
-        return any(a > hi for a, (_, hi) in zip(self.after, self.source.pads, strict=True))
+        return any(a > hi for a, (_, hi) in zip(self.after, self.pads, strict=True))
 
-    def share_counted(self, announced: tuple, padding: tuple[int, ...], count_include_pad: bool) -> Tensor:
+    def share_counted(self, source: Source, padding: Sizes, count_include_pad: bool) -> Tensor:
         """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
-        source = self.source
+        announced = source.announced or ((0, 0),) * len(padding)
         counts = []
         for axis, side in enumerate(self.sides):
             lo, hi = announced[axis]
@@ -115,6 +115,13 @@ class PoolReach(Reach):
             view[2 + axis] = self.out[axis]
             result = result * (self.kernel[axis] / counted[at].view(view).to(share.dtype))
         return result
+
+
+def _pool_reach(
+    source: Source, kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, ceil_mode: bool
+) -> PoolReach:
+    patch, shape = tuple(source.values.shape[2:]), source.grid.shape
+    return PoolReach(kernel, stride, dilation, patch, shape, padding, source.announced, ceil_mode=ceil_mode)
 
 
 @meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from .operands import arguments, dimension, dimensions, each_patch, named, patch
 
 def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     """What is left after reducing these axes: "rows" (as before), "image" or "batch"; refuses anything between."""
+    if isinstance(x, VisiblePatches) and lay.is_canonical(x.axes) and dims == tuple(range(2, len(x.axes))):
+        return "image"  # most often
     factors = {role for dim in dims for role, _ in x.axes[dim]}
     rows = lay.PATCH if isinstance(x, VisiblePatches) else lay.IMAGE
     spatial = {role for role in factors if lay.is_spatial(role)}
@@ -46,10 +49,10 @@ def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     return "image"
 
 
-def reduced_layout(layout: lay.Layout, dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
+def reduced_layout(layout: Sequence[lay.Axis], dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
     if keepdim:
-        return tuple(() if at in dims else axis for at, axis in enumerate(layout))
-    return tuple(axis for at, axis in enumerate(layout) if at not in dims)
+        return tuple([() if at in dims else axis for at, axis in enumerate(layout)])
+    return tuple([axis for at, axis in enumerate(layout) if at not in dims])
 
 
 def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -69,7 +72,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     elif reduction == "mean" and grid.visible_per_image:
         # One function instead of four, whose time is mostly that of calling them.
         images = x.view(*x.shape[:rows], grid.batch_size, grid.visible_per_image, *x.shape[rows + 1 :])
-        result = images.mean((rows + 1, *(dim + (dim > rows) for dim in dims)), keepdim=True).squeeze(rows + 1)
+        result = images.mean((rows + 1, *[dim + (dim > rows) for dim in dims]), keepdim=True).squeeze(rows + 1)
     else:
         result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
         if reduction == "mean":
@@ -99,7 +102,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     if kind == "image":
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
-        layout = reduced_layout(_image_layout(x), dims, keepdim)
+        layout = _image_layout(x, dims, keepdim)
         return become_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout, (x.axes, x.shape))
     if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
         out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
@@ -110,9 +113,11 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
 
 
-def _image_layout(x: VisiblePatches) -> lay.Layout:
+def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
+    """Of what is left of each image."""
     image: lay.Axis = ((lay.IMAGE, x.grid.batch_size),)
-    return tuple(image if axis and axis[0][0] == lay.PATCH else axis for axis in x.axes)
+    layout = [image if axis and axis[0][0] == lay.PATCH else axis for axis in x.axes]
+    return reduced_layout(layout, dims, keepdim)
 
 
 @meaning(*named("sum mean", torch, Tensor))
@@ -167,7 +172,7 @@ def spread(func, args, kwargs):
         return parts if isinstance(out, tuple) else parts[0]
     assert isinstance(x, VisiblePatches)
     mean, variance = image_moments(x, dims, correction)
-    layout = reduced_layout(_image_layout(x), dims, keepdim)
+    layout = _image_layout(x, dims, keepdim)
     first = variance.sqrt() if func.__name__.startswith("std") else variance
     origin = (x.axes, x.shape)
     both = tuple(as_per_image(v if keepdim else v.squeeze(dims), x.grid, layout, origin) for v in (first, mean))
@@ -207,7 +212,7 @@ def norm(func, args, kwargs):
     if kind == "batch":
         return torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
     assert isinstance(x, VisiblePatches)
-    layout = reduced_layout(_image_layout(x), dims, keepdim)
+    layout = _image_layout(x, dims, keepdim)
     return as_per_image(_image_norm(x, order, dims, keepdim), x.grid, layout, (x.axes, x.shape))
 
 
