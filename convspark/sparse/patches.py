@@ -75,7 +75,7 @@ class VisiblePatches(GridTensor):
     """
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
-    pending: Padding | None = None
+    pending: Padding | None
 
 
 class PerImage(GridTensor):
@@ -142,6 +142,7 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
+    patches.pending = None  # Dynamo does not see a class's
     return patches
 
 

@@ -19,8 +19,9 @@ class Refusal(Exception):
 
 def meaning_of(function: Callable[..., Any]) -> Meaning | None:
     """The meaning of a function, or None; an operator's overloads (`torch.ops.mine.op.default`) share one."""
-    known = MEANINGS.get(function)
-    return known or MEANINGS.get(_operator(_as_an_attribute(function)))
+    if torch.compiler.is_compiling():
+        function = _as_an_attribute(function)
+    return MEANINGS.get(function) or MEANINGS.get(_operator(function))
 
 
 def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,9 +29,7 @@ def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_an_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
-    """While compiling, the same function read off `Tensor`: the one that Dynamo has for `1 - x` is in no table."""
-    if not torch.compiler.is_compiling():
-        return function
+    """The same function, read off `Tensor` if it is a method: the one that Dynamo has for `1 - x` is in no table."""
     found = getattr(Tensor, getattr(function, "__name__", ""), None)
     return found if found is not None and found is function else function
 
