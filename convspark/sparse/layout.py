@@ -39,7 +39,7 @@ def canonical(shape: Sequence[int]) -> Layout:
 
 def per_image(shape: Sequence[int]) -> Layout:
     """Layout of (B, ...)."""
-    return (((IMAGE, shape[0]),), *[((PLAIN, size),) if size != 1 else () for size in shape[1:]])
+    return (((IMAGE, shape[0]),), *[plain_axis(size) for size in shape[1:]])
 
 
 def plain_axis(size: int) -> Axis:

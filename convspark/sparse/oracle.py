@@ -157,8 +157,11 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     if name in _REDUCTIONS:
         return _reduction(name, args, kwargs)
     if func in (torch.batch_norm, torch.instance_norm):
-        weight, bias, mean, variance, *rest = args[1:]  # where torch.nn.functional has the statistics first
-        args = (x, mean, variance, weight, bias, *rest[:3])
+        # Affine arguments first, where torch.nn.functional has the statistics first.
+        flag = "training" if name == "batch_norm" else "use_input_stats"
+        names = ("weight", "bias", "running_mean", "running_var", flag, "momentum", "eps")
+        args, kwargs = (x,), dict(zip(names, args[1:], strict=False)) | kwargs
+        kwargs.pop("cudnn_enabled", None)
     if name == "batch_norm":
         return _batch_norm(x, *args[1:], **kwargs)
     if name in ("group_norm", "instance_norm"):

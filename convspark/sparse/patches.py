@@ -268,8 +268,6 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
 
 def flat_rows(values: Tensor) -> Tensor:
     """(N, C, *positions) -> (N * prod(positions), C); no copy where channels are last in memory."""
-    if values.shape[2:].numel() == 1:
-        return values.flatten(1)
     return values.movedim(1, -1).reshape(-1, values.shape[1])
 
 

@@ -65,7 +65,10 @@ class NormByTorch(nn.Module):
         self.register_buffer("variance", torch.ones(4) if statistics else None)
 
     def forward(self, x):
-        return self.norm(x, self.weight, self.bias, self.mean, self.variance, True, 0.1, 1e-5, False)
+        x = self.norm(x, self.weight, self.bias, self.mean, self.variance, True, 0.1, 1e-5, False)
+        flag = "training" if self.norm is torch.batch_norm else "use_input_stats"
+        named = dict(running_mean=self.mean, running_var=self.variance, weight=self.weight, bias=self.bias)
+        return self.norm(x, **named, **{flag: True}, momentum=0.1, eps=1e-5, cudnn_enabled=False)
 
 
 class Rows(nn.Module):

@@ -18,12 +18,11 @@ from ..patches import (
     VisiblePatches,
     as_patches,
     canonical_values,
-    flat_rows,
     from_rows,
     repeat_per_patch,
 )
 from ..registry import Refusal, meaning
-from .neighbourhood import Reach, Source, reach_of, source_of, through_images
+from .neighbourhood import Reach, Source, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
 
 # Up to so many positions, multiplying a kernel's taps once beats the library's convolution: on a window that is mostly
@@ -72,8 +71,6 @@ def _convolve(
 
 def _product(source: Source, reach: Reach, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By a kernel of one position, (O, C)."""
-    if reach.outputs == 1 == max(reach.stride):
-        return from_rows(functional.linear(flat_rows(source.values), weight, bias), reach.out)
     rows = functional.linear(source.strided(reach), weight, bias)  # (N, *out, O)
     return from_rows(rows.flatten(0, -2), reach.out) if reach.outputs == 1 else rows.movedim(-1, 1)
 
@@ -91,8 +88,7 @@ def _looked_at(
     strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
     pads = _paddings(padding, kernel, dilations)
     source = source_of(x, pads, dims=dims)
-    patch = tuple(source.values.shape[2:])
-    return source, reach_of(kernel, strides, dilations, patch, source.grid.shape, pads, source.announced)
+    return source, source.reach(Reach, kernel, strides, dilations, pads)
 
 
 def _gathered(source: Source, reach: Reach, way: str, groups: int) -> Gathered:

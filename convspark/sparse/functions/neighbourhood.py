@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -57,6 +57,13 @@ class Source(NamedTuple):
     def has_nothing_around(self) -> bool:
         """Whether there is nothing but 0 outside the image."""
         return self.outside == 0 and self.fold == "constant"
+
+    def reach(
+        self, kind: Callable[..., R], kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, *more: Any
+    ) -> R:
+        """How far an op looks from these patches; `more` is for a `kind` that needs it."""
+        patch = tuple(self.values.shape[2:])
+        return _made(kind, kernel, stride, dilation, patch, self.grid.shape, padding, self.announced, *more)
 
     # ---------------------------------------------------------------- the ways to run
 
@@ -155,7 +162,9 @@ class Reach:
     Attributes, each along every axis but for the last four:
         kernel, stride, dilation: as given.
         patch: positions of a patch.
-        pads: all padding, before and after.
+        padding: the op's own, symmetric.
+        announced: what F.pad padded with, before and after.
+        pads: both together.
         extent: positions from the first to the last that the kernel sees.
         before: positions needed before a patch's first one.
         after: positions needed behind its last one; negative where the op does not look at the last ones.
@@ -180,16 +189,11 @@ class Reach:
         padding: Sizes,
         announced: Pads | None,
     ) -> None:
-        """Of an op's kernel on patches of a grid of this shape; refuses one after which patches were cut through.
-
-        Args:
-            padding: the op's own, symmetric.
-            announced: what F.pad padded with.
-        """
+        """Of an op's kernel on patches of a grid of this shape; refuses one after which patches were cut through."""
         axes = range(len(kernel))
-        self.kernel, self.stride, self.dilation, self.patch = kernel, stride, dilation, patch
-        given = announced or ((0, 0),) * len(kernel)
-        self.pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(given, padding, strict=True))
+        self.kernel, self.stride, self.dilation, self.patch, self.padding = kernel, stride, dilation, patch, padding
+        self.announced = announced or ((0, 0),) * len(kernel)
+        self.pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(self.announced, padding, strict=True))
         self.extent = tuple((kernel[i] - 1) * dilation[i] + 1 for i in axes)
         self.before = tuple(lo for lo, _ in self.pads)
         self.after = tuple(self.extent[i] - stride[i] - self.before[i] for i in axes)
@@ -222,4 +226,9 @@ class Reach:
             )
 
 
-reach_of = kept(Reach)
+R = TypeVar("R", bound=Reach)
+
+
+@kept
+def _made(kind: Callable[..., R], *arguments: Any) -> R:
+    return kind(*arguments)

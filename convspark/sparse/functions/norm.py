@@ -19,7 +19,7 @@ def batch_norm(func, args, kwargs):
     x = unpadded(args[0])
     if isinstance(x, PerImage):
         rows_first(x)
-    elif not (lay.is_canonical(x.axes) or _has_channels_second(x.axes)):
+    elif not _has_channels_second(x.axes):
         raise Refusal("its channels are not axis 1")
     positions = x.numel() // max(x.shape[1], 1)
     rare = positions < 2 or x.grid.process_group is not None
@@ -45,12 +45,12 @@ def _statistics_and_affine(func, args: tuple, kwargs: dict, flag: str) -> dict:
     statistics, affine = ("running_mean", "running_var"), ("weight", "bias")
     of_torch = func in (torch.batch_norm, torch.instance_norm)
     order = (*affine, *statistics) if of_torch else (*statistics, *affine)
-    return arguments(args, kwargs, *order, flag, "momentum", "eps", "cudnn_enabled")
+    return arguments(args, kwargs, *order, flag, "momentum", "eps")
 
 
 def _has_channels_second(layout: lay.Layout) -> bool:
     """Whether axis 1 is channels, and no other is."""
-    return lay.is_plain(layout[1]) and not any(axis and lay.is_plain(axis) for axis in (layout[0], *layout[2:]))
+    return lay.is_plain(layout[1]) and not any([axis and lay.is_plain(axis) for axis in (layout[0], *layout[2:])])
 
 
 def _batch_norm_of_few(x: Tensor, positions: int, given: dict) -> Tensor:

@@ -56,8 +56,6 @@ def dimensions(tensor: Tensor, dims: int | Sequence[int] | None) -> tuple[int, .
 
 def per_axis(value: int | Sequence[int], count: int) -> tuple[int, ...]:
     """An int or a sequence of one or `count` ints as `count` ints."""
-    if type(value) is tuple and len(value) == count:
-        return value
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * count if len(values) == 1 else values
 
@@ -69,8 +67,6 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
         An operand of the result's kind (VisiblePatches before PerImage), and the layout of the broadcast result.
     """
     marked = [unpadded(o) for o in operands if isinstance(o, GridTensor)]
-    if len(marked) == len(operands) and all(_alike(marked[0], other) for other in marked[1:]):
-        return marked[0], marked[0].axes  # nothing is broadcast
     leader = next((o for o in marked if isinstance(o, VisiblePatches)), marked[0])
     dims = max([o.dim() for o in operands])
     axes: list[Axis] = [*[()] * (dims - leader.dim()), *leader.axes]
@@ -100,16 +96,12 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
     return leader, tuple(axes)
 
 
-def _alike(one: GridTensor, other: GridTensor) -> bool:
-    return type(one) is type(other) and one.grid is other.grid and one.axes == other.axes
-
-
 def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
     """The operand's layout once its rows are those of the leader (images repeated for each patch)."""
     if type(operand) is type(leader):
         return operand.axes
     patch: Axis = ((lay.PATCH, leader.grid.num_visible),)
-    return tuple([patch if axis and any([r == lay.IMAGE for r, _ in axis]) else axis for axis in operand.axes])
+    return tuple([patch if any([r == lay.IMAGE for r, _ in axis]) else axis for axis in operand.axes])
 
 
 def with_rows_of(operand: Any, leader: GridTensor) -> Any:

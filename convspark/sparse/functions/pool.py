@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import layout as lay
-from ..patch_kernel import Sizes
 from ..patches import PerImage, VisiblePatches, as_per_image
 from ..registry import Refusal, meaning
 from .neighbourhood import Reach, Source, source_of
@@ -40,7 +39,7 @@ def max_pool(func, args, kwargs):
     dilation = per_axis(given.get("dilation", 1), dims)
     padding = per_axis(given.get("padding", 0), dims)
     source = source_of(x, padding, -math.inf, dims)
-    reach = _pool_reach(source, kernel, stride, dilation, padding, given.get("ceil_mode", False))
+    reach = source.reach(PoolReach, kernel, stride, dilation, padding, given.get("ceil_mode", False))
     # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if reach.overhang and source.outside != -math.inf:
         raise Refusal("ceil_mode reaches behind what F.pad padded")
@@ -61,23 +60,24 @@ def average_pool(func, args, kwargs):
     padding = per_axis(given.get("padding", 0), dims)
     ceil_mode = given.get("ceil_mode", False)
     source = source_of(x, padding, 0.0, dims)
-    reach = _pool_reach(source, kernel, stride, (1,) * dims, padding, ceil_mode)
-    if reach.overhang and (source.outside != 0 or source.fold != "constant"):
+    reach = source.reach(PoolReach, kernel, stride, (1,) * dims, padding, ceil_mode)
+    if reach.overhang and not source.has_nothing_around:
         raise Refusal("ceil_mode reaches behind what F.pad padded")
     means = func(source.window(reach), kernel, stride)
     divisor = given.get("divisor_override")
     if divisor:
         return source.patches(means * (math.prod(kernel) / divisor))
     if any(padding) or reach.overhang:
-        means = means * reach.share_counted(source, padding, given.get("count_include_pad", True))
+        means = means * reach.share_counted(source, given.get("count_include_pad", True))
     return source.patches(means)
 
 
 class PoolReach(Reach):
     """Reach of a pooling, whose windows may hang over the end of the padded map (`ceil_mode`)."""
 
-    def __init__(self, *reach: Any, ceil_mode: bool) -> None:
-        self.ceil_mode = ceil_mode
+    def __init__(self, *arguments: Any) -> None:
+        """As of `Reach`, and whether `ceil_mode` is on."""
+        *reach, self.ceil_mode = arguments
         super().__init__(*reach)
 
     def _outputs(self, axis: int) -> int:
@@ -93,16 +93,15 @@ class PoolReach(Reach):
         """Whether some window reaches beyond the padding."""
         return any(a > hi for a, (_, hi) in zip(self.after, self.pads, strict=True))
 
-    def share_counted(self, source: Source, padding: Sizes, count_include_pad: bool) -> Tensor:
+    def share_counted(self, source: Source, count_include_pad: bool) -> Tensor:
         """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
-        announced = source.announced or ((0, 0),) * len(padding)
         counts = []
         for axis, side in enumerate(self.sides):
-            lo, hi = announced[axis]
+            lo, hi = self.announced[axis]
             begin = torch.arange(source.grid.shape[axis] * self.out[axis], device=source.values.device)
             begin = begin * self.stride[axis] - self.before[axis]
             end = begin + self.kernel[axis]
-            own = padding[axis] if count_include_pad else 0
+            own = self.padding[axis] if count_include_pad else 0
             counted = end.clamp(max=side + hi + own) - begin.clamp(min=-lo - own)
             counts.append(counted.view(source.grid.shape[axis], self.out[axis]))
         share = torch.ones((), device=source.values.device, dtype=source.values.dtype)
@@ -115,13 +114,6 @@ class PoolReach(Reach):
             view[2 + axis] = self.out[axis]
             result = result * (self.kernel[axis] / counted[at].view(view).to(share.dtype))
         return result
-
-
-def _pool_reach(
-    source: Source, kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, ceil_mode: bool
-) -> PoolReach:
-    patch, shape = tuple(source.values.shape[2:]), source.grid.shape
-    return PoolReach(kernel, stride, dilation, patch, shape, padding, source.announced, ceil_mode=ceil_mode)
 
 
 @meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))

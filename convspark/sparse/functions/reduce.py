@@ -28,8 +28,6 @@ from .operands import arguments, dimension, dimensions, each_patch, named, patch
 
 def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     """What is left after reducing these axes: "rows" (as before), "image" or "batch"; refuses anything between."""
-    if isinstance(x, VisiblePatches) and lay.is_canonical(x.axes) and dims == tuple(range(2, len(x.axes))):
-        return "image"  # most often
     factors = {role for dim in dims for role, _ in x.axes[dim]}
     rows = lay.PATCH if isinstance(x, VisiblePatches) else lay.IMAGE
     spatial = {role for role in factors if lay.is_spatial(role)}
