@@ -7,6 +7,7 @@ backward pass, they would take more memory than all else. Gathering them again c
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from . import compiled
 from .patches import flat_rows, from_rows
-from .rows import RowTable, gather_plainly, scatter_sums
+from .rows import Copy, FromPatches
 
 CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 
@@ -45,28 +46,26 @@ def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tu
     return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart as objects: Dynamo asks for its hash before it has its fields
 class Gathered:
-    """A convolution without padding of what an index table gathers.
+    """A convolution without padding of what a copy gathers.
 
     Attributes:
-        table: rows of the windows from rows of the patches.
+        copy: rows of the windows from rows of the patches.
         size: sides of a window; of the kernel, with taps.
-        outside: what a position outside the image counts as.
-        stride, dilation, groups: of the convolution; with taps, they are in the table.
-        taps_of: the table has the kernel's taps of each of so many output positions, one after the other: a matrix
+        stride, dilation, groups: of the convolution; with taps, they are in the copy.
+        taps_of: the copy has the kernel's taps of each of so many output positions, one after the other: a matrix
             product.
         crop: what is cut out of the result: rows of patches of so many positions from rows of the result.
     """
 
-    table: RowTable
+    copy: Copy
     size: tuple[int, ...]
-    outside: float
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
     taps_of: tuple[int, ...] | None = None
-    crop: tuple[RowTable, tuple[int, ...]] | None = None
+    crop: tuple[Copy, tuple[int, ...]] | None = None
 
     def __call__(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """values (N, C, *positions), weight (O, C / groups, *kernel) -> (N, O, *out), channels last in memory."""
@@ -75,9 +74,10 @@ class Gathered:
     def windows(self, values: Tensor) -> Tensor:
         """(N, C, *positions) -> (M, C, *size), or with taps (groups, R, prod(kernel) * C / groups)."""
         if self.taps_of is not None:
-            found = gather_plainly(flat_rows(values), self.table, self.outside, self.groups)
+            assert isinstance(self.copy, FromPatches)
+            found = self.copy.there(flat_rows(values), self.groups)
             return found.view(self.groups, -1, math.prod(self.size) * found.shape[1])
-        return from_rows(gather_plainly(flat_rows(values), self.table, self.outside), self.size)
+        return from_rows(self.copy.there(flat_rows(values)), self.size)
 
     def _by_group(self, rows: Tensor) -> Tensor:
         """(R, C) -> (groups, R, C / groups)"""
@@ -97,8 +97,8 @@ class Gathered:
         out = run(windows, weight, bias, self.stride, 0, self.dilation, self.groups)
         if self.crop is None:
             return out
-        table, positions = self.crop
-        return from_rows(gather_plainly(flat_rows(out), table), positions)
+        crop, positions = self.crop
+        return from_rows(crop.there(flat_rows(out)), positions)
 
     def output_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
         """(N, O, *out) as the convolution returned it: with a crop whole images, with taps (groups, R, O / groups)."""
@@ -108,56 +108,48 @@ class Gathered:
             return grad
         extent = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], self.dilation, strict=True)]
         sides = [(n - e) // s + 1 for n, e, s in zip(windows.shape[2:], extent, self.stride, strict=True)]
-        return from_rows(scatter_sums(flat_rows(grad), self.crop[0]), tuple(sides))
+        return from_rows(self.crop[0].back(flat_rows(grad)), tuple(sides))
 
-    def input_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """Gradient of the rows, (S, C)."""
+    def gradients(
+        self, grad: Tensor, windows: Tensor, weight: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the rows (S, C), the weight and the bias, those that are wanted, from what `output_gradient` returned."""
         if self.taps_of is not None:
-            spread = _products(grad, self._kernels(weight))  # (groups, R, prod(kernel) * C / groups)
-            return scatter_sums(spread.view(-1, weight.shape[1]), self.table, self.groups)
-        return scatter_sums(flat_rows(self._of_input(grad, windows, weight)), self.table)
-
-    def weight_gradient(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        if self.taps_of is not None:
-            kernels = _products(grad.transpose(1, 2), windows)  # (groups, O / groups, prod(kernel) * C / groups)
-            return kernels.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
-        if self._is_slow_depthwise(windows, weight):
-            return self._by_columns(grad, windows, weight)
-        return self._backward(grad, windows, weight, [False, True, False])[1]
-
-    def _of_input(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        depthwise = self.groups == windows.shape[1]
-        if depthwise and max(self.stride) > 1 and windows.dtype == torch.bfloat16 and windows.device.type == "cpu":
-            # In bfloat16 a hundred times slower than in float32.
-            wide = self._backward(grad.float(), windows.float(), weight.float(), [True, False, False])[0]
-            return wide.to(windows.dtype)
-        return self._backward(grad, windows, weight, [True, False, False])[0]
-
-    def _backward(self, grad: Tensor, windows: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
+            return self._gradients_of_taps(grad, windows, weight, wanted)
+        # On CPUs, gradients of grouped convolutions are slow in bfloat16, and wrong where they are dilated.
+        kind = torch.float32 if self.groups > 1 and windows.device.type == "cpu" else windows.dtype
+        wide = windows.dtype if windows.dtype != torch.bfloat16 else kind
         still = [0] * len(self.stride)
-        return torch.ops.aten.convolution_backward(
-            grad, windows, weight, None, self.stride, still, self.dilation, False, still, self.groups, wanted
+        found = torch.ops.aten.convolution_backward(
+            *(t.to(wide) for t in (grad, windows, weight)),
+            [weight.shape[0]] if wanted[2] else None,
+            self.stride,
+            still,
+            self.dilation,
+            False,
+            still,
+            self.groups,
+            wanted,
         )
+        to_windows, to_weight, to_bias = (
+            g.to(windows.dtype) if w else None for g, w in zip(found, wanted, strict=True)
+        )
+        return None if to_windows is None else self.copy.back(flat_rows(to_windows)), to_weight, to_bias
 
-    def _is_slow_depthwise(self, windows: Tensor, weight: Tensor) -> bool:
-        """PyTorch's CPU backend is quick at kernels three columns wide, and several times slower at wider ones."""
-        if windows.device.type != "cpu" or windows.dim() != 4 or max(self.dilation) > 1:
-            return False
-        return self.groups == windows.shape[1] == weight.shape[0] and weight.shape[3] > _QUICK
-
-    def _by_columns(self, grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of a wide kernel, three columns at a time, each on the windows moved sideways."""
-        width = weight.shape[3]
-        seen = (grad.shape[3] - 1) * self.stride[1] + _QUICK  # columns of a window that three of the kernel see
-        result = torch.empty_like(weight)
-        for start in (min(column, width - _QUICK) for column in range(0, width, _QUICK)):
-            columns = slice(start, start + _QUICK)
-            moved = windows[..., start : start + seen]
-            result[..., columns] = self._backward(grad, moved, weight[..., columns], [False, True, False])[1]
-        return result
-
-
-_QUICK = 3  # columns
+    def _gradients_of_taps(
+        self, grad: Tensor, taps: Tensor, weight: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        to_rows = to_weight = to_bias = None
+        if wanted[0]:
+            assert isinstance(self.copy, FromPatches)
+            spread = _products(grad, self._kernels(weight))  # (groups, R, prod(kernel) * C / groups)
+            to_rows = self.copy.back(spread.view(-1, weight.shape[1]), self.groups)
+        if wanted[1]:
+            kernels = _products(grad.transpose(1, 2), taps)  # (groups, O / groups, prod(kernel) * C / groups)
+            to_weight = kernels.view(weight.shape[0], *weight.shape[2:], weight.shape[1]).movedim(-1, 1)
+        if wanted[2]:
+            to_bias = grad.sum(1).flatten()
+        return to_rows, to_weight, to_bias
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
@@ -178,15 +170,9 @@ class _GatheredConvolution(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         values, weight = ctx.saved_tensors
         how: Gathered = ctx.how
-        for_values, for_weight, for_bias, _ = ctx.needs_input_grad
-        to_values = to_weight = to_bias = None
         with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches
-            if for_bias:
-                to_bias = grad.sum([dim for dim in range(grad.dim()) if dim != 1])
             windows = how.windows(values)
             grad = how.output_gradient(grad, windows, weight)
-            if for_values:
-                to_values = from_rows(how.input_gradient(grad, windows, weight), tuple(values.shape[2:]))
-            if for_weight:
-                to_weight = how.weight_gradient(grad, windows, weight)
+            rows, to_weight, to_bias = how.gradients(grad, windows, weight, ctx.needs_input_grad[:3])
+            to_values = None if rows is None else from_rows(rows, tuple(values.shape[2:]))
         return to_values, to_weight, to_bias, None

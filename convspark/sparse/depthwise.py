@@ -1,7 +1,7 @@
 """Depthwise convolutions of visible patches by a compiled kernel: each neighbour is read where it lies.
 
 A window of a small patch is mostly halo, and gathering it takes longer than multiplying it. The kernel (kernels.cpp)
-is told which patches lie around each visible one, and, in a plan that is the same for all of them (patch_kernel.py),
+is told which patches lie around each visible one, and, in a plan that is the same for all of them (plans.py),
 which position of which patch each tap sees. It works out the result, the gradient of its input (a gather of the same
 kind, by a plan of its own) and that of its weight.
 """
@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from . import compiled
 from .convolve import as_autocast_casts, kernels_compute
-from .patch_kernel import DECLARED, PatchKernel, Sizes
 from .patches import flat_rows, from_rows
+from .plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
 
 
 def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
@@ -25,7 +25,7 @@ def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:
     return groups == values.shape[1] == weight.shape[0] and kernels_compute(values, weight)
 
 
-def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, kernel: PatchKernel) -> Tensor:
+def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, kernel: Plan) -> Tensor:
     """Convolve patches by a kernel that is told what lies around each of them.
 
     Args:
@@ -42,7 +42,7 @@ def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor
 
 class _DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, kernel: PatchKernel):  # type: ignore[override]
+    def forward(ctx, values: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, kernel: Plan):  # type: ignore[override]
         ctx.save_for_backward(values, weight, around)
         ctx.kernel = kernel
         rows = torch.ops.convspark.depthwise(flat_rows(values), weight, bias, around, *kernel.sizes)
@@ -53,7 +53,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         values, weight, around = ctx.saved_tensors
-        kernel: PatchKernel = ctx.kernel
+        kernel: Plan = ctx.kernel
         for_values, for_weight, for_bias, *_ = ctx.needs_input_grad
         to_values = to_weight = to_bias = None
         with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches
@@ -88,11 +88,11 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype:
 
 def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
     bias = None if bias is None else bias.to(_sum_dtype(rows)).contiguous()
-    return _gather(rows, weight, bias, around, PatchKernel.of(sizes).result_plan())
+    return _gather(rows, weight, bias, around, seen_by_tap(Plan.of(sizes), around.device))
 
 
 def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    return _gather(grad, weight, None, around, PatchKernel.of(sizes).input_plan())
+    return _gather(grad, weight, None, around, seeing_by_tap(Plan.of(sizes), around.device))
 
 
 def _gather(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, plan: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def _gather(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, p
 
 
 def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    kernel = PatchKernel.of(sizes)
-    plan, grad, rows = kernel.result_plan(), grad.contiguous(), rows.contiguous()
+    kernel = Plan.of(sizes)
+    plan, grad, rows = seen_by_tap(kernel, around.device), grad.contiguous(), rows.contiguous()
     sums = torch.zeros(plan.shape[1], rows.shape[1], dtype=_sum_dtype(rows))
     _run("products", plan, around, rows, grad, rows, sums)
     return sums.t().contiguous().view(-1, 1, *kernel.kernel).to(rows.dtype)
@@ -126,7 +126,7 @@ compiled.declare(
     f"Tensor rows, Tensor weight, Tensor? bias, Tensor around, {DECLARED}",
     "Tensor",
     _depthwise,
-    lambda rows, weight, bias, around, *sizes: _rows_like(rows, around, PatchKernel(*sizes).out),
+    lambda rows, weight, bias, around, *sizes: _rows_like(rows, around, Plan(*sizes).out),
     lambda rows, weight, bias, around, patch, kernel, *_, out_shape: _operations(out_shape, kernel),
 )
 compiled.declare(

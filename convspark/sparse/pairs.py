@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from . import compiled
 from .convolve import CONVOLUTION, as_autocast_casts, cast_dtype, kernels_compute
 from .grid import PatchGrid
-from .patch_kernel import DECLARED, PatchKernel, Sizes
 from .patches import flat_rows, from_rows
+from .plans import DECLARED, Plan, Sizes, seen_by_tap
 
 
 def can_run(values: Tensor, weight: Tensor) -> bool:
@@ -30,7 +30,7 @@ def can_run(values: Tensor, weight: Tensor) -> bool:
     return kernels_compute(values, weight) and cast_dtype(values) != torch.bfloat16
 
 
-def can_split(kernel: PatchKernel) -> bool:
+def can_split(kernel: Plan) -> bool:
     """Whether a dense convolution of each patch, padded as the image is, has the results that are within it."""
     extents = [(k - 1) * d + 1 for k, d in zip(kernel.kernel, kernel.dilation, strict=True)]
     axes = zip(kernel.patch, kernel.before, extents, kernel.stride, kernel.out, strict=True)
@@ -57,7 +57,7 @@ def convolve(
     bias: Tensor | None,
     groups: int,
     grid: PatchGrid,
-    kernel: PatchKernel,
+    kernel: Plan,
     across: bool,
 ) -> Tensor:
     """Convolve the visible patches of a grid.
@@ -73,7 +73,7 @@ def convolve(
     """
 
     def build() -> Pairs:
-        return Pairs(*torch.ops.convspark.pairs(grid.around(kernel.reach), across, *kernel.sizes))
+        return Pairs(*torch.ops.convspark.pairs(grid.around(kernel.reach).slots, across, *kernel.sizes))
 
     pairs = grid.cached(("pairs", kernel, across), build)
     return _PairedConvolution.apply(*as_autocast_casts(values, weight, bias), groups, kernel, across, *pairs)
@@ -87,7 +87,7 @@ class _PairedConvolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         groups: int,
-        kernel: PatchKernel,
+        kernel: Plan,
         across: bool,
         sources: Tensor,
         results: Tensor,
@@ -121,7 +121,7 @@ def _gradients(
     values: Tensor,
     weight: Tensor,
     groups: int,
-    kernel: PatchKernel,
+    kernel: Plan,
     across: bool,
     pairs: Pairs,
     wanted: tuple[bool, ...],
@@ -156,17 +156,19 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 def _pairs(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = PatchKernel.of(sizes)
+    kernel = Plan.of(sizes)
     outputs = _pairs_like(around, across, *sizes)
     left_out = math.prod(2 * reach + 1 for reach in kernel.reach) // 2 if across else -1  # of the patches around
     patches, positions = around.shape[0], math.prod(kernel.patch)
-    compiled.run("make_pairs", around, kernel.result_plan(), left_out, *outputs, patches=patches, others=positions)
+    compiled.run(
+        "make_pairs", around, seen_by_tap(kernel, around.device), left_out, *outputs, patches=patches, others=positions
+    )
     return outputs
 
 
 def _pairs_like(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = PatchKernel.of(sizes)
-    most = around.shape[0] * kernel.looks(across)
+    kernel = Plan.of(sizes)
+    most = around.shape[0] * (kernel.across() if across else kernel.cells)
     ends = around.new_empty(math.prod(kernel.kernel) + 1, dtype=torch.int64)
     return around.new_empty(most), around.new_empty(most), ends
 

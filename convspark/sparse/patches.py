@@ -15,7 +15,7 @@ from .blame import refuse
 from .grid import PatchGrid
 from .layout import Layout, LostAxes
 from .registry import Refusal, meaning_of
-from .rows import RowTable, gather_rows
+from .rows import Copy, copied
 
 T = TypeVar("T")
 G = TypeVar("G", bound="GridTensor")
@@ -43,6 +43,17 @@ class GridTensor(Tensor):
         """Told without asking PyTorch, which networks do at every norm."""
         return len(self.axes)
 
+    # Methods of `Tensor` that are written in Python, through which Dynamo loses its way to `__torch_function__`.
+
+    def norm(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.__torch_function__(Tensor.norm, (), (self, *args), kwargs)
+
+    def split(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.__torch_function__(Tensor.split, (), (self, *args), kwargs)
+
+    def unflatten(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.__torch_function__(Tensor.unflatten, (), (self, *args), kwargs)
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
@@ -58,8 +69,9 @@ class GridTensor(Tensor):
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return known(func, args, kwargs or {})
-        except (Refusal, LostAxes) as reason:
-            raise refuse(func, str(reason)) from None
+        except (Refusal, LostAxes) as refusal:
+            reason = refusal.args[0]  # not str() of it, nor `raise ... from`: old Dynamos know neither
+        raise refuse(func, reason)
 
 
 def _computes_gradients(func: Callable[..., Any]) -> bool:
@@ -213,9 +225,7 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         values, grid = canonical_values(patches), patches.grid
         patch = values.shape[2:]
-        rows = gather_rows(
-            flat_rows(values), grid.images(tuple(patch), (0,) * len(patch), (0,) * len(patch), "constant")
-        )
+        rows = copied(flat_rows(values), grid.into_images(tuple(patch)))
         sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
         images = rows.view(grid.batch_size, *sides, values.shape[1]).movedim(-1, 1)
         if isinstance(fill, (int, float)) and fill == 0:
@@ -263,7 +273,7 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
     return tuple(plain[0] if w is None else roles.index(w) for w in wanted)
 
 
-# -------------------------------------------------------------------------------- rows, windows, per-image sums
+# -------------------------------------------------------------------------------- rows, per-image sums
 
 
 def flat_rows(values: Tensor) -> Tensor:
@@ -280,9 +290,9 @@ def from_rows(rows: Tensor, table_size: tuple[int, ...]) -> Tensor:
     return rows.view(-1, *table_size, rows.shape[1]).movedim(-1, 1)
 
 
-def window(values: Tensor, table: RowTable, size: tuple[int, ...], outside: float = 0.0) -> Tensor:
-    """(N, C, *positions) -> (M, C, *size), each cell as the table says."""
-    return from_rows(gather_rows(flat_rows(values), table, outside), size)
+def copied_patches(values: Tensor, copy: Copy, size: tuple[int, ...]) -> Tensor:
+    """(N, C, *positions) -> (M, C, *size)"""
+    return from_rows(copied(flat_rows(values), copy), size)
 
 
 def sum_per_image(values: Tensor, grid: PatchGrid) -> Tensor:

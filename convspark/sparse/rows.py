@@ -1,221 +1,179 @@
-"""Copying rows by an index table, with a gradient that is itself a gather.
+"""Copying rows, with a gradient that is itself a copy.
 
-Every neighbourhood on visible patches is such a copy: the rows are the positions of the patches (one row = the
-channels of one position, contiguous in channels-last memory), the table says which position each cell of a window
-shows. Cells that show a masked position, or none, have no source row.
+Every neighbourhood on visible patches is such a copy. Its rows are the positions of the patches: one row is the
+channels of one position, contiguous in channels-last memory. A copy has two directions: `there` makes result rows of
+source rows, and `back` sums for each source row the gradients of the result rows that show it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import compiled
+from .plans import Entries, Plan, columns, multiples, seeing, seen
 
-# embedding_bag copies and sums rows several times faster than index_select / index_add, and its sums have a fixed
-# order. It has no float64 kernel that ignores trailing indices, and none at all for integers.
-_BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+T = TypeVar("T")
 
-Bags = tuple[Tensor, Tensor]
-"""Rows, bag by bag, and offsets: bag i is rows[offsets[i] : offsets[i + 1]]. What lies behind the last is not read."""
+# embedding_bag copies and sums rows several times faster than index_select / index_add, in a fixed order.
+_BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _NARROW = 64
 """Bytes of rows that the compiled kernel copies faster than embedding_bag (measured; it is JIT-compiled, too)."""
 
 
-class Near:
-    """A table as the compiled kernels want it: what lies around each block of results, and where each result looks.
+class Copy(Protocol):
+    """A copy of rows (S, C) to rows (R, C), and its gradient."""
 
-    Args:
-        device: of the tensors.
-        patches: of the sources.
-        others: positions of each.
-        around: makes int32 (blocks, ...), the patches around each block: `patches` where masked, more where outside.
-        plan: makes int32 (results of a block, most sources of one, 2): which patch around, and which position of it;
-            -1: none.
-    """
+    def there(self, rows: Tensor, /) -> Tensor: ...
 
-    def __init__(
-        self,
-        device: torch.device,
-        patches: int,
-        others: int,
-        around: Callable[[], Tensor],
-        plan: Callable[[], Tensor],
-    ) -> None:
-        self.device = device
-        self.patches, self.others, self.plan = patches, others, plan
-        self._make_around = around
-        self._around: Tensor | None = None
-
-    def around(self) -> Tensor:
-        """int32 (blocks, ...), made on first use."""
-        if self._around is None:
-            self._around = self._make_around()
-        return self._around
-
-    def bags(self, groups: int) -> Bags:
-        """What each result looks at, for each of so many groups of sources and of results, one behind the other."""
-        around, plan = self.around(), self.plan()
-        results = around.shape[0] * plan.shape[0]
-        rows = around.new_empty(groups * results * plan.shape[1])
-        offsets = around.new_empty(groups * results + 1)
-        compiled.run("make_bags", around, plan, groups, rows, offsets, patches=self.patches, others=self.others)
-        return rows[: int(offsets[-1])], offsets
-
-    def copied(self, rows: Tensor, outside: float) -> Tensor:
-        """The rows that results show, (S, C) -> (R, C)."""
-        around, plan, rows = self.around(), self.plan(), rows.contiguous()
-        result = rows.new_empty(around.shape[0] * plan.shape[0], rows.shape[1])
-        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
-        size = rows.shape[1] * rows.itemsize
-        compiled.run("copy_rows", around, plan, size, rows, beyond, result, patches=self.patches, others=self.others)
-        return result
+    def back(self, grad: Tensor, /) -> Tensor: ...
 
 
-class RowTable:
-    """Where each of R result rows comes from.
+def copied(rows: Tensor, copy: Copy) -> Tensor:
+    """`copy.there(rows)`, with its gradient."""
+    return _Copied.apply(rows, copy)
 
-    Args:
-        index: makes (R,) int32. A value in [0, sources) is a source row, as if a masked patch and one outside the image
-            came behind all others: the next `spare` values stand for a masked position (always 0), as many again for a
-            position outside the image (`outside` of `gather_rows`).
-        results: R.
-        sources: number of source rows S.
-        spare: positions of such a patch.
-        inverse: makes the inverse bags, where there is a quicker way than sorting.
-        near, inverse_near: the same for the compiled kernels, and the other way round.
-    """
 
-    def __init__(
-        self,
-        index: Callable[[], Tensor],
-        results: int,
-        sources: int,
-        spare: int,
-        inverse: Callable[[], Bags] | None = None,
-        near: Near | None = None,
-        inverse_near: Near | None = None,
-    ):
-        self.results = results
-        self.sources = sources
-        self.spare = spare
-        self.near = near
-        self.inverse_near = inverse_near
-        self._make_index = index
-        self._index: Tensor | None = None
-        self._invert = inverse or self._sorted
-        self._bags: dict[int, Bags] = {}
-        self._inverse_bags: dict[int, Bags] = {}
-        if torch.compiler.is_compiling():
-            # Within an autograd.Function, which is where they are asked for, Dynamo refuses to keep them. Those that
-            # nobody asks for are no part of the graph.
-            self.bags()
-            self.inverse_bags()
-
-    @property
-    def index(self) -> Tensor:
-        """(R,) int32."""
-        if self._index is None:
-            self._index = self._make_index()
-        return self._index
-
-    def bags(self, groups: int = 1) -> Bags:
-        """Source rows, (R + 1,) offsets: result row r is the sum of bag r, which holds one row or none.
-
-        With groups, for each of so many sets of sources, one behind the other, and of results; waits for a GPU.
-        """
-        return self._kept(self._bags, self.near, self._found, groups, self.sources)
-
-    def inverse_bags(self, groups: int = 1) -> Bags:
-        """Result rows, (S + 1,) offsets: bag s holds every result row that shows source s. Groups as for `bags`."""
-        return self._kept(self._inverse_bags, self.inverse_near, self._invert, groups, self.results)
-
+class _Copied(torch.autograd.Function):
     @staticmethod
-    def _kept(known: dict[int, Bags], near: Near | None, make: Callable[[], Bags], groups: int, rows: int) -> Bags:
-        if groups not in known:
-            if near is not None and compiled.runs_on(near.device):
-                known[groups] = near.bags(groups)
-            else:
-                known[groups] = make() if groups == 1 else _repeated(make(), groups, rows)
-        return known[groups]
-
-    def _found(self) -> Bags:
-        found = self.index < self.sources
-        return compacted(self.index, found), offsets_of(found)
-
-    def _sorted(self) -> Bags:
-        order = self.index.argsort(stable=True).to(torch.int32)
-        counts = self.index.new_zeros(self.sources + 2 * self.spare + 1).index_add_(
-            0, self.index + 1, torch.ones_like(self.index)
-        )
-        return order, counts.cumsum(0, dtype=torch.int32)[: self.sources + 1]
-
-
-def _repeated(bags: Bags, times: int, rows: int) -> Bags:
-    """Bags of as many sets of rows, `rows` of them each."""
-    index, offsets = bags
-    index = index[: int(offsets[-1])]  # nothing may lie between two sets
-    which = torch.arange(times, device=index.device, dtype=index.dtype)[:, None]
-    ends = (offsets[1:] + which * index.shape[0]).flatten()
-    return (index + which * rows).flatten(), torch.cat([offsets[:1], ends])
-
-
-def offsets_of(counts: Tensor) -> Tensor:
-    """(n,) counts to int32 (n + 1,): where each of n bags of so many begins, and the last one ends."""
-    return torch.cat([counts.new_zeros(1, dtype=torch.int32), counts.cumsum(0, dtype=torch.int32)])
-
-
-def compacted(values: Tensor, found: Tensor) -> Tensor:
-    """(R,) values where `found`, in order, one behind the other; on a GPU, still (R,), with zeros behind them."""
-    if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        return values.masked_select(found)
-    # The host must not wait for the number of values, and a graph not depend on it: those without a place are written
-    # to a spare cell.
-    place = torch.where(found, found.cumsum(0) - 1, values.shape[0])
-    return values.new_zeros(values.shape[0] + 1).scatter_(0, place, values)[:-1]
-
-
-def gather_rows(rows: Tensor, table: RowTable, outside: float = 0.0) -> Tensor:
-    """rows (S, C) -> (R, C): row `table.index[r]` of `rows`, 0 where masked, `outside` where outside the image."""
-    return _GatherRows.apply(rows, table, outside)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rows: Tensor, table: RowTable, outside: float) -> Tensor:  # type: ignore[override]
-        ctx.table = table
-        return gather_plainly(rows, table, outside)
+    def forward(ctx, rows: Tensor, copy: Copy) -> Tensor:  # type: ignore[override]
+        ctx.copy = copy
+        return copy.there(rows)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return scatter_sums(grad, ctx.table), None, None
+        return ctx.copy.back(grad), None
 
 
-def gather_plainly(rows: Tensor, table: RowTable, outside: float = 0.0, groups: int = 1) -> Tensor:
-    """`gather_rows` without a gradient; (S, C) -> (groups * R, C / groups), one group of channels after the other."""
-    near = table.near
-    by_bags = outside == 0 and rows.dtype in _BAG_DTYPES and table.sources > 0
-    wide = groups > 1 or rows.shape[1] * rows.itemsize > _NARROW
-    if near is not None and not (by_bags and wide) and compiled.runs_on(rows.device):
-        return _by_group(near.copied(rows, outside), groups)
-    if by_bags:
+# ---------------------------------------------------------------- sums of rows of the patches around
+
+
+class Around:
+    """Blocks of patches: those around each visible patch, or all of an image.
+
+    Args:
+        slots: int32 (blocks, block) which of the N visible patches lies where; N where masked, N + 1 outside the image.
+        patches: N
+        own: int32 (blocks,) a visible patch that may be read, and multiplied by 0, where none is.
+    """
+
+    def __init__(self, slots: Tensor, patches: int, own: Callable[[], Tensor]) -> None:
+        self.slots, self.patches = slots, patches
+        self._own = own
+        self._made: dict[object, Tensor] = {}
+
+    def index(self, entries: Entries, positions: int) -> Tensor:
+        """int32 (blocks * results * most,): the row that each entry means, of patches of so many positions."""
+
+        def build() -> Tensor:
+            return torch.where(self._seen(), self.slots, self._own()[:, None])
+
+        patch = once(self._made, "nearest", build).index_select(1, entries.patch)
+        return torch.add(entries.position, patch, alpha=positions).flatten()
+
+    def weights(self, entries: Entries, dtype: torch.dtype) -> Tensor:
+        """(blocks * results * most,): 1 where that row is visible, else 0."""
+        found = once(self._made, dtype, lambda: self._seen().to(dtype)).index_select(1, entries.patch)
+        return (found if entries.present is None else found * entries.present).flatten()
+
+    def outside(self, entries: Entries) -> Tensor:
+        """bool (blocks * results, 1): whether each result looks outside the image."""
+        return (self.slots > self.patches).index_select(1, entries.patch).view(-1, 1)
+
+    def _seen(self) -> Tensor:
+        """bool (blocks, block)"""
+        return once(self._made, "seen", lambda: self.slots < self.patches)
+
+
+def once(known: dict[object, Any], key: object, build: Callable[[], T]) -> T:
+    """What was built under this key before; in a graph that is being traced, where nothing may be kept, always anew."""
+    if torch.compiler.is_compiling():
+        return build()
+    if key not in known:
+        known[key] = build()
+    return known[key]
+
+
+class Sums:
+    """Rows that are sums of rows of the patches around: (N * positions, C) to (blocks * results, C).
+
+    Args:
+        around: the blocks.
+        positions: of a patch that is read.
+        entries, of: `entries(*of)`, int32 (results, most, 2), is what each result of a block is the sum of (plans.py);
+            masked rows count as 0.
+    """
+
+    def __init__(self, around: Around, positions: int, entries: Callable[..., Tensor], *of: Any) -> None:
+        self.around, self.positions, self._entries, self._of = around, positions, entries, of
+        self._made: dict[object, Any] = {}
+
+    def of(self, rows: Tensor, groups: int = 1) -> Tensor:
+        """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other."""
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
-        return sum_bags(_by_group(rows.detach(), groups), *table.bags(groups))
-    special = rows.new_zeros(2 * table.spare, rows.shape[1])
-    special[table.spare :] = outside
-    return _by_group(torch.cat([rows, special]).index_select(0, table.index), groups)
+        rows = rows.detach().contiguous()
+        if rows.dtype in _BAG_DTYPES and compiled.runs_on(rows.device):
+            return self.of_grouped(_by_group(rows, groups), groups)
+        entries = self._columns()
+        index = once(self._made, "index", lambda: self.around.index(entries, self.positions))
+        if not rows.shape[0]:
+            return rows.new_zeros(groups * index.shape[0] // entries.most, rows.shape[1] // groups)
+        weights = once(self._made, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
+        return _by_group(_sum_weighted(rows, index, weights, entries.most), groups)
+
+    def of_grouped(self, rows: Tensor, groups: int) -> Tensor:
+        """(groups * N * positions, C / groups) -> (groups * blocks * results, C / groups), by the compiled kernels."""
+        return _sum_bags(rows.detach().contiguous(), *self._bags(groups))
+
+    def _columns(self) -> Entries:
+        return columns(self._entries, *self._of)
+
+    def outside(self) -> Tensor:
+        """bool (blocks * results, 1), of results that look at one position: whether it is outside the image."""
+        return self.around.outside(self._columns())
+
+    def _bags(self, groups: int) -> tuple[Tensor, Tensor]:
+        """The visible rows of each result, and where they begin: for each group of channels, one after the other."""
+
+        def build() -> tuple[Tensor, Tensor]:
+            around, entries = self.around.slots, self._entries(*self._of)
+            results = groups * around.shape[0] * entries.shape[0]
+            rows, offsets = around.new_empty(results * entries.shape[1]), around.new_empty(results + 1)
+            sizes = self.around.patches, self.positions
+            compiled.run("make_bags", around, entries, groups, rows, offsets, patches=sizes[0], others=sizes[1])
+            return rows[: int(offsets[-1])], offsets
+
+        return once(self._made, groups, build)
+
+    def copied_by_kernel(self, rows: Tensor, outside: float) -> Tensor:
+        """As `of`, of results that look at one position each, `outside` where that is outside the image."""
+        around, entries, rows = self.around.slots, self._entries(*self._of), rows.contiguous()
+        result = rows.new_empty(around.shape[0] * entries.shape[0], rows.shape[1])
+        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
+        size = rows.shape[1] * rows.itemsize
+        sizes = self.around.patches, self.positions
+        compiled.run("copy_rows", around, entries, size, rows, beyond, result, patches=sizes[0], others=sizes[1])
+        return result
 
 
-def scatter_sums(grad: Tensor, table: RowTable, groups: int = 1) -> Tensor:
-    """The gradient of `gather_plainly`: each source the sum of the result rows that show it."""
-    if grad.dtype in _BAG_DTYPES and table.results:
-        return _of_groups(sum_bags(grad.contiguous(), *table.inverse_bags(groups)), groups)
-    grad = _of_groups(grad, groups)
-    total = grad.new_zeros(table.sources + 2 * table.spare, grad.shape[1]).index_add_(0, table.index, grad)
-    return total[: table.sources]
+def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Tensor:
+    """rows (S, C) -> (R, C): of `most` rows each, index (R * most,), times their weights (R * most,)."""
+    results = index.shape[0] // most
+    if rows.dtype in _BAG_DTYPES and results and not torch.compiler.is_compiling():
+        return _sum_bags(rows, index, multiples(results, most, rows.device), weights)
+    found = rows.index_select(0, index) * weights[:, None]  # in a graph, one kernel with what is before and after
+    return found if most == 1 else found.view(results, most, rows.shape[1]).sum(1)
+
+
+def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """rows (S, C) -> (R, C): bag i is the rows index[offsets[i] : offsets[i + 1]]."""
+    return torch.embedding_bag(  # mode 0: sums
+        rows, index, offsets, mode=0, per_sample_weights=weights, include_last_offset=True
+    )[0]
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:
@@ -228,6 +186,65 @@ def _of_groups(rows: Tensor, groups: int) -> Tensor:
     return rows if groups == 1 else rows.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
 
 
-def sum_bags(rows: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
-    """rows (S, C) -> (R, C): the sums of R bags, rows that are not the gradient's business."""
-    return torch.embedding_bag(rows, index, offsets, mode=0, include_last_offset=True)[0]  # mode 0: sums
+# ---------------------------------------------------------------- the copies
+
+
+class FromPatches:
+    """What a plan sees: N * cells rows from N * positions rows.
+
+    Args:
+        around: the patches around each.
+        plan: what each cell sees.
+        outside: what lies outside the image; masked positions are 0.
+    """
+
+    def __init__(self, around: Around, plan: Plan, outside: float = 0.0) -> None:
+        device = around.slots.device
+        self.outside = outside
+        self._there = Sums(around, plan.positions, seen, plan, device)
+        self._back = Sums(around, plan.cells, seeing, plan, device)
+
+    def there(self, rows: Tensor, groups: int = 1) -> Tensor:
+        """(N * positions, C) -> (groups * N * cells, C / groups), one group of channels after the other."""
+        wide = groups > 1 or rows.shape[1] * rows.itemsize > _NARROW
+        by_bags = wide and self.outside == 0 and rows.dtype in _BAG_DTYPES
+        if compiled.runs_on(rows.device) and not by_bags:
+            return _by_group(self._there.copied_by_kernel(rows, self.outside), groups)
+        if not self.outside:
+            return self._there.of(rows, groups)
+        return _by_group(self._there.of(rows).masked_fill(self._there.outside(), self.outside), groups)
+
+    def back(self, grad: Tensor, groups: int = 1) -> Tensor:
+        """(groups * N * cells, C / groups) -> (N * positions, C)"""
+        if groups > 1 and compiled.runs_on(grad.device):
+            return _of_groups(self._back.of_grouped(grad, groups), groups)
+        return self._back.of(_of_groups(grad, groups))
+
+
+class IntoImages:
+    """Visible patches put into images of zeros: rows of whole images from N * positions rows.
+
+    Args:
+        sums: what each row of the images is.
+        index: int64 (N * positions,) where each row of the patches goes.
+    """
+
+    def __init__(self, sums: Sums, index: Tensor) -> None:
+        self._sums, self._index = sums, index
+
+    def there(self, rows: Tensor, /) -> Tensor:
+        """(N * positions, C) -> (rows of all images, C)"""
+        return self._sums.of(rows)
+
+    def back(self, grad: Tensor, /) -> Tensor:
+        """(rows of all images, C) -> (N * positions, C)"""
+        return grad.index_select(0, self._index)
+
+    def reversed(self) -> OutOfImages:
+        return OutOfImages(self._sums, self._index)
+
+
+class OutOfImages(IntoImages):
+    """Visible patches cut out of images."""
+
+    there, back = IntoImages.back, IntoImages.there

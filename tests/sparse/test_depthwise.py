@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convspark.sparse import PatchGrid, compiled, depthwise
-from convspark.sparse.patch_kernel import PatchKernel
+from convspark.sparse.plans import Plan
 
 needs_kernel = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
 
@@ -15,9 +15,9 @@ needs_kernel = pytest.mark.skipif(not compiled.library_is_there(), reason="no C+
 def convolved(values, weight, bias, grid, stride=1):
     """Result, and gradients of the values and of the weight."""
     kernel = weight.shape[-1]
-    sees = PatchKernel(tuple(values.shape[2:]), (kernel,) * 2, (stride,) * 2, (1, 1), (kernel // 2,) * 2)
+    sees = Plan(tuple(values.shape[2:]), (kernel,) * 2, (stride,) * 2, (1, 1), (kernel // 2,) * 2)
     values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_()
-    out = depthwise.convolve(values, weight, bias, grid.around(sees.reach), sees)
+    out = depthwise.convolve(values, weight, bias, grid.around(sees.reach).slots, sees)
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, [values, weight], gradient)]
 
@@ -46,9 +46,9 @@ def test_bfloat16_rounds_to_even_and_keeps_what_is_no_number():
     halves = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)  # every bfloat16 there is
     values = halves.view(-1, 64, 1, 1)
     grid = PatchGrid(torch.ones(1, 32, 32, dtype=torch.bool))
-    sees = PatchKernel((1, 1), (1, 1), (1, 1), (1, 1), (0, 0))
+    sees = Plan((1, 1), (1, 1), (1, 1), (1, 1), (0, 0))
     weight = torch.full((64, 1, 1, 1), 1.0078125, dtype=torch.bfloat16)
-    found = depthwise.convolve(values, weight, None, grid.around(sees.reach), sees)
+    found = depthwise.convolve(values, weight, None, grid.around(sees.reach).slots, sees)
     expected = (values.float() * weight.float().view(1, -1, 1, 1)).bfloat16()
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
@@ -86,8 +86,8 @@ def test_mixed_precision_casts_as_autocast_does():
 def test_operators_are_described_rightly_to_the_compiler():
     values, weight, bias, grid = case(channels=8)
     rows = values.movedim(1, -1).reshape(-1, 8)
-    sees = PatchKernel((4, 4), (5, 5), (2, 2), (1, 1), (2, 2))
-    around, out = grid.around(sees.reach), torch.randn(grid.num_visible * 4, 8)
+    sees = Plan((4, 4), (5, 5), (2, 2), (1, 1), (2, 2))
+    around, out = grid.around(sees.reach).slots, torch.randn(grid.num_visible * 4, 8)
     checks = ("test_schema", "test_faketensor")
     ops = torch.ops.convspark
     torch.library.opcheck(ops.depthwise, (rows, weight, bias, around, *sees.sizes), test_utils=checks)

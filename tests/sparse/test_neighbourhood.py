@@ -1,15 +1,18 @@
 """Convolutions and poolings over random grids and settings, against the dense op on the zero-filled map."""
 
+import math
+
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from convspark.errors import NotExactError
 from convspark.sparse import PatchGrid, compiled, gather, scatter
-from convspark.sparse.rows import gather_plainly, scatter_sums
+from convspark.sparse.patches import flat_rows
+from convspark.sparse.plans import Plan
 
 # Many drawn settings give a map that is no multiple of the grid; they are thrown away.
 PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -71,42 +74,75 @@ def check(op, visible, patch, channels, generator, module=None):
 @PROPERTY
 @given(
     grids(),
-    st.sampled_from(["windows", "images", "crops", "taps"]),
+    st.booleans(),
     st.tuples(st.integers(-5, 5), st.integers(-5, 5)),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    st.sampled_from(["constant", "replicate"]),
+    st.integers(1, 2),
+    st.integers(1, 2),
     st.sampled_from([1, 3]),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int32]),
     st.sampled_from([3, 20]),
     st.sampled_from([0, 7]),
     st.booleans(),
 )
-@example(SINGLE, "images", (-2, 0), (1, 1), "constant", 1, torch.float32, 3, 7, True)  # images cut away altogether
-def test_gathering_is_gathering_by_index(drawn, kind, start, size, fold, groups, dtype, width, outside, by_kernel):
-    """By the compiled kernel or by bags and their inverse, both ways; whole numbers make the sums exact."""
+def test_what_a_plan_sees(drawn, taps, start, size, stride, dilation, groups, dtype, width, outside, by_kernel):
+    """Against slices of the padded map, both ways; whole numbers make the sums exact."""
+    visible, patch, generator = drawn
+    grid, patch, before = PatchGrid(visible), tuple(patch), tuple(-s for s in start)
+    if taps:
+        assume(all(p % stride == 0 for p in patch))
+        plan = Plan(patch, size, (stride,) * 2, (dilation,) * 2, before)
+    else:
+        plan = Plan.window(patch, start, size)
+    copy = grid.copy(plan, outside)
+    sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
+    images = torch.randint(-9, 9, (len(visible), width * groups, *sides), generator=generator).to(dtype)
+    images = images * whole_mask(visible, patch)
+    far = 64  # more than any of these plans sees
+    padded = functional.pad(images.double(), (far,) * 4, value=outside).requires_grad_()
+    image, places = (
+        grid.cells // math.prod(grid.shape),
+        torch.unravel_index(grid.cells % math.prod(grid.shape), grid.shape),
+    )
+    at = []  # of each cell, along each axis: (N, out, 1, tap, 1), then (N, 1, out, 1, tap)
+    for axis, (place, out, k) in enumerate(zip(places, plan.out, plan.kernel, strict=True)):
+        view = [slice(None), *(slice(None) if axis == i % 2 else None for i in range(4))]
+        line = torch.arange(out)[:, None] * plan.stride[axis] + torch.arange(k) * plan.dilation[axis] - before[axis]
+        at.append((place[:, None, None] * patch[axis] + far + line)[tuple(view)])
+    expected = padded.movedim(1, -1)[image[:, None, None, None, None], at[0], at[1]].flatten(0, -2)
+    with pytest.MonkeyPatch.context() as patched:
+        if not by_kernel:
+            patched.setattr(compiled, "library", lambda: None)
+        rows = flat_rows(gather(images, grid).values)
+        found = copy.there(rows, groups)
+        assert found.dtype == dtype
+        assert torch.equal(found.double(), expected.unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1))
+        if dtype == torch.int32 or not len(found):
+            return
+        slopes = torch.randint(-1, 2, found.shape, generator=generator).to(dtype)  # bfloat16 is exact up to 256
+        by_row = slopes.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
+        (sums,) = torch.autograd.grad(expected, padded, by_row.double())
+        sums = sums[:, :, far:-far, far:-far]
+        assert torch.equal(copy.back(slopes, groups).double(), flat_rows(gather(sums, grid).values))
+
+
+@PROPERTY
+@given(grids(), st.integers(0, 3), st.integers(0, 3), st.sampled_from([torch.float32, torch.int32]))
+def test_into_images_and_out_of_them(drawn, before, after, dtype):
     visible, patch, generator = drawn
     grid, patch = PatchGrid(visible), tuple(patch)
-    if kind == "windows":
-        table = grid.windows(patch, start, size, fold)
-    elif kind == "taps":
-        table = grid.taps(patch, start, size, (1, 1), (1, 1), fold)
-    elif kind == "images":
-        before = tuple(max(s, -p) for s, p in zip(start, patch, strict=True))
-        table = grid.images(patch, before, tuple(n - 1 for n in size), fold)
-    else:
-        table = grid.crops(patch)
-    if not by_kernel:
-        table.near = table.inverse_near = None
-    rows = torch.randint(-9, 9, (table.sources, width * groups), generator=generator).to(dtype)
-    special = torch.tensor([0, outside], dtype=dtype).repeat_interleave(table.spare)
-    every = torch.cat([rows, special[:, None].expand(-1, width * groups)])
-    expected = every[table.index.long()].unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1)
-    found = gather_plainly(rows, table, outside, groups)
-    assert found.dtype == dtype and torch.equal(found, expected)
-    slopes = torch.randint(-1, 2, found.shape, generator=generator).to(dtype)  # bfloat16 is exact up to 256
-    by_row = slopes.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
-    sums = torch.zeros_like(every).float().index_add_(0, table.index.long(), by_row.float()).to(dtype)
-    assert torch.equal(scatter_sums(slopes, table, groups), sums[: table.sources])
+    sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
+    images = torch.randint(-9, 9, (len(visible), 3, *sides), generator=generator).to(dtype)
+    zero_filled = images * whole_mask(visible, patch)
+    rows = flat_rows(gather(images, grid).values)
+    into = grid.into_images(patch, (before, before), (after, after))
+    expected = functional.pad(zero_filled, (before, after, before, after))
+    padded = [n + before + after for n in sides]
+    assert torch.equal(into.there(rows).view(-1, *padded, 3).movedim(-1, 1), expected)
+    assert torch.equal(into.back(flat_rows(expected)), rows)
+    out = grid.out_of_images(patch)
+    assert torch.equal(out.there(flat_rows(images)), rows)
+    assert torch.equal(out.back(rows).view(-1, *sides, 3).movedim(-1, 1), zero_filled)
 
 
 @PROPERTY

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from convspark.sparse import PatchGrid, compiled, pairs
-from convspark.sparse.patch_kernel import PatchKernel
+from convspark.sparse.plans import Plan
 
 pytestmark = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
 
@@ -17,12 +17,12 @@ GRID = PatchGrid(
 
 
 def kernel(patch, stride=1):
-    return PatchKernel((patch,) * 2, (3, 3), (stride,) * 2, (1, 1), (1, 1))
+    return Plan((patch,) * 2, (3, 3), (stride,) * 2, (1, 1), (1, 1))
 
 
 def listed(patch, across, stride=1):
     sees = kernel(patch, stride)
-    found = pairs.Pairs(*torch.ops.convspark.pairs(GRID.around(sees.reach), across, *sees.sizes))
+    found = pairs.Pairs(*torch.ops.convspark.pairs(GRID.around(sees.reach).slots, across, *sees.sizes))
     return found, sees
 
 
@@ -179,7 +179,7 @@ def test_operators_are_described_rightly_to_the_compiler():
     torch.library.opcheck(
         ops.pairs_weight_gradient, (grads, rows, results, sources, ends, 2), test_utils=("test_faketensor",)
     )
-    found = ops.pairs(GRID.around(sees.reach), True, *sees.sizes)
+    found = ops.pairs(GRID.around(sees.reach).slots, True, *sees.sizes)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = ops.pairs(mode.from_tensor(GRID.around(sees.reach)), True, *sees.sizes)
+        fake = ops.pairs(mode.from_tensor(GRID.around(sees.reach).slots), True, *sees.sizes)
     assert [(f.shape, f.dtype) for f in fake] == [(t.shape, t.dtype) for t in found]

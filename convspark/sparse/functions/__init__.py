@@ -4,7 +4,6 @@ from . import (  # noqa: F401
     conv,
     matrix,
     metadata,
-    methods,
     norm,
     pad,
     pointwise,

@@ -53,6 +53,8 @@ def _convolve(
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
     source, reach = _looked_at(x, weight, stride, padding, dilation)
+    if source.mode != "constant":
+        return source.through_padded_images(lambda maps: func(maps, weight, bias, stride, padding, dilation, groups))
     way = _way(source, reach, weight, groups)
     if way == "local":
         return source.patches(func(source.values, weight, bias, reach.stride, 0, reach.dilation, groups))
@@ -60,7 +62,7 @@ def _convolve(
         return source.patches(_product(source, reach, weight.flatten(1), bias))
     on_patches = reach.on_patches
     if way == "depthwise":
-        around = source.grid.around(on_patches.reach)
+        around = source.grid.around(on_patches.reach).slots
         return source.patches(depthwise.convolve(source.values, weight, bias, around, on_patches))
     if way in ("pairs", "across"):
         across = way == "across"
@@ -92,13 +94,14 @@ def _looked_at(
 
 
 def _gathered(source: Source, reach: Reach, way: str, groups: int) -> Gathered:
-    outside, stride, dilation = source.outside, reach.stride, reach.dilation
+    grid, stride, dilation = source.grid, reach.stride, reach.dilation
     if way == "taps":
-        return Gathered(source.tap_table(reach), reach.kernel, outside, stride, dilation, groups, taps_of=reach.out)
+        return Gathered(grid.copy(reach.on_patches, source.outside), reach.kernel, stride, dilation, groups, reach.out)
     if way == "image":
-        crop = source.crop_table(reach), reach.out
-        return Gathered(source.image_table(reach), reach.image_size, outside, stride, dilation, groups, crop=crop)
-    return Gathered(source.window_table(reach), reach.size, outside, stride, dilation, groups)
+        into = grid.into_images(reach.patch, reach.before, reach.after)
+        crop = grid.out_of_images(reach.out), reach.out
+        return Gathered(into, reach.image_size, stride, dilation, groups, crop=crop)
+    return Gathered(grid.copy(reach.window, source.outside), reach.size, stride, dilation, groups)
 
 
 def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, groups: int) -> VisiblePatches:
@@ -142,11 +145,11 @@ def _way(source: Source, reach: Reach, weight: Tensor, groups: int) -> str:
     few = outputs <= _TAPS_UP_TO
     if reach.is_pointwise:
         return "product" if groups == 1 and few else "local"
-    if source.has_nothing_around and depthwise.can_run(source.values, weight, groups):
+    if source.has_zeros_around and depthwise.can_run(source.values, weight, groups):
         return "depthwise"
     if reach.is_alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
-    if not reach.is_alone and source.has_nothing_around and _pairs_pay(source.values, weight, groups):
+    if not reach.is_alone and source.has_zeros_around and _pairs_pay(source.values, weight, groups):
         if few:
             return "pairs"
         patches = grid.batch_size * math.prod(grid.shape)
@@ -155,7 +158,7 @@ def _way(source: Source, reach: Reach, weight: Tensor, groups: int) -> str:
     near = reach.is_alone or math.prod(reach.patch) <= 4 * _TAPS_UP_TO
     if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
         return "taps"
-    if groups == 1:
+    if groups == 1 or source.outside != 0 or min(reach.after) < 0 or min(reach.before) < 0:
         return "window"
     # A window's halo is gathered for each patch, and outputs at masked positions are computed in vain: a position
     # gathered takes as long as 12 multiplications (depthwise, patches of 1 to 8 positions, kernels of 3 to 7).

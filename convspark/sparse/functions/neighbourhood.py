@@ -17,21 +17,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
+from torch.nn import functional
 
 from .. import layout as lay
-from ..grid import Fold, PatchGrid, kept
-from ..patch_kernel import PatchKernel, Sizes
+from ..grid import PatchGrid
 from ..patches import (
     VisiblePatches,
     as_patches,
     become_patches,
+    copied_patches,
     gather,
     scatter,
     unpadded,
-    window,
 )
+from ..plans import Plan, Sizes, kept
 from ..registry import Refusal
-from ..rows import RowTable
 
 Pads = tuple[tuple[int, int], ...]
 """Positions before and after, along each spatial axis."""
@@ -44,19 +44,20 @@ class Source(NamedTuple):
         values: (N, C, *patch)
         grid: of the patches.
         announced: what F.pad padded with, if it did.
-        fold, outside: what lies outside the image.
+        mode: of that padding, "constant" where there is none.
+        outside: what lies outside the image, if it is constant.
     """
 
     values: Tensor
     grid: PatchGrid
     announced: Pads | None
-    fold: Fold
+    mode: str
     outside: float
 
     @property
-    def has_nothing_around(self) -> bool:
+    def has_zeros_around(self) -> bool:
         """Whether there is nothing but 0 outside the image."""
-        return self.outside == 0 and self.fold == "constant"
+        return self.outside == 0 and self.mode == "constant"
 
     def reach(
         self, kind: Callable[..., R], kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, *more: Any
@@ -69,25 +70,19 @@ class Source(NamedTuple):
 
     def window(self, reach: Reach) -> Tensor:
         """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
+        if self.mode != "constant":
+            raise Refusal(f"it cannot run on what F.pad padded with mode={self.mode!r}")
         if reach.is_alone:
             return self.values
-        return window(self.values, self.window_table(reach), reach.size, self.outside)
+        return copied_patches(self.values, self.grid.copy(reach.window, self.outside), reach.size)
 
-    def window_table(self, reach: Reach) -> RowTable:
-        """N * prod(size) rows: each patch with what it needs around it."""
-        return self.grid.windows(reach.patch, reach.start, reach.size, self.fold)
-
-    def tap_table(self, reach: Reach) -> RowTable:
-        """N * prod(out) * prod(kernel) rows: what the kernel sees at each output position."""
-        return self.grid.taps(reach.patch, reach.start, reach.kernel, reach.stride, reach.dilation, self.fold)
-
-    def image_table(self, reach: Reach) -> RowTable:
-        """B * prod(image_size) rows: whole images with what is needed around them."""
-        return self.grid.images(reach.patch, reach.before, reach.after, self.fold)
-
-    def crop_table(self, reach: Reach) -> RowTable:
-        """N * prod(out) rows: the visible patches of the result, from whole images of it."""
-        return self.grid.crops(reach.out)
+    def through_padded_images(self, function: Callable[[Tensor], Tensor]) -> VisiblePatches:
+        """Run a function of padded maps, (B, C, *padded sides) -> (B, C', *sides'), as the dense network does."""
+        maps = scatter(as_patches(self.values, self.grid))
+        if self.announced is not None:
+            pads = [n for pair in reversed(self.announced) for n in pair]
+            maps = functional.pad(maps, pads, self.mode, self.outside if self.mode == "constant" else None)
+        return cut(function(maps), self.grid)
 
     def strided(self, reach: Reach) -> Tensor:
         """(N, C, *patch) -> (N, *out, C): the positions that a kernel of one position sees."""
@@ -174,7 +169,8 @@ class Reach:
         image_size: positions of a whole image with all that it needs around it.
         out: positions of a patch in the result.
         outputs: positions of a patch in the result, all together.
-        on_patches: the kernel, as what looks at neighbours where they lie is told of it.
+        on_patches: the plan of the kernel, tap by tap.
+        window: the plan of a patch with all that it needs around it.
         is_alone: whether each patch has exactly what it needs.
         is_pointwise: whether the kernel is of one position, within the patch.
     """
@@ -205,7 +201,8 @@ class Reach:
         for i in axes:
             self._require_whole(patch[i], self.sides[i], stride[i], self._outputs(i))
         self.outputs = math.prod(self.out)
-        self.on_patches = PatchKernel(patch, kernel, stride, dilation, self.before)
+        self.on_patches = Plan(patch, kernel, stride, dilation, self.before)
+        self.window = Plan.window(patch, self.start, self.size)
         self.is_alone = not any(self.before) and not any(self.after)
         self.is_pointwise = math.prod(kernel) == 1 and not any(self.before) and max(self.after) <= 0
 

@@ -39,6 +39,8 @@ def max_pool(func, args, kwargs):
     dilation = per_axis(given.get("dilation", 1), dims)
     padding = per_axis(given.get("padding", 0), dims)
     source = source_of(x, padding, -math.inf, dims)
+    if source.mode != "constant":
+        return source.through_padded_images(lambda maps: func(maps, *args[1:], **kwargs))
     reach = source.reach(PoolReach, kernel, stride, dilation, padding, given.get("ceil_mode", False))
     # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if reach.overhang and source.outside != -math.inf:
@@ -60,8 +62,10 @@ def average_pool(func, args, kwargs):
     padding = per_axis(given.get("padding", 0), dims)
     ceil_mode = given.get("ceil_mode", False)
     source = source_of(x, padding, 0.0, dims)
+    if source.mode != "constant":
+        return source.through_padded_images(lambda maps: func(maps, *args[1:], **kwargs))
     reach = source.reach(PoolReach, kernel, stride, (1,) * dims, padding, ceil_mode)
-    if reach.overhang and not source.has_nothing_around:
+    if reach.overhang and not source.has_zeros_around:
         raise Refusal("ceil_mode reaches behind what F.pad padded")
     means = func(source.window(reach), kernel, stride)
     divisor = given.get("divisor_override")
