@@ -21,13 +21,13 @@ test-slow: $(VENV)/.installed
 
 # The tables of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
 benchmarks: $(VENV)/.installed
-	$(RUN) $(BIN)/python benchmarks/speed.py --again --parts encoder
-	$(RUN) $(BIN)/python benchmarks/speed.py --again --precision bf16 resnet50
-	$(RUN) $(BIN)/python benchmarks/steps.py
-	$(RUN) $(BIN)/python benchmarks/pairs.py
-	$(RUN) $(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/feeding.py $(PICTURES)
-	$(RUN) $(BIN)/python benchmarks/scaling.py --again
+	$(RUN) $(BIN)/python -m benchmarks.speed --again --parts encoder
+	$(RUN) $(BIN)/python -m benchmarks.speed --again --precision bf16 resnet50
+	$(RUN) $(BIN)/python -m benchmarks.steps
+	$(RUN) $(BIN)/python -m benchmarks.pairs
+	$(RUN) $(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.feeding $(PICTURES)
+	$(RUN) $(BIN)/python -m benchmarks.scaling --again
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

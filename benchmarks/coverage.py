@@ -1,7 +1,7 @@
 """Which of timm's networks run exactly on visible patches: tries every architecture name, one after the other.
 
-    python benchmarks/coverage.py                    # all names; goes on where it was stopped
-    python benchmarks/coverage.py --only 'resnet*' --fresh
+    python -m benchmarks.coverage                    # all names; goes on where it was stopped
+    python -m benchmarks.coverage --only 'resnet*' --fresh
 
 Each network is proved as `convspark check` proves it: float64, training mode, features, gradients of all parameters,
 running statistics, and no bit of its output depending on a masked pixel. Writes `convspark/trial/coverage.json`, which
@@ -228,7 +228,7 @@ def page(table: dict[str, Any]) -> str:
         "their reasons; "
         f"{len(other)} further names relate positions to each other (attention and its kin) and are no convnets.",
         "",
-        f"Measured {table['date']} with torch {table['torch']}; `python benchmarks/coverage.py` makes this page. "
+        f"Measured {table['date']} with torch {table['torch']}; `python -m benchmarks.coverage` makes this page. "
         "Random weights, three images of two by three patches.",
         "",
         "| family (timm's file) | names | exact | largest deviation | patch |",
@@ -295,7 +295,7 @@ def main() -> None:
     table = {
         **known,
         "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/coverage.py",
+        "command": "python -m benchmarks.coverage",
         **{"networks": table["networks"]},
     }
     names = [name for name in timm.list_models() if fnmatch.fnmatch(name, given.only)]

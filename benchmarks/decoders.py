@@ -1,6 +1,6 @@
 """Which decoder pre-trains best? Each decoder x seed: pre-train, then fine-tune on few labels; resumable.
 
-    python benchmarks/decoders.py clothing160 --name clothing160 --out runs/decoders
+    python -m benchmarks.decoders clothing160 --name clothing160 --out runs/decoders
         [--arms random paper lean] [--seeds 0 1 2] [--epochs 20] [--fraction 0.1] [--size 96]
 
 DATA has train/ and val/ (and test/) folders; only train/ is pre-trained on, without its labels. A seed draws the masks,
@@ -12,7 +12,7 @@ a line of benchmarks/results/decoders.jsonl; cells that are there already are no
 import argparse
 from pathlib import Path
 
-import records
+from . import records
 
 ARMS = {
     "paper": {"decoder": "paper"},

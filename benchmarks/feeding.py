@@ -1,8 +1,8 @@
 """How fast pictures become tensors, beside torchvision's `ImageFolder`; and what many paths cost before a run starts.
 
-    python benchmarks/feeding.py PICTURES                       # a folder; about two minutes
-    python benchmarks/feeding.py PICTURES --size 64 --enlarged  # the pictures as they are, and nothing else of them
-    python benchmarks/feeding.py PICTURES --count 0 --paths 1000000   # two minutes; makes a million names on the disk
+    python -m benchmarks.feeding PICTURES                       # a folder; about two minutes
+    python -m benchmarks.feeding PICTURES --size 64 --enlarged  # the pictures as they are, and nothing else of them
+    python -m benchmarks.feeding PICTURES --count 0 --paths 1000000   # two minutes; makes a million names on the disk
 
 Both sides read the same files with Pillow, crop and mirror them at random (RandomResizedCrop of 67 to 100 % of the
 area, bicubic), and make normalised float tensors, in one process on one core, taking turns. Photographs are made of the
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import PIL
-import records
 import torch
 import torchvision
 from PIL import Image, features
@@ -40,6 +39,8 @@ from convspark.data import (
     list_images,
 )
 from convspark.training.loading import TrainLoader, find_images, train_dataset
+
+from . import records
 
 SCALE = (0.67, 1.0)
 GRAIN = 5.0  # standard deviation of the noise, of 255

@@ -1,6 +1,6 @@
 """Which peak learning rate fits a batch size: pre-train a small network with each and compare held-out losses.
 
-    python benchmarks/learning_rate.py FOLDER --out benchmarks/results/learning_rate.jsonl
+    python -m benchmarks.learning_rate FOLDER --out benchmarks/results/learning_rate.jsonl
 
 Every run sees the same images for the same number of epochs; only batch size, peak rate and seed differ. One line of
 JSON a run; runs that the file holds already are not repeated, so that it can be stopped and started again.

@@ -1,6 +1,6 @@
 """What is not arithmetic in an encoder's step: index tables, and Python.
 
-    python benchmarks/overhead.py [resnet50 efficientnet_b0 ...]
+    python -m benchmarks.overhead [resnet50 efficientnet_b0 ...]
 
 Forward and backward passes on the CPU, 16 images of 224 pixels, 60 % masked. **Tables**: what drawing a mask and making
 its tables takes within the step, by the clock; the difference between steps with a new mask and with a known one is
@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import records
-from encoders import encoder_step
-
 from convspark.cli.main import keep_memory
+
+from . import records
+from .encoders import encoder_step
 
 NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0", "regnety_016", "mobilenetv3_large_100")
 
@@ -77,7 +77,7 @@ def measure(name: str, repeats: int) -> dict:
 def clock_on_tables() -> Iterator[list[float]]:
     """Seconds of each call that makes masks and tables, or looks them up, but for calls within such calls."""
     from convspark import PatchGrid
-    from convspark.sparse.rows import Near, RowTable
+    from convspark.sparse.rows import Around, Sums
 
     spent: list[float] = []
     inside = False
@@ -99,8 +99,8 @@ def clock_on_tables() -> Iterator[list[float]]:
 
     places = [
         *((PatchGrid, name) for name in ("random", "cached")),
-        *((RowTable, name) for name in ("index", "bags", "inverse_bags")),
-        (Near, "around"),
+        *((Around, name) for name in ("index", "weights", "outside")),
+        (Sums, "_bags"),
     ]
     kinds = {classmethod: lambda each: each.__func__, property: lambda each: each.fget}
     before = [vars(owner)[name] for owner, name in places]

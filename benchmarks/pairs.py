@@ -1,6 +1,6 @@
 """What multiplying pairs of visible positions saves: convolutions and encoders with it and without, beside dense.
 
-    python benchmarks/pairs.py
+    python -m benchmarks.pairs
 
 Forward and backward passes on the CPU in fp32, 16 images of 7 x 7 patches, 60 % masked, in turn, medians; encoders on
 224 pixels. Without pairs, taps or windows are gathered by our other kernels. A line of benchmarks/results/pairs.jsonl
@@ -10,10 +10,10 @@ each.
 import argparse
 from collections.abc import Callable
 
-import records
-from encoders import encoder_step
-
 from convspark.cli.main import keep_memory
+
+from . import records
+from .encoders import encoder_step
 
 # Positions of a patch's side, channels, groups, stride.
 CONVOLUTIONS = (

@@ -1,6 +1,6 @@
 """How the cost of an encoder's step grows with image size, batch, mask ratio and depth; and the start's, with pictures.
 
-    python benchmarks/scaling.py [--device cuda --precision bf16 --model resnet50 --batch-size 64]
+    python -m benchmarks.scaling [--device cuda --precision bf16 --model resnet50 --batch-size 64]
 
 One thing is varied at a time, from a ResNet-18, 8 images of 224 pixels, 60 % masked. A point that was measured already,
 on the same processor, is measured again with --again only. How long the start takes is measured by feeding.py. Draws
@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import records
-
 from convspark.cli.main import keep_memory
+
+from . import records
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "scaling.png"
 VARIED: dict[str, list[Any]] = {

@@ -1,9 +1,9 @@
 """Does pre-training on a data set's own pictures help to detect, and to segment? Each start x seed; resumable.
 
-    python benchmarks/scenes.py boxes --pictures bccd/JPEGImages --train bccd/coco/instances_train.json
+    python -m benchmarks.scenes boxes --pictures bccd/JPEGImages --train bccd/coco/instances_train.json
         --val bccd/coco/instances_val.json --name bccd --out runs/scenes --epochs 10 --pretrain-epochs 100
-    python benchmarks/scenes.py masks   ...   # instances, by a Mask R-CNN
-    python benchmarks/scenes.py classes ...   # a class at every pixel
+    python -m benchmarks.scenes masks   ...   # instances, by a Mask R-CNN
+    python -m benchmarks.scenes classes ...   # a class at every pixel
 
 Pre-training runs once, on the training pictures alone, without their annotations; then the same training starts from
 those weights and from random ones, with the same seeds. Each cell is a line of benchmarks/results/scenes.jsonl; those
@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import records
+from . import records
 
 ARMS = ("random", "pre-trained")
 MEASURES = {"boxes": ("ap", "ap50"), "masks": ("ap", "ap50"), "classes": ("iou", "dice")}

@@ -1,7 +1,7 @@
 """What visible patches save: `bench` on several networks, one line of JSON each, and the README's table.
 
-    python benchmarks/speed.py                      # all of them: about 15 minutes on two cores
-    python benchmarks/speed.py --precision bf16 --device cuda --batch-size 128 convnext_base resnet50
+    python -m benchmarks.speed                      # all of them: about 15 minutes on two cores
+    python -m benchmarks.speed --precision bf16 --device cuda --batch-size 128 convnext_base resnet50
 
 A network whose line is there already, for the same settings and processor, is measured again with --again only.
 """
@@ -9,9 +9,9 @@ A network whose line is there already, for the same settings and processor, is m
 import argparse
 from pathlib import Path
 
-import records
-
 from convspark.cli.main import keep_memory
+
+from . import records
 
 NETWORKS = (
     "resnet50",

@@ -1,6 +1,6 @@
 """A whole step of pre-training with each decoder, in fp32 and bf16, beside mask-and-multiply's, in turn.
 
-    python benchmarks/steps.py [resnet50 convnext_tiny ...] [--device cuda --batch-size 128]
+    python -m benchmarks.steps [resnet50 convnext_tiny ...] [--device cuda --batch-size 128]
 
 Encoder, decoder, loss, backward passes and optimiser, 224 pixels, 60 % masked; medians. A line of
 benchmarks/results/steps.jsonl for each network. The slowest, mask-and-multiply in fp32 with the paper's decoder, is how
@@ -10,9 +10,9 @@ the method's authors' code runs. For networks of which `convspark bench` measure
 import argparse
 from typing import Any
 
-import records
-
 from convspark.cli.main import keep_memory
+
+from . import records
 
 PRECISIONS = ("fp32", "bf16")
 

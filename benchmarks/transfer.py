@@ -1,6 +1,6 @@
 """Does pre-training on a folder's own pictures help to classify them? Pre-trains, probes and compares; resumable.
 
-    python benchmarks/transfer.py DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
+    python -m benchmarks.transfer DATA --out runs/evidence --name clothing160 [--model resnet18] [--size 128]
         [--decoder lean] [--pretrain-epochs 80] [--epochs 15] [--fractions 0.1 1] [--seeds 3]
         [--against random imagenet]
 
@@ -14,10 +14,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import records
-
 import convspark
 from convspark.training.device import choose_device, describe_device
+
+from . import records
 
 RESULTS = records.RESULTS / "transfer.jsonl"
 

@@ -1,0 +1,179 @@
+"""Operators that a step launches, bytes that they read and write, FLOPs: dense, mask-and-multiply, visible only.
+
+    python -m benchmarks.traffic                       # ResNet-50, ConvNeXt-T, EfficientNet-B0: a minute
+    python -m benchmarks.traffic --json resnet50       # a line: visible only as shares of dense
+    python -m benchmarks.traffic --top 12 convnext_tiny
+
+Counted, not timed: exact, the same on every machine, and no GPU is needed. An eager step on a GPU is bound by the bytes
+that its operators move and, at small batches, by how many it launches. A dispatch mode sees each operator of a forward
+and a backward pass as PyTorch hands it to a device, by PyTorch's operations alone, without the kernels that are for
+CPUs. **Operators**: all but views. **Bytes**: each tensor that an operator takes or returns, once. **FLOPs**: two for a
+multiplication and addition of convolutions and matrix products; gradients of grouped convolutions by groups, which
+PyTorch's own counter takes for dense ones. Tables for a new mask are within; what is the same for every mask is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from convspark.sparse import compiled
+
+NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0")
+
+_MOVE_NOTHING = set(
+    """
+    _reshape_alias _unsafe_view alias as_strided chunk detach diagonal empty empty_like empty_strided expand
+    expand_as lift_fresh narrow new_empty new_empty_strided permute real resize_ select slice split split_with_sizes
+    squeeze t transpose unbind unflatten unfold unsqueeze view view_as
+    """.split()
+)
+
+
+@dataclass
+class Traffic:
+    """What a step costs, `bytes_of` and `launched` by operator."""
+
+    operators: int = 0
+    bytes: int = 0
+    flops: int = 0
+    launched: collections.Counter[str] = field(default_factory=collections.Counter)
+    bytes_of: collections.Counter[str] = field(default_factory=collections.Counter)
+
+
+class Counting(TorchDispatchMode):
+    """Within this context, operators are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = Traffic()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in _MOVE_NOTHING:
+            with torch._C.DisableTorchFunctionSubclass():
+                tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+                moved = sum({(t.data_ptr(), t.shape): t.numel() * t.element_size() for t in tensors}.values())
+            self.found.operators += 1
+            self.found.bytes += moved
+            self.found.launched[name] += 1
+            self.found.bytes_of[name] += moved
+        return out
+
+
+def counted(step: Any) -> Traffic:
+    """What calling `step()` costs."""
+    counting = Counting()
+    flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_gradients})
+    with flops, counting:
+        step()
+    counting.found.flops = flops.get_total_flops()
+    return counting.found
+
+
+def _of_gradients(
+    grad: torch.Size, x: torch.Size, weight: torch.Size, *given: Any, out_val: Any = None, **_: Any
+) -> int:
+    """Of each gradient that is wanted, but for the bias's, as many as of the convolution itself."""
+    transposed, wanted = given[4], given[-1]
+    positions = math.prod((x if transposed else grad)[2:])
+    return sum(wanted[:2]) * 2 * grad[0] * positions * math.prod(weight)
+
+
+@contextmanager
+def generic() -> Iterator[None]:
+    """Without the kernels that are for CPUs: the way that runs on any device."""
+    before, compiled.library = compiled.library, lambda: None
+    try:
+        yield
+    finally:
+        compiled.library = before
+
+
+def traffic(
+    name: str, part: str, ways: Any, batch_size: int = 8, size: int = 224, precision: str = "fp32"
+) -> dict[str, Traffic]:
+    """Of each way of `bench`, what a step of a network (timm's name) costs.
+
+    Args:
+        part: "encoder" or "step", the whole step of pre-training.
+        precision: fp32 or bf16, by autocast.
+    """
+    import timm
+
+    from convspark import SparK
+    from convspark.trial.bench import Trial
+
+    torch.manual_seed(0)
+    model = SparK(timm.create_model(name), size, prove=False).train().to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with generic():
+        trial = Trial(model, images, model.grid_shape((size, size)), precision, compiled=False)
+        for group in trial.optimizer.param_groups:
+            group["foreach"] = True  # as it is on a GPU
+        steps = {way: (trial.encoder_step if part == "encoder" else trial.whole_step)(way) for way in ways}
+        found = {}
+        for way, step in steps.items():
+            step()  # plans are made, and kept
+            found[way] = counted(step)
+        return found
+
+
+def shares(found: Traffic, dense: Traffic) -> dict[str, float]:
+    """Of dense."""
+    return {key: getattr(found, key) / getattr(dense, key) for key in ("bytes", "flops", "operators")}
+
+
+def main() -> None:
+    from convspark.trial.bench import DENSE, IMITATED, VISIBLE
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--parts", default="encoder,step", help="what to count: encoder, step, or both")
+    parser.add_argument("--top", type=int, default=0, help="also the operators that move most")
+    parser.add_argument("--json", action="store_true", help="a line a network: the encoder's shares of dense")
+    asked = parser.parse_args()
+    sizes = {"batch_size": asked.batch_size, "size": asked.size, "precision": asked.precision}
+    if asked.json:
+        for name in asked.networks:
+            found = traffic(name, "encoder", (DENSE, VISIBLE), **sizes)
+            rounded = {key: round(share, 4) for key, share in shares(found[VISIBLE], found[DENSE]).items()}
+            print(json.dumps({"network": name} | rounded), flush=True)
+        return
+    print("| network | part | way | operators | GB | GFLOP | of dense: operators | bytes | FLOPs |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name in asked.networks:
+        for part in asked.parts.split(","):
+            ways = traffic(name, part, (DENSE, IMITATED, VISIBLE), **sizes)
+            for way, found in ways.items():
+                of = shares(found, ways[DENSE])
+                print(
+                    f"| {name} | {part} | {way} | {found.operators} | {found.bytes / 1e9:.2f} | "
+                    f"{found.flops / 1e9:.1f} | {of['operators']:.2f} | {of['bytes']:.2f} | {of['flops']:.2f} |",
+                    flush=True,
+                )
+            for operator, moved in ways[VISIBLE].bytes_of.most_common(asked.top):
+                counts = f"{ways[VISIBLE].launched[operator]} ({ways[DENSE].launched[operator]} dense)"
+                print(
+                    f"    {operator:36}{counts:>20}{moved / 1e9:8.3f} GB ({ways[DENSE].bytes_of[operator] / 1e9:.3f})"
+                )
+
+
+if __name__ == "__main__":
+    main()

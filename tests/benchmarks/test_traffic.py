@@ -1,0 +1,81 @@
+"""What a step costs, counted: it may fall, not grow; and nothing in it makes the host wait for a device."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.traffic import counted, generic, shares, traffic
+from convspark import PatchGrid, SparK
+from convspark.trial.bench import DENSE, VISIBLE
+
+
+@pytest.mark.parametrize(
+    ("name", "operators", "bytes_", "flops"),
+    [("resnet50", 1.39, 0.59, 0.41), ("convnext_tiny", 1.43, 0.66, 0.42), ("efficientnet_b0", 1.36, 0.62, 0.44)],
+)
+def test_an_encoder_step_costs_no_more_than_it_did(name, operators, bytes_, flops):
+    """Two images, whose weights and their gradients are a larger part of the bytes than of eight."""
+    found = traffic(name, "encoder", (DENSE, VISIBLE), batch_size=2)
+    of_dense = shares(found[VISIBLE], found[DENSE])
+    assert of_dense["operators"] <= operators and of_dense["bytes"] <= bytes_ and of_dense["flops"] <= flops
+    assert of_dense["flops"] >= 20 / 49 and of_dense["bytes"] >= 20 / 49  # what is visible is computed
+
+
+def test_counts_are_those_of_a_calculation_by_hand():
+    conv = nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False)
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    forward = counted(lambda: conv(x))
+    multiplications = 2 * 16 * 6 * 6 * (8 // 4) * 9
+    assert forward.launched == {"convolution": 1} and forward.flops == 2 * multiplications
+    assert forward.bytes == 4 * (x.numel() + conv.weight.numel() + 2 * 16 * 6 * 6)
+    out = conv(x)
+    backward = counted(lambda: torch.autograd.grad(out, [x, conv.weight], torch.ones_like(out)))
+    assert backward.flops == 2 * 2 * multiplications  # of each gradient
+
+
+class HostWaits(AssertionError):
+    """An operator that needs values on the host."""
+
+
+class NoHostWaits(TorchDispatchMode):
+    """Refuses what makes a host wait for its device."""
+
+    _WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_dim", "bincount", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        chosen = name.startswith("index") and [t for t in tree_leaves(args[1:]) if isinstance(t, Tensor)]
+        if name.startswith(self._WAIT) or any(t.dtype == torch.bool for t in chosen or ()):  # x[x > 0]
+            raise HostWaits(f"{func} was called")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "efficientnet_b0", "regnety_002", "repvgg_a0", "resnetblur18", "densenet121"]
+)
+def test_the_host_does_not_wait_within_a_step(name, bf16):
+    """On the way that runs on any device; the same on a GPU in test_gpu.py."""
+    torch.manual_seed(0)
+    model = SparK(timm.create_model(name), image_size=64, mask_ratio=0.5, decoder_width=32, prove=False).train()
+    images = torch.randn(2, 3, 64, 64)
+
+    def step(seed):
+        grid = PatchGrid.random(2, (2, 2), mask_ratio=0.5, generator=torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(images, grid).loss
+        loss.backward()
+
+    with generic():
+        step(0)  # plans are made here
+        with NoHostWaits():
+            step(1)
+
+
+def test_a_wait_is_seen():
+    for wait in (lambda x: x.nonzero(), lambda x: float(x[0]), lambda x: x[x > 0], lambda x: x.unique()):
+        with pytest.raises(HostWaits), NoHostWaits():
+            wait(torch.ones(3))
