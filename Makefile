@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
 RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: demo test test-slow benchmarks lint clean
+.PHONY: demo test test-slow test-oldest benchmarks lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) $(BIN)/convspark demo
@@ -18,6 +18,17 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(RUN) $(BIN)/python -m pytest -m slow
+
+# The default tests with the oldest versions that pyproject.toml declares, in an environment of their own. What these
+# versions say of libraries newer than themselves is no error.
+test-oldest: .venv-oldest/.installed
+	$(RUN) .venv-oldest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning -W ignore::FutureWarning
+
+.venv-oldest/.installed: pyproject.toml
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
 
 # The tables of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
 benchmarks: $(VENV)/.installed
@@ -40,4 +51,4 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) .venv-oldest dist build

@@ -9,7 +9,7 @@ EfficientNet the next block's expansion.
 import inspect
 import math
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -111,10 +111,12 @@ def _listen(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
         return module.register_forward_hook(hook).remove
     # Dynamo traces neither the counter that handles take their numbers from, nor a change of this dictionary.
     hooks = module._forward_hooks
-    module._forward_hooks = {**hooks, "convspark": hook}  # type: ignore[assignment]
+    module._forward_hooks = OrderedDict(hooks, convspark=hook)
 
     def remove() -> None:
-        module._forward_hooks = hooks
+        module._forward_hooks = OrderedDict(
+            hooks
+        )  # or else an old Dynamo leaves a dict, which nothing can refer to weakly
 
     return remove
 

@@ -43,16 +43,21 @@ class GridTensor(Tensor):
         """Told without asking PyTorch, which networks do at every norm."""
         return len(self.axes)
 
-    # Methods of `Tensor` that are written in Python, through which Dynamo loses its way to `__torch_function__`.
+    # Methods of `Tensor` that are written in Python: Dynamo loses its way through them to `__torch_function__`.
 
     def norm(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return self.__torch_function__(Tensor.norm, (), (self, *args), kwargs)
+        return self._called(Tensor.norm, *args, **kwargs)
 
     def split(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return self.__torch_function__(Tensor.split, (), (self, *args), kwargs)
+        return self._called(Tensor.split, *args, **kwargs)
 
     def unflatten(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return self.__torch_function__(Tensor.unflatten, (), (self, *args), kwargs)
+        return self._called(Tensor.unflatten, *args, **kwargs)
+
+    def _called(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and torch._C._is_torch_function_enabled():
+            return self.__torch_function__(method, (), (self, *args), kwargs)
+        return method(self, *args, **kwargs)
 
     @classmethod
     def __torch_function__(

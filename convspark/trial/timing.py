@@ -59,7 +59,7 @@ def peak_memory(way: Callable[[], object], device: torch.device) -> int:
         way()
         return torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         way()
     recorded = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted(
