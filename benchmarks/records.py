@@ -53,3 +53,14 @@ def processor() -> str:
     except OSError:
         names = []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The checkout's commit, as far as git tells it."""
+    import subprocess
+
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

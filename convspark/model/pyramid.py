@@ -111,7 +111,7 @@ def _listen(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
         return module.register_forward_hook(hook).remove
     # Dynamo traces neither the counter that handles take their numbers from, nor a change of this dictionary.
     hooks = module._forward_hooks
-    module._forward_hooks = OrderedDict(hooks, convspark=hook)
+    module._forward_hooks = OrderedDict(hooks, convspark=hook)  # type: ignore[call-overload, arg-type]
 
     def remove() -> None:
         module._forward_hooks = OrderedDict(

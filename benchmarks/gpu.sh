@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# All that is to be measured on a GPU, most important first, in at most 8 minutes: benchmarks/gpu.sh
+#
+# From a checkout with nothing installed: Python, PyTorch, torchvision, timm, Lightning and what those bring; no network.
+# Each part is a process of its own with a limit in seconds. LIMIT (480) is that of all together, OUT the file of results
+# (benchmarks/results/gpu.jsonl), DEVICE cuda or, to rehearse, cpu:
+#     DEVICE=cpu CONVSPARK_COMPILE=0 SIZE=64 BATCH=2 LARGE=4 REPEATS=2 OUT=/tmp/gpu.jsonl benchmarks/gpu.sh
+set -u
+cd "$(dirname "$0")/.."
+: "${DEVICE:=cuda}" "${LIMIT:=480}" "${SIZE:=224}" "${BATCH:=128}" "${LARGE:=512}" "${REPEATS:=9}" "${PYTHON:=python3}"
+: "${OUT:=benchmarks/results/gpu.jsonl}"
+export PYTHONUNBUFFERED=1
+end=$((SECONDS + LIMIT - 12))  # the table takes a few
+
+part() {  # part SECONDS ARGUMENTS...
+    local limit=$1 left=$((end - SECONDS))
+    shift
+    [ "$left" -lt 10 ] && { echo "--- no time left for: $*"; return; }
+    [ "$limit" -gt "$left" ] && limit=$left
+    echo "--- $* (at most $limit s)"
+    local started=$SECONDS
+    timeout --kill-after=5 "$limit" "$PYTHON" -m benchmarks.gpu "$@" \
+        --device "$DEVICE" --out "$OUT" --size "$SIZE" --repeats "$REPEATS"
+    echo "--- exit $? after $((SECONDS - started)) s"
+}
+
+part 70 correctness
+part 60 encoder resnet50 --batch-sizes "$BATCH,$LARGE" --modes eager,graph
+part 100 encoder resnet50 --batch-sizes "$BATCH" --modes compiled
+part 90 step resnet50 --batch-sizes "$BATCH"
+part 45 feeding --batch-sizes "$BATCH"
+part 45 encoder convnext_small efficientnet_b0 --batch-sizes "$BATCH" --modes eager,graph
+part 40 profile convnext_small --batch-sizes "$BATCH"
+part 90 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes compiled
+"$PYTHON" -m benchmarks.gpu table --out "$OUT"
