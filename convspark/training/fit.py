@@ -8,10 +8,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ..errors import ConvsparkError
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, make_tracker
+from .device import quick_products
 from .loading import TrainLoader, end_workers
 from .logs import quiet_lightning
+from .memory import out_of_memory
 from .module import TrainingModule
 from .progress import Progress
 from .run_folder import RunFolder
@@ -35,6 +36,7 @@ def fit(
     keep_epochs: int | None = None,
     tracker: str = "none",
     measure_every: int = 1,
+    can_accumulate: bool = True,
 ) -> Metrics:
     """Train to the last epoch; the rows of `metrics.csv` that were written.
 
@@ -43,14 +45,16 @@ def fit(
         precision: fp32 or bf16.
         go_on: the command that goes on with this run, for a user who stopped it.
         measure_every: epochs between measurements on `held_out`.
+        can_accumulate: whether the command can divide a batch into passes.
         gradient_clip: largest norm of a step's gradient, where the optimiser does not see to it itself.
         callbacks: of the task; they see an epoch's row already in `metrics.csv`, and come before its checkpoint.
 
     Raises:
         DivergedError: the loss is no longer a number; the last checkpoint is kept.
         KeyboardInterrupt: stopped by a signal, after a step, with a checkpoint written.
-        ConvsparkError: out of memory.
+        ConvsparkError: out of memory; says what fits.
     """
+    too_large = False
     watch = Stopwatch(train)
     metrics = Metrics(folder, watch)
     checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
@@ -77,7 +81,7 @@ def fit(
     if last:
         logger.info("going on from %s", last)
     try:
-        with quiet_lightning(), signals:
+        with quiet_lightning(), signals, quick_products(device):
             trainer.fit(module, train, held_out, ckpt_path=last, weights_only=True)
     except Interrupted:
         steps = module.schedule.steps
@@ -85,11 +89,9 @@ def fit(
     except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the step
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
     except torch.OutOfMemoryError:
-        batch, passes = train.order.batch_size, train.accumulate
-        raise ConvsparkError(
-            f"out of memory on {device} with a batch of {batch}: try --accumulate {2 * passes} (the same batch in "
-            "more, smaller passes), a smaller --batch-size or --size"
-        ) from None
+        too_large = True
     finally:
         end_workers(train, held_out)
+    if too_large:
+        raise out_of_memory(module, train, device, precision, can_accumulate)
     return metrics

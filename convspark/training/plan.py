@@ -20,7 +20,7 @@ from ..model.strides import as_setting, as_text
 from . import settings
 from .build import build_model, initialise, named_backbone, read_config
 from .compiling import check_compiler, compiled
-from .device import choose_device, choose_precision, default_workers, describe_device
+from .device import choose_device, choose_precision, default_workers, describe_device, describe_precision
 from .loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
 from .module import PretrainModule, counted_seed
 from .optimizer import build_optimizer, default_learning_rate, parameter_groups
@@ -118,7 +118,8 @@ class Plan:
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, weight decay {c['weight_decay']:g} "
             f"to {c['final_weight_decay']:g}",
-            f"device    {describe_device(self.device)}, {self.precision}, {self.workers} workers"
+            f"device    {describe_device(self.device)}, {describe_precision(self.precision, self.device)}, "
+            f"{self.workers} workers"
             f"{', compiled' if c['compile'] else ''}",
         ]
         if self.model.untrained:

@@ -20,7 +20,7 @@ from ..checkpoints.export import export_timm
 from ..errors import UsageError
 from ..report.confusion import confusion_matrix
 from ..training import settings
-from ..training.device import describe_device
+from ..training.device import describe_device, describe_precision
 from ..training.module import counted_seed
 from ..training.run_folder import RunFolder, command_line, write_text
 from . import recipe
@@ -113,7 +113,8 @@ class Finetuning(Task[FinetuneResult]):
             f"training  {c['epochs']} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {c['size']} pixels",
             f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, decayed by {c['layer_decay']:g} over "
             f"{groups} layer groups, weight decay {c['weight_decay']:g}",
-            f"device    {describe_device(self.device)}, {c['precision']}, {self.workers} workers",
+            f"device    {describe_device(self.device)}, {describe_precision(c['precision'], self.device)}, "
+            f"{self.workers} workers",
         ]
 
     def train(self, folder: RunFolder, started: float) -> FinetuneResult:

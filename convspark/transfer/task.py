@@ -127,6 +127,7 @@ class Task(ABC, Generic[R]):
             checkpoint_minutes=c["checkpoint_minutes"],
             measure_every=recipe.measure_every(c["epochs"]),
             go_on=f"convspark {self.command} --resume {folder.path}",
+            can_accumulate="accumulate" in c,
         )
         return best
 
