@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from benchmarks.gpu import SMALL, host_waits, step_beside_float64
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

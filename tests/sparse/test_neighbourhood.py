@@ -1,5 +1,6 @@
 """Convolutions and poolings over random grids and settings, against the dense op on the zero-filled map."""
 
+import copy
 import math
 
 import pytest
@@ -220,6 +221,23 @@ def test_depthwise_convolution(drawn, kernel, stride, dilation, channels, bias, 
         if not by_kernel:
             patched.setattr(compiled, "library", lambda: None)
         check(conv, visible, patch, channels, generator, conv)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("patch", [4, 8])
+def test_depthwise_gradients_in_bfloat16(stride, dilation, patch, monkeypatch):
+    """Without kernels of our own, against float64: on some processors PyTorch's were wrong where they were dilated."""
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    grid = PatchGrid.random(2, (4, 4), generator=torch.Generator().manual_seed(0))
+    conv = nn.Conv2d(32, 32, 3, stride, dilation, dilation, 32)
+    images = torch.randn(2, 32, 4 * patch, 4 * patch)
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        mine = copy.deepcopy(conv).to(dtype)
+        mine(gather(images.to(dtype), grid)).values.double().square().sum().backward()
+        found.append([p.grad.double() for p in mine.parameters()])
+    for expected, got in zip(*found, strict=True):
+        assert (expected - got).norm() < 0.02 * expected.norm()
 
 
 @PROPERTY
