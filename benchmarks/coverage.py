@@ -50,7 +50,7 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
 
     from convspark.errors import ConvsparkError
     from convspark.model.backbone import Stages, has_heads
-    from convspark.sparse.check import examine
+    from convspark.sparse.proof.prove import examine
 
     torch.set_num_threads(1)
     with torch.device("meta"):

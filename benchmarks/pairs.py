@@ -50,7 +50,7 @@ def show(what: str, repeats: int, dense: Callable[[], None], visible: Callable[[
     """Measure, write the line, print a row."""
     import torch
 
-    from convspark.sparse.functions import conv
+    from convspark.sparse.meanings import conv
     from convspark.trial.timing import compare
 
     def without() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convspark.sparse import PatchGrid, gather, scatter
-from convspark.sparse.oracle import masked_map, visible_part
+from convspark.sparse.proof.oracle import masked_map, visible_part
 
 TOLERANCE = 1e-8  # relative, float64
 

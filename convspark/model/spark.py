@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
-from ..sparse.check import prove as prove_exact
+from ..sparse.proof.prove import prove as prove_exact
 from .backbone import Stages, evaluating
 from .decoder import Decoder
 from .densify import Densify, choose_norm

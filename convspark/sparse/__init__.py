@@ -1,11 +1,11 @@
 """The engine: any convnet, unmodified, on the visible patches of a batch. Imports torch alone."""
 
-from . import functions  # noqa: F401  (fills the registry)
-from .functions.pointwise import elementwise
-from .functions.whole import whole_images
+from . import meanings  # noqa: F401  (fills the registry)
 from .grid import PatchGrid
-from .patches import PerImage, VisiblePatches, as_patches, as_per_image, gather, scatter
+from .meanings.pointwise import elementwise
+from .meanings.whole import whole_images
 from .registry import meaning
+from .tensor import PerImage, VisiblePatches, as_patches, as_per_image, gather, scatter
 
 __all__ = [
     "PatchGrid",

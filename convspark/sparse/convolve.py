@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from . import compiled
-from .patches import flat_rows, from_rows
 from .rows import Copy, FromPatches
+from .tensor import flat_rows, from_rows
 
 CONVOLUTION = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 

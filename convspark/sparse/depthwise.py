@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from . import compiled
 from .convolve import as_autocast_casts, kernels_compute
-from .patches import flat_rows, from_rows
 from .plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
+from .tensor import flat_rows, from_rows
 
 
 def can_run(values: Tensor, weight: Tensor, groups: int) -> bool:

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from . import compiled
 from .convolve import CONVOLUTION, as_autocast_casts, cast_dtype, kernels_compute
 from .grid import PatchGrid
-from .patches import flat_rows, from_rows
 from .plans import DECLARED, Plan, Sizes, seen_by_tap
+from .tensor import flat_rows, from_rows
 
 
 def can_run(values: Tensor, weight: Tensor) -> bool:

@@ -16,8 +16,8 @@ from ..model.spark import SparK, check_mask_ratio
 from ..model.strides import as_text, sides_of, times
 from ..model.target import reconstruction_loss
 from ..sparse import PatchGrid, VisiblePatches, gather
-from ..sparse.check import in_float64
 from ..sparse.compiled import library_is_there
+from ..sparse.proof.prove import in_float64
 from ..training.device import Precision, choose_device, choose_precision, describe_device
 from ..training.optimizer import build_optimizer, parameter_groups, set_rates
 from .mask_and_multiply import MaskAndMultiply

@@ -13,7 +13,7 @@ from ..model.networks import find_network
 from ..model.pyramid import CallBackbone
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..sparse import PatchGrid, gather
-from ..sparse.check import Proof, examine
+from ..sparse.proof.prove import Proof, examine
 from .modules import ModuleRow, watch_modules
 from .timing import Measured, compare
 

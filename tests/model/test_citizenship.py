@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convspark import PatchGrid, SparK, gather, scatter
 from convspark.model.backbone import Stages
 from convspark.sparse import compiled
-from convspark.sparse.oracle import masked_map, visible_part
+from convspark.sparse.proof.oracle import masked_map, visible_part
 
 THIN = {
     "resnet10t": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},

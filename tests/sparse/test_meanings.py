@@ -219,7 +219,7 @@ def test_small_network_is_exact_where_a_patch_is_one_position(name):
 def test_as_many_patches_as_images():
     """N = B must not turn per-image values into per-patch ones."""
     from convspark import PatchGrid, gather, scatter
-    from convspark.sparse.oracle import masked_map, visible_part
+    from convspark.sparse.proof.oracle import masked_map, visible_part
 
     net = Net(SqueezeExcite(lambda x: x.mean((2, 3)))).double()
     images = torch.randn(3, 4, 8, 8, dtype=torch.float64)

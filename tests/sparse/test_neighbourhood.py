@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from convspark.errors import NotExactError
 from convspark.sparse import PatchGrid, compiled, gather, scatter
-from convspark.sparse.patches import flat_rows
 from convspark.sparse.plans import Plan
+from convspark.sparse.tensor import flat_rows
 
 # Many drawn settings give a map that is no multiple of the grid; they are thrown away.
 PROPERTY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -174,7 +174,7 @@ def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias, by_pai
 def use_pairs(patched):
     """However few channels there are, and however many visible patches."""
     for limit, value in (("_PAIRED_FROM", 1), ("_ACROSS_UP_TO", 1.0)):
-        patched.setattr(f"convspark.sparse.functions.conv.{limit}", value)
+        patched.setattr(f"convspark.sparse.meanings.conv.{limit}", value)
 
 
 @settings(PROPERTY, max_examples=60)
@@ -312,7 +312,7 @@ def test_convolution_of_volumes(drawn, kernel, stride, by_pairs):
 
 def test_every_way_to_run_is_met(monkeypatch):
     """The property tests above would mean little if the same way were chosen each time."""
-    from convspark.sparse.functions.conv import _looked_at, _way
+    from convspark.sparse.meanings.conv import _looked_at, _way
 
     def way(patch, kernel, groups, channels=8, mask_ratio=0.5):
         grid = PatchGrid.random(2, (4, 4), mask_ratio)

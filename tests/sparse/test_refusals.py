@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from convspark import PatchGrid, VisiblePatches, gather
 from convspark.errors import NotExactError
-from convspark.sparse.check import prove
+from convspark.sparse.proof.prove import prove
 
 
 def patches(channels=4, p=4):

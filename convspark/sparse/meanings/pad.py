@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import Padding, PerImage, VisiblePatches, as_patches, as_same_kind
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import Padding, PerImage, VisiblePatches, as_patches, as_same_kind
 from .neighbourhood import with_patches_first
 from .operands import arguments, dense_batch
 

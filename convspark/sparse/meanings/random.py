@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext
 
-from .. import layout as lay
+from .. import axes as lay
 from ..grid import PatchGrid
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
 from ..registry import Refusal, meaning
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
 from .operands import named
 
 # Functions that draw one number for each row of their input from its shape alone (`torch.rand(x.shape[0], 1, 1, 1)`),

@@ -2,14 +2,14 @@
 
 from . import (  # noqa: F401
     conv,
-    matrix,
-    metadata,
+    matmul,
     norm,
     pad,
     pointwise,
     pool,
+    query,
     random,
     reduce,
     resize,
-    structure,
+    shape,
 )

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
 from .operands import joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 
 

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layout as lay
+from .. import axes as lay
 from ..grid import PatchGrid
-from ..patches import (
+from ..plans import Plan, Sizes, kept
+from ..registry import Refusal
+from ..tensor import (
     VisiblePatches,
     as_patches,
     become_patches,
@@ -30,8 +32,6 @@ from ..patches import (
     scatter,
     unpadded,
 )
-from ..plans import Plan, Sizes, kept
-from ..registry import Refusal
 
 Pads = tuple[tuple[int, int], ...]
 """Positions before and after, along each spatial axis."""

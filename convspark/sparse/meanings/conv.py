@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import axes as lay
 from .. import depthwise, pairs
-from .. import layout as lay
 from ..convolve import Gathered
 from ..grid import PatchGrid
-from ..patches import (
+from ..registry import Refusal, meaning
+from ..tensor import (
     GridTensor,
     PerImage,
     VisiblePatches,
@@ -21,7 +22,6 @@ from ..patches import (
     from_rows,
     repeat_per_patch,
 )
-from ..registry import Refusal, meaning
 from .neighbourhood import Reach, Source, source_of, through_images
 from .operands import arguments, dense_batch, per_axis
 

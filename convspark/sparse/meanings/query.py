@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from ..patches import GridTensor, VisiblePatches, as_same_kind
 from ..registry import Refusal, meaning
+from ..tensor import GridTensor, VisiblePatches, as_same_kind
 from .operands import named, unpadded
 
 # What a network may read off visible patches. The shape is that of the packed tensor; nothing else here depends on

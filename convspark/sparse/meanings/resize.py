@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import PerImage, VisiblePatches, as_patches
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import PerImage, VisiblePatches, as_patches
 from .neighbourhood import through_images
 from .operands import arguments, dense_batch, per_axis, spread_over_positions, unpadded
 

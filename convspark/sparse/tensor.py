@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from . import layout as lay
-from .blame import refuse
+from . import axes as lay
+from .axes import Layout, LostAxes
 from .grid import PatchGrid
-from .layout import Layout, LostAxes
+from .refuse import refuse
 from .registry import Refusal, meaning_of
 from .rows import Copy, copied
 
@@ -26,7 +26,7 @@ class GridTensor(Tensor):
 
     Attributes:
         grid: its `PatchGrid`.
-        axes: what each of its axes means (`layout.py`).
+        axes: what each of its axes means (`axes.py`).
     """
 
     grid: PatchGrid
@@ -119,7 +119,7 @@ def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) ->
     """Plain values, one row a visible patch, to VisiblePatches.
 
     Args:
-        values: (N, C, *positions), in the order of `grid.cells`; other axes need a `layout` (`layout.py`).
+        values: (N, C, *positions), in the order of `grid.cells`; other axes need a `layout` (`axes.py`).
     """
     return _know(values.as_subclass(VisiblePatches), grid, layout or lay.canonical(values.shape))
 

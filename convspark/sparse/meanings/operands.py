@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import layout as lay
+from .. import axes as lay
+from ..axes import Axis, Layout
 from ..grid import PatchGrid
-from ..layout import Axis, Layout
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, become_per_image, repeat_per_patch, unpadded
 from ..registry import Refusal
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, become_per_image, repeat_per_patch, unpadded
 
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .. import layout as lay
+from .. import axes as lay
 from ..grid import PatchGrid
-from ..patches import (
+from ..registry import Refusal, meaning
+from ..tensor import (
     GridTensor,
     PerImage,
     VisiblePatches,
@@ -22,7 +23,6 @@ from ..patches import (
     become_per_image,
     sum_per_image,
 )
-from ..registry import Refusal, meaning
 from .operands import arguments, dimension, dimensions, each_patch, named, patch_axis, require_plain, unpadded
 
 

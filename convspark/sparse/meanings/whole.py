@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import layout as lay
+from .. import axes as lay
 from ..grid import PatchGrid
-from ..patches import PerImage, VisiblePatches, as_per_image
 from ..registry import Refusal
+from ..tensor import PerImage, VisiblePatches, as_per_image
 from .neighbourhood import cut, put_back
 from .operands import rows_first, tensors_in
 

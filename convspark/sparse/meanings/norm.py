@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
+from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..synchronised import synchronised_batch_norm
+from ..tensor import PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
 from .operands import arguments, dense_batch, named, require_plain, rows_first, unpadded
 from .reduce import image_moments
 

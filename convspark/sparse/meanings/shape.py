@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import layout as lay
-from ..patches import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind
 from .operands import (
     dimension,
     each_patch,

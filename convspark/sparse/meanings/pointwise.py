@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import GridTensor, PerImage, as_same_kind
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import GridTensor, PerImage, as_same_kind
 from .operands import dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 from .random import is_row_noise, one_an_image
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import NotExactError
-from .functions.random import drops_images
-from .grid import PatchGrid
+from ...errors import NotExactError
+from ..grid import PatchGrid
+from ..meanings.random import drops_images
+from ..tensor import VisiblePatches, gather, scatter
 from .oracle import MaskedMap, masked_map, visible_part
-from .patches import VisiblePatches, gather, scatter
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import layout as lay
-from ..patches import PerImage, VisiblePatches, as_per_image
+from .. import axes as lay
 from ..registry import Refusal, meaning
+from ..tensor import PerImage, VisiblePatches, as_per_image
 from .neighbourhood import Reach, Source, source_of
 from .operands import arguments, dense_batch, named, per_axis
 from .reduce import over_image
