@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class VisiblePatches(GridTensor):
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
     pending: Padding | None
+    # What F.pad announced of this tensor and is still there: it shows what this tensor was.
+    padded: list[weakref.ref[VisiblePatches]] | None
 
 
 class PerImage(GridTensor):
@@ -105,14 +108,52 @@ class PerImage(GridTensor):
     origin: tuple[Layout, torch.Size] | None
 
 
-class Padding:
-    """Padding announced by F.pad: the unpadded patches, and for each spatial axis (before, after)."""
+class PaddingStep(NamedTuple):
+    """What one F.pad announced: for each spatial axis (before, after), and what is there."""
 
-    def __init__(self, core: VisiblePatches, pads: tuple[tuple[int, int], ...], mode: str, value: float):
-        self.core = core
-        self.pads = pads
-        self.mode = mode
-        self.value = value
+    pads: tuple[tuple[int, int], ...]
+    mode: str
+    value: float
+
+
+class Padding:
+    """Padding announced by F.pad, once or several times.
+
+    Attributes:
+        core: the patches without it.
+        steps: in order.
+    """
+
+    def __init__(self, core: VisiblePatches, steps: list[PaddingStep]):
+        traced = torch.compiler.is_compiling()
+        self._copied = traced or core.is_inference()  # whose changes in place nobody counts
+        self.core = as_patches(core.clone(), core.grid, core.axes) if self._copied else core
+        self._version = 0 if self._copied else core._version
+        self.steps = steps
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Of all steps together, for each spatial axis."""
+        of_axes = zip(*(step.pads for step in self.steps), strict=True)
+        return tuple((sum(lo for lo, _ in each), sum(hi for _, hi in each)) for each in of_axes)
+
+    def followed_by(self, step: PaddingStep) -> Padding:
+        return Padding(self.unchanged(), [*self.steps, step])
+
+    def unchanged(self) -> VisiblePatches:
+        """The core as it was when the padding was announced."""
+        if not self._copied and self.core._version != self._version:
+            raise Refusal("what F.pad padded was changed in place afterwards, through a view of it; pad a clone")
+        return self.core
+
+    def announce(self, padded: VisiblePatches) -> None:
+        """Have the core keep what it is as soon as it is changed in place, as long as the padded tensor is there."""
+        if not self._copied:
+            self.core.padded = [*(ref for ref in self.core.padded or () if ref() is not None), weakref.ref(padded)]
+
+    def keep_core(self) -> None:
+        self.core = as_patches(self.core.clone(), self.core.grid, self.core.axes)
+        self._version, self._copied = 0, True
 
 
 def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> VisiblePatches:
@@ -159,7 +200,7 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
-    patches.pending = None  # Dynamo does not see a class's
+    patches.pending = patches.padded = None  # Dynamo does not see a class's
     return patches
 
 
@@ -228,7 +269,11 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
         (B, C, H, W), a plain tensor.
     """
     with torch._C.DisableTorchFunctionSubclass():
-        values, grid = canonical_values(patches), patches.grid
+        try:
+            values, grid = canonical_values(patches), patches.grid
+        except Refusal as refusal:
+            reason = refusal.args[0]
+            raise UsageError(f"patches cannot be put back into images: {reason}") from None
         patch = values.shape[2:]
         rows = copied(flat_rows(values), grid.into_images(tuple(patch)))
         sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
@@ -246,6 +291,15 @@ def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> T
     for axis, p in enumerate(patch):
         visible = visible.repeat_interleave(p, dim=2 + axis)
     return visible
+
+
+def before_change(tensor: object) -> None:
+    """Called before a tensor is changed in place: what F.pad announced of it keeps what it was."""
+    if isinstance(tensor, VisiblePatches) and tensor.padded:
+        for padded in (ref() for ref in tensor.padded):
+            if padded is not None and padded.pending is not None:
+                padded.pending.keep_core()
+        tensor.padded = None
 
 
 def unpadded(tensor: T) -> T:

@@ -117,7 +117,7 @@ def _action(func: Any, args: tuple, kwargs: dict, out: Any) -> str | None:
     """What a call does, or None where it only asks or moves axes."""
     meaning = meaning_of(func)
     family = meaning.__module__.rpartition(".")[2] if meaning is not None else ""
-    if family in ("metadata", "structure") or meaning is None:
+    if family in ("query", "shape") or meaning is None:
         return None
     if not any(isinstance(a, VisiblePatches) for a in (*args, *kwargs.values())):
         return ON_IMAGES

@@ -23,10 +23,16 @@ class Attention(nn.Module):
 
 REFUSED = {
     "unfold": (lambda x: F.unfold(x, 3), "unfold", "no known meaning"),
-    "cumsum": (lambda x: x.cumsum(2), "cumsum", "no known meaning"),
+    "cumsum": (lambda x: x.cumsum(2), "cumsum", "patches or positions"),
     "numel": (lambda x: x.sum() / x.numel(), "numel", "no known meaning"),
     "roll over positions": (lambda x: x.roll(1, 2), "roll", "patches or positions"),
-    "sort": (lambda x: x.sort(1), "sort", "no known meaning"),
+    "sort": (lambda x: x.sort(2), "sort", "patches or positions"),
+    "roll over all": (lambda x: x.roll(1), "roll", "no dims are given"),
+    "attention by broadcasting": (
+        lambda x: x.flatten(2)[..., None] - x.flatten(2)[..., None, :],
+        "sub",
+        "relates positions to each other",
+    ),
     "attention": (Attention(), "matmul", "attention"),
     "positions of one patch": (lambda x: x[:, :, 0], "__getitem__", "single patches or positions"),
     "one row": (lambda x: x.mean(2), "mean", "some spatial axes and not others"),
@@ -45,7 +51,6 @@ REFUSED = {
     "unpadded conv": (nn.Conv2d(4, 4, 3), "conv2d", "line up"),
     "stride too wide": (nn.Conv2d(4, 4, 8, 8), "conv2d", "does not divide"),
     "flatten to a vector": (lambda x: F.linear(x.flatten(1), torch.ones(1, 64)), "linear", "patches or positions"),
-    "dropout of channels": (lambda x: F.dropout2d(x, 0.5), "dropout2d", "image by image"),
     "result written elsewhere": (lambda x: torch.add(x.mean((2, 3)), 1, out=torch.zeros(0)), "add", "out="),
     "read after pad": (lambda x: F.pad(x, (1, 1, 1, 1)) + 1, "add", "padded"),
     "mean after pad": (lambda x: F.pad(x, (1, 1, 1, 1)).mean((2, 3)), "mean", "padded"),

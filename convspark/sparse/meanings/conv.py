@@ -23,7 +23,7 @@ from ..tensor import (
     repeat_per_patch,
 )
 from .neighbourhood import Reach, Source, source_of, through_images
-from .operands import arguments, dense_batch, per_axis
+from .operands import dense_batch, per_axis
 
 # Up to so many positions, multiplying a kernel's taps once beats the library's convolution: on a window that is mostly
 # halo, and also without any halo, for which its convolutions on maps of 1x1 and 2x2 are slow (measured on CPU,
@@ -36,9 +36,10 @@ _PAIRED_FROM = 4
 _ACROSS_UP_TO = 0.6
 
 
-def _convolve(
+@meaning(functional.conv1d, functional.conv2d, functional.conv3d)
+def convolve(
     func,
-    x: Tensor,
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, ...] = 1,
@@ -46,6 +47,10 @@ def _convolve(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ):
+    """The dense convolution of the zero-filled map, at visible positions."""
+    x = input
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, weight, bias, stride, padding, dilation, groups)
     if isinstance(weight, VisiblePatches) or isinstance(bias, VisiblePatches):
         raise Refusal("its weights were computed from single patches")
     if isinstance(weight, PerImage):
@@ -53,7 +58,7 @@ def _convolve(
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
     source, reach = _looked_at(x, weight, stride, padding, dilation)
-    if source.mode != "constant":
+    if source.is_padded_otherwise(reach.padding):
         return source.through_padded_images(lambda maps: func(maps, weight, bias, stride, padding, dilation, groups))
     way = _way(source, reach, weight, groups)
     if way == "local":
@@ -112,6 +117,8 @@ def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, gro
     source, reach = _looked_at(x, weight, stride, padding, dilation)
     weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
     biases = bias if bias is None else _each_patch(bias, grid)
+    if source.is_padded_otherwise(reach.padding):
+        raise Refusal("its weights were computed from the images, and F.pad padded its input otherwise than by zeros")
     windows = source.window(reach).reshape(1, -1, *reach.size)
     values = func(windows, weights, biases, reach.stride, 0, reach.dilation, groups)
     channels: lay.Axis = lay.merged([(lay.PATCH, grid.num_visible), (lay.PLAIN, values.shape[1] // grid.num_visible)])
@@ -185,33 +192,31 @@ def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> b
     return channels >= narrowest and values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-@meaning(functional.conv1d, functional.conv2d, functional.conv3d)
-def conv(func, args, kwargs):
-    x = args[0] if args else kwargs["input"]
-    if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    if not args:
-        kwargs = dict(kwargs)
-        args = (kwargs.pop("input"),)
-    return _convolve(func, *args, **kwargs)
-
-
 @meaning(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
-def conv_transpose(func, args, kwargs):
-    x, weight = args[0], args[1]
+def conv_transpose(
+    func,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+):
+    """Within each patch where the kernel is as wide as the stride; else on whole images."""
+    x, given = input, (weight, bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    names = ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-    given = arguments(args, kwargs, *names)
+        return dense_batch(func, x, *given)
     dims = weight.dim() - 2
-    strides = per_axis(given.get("stride", 1), dims)
-    zeros = [per_axis(given.get(name, 0), dims) for name in ("padding", "output_padding")]
-    if not isinstance(x, VisiblePatches) or any(isinstance(t, GridTensor) for t in (weight, given.get("bias"))):
+    strides = per_axis(stride, dims)
+    zeros = [per_axis(padding, dims), per_axis(output_padding, dims)]
+    if not isinstance(x, VisiblePatches) or any(isinstance(t, GridTensor) for t in (weight, bias)):
         raise Refusal("its weights were computed from patches")
     if tuple(weight.shape[2:]) == strides and not any(map(any, zeros)):  # stays within each patch
-        out = func(canonical_values(x), *args[1:], **kwargs)
+        out = func(canonical_values(x), *given)
         return as_patches(out, x.grid, lay.canonical(out.shape))
-    out = through_images(x, lambda maps: func(maps, *args[1:], **kwargs))
+    out = through_images(x, lambda maps: func(maps, *given))
     grown = tuple(p * s for p, s in zip(x.shape[2:], strides, strict=True))
     if tuple(out.shape[2:]) != grown:
         raise Refusal(f"patches of {tuple(x.shape[2:])} positions become {tuple(out.shape[2:])}, expected {grown}")

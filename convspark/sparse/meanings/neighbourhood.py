@@ -24,6 +24,7 @@ from ..grid import PatchGrid
 from ..plans import Plan, Sizes, kept
 from ..registry import Refusal
 from ..tensor import (
+    Padding,
     VisiblePatches,
     as_patches,
     become_patches,
@@ -44,34 +45,46 @@ class Source(NamedTuple):
         values: (N, C, *patch)
         grid: of the patches.
         announced: what F.pad padded with, if it did.
-        mode: of that padding, "constant" where there is none.
-        outside: what lies outside the image, if it is constant.
+        outside: what lies outside the image, if it is one value.
+        own_outside: what the op itself takes positions outside the image for.
     """
 
     values: Tensor
     grid: PatchGrid
-    announced: Pads | None
-    mode: str
+    announced: Padding | None
     outside: float
+    own_outside: float
 
     @property
     def has_zeros_around(self) -> bool:
         """Whether there is nothing but 0 outside the image."""
-        return self.outside == 0 and self.mode == "constant"
+        return self.outside == 0
+
+    def is_padded_otherwise(self, padding: Sizes) -> bool:
+        """Whether what F.pad announced is more than a border of one value: then whole images are padded as it says.
+
+        Args:
+            padding: the op's own.
+        """
+        steps = self.announced.steps if self.announced is not None else []
+        if not steps:
+            return False
+        plain = all(step.mode == "constant" and step.value == steps[0].value for step in steps)
+        crops = any(n < 0 for step in steps for pair in step.pads for n in pair)
+        return not plain or crops or (any(padding) and steps[0].value != self.own_outside)
 
     def reach(
         self, kind: Callable[..., R], kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, *more: Any
     ) -> R:
         """How far an op looks from these patches; `more` is for a `kind` that needs it."""
         patch = tuple(self.values.shape[2:])
-        return _made(kind, kernel, stride, dilation, patch, self.grid.shape, padding, self.announced, *more)
+        announced = None if self.announced is None else self.announced.pads
+        return _made(kind, kernel, stride, dilation, patch, self.grid.shape, padding, announced, *more)
 
     # ---------------------------------------------------------------- the ways to run
 
     def window(self, reach: Reach) -> Tensor:
         """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
-        if self.mode != "constant":
-            raise Refusal(f"it cannot run on what F.pad padded with mode={self.mode!r}")
         if reach.is_alone:
             return self.values
         return copied_patches(self.values, self.grid.copy(reach.window, self.outside), reach.size)
@@ -79,9 +92,9 @@ class Source(NamedTuple):
     def through_padded_images(self, function: Callable[[Tensor], Tensor]) -> VisiblePatches:
         """Run a function of padded maps, (B, C, *padded sides) -> (B, C', *sides'), as the dense network does."""
         maps = scatter(as_patches(self.values, self.grid))
-        if self.announced is not None:
-            pads = [n for pair in reversed(self.announced) for n in pair]
-            maps = functional.pad(maps, pads, self.mode, self.outside if self.mode == "constant" else None)
+        for step in self.announced.steps if self.announced is not None else ():
+            pads = [n for pair in reversed(step.pads) for n in pair]
+            maps = functional.pad(maps, pads, step.mode, step.value if step.mode == "constant" else None)
         return cut(function(maps), self.grid)
 
     def strided(self, reach: Reach) -> Tensor:
@@ -98,7 +111,7 @@ class Source(NamedTuple):
 
 
 def source_of(x: VisiblePatches, padding: Sizes, outside: float = 0.0, dims: int | None = None) -> Source:
-    """Read patches and their padding; refuses paddings that cannot be told apart (one mode on top of another).
+    """Read patches and their padding.
 
     Args:
         x: canonical visible patches, or ones padded by F.pad.
@@ -107,14 +120,11 @@ def source_of(x: VisiblePatches, padding: Sizes, outside: float = 0.0, dims: int
         dims: spatial axes that the op works on.
     """
     pending = x.pending
-    core = with_patches_first(x if pending is None else pending.core)
+    core = with_patches_first(x if pending is None else pending.unchanged())
     if dims is not None and core.dim() != dims + 2:
         raise Refusal(f"it works on {dims} spatial axes, and the patches have {core.dim() - 2}")
-    if pending is None:
-        return Source(core, core.grid, None, "constant", outside)
-    if any(padding) and not (pending.mode == "constant" and pending.value == outside):
-        raise Refusal("the op pads a tensor that F.pad padded in another way")
-    return Source(core, core.grid, pending.pads, pending.mode, pending.value)
+    value = outside if pending is None else pending.steps[0].value
+    return Source(core, core.grid, pending, value, outside)
 
 
 def with_patches_first(x: VisiblePatches) -> VisiblePatches:

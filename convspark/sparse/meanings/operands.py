@@ -37,9 +37,9 @@ def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def arguments(args: tuple, kwargs: dict, *names: str) -> dict[str, Any]:
-    """What was given after the first argument, by name."""
-    return dict(zip(names, args[1:], strict=False)) | kwargs
+def as_sizes(given: Sequence[Any]) -> list[int]:
+    """The sizes of `view(2, 3)`, `view((2, 3))` or `view([2, 3])`."""
+    return list(given[0]) if len(given) == 1 and not isinstance(given[0], int) else list(given)
 
 
 def dimension(tensor: Tensor, dim: int) -> int:
@@ -93,6 +93,9 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
                 )
             if size != 1:
                 axes[at] = lay.plain_axis(size)
+    roles = [role for axis in axes for role, _ in axis if role != lay.PLAIN]
+    if len(roles) != len(set(roles)):
+        raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     return leader, tuple(axes)
 
 
@@ -155,9 +158,9 @@ def rows_first(tensor: PerImage) -> PerImage:
     return tensor
 
 
-def dense_batch(func: Callable[..., Any], tensor: PerImage, args: tuple, kwargs: dict) -> PerImage:
+def dense_batch(func: Callable[..., Any], input: PerImage, *args: Any, **kwargs: Any) -> PerImage:
     """Run a function that treats the first axis as a batch on per-image rows, as it is."""
-    return become_per_image(func(*args, **kwargs), rows_first(tensor).grid)
+    return become_per_image(func(input, *args, **kwargs), rows_first(input).grid)
 
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
@@ -166,6 +169,8 @@ def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
     if isinstance(tensor, PerImage) and wanted:
         patches, images = tensor.grid.num_visible, tensor.grid.batch_size
         unfit = -1 not in wanted and math.prod(wanted) != tensor.numel()
-        if wanted[0] == patches or (unfit and patches and wanted[0] % patches == 0):  # N, or N * channels
-            wanted[0] = wanted[0] // max(patches, 1) * images
+        if wanted[0] == patches:
+            wanted[0] = images
+        elif unfit and patches and wanted[0] % patches == 0:  # N * channels
+            wanted[0] = wanted[0] // patches * images
     return wanted

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, as_same_kind
-from .operands import dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
+from ..tensor import GridTensor, PerImage, as_same_kind, before_change, repeat_per_patch
+from .operands import dense_batch, dimension, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 from .random import is_row_noise, one_an_image
 
 _ARITHMETIC = """
@@ -72,31 +72,31 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
         ]
     )
 )
-def elementwise(func, args, kwargs):
+def elementwise(func, *args, **kwargs):
     """Meaning of a function that treats every element alone: `meaning(torch.special.expit)(elementwise)`."""
     operands = tensors_in((*args, *kwargs.values()))
     first = operands[0]
     if len(operands) == 1 and isinstance(first, GridTensor):
-        out = _run(func, args, kwargs)
         unpadded(first)
+        out = _run(func, args, kwargs)
         return first if out is first else as_same_kind(out, first, first.axes)
     if func in _PRELU:
-        return _prelu(func, args, kwargs)
+        return _prelu(func, *args, **kwargs)
     grid = next(o.grid for o in operands if isinstance(o, GridTensor))
     if any(is_row_noise(o, grid) for o in operands):
         args = tuple(one_an_image(a, grid) if is_row_noise(a, grid) else a for a in args)
         operands = tensors_in((*args, *kwargs.values()))
     leader, layout = joined_layout(operands)
+    if func in _IN_PLACE and not isinstance(args[0] if args else first, type(leader)):
+        raise Refusal("it writes visible patches into a tensor that has no patches")
     args = tuple(with_rows_of(arg, leader) for arg in args)
     out = _run(func, args, {key: with_rows_of(arg, leader) for key, arg in kwargs.items()})
-    if out is first:
-        if not isinstance(first, type(leader)):
-            raise Refusal("it writes visible patches into a tensor that has no patches")
-        return first
-    return as_same_kind(out, leader, layout)
+    return first if out is first else as_same_kind(out, leader, layout)
 
 
 def _run(func, args, kwargs):
+    if func in _IN_PLACE or kwargs.get("inplace"):
+        before_change(args[0] if args else kwargs["input"])
     if torch.compiler.is_compiling():
         if func in _IN_PLACE and isinstance(args[0], GridTensor):
             # Dynamo forgets the class of a tensor that a method changes in place: it changes a view of it instead.
@@ -124,30 +124,61 @@ _IN_PLACE = {
 _PRELU = {functional.prelu, torch.prelu, Tensor.prelu}
 
 
-def _prelu(func, args, kwargs):
+def _prelu(func, input, weight):
     """Its weight runs along axis 1, whatever the number of axes."""
-    x = unpadded(args[0])
+    x = unpadded(input)
     require_plain(x, [1] if x.dim() > 1 else [], "a weight along this axis")
-    return as_same_kind(func(*args, **kwargs), x, x.axes)
+    return as_same_kind(func(x, weight), x, x.axes)
 
 
 @meaning(*named("glu", functional, _NN))
-def glu(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-    dim = dim + x.dim() if dim < 0 else dim
-    require_plain(x, [dim], "splitting this axis")
-    out = func(*args, **kwargs)
-    return as_same_kind(out, x, (*x.axes[:dim], lay.plain_axis(out.shape[dim]), *x.axes[dim + 1 :]))
+def glu(func, input, dim=-1):
+    """Half of the channels by the sigmoid of the other half."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "splitting this axis")
+    out = func(x, at)
+    return as_same_kind(out, x, (*x.axes[:at], lay.plain_axis(out.shape[at]), *x.axes[at + 1 :]))
 
 
-@meaning(*named("dropout1d dropout2d dropout3d feature_alpha_dropout alpha_dropout", functional))
-def feature_dropout(func, args, kwargs):
-    x = args[0]
-    training = kwargs.get("training", args[2] if len(args) > 2 else func is not functional.alpha_dropout)
-    share = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    if not training or share == 0:
+@meaning(functional.dropout1d, functional.dropout2d, functional.dropout3d)
+def dropout_of_channels(func, input, p=0.5, training=True, inplace=False):
+    """Whole channels of an image, drawn once an image as in the dense network."""
+    return _drop_channels(func, input, p, training, inplace, lambda keep: keep / (1 - p), None)
+
+
+@meaning(functional.feature_alpha_dropout)
+def alpha_dropout_of_channels(func, input, p=0.5, training=False, inplace=False):
+    """The same, to the value that keeps mean and variance (Klambauer et al. 2017)."""
+    return _drop_channels(func, input, p, training, inplace, None, _ALPHA)
+
+
+@meaning(functional.alpha_dropout)
+def alpha_dropout(func, input, p=0.5, training=False, inplace=False):
+    """Element by element."""
+    return elementwise(func, input, p, training, inplace)
+
+
+_ALPHA = -1.7580993408473766  # SELU's value at minus infinity, where units are dropped to
+
+
+def _drop_channels(func, input, p, training, inplace, scaled, dropped):
+    x = unpadded(input)
+    if not training or p == 0:
         return x
     if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    raise Refusal("it would drop whole channels patch by patch where the dense network drops them image by image")
+        return dense_batch(func, x, p, training, inplace)
+    if not lay.is_canonical(x.axes):
+        raise Refusal("its axes are not (patches, channels, *positions)")
+    keep = x.new_empty(x.grid.batch_size, x.shape[1], *[1] * (x.dim() - 2)).bernoulli_(1 - p)
+    keep = repeat_per_patch(keep, x.grid)
+    if dropped is None:
+        out = x * scaled(keep)
+    else:
+        a = ((1 - p) * (1 + p * dropped**2)) ** -0.5
+        out = a * torch.where(keep > 0, x, dropped) - a * dropped * p
+    if inplace:
+        before_change(x)
+        x.copy_(out)
+        return x
+    return as_same_kind(out, x, x.axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import PerImage, VisiblePatches, as_per_image
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_per_image, as_same_kind, unpadded
 from .neighbourhood import Reach, Source, source_of
-from .operands import arguments, dense_batch, named, per_axis
+from .operands import dense_batch, named, per_axis
 from .reduce import over_image
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
@@ -23,56 +24,76 @@ _DIMS = {
     for dims, name in enumerate(names.split(), start=1)
     for function in named(name, torch, functional)
 }
+_ADAPTIVE = {
+    function: dims
+    for kind in ("avg", "max")
+    for dims in (1, 2, 3)
+    for function in named(f"adaptive_{kind}_pool{dims}d", torch, functional)
+}
+
+
+Size = int | Sequence[int]
 
 
 @meaning(*named(_MAX_POOL, torch, functional))
-def max_pool(func, args, kwargs):
-    x = args[0]
-    if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    given = arguments(args, kwargs, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    if given.get("return_indices"):
+def max_pool(
+    func,
+    input: GridTensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+):
+    """The largest in each window: masked positions are 0, those outside the image nothing."""
+    if return_indices:
         raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
+    if isinstance(input, PerImage):
+        return dense_batch(func, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     dims = _DIMS[func]
-    kernel = per_axis(given["kernel_size"], dims)
-    stride = per_axis(given.get("stride") or kernel, dims)
-    dilation = per_axis(given.get("dilation", 1), dims)
-    padding = per_axis(given.get("padding", 0), dims)
-    source = source_of(x, padding, -math.inf, dims)
-    if source.mode != "constant":
-        return source.through_padded_images(lambda maps: func(maps, *args[1:], **kwargs))
-    reach = source.reach(PoolReach, kernel, stride, dilation, padding, given.get("ceil_mode", False))
-    # Behind the map ceil_mode sees nothing, whatever F.pad wrote before it.
+    kernel, dilations, pads = per_axis(kernel_size, dims), per_axis(dilation, dims), per_axis(padding, dims)
+    strides = per_axis(stride or kernel, dims)
+    source = source_of(input, pads, -math.inf, dims)
+    if source.is_padded_otherwise(pads):
+        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
+    reach = source.reach(PoolReach, kernel, strides, dilations, pads, ceil_mode)
+    # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if reach.overhang and source.outside != -math.inf:
-        raise Refusal("ceil_mode reaches behind what F.pad padded")
-    return source.patches(func(source.window(reach), kernel, stride, 0, dilation))
+        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
+    return source.patches(func(source.window(reach), kernel, strides, 0, dilations))
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))
-def average_pool(func, args, kwargs):
-    x = args[0]
-    if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    given = arguments(
-        args, kwargs, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
-    )
+def average_pool(
+    func,
+    input: GridTensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+):
+    """The mean of each window, masked positions 0, over the dense op's divisor."""
     dims = _DIMS[func]
-    kernel = per_axis(given["kernel_size"], dims)
-    stride = per_axis(given.get("stride") or kernel, dims)
-    padding = per_axis(given.get("padding", 0), dims)
-    ceil_mode = given.get("ceil_mode", False)
-    source = source_of(x, padding, 0.0, dims)
-    if source.mode != "constant":
-        return source.through_padded_images(lambda maps: func(maps, *args[1:], **kwargs))
-    reach = source.reach(PoolReach, kernel, stride, (1,) * dims, padding, ceil_mode)
+    more = (divisor_override,) if dims > 1 else ()
+    given = (ceil_mode, count_include_pad, *more)
+    if isinstance(input, PerImage):
+        return dense_batch(func, input, kernel_size, stride or kernel_size, padding, *given)
+    kernel, pads = per_axis(kernel_size, dims), per_axis(padding, dims)
+    strides = per_axis(stride or kernel, dims)
+    source = source_of(input, pads, 0.0, dims)
+    if source.is_padded_otherwise(pads):
+        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
+    reach = source.reach(PoolReach, kernel, strides, (1,) * dims, pads, ceil_mode)
     if reach.overhang and not source.has_zeros_around:
-        raise Refusal("ceil_mode reaches behind what F.pad padded")
-    means = func(source.window(reach), kernel, stride)
-    divisor = given.get("divisor_override")
-    if divisor:
-        return source.patches(means * (math.prod(kernel) / divisor))
-    if any(padding) or reach.overhang:
-        means = means * reach.share_counted(source, given.get("count_include_pad", True))
+        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
+    means = func(source.window(reach), kernel, strides)
+    if divisor_override:
+        return source.patches(means * (math.prod(kernel) / divisor_override))
+    if any(pads) or reach.overhang:
+        means = means * reach.share_counted(source, count_include_pad)
     return source.patches(means)
 
 
@@ -121,23 +142,30 @@ class PoolReach(Reach):
 
 
 @meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))
-def adaptive_average_pool(func, args, kwargs):
-    return _adaptive(func, args, kwargs, "mean")
+def adaptive_average_pool(func, input: GridTensor, output_size: Any):
+    """To one value an image: the mean of its visible positions."""
+    return _adaptive(func, input, output_size, "mean")
 
 
 @meaning(*named("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", torch, functional))
-def adaptive_max_pool(func, args, kwargs):
-    return _adaptive(func, args, kwargs, "amax")
+def adaptive_max_pool(func, input: GridTensor, output_size: Any, return_indices: bool = False):
+    """Likewise, the largest."""
+    if return_indices:
+        raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
+    return _adaptive(func, input, output_size, "amax")
 
 
-def _adaptive(func, args, kwargs, reduction: str):
-    x = args[0]
+def _adaptive(func, input: GridTensor, output_size: Any, reduction: str):
+    x = unpadded(input)
     if isinstance(x, PerImage):
-        return dense_batch(func, x, args, kwargs)
-    size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
-    if any(n != 1 for n in per_axis(size, 1)):
-        raise Refusal(f"it pools to a map of {size}, which no longer lines up with the patches; only 1 is known")
-    if kwargs.get("return_indices") or not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
-        raise Refusal("its axes are not (patches, channels, *positions)")
+        return dense_batch(func, x, output_size)
+    dims = _ADAPTIVE[func]
+    if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes) or x.dim() != dims + 2:
+        raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
+    size = per_axis(output_size, dims)
+    if all(n is None or n == p for n, p in zip(size, x.shape[2:], strict=True)) and max(x.shape[2:]) > 1:
+        return as_same_kind(x.clone(), x, x.axes)  # to the size that it has
+    if any(n != 1 for n in size):
+        raise Refusal(f"it pools to a map of {output_size}, which no longer lines up with the patches; only 1 is known")
     rows = over_image(x, reduction, tuple(range(2, x.dim())), keepdim=True)
     return as_per_image(rows, x.grid)

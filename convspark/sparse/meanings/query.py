@@ -37,7 +37,7 @@ _QUESTIONS = """
     Tensor.retain_grad,
     torch.get_device,
 )
-def ask(func, args, kwargs):
+def ask(func, *args, **kwargs):
     return func(*args, **kwargs)
 
 
@@ -47,11 +47,11 @@ def ask(func, args, kwargs):
     vars(torch._C.TensorBase)["data"].__get__,
     *named("alias", torch.ops.aten),
 )
-def hand_on(func, args, kwargs):
-    x = unpadded(args[0])
+def hand_on(func, input, *args, **kwargs):
+    x = unpadded(input)
+    out = func(x, *args, **kwargs)
     if not isinstance(x, GridTensor):  # plain.to(visible): only type and device of the other are used
-        return func(*args, **kwargs)
-    out = func(*args, **kwargs)
+        return out
     if out is x:
         return x
     if not isinstance(out, Tensor):
@@ -62,7 +62,7 @@ def hand_on(func, args, kwargs):
 
 
 @meaning(Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-def differentiate(func, args, kwargs):
+def differentiate(func, *args, **kwargs):
     """On plain tensors, and with dispatch on: a checkpointed part of the network runs again on the way back."""
     given = signature(func).bind(*args, **kwargs)
     with torch.enable_grad():
@@ -83,12 +83,11 @@ def _values(x: GridTensor) -> Tensor:
 
 
 @meaning(Tensor.__repr__)
-def describe(func, args, kwargs):
-    x = args[0]
+def describe(func, x, *args, **kwargs):
     kind = "padded VisiblePatches" if isinstance(x, VisiblePatches) and x.pending is not None else type(x).__name__
     return f"{kind}(shape={tuple(x.shape)}, dtype={x.dtype}, device={x.device}, grid={x.grid})"
 
 
 @meaning(Tensor.__format__)
-def format_(func, args, kwargs):
-    return describe(func, args, kwargs)
+def format_(func, x, *args):
+    return describe(func, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,29 +15,36 @@ from .. import axes as lay
 from ..grid import PatchGrid
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
-from .operands import named
+from .operands import as_sizes, named
 
 # Functions that draw one number for each row of their input from its shape alone (`torch.rand(x.shape[0], 1, 1, 1)`),
 # which no dispatch can see, to drop whole images. Known by the names that they or their classes go by.
 _ROW_NOISE = re.compile(r"stochastic_?depth|drop_?path|drop_?connect", re.IGNORECASE)
 
 
-@meaning(*named("new_empty new_zeros new_ones new_full", Tensor))
-def new(func, args, kwargs):
-    x = args[0]
-    kwargs = dict(kwargs)
-    given = kwargs.pop("size", args[1] if len(args) > 1 else ())
-    sizes, rest = (args[1:], ()) if isinstance(given, int) else (tuple(given), args[2:])
+@meaning(*named("new_empty new_zeros new_ones", Tensor))
+def new(func, x: GridTensor, *sizes: Any, size: Any = None, **kwargs: Any):
+    """A tensor with a row a patch becomes one with a row an image where it has one number a row."""
+    return _new(x, as_sizes(sizes if size is None else (size,)), lambda wanted: func(x, wanted, **kwargs))
+
+
+@meaning(Tensor.new_full)
+def new_full(func, x: GridTensor, size: Any, fill_value: Any, **kwargs: Any):
+    """The same."""
+    return _new(x, list(size), lambda wanted: func(x, wanted, fill_value, **kwargs))
+
+
+def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor]) -> Tensor:
     grid = x.grid
     rows = grid.num_visible if isinstance(x, VisiblePatches) else x.shape[0]
-    if not sizes or sizes[0] != rows or (isinstance(x, PerImage) and sizes[0] == 1):
-        return func(x, sizes, *rest, **kwargs)
+    if len(sizes) < 2 or sizes[0] != rows or (isinstance(x, PerImage) and sizes[0] == 1):
+        return make(sizes)
     if all(size == 1 for size in sizes[1:]) or isinstance(x, PerImage):
         # One number a row: the dense network has one row an image (stochastic depth drops whole images).
-        return as_per_image(func(x, (grid.batch_size, *sizes[1:]), *rest, **kwargs), grid)
-    if len(sizes) == x.dim() and sizes[2:] == tuple(x.shape[2:]):
+        return as_per_image(make((grid.batch_size, *sizes[1:])), grid)
+    if len(sizes) == x.dim() and tuple(sizes[2:]) == tuple(x.shape[2:]):
         layout = (x.axes[0], lay.plain_axis(sizes[1]), *x.axes[2:])
-        return as_patches(func(x, sizes, *rest, **kwargs), grid, layout)
+        return as_patches(make(sizes), grid, layout)
     raise Refusal(f"it makes a tensor of shape {sizes}, and it cannot be told which axes are patches or positions")
 
 

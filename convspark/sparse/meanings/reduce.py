@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,18 @@ from ..tensor import (
     become_per_image,
     sum_per_image,
 )
-from .operands import arguments, dimension, dimensions, each_patch, named, patch_axis, require_plain, unpadded
+from .operands import (
+    dimension,
+    dimensions,
+    each_patch,
+    joined_layout,
+    named,
+    patch_axis,
+    require_plain,
+    unpadded,
+    with_rows_of,
+)
+from .pointwise import elementwise
 
 
 def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
@@ -57,7 +69,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     """Reduce the positions (and channels) `dims` of each image; an image without visible patches gives 0.
 
     Args:
-        reduction: "sum", "mean", "amax" or "amin".
+        reduction: "sum", "mean", "amax" or "amin"; sums are taken in float32 at least, and rounded once.
 
     Returns:
         The reduced values with B in place of N, plain.
@@ -72,13 +84,32 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
         images = x.view(*x.shape[:rows], grid.batch_size, grid.visible_per_image, *x.shape[rows + 1 :])
         result = images.mean((rows + 1, *[dim + (dim > rows) for dim in dims]), keepdim=True).squeeze(rows + 1)
     else:
-        result = sum_per_image(x.sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
+        result = _sum_over_image(x, dims)
+        kind = x.dtype if x.is_floating_point() or x.is_complex() else result.dtype
         if reduction == "mean":
-            positions = math.prod([x.shape[dim] for dim in dims])
-            view = [1] * x.dim()
-            view[rows] = grid.batch_size
-            result = result / (grid.counts() * positions).clamp(min=1).view(view).to(result.dtype)
+            result = result / _per_image_column(x, dims).to(result.dtype)
+        result = result.to(kind)
     return result if keepdim else result.squeeze(dims)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What to sum in: 16 bits would overflow or lose what is small."""
+    return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
+
+
+def _sum_over_image(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
+    """(N, ...) -> (B, ...), axes kept, wide."""
+    rows = patch_axis(x)
+    kind = _wide(x) if x.is_floating_point() else None
+    return sum_per_image(x.sum(dims, keepdim=True, dtype=kind).movedim(rows, 0), x.grid).movedim(0, rows)
+
+
+def _per_image_column(x: VisiblePatches, dims: tuple[int, ...], less: float = 0) -> Tensor:
+    """How many values of each image are reduced, less so many, 1 at least; broadcastable to the result."""
+    count = x.grid.counts() * math.prod([x.shape[dim] for dim in dims])
+    view = [1] * x.dim()
+    view[patch_axis(x)] = x.grid.batch_size
+    return (count - less).clamp(min=1).view(view)
 
 
 def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
@@ -88,10 +119,6 @@ def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
     result = rows.new_zeros(grid.batch_size, *rows.shape[1:])
     index = grid.image.view(-1, *(1,) * (rows.dim() - 1)).expand(rows.shape)
     return result.scatter_reduce(0, index, rows, reduction, include_self=False)
-
-
-def _unpack(args: tuple, kwargs: dict, *names: str) -> tuple[GridTensor, dict]:
-    return unpadded(args[0]), arguments(args, kwargs, *names)
 
 
 def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
@@ -118,47 +145,113 @@ def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> la
     return reduced_layout(layout, dims, keepdim)
 
 
+Dims = int | Sequence[int] | None
+
+
 @meaning(*named("sum mean", torch, Tensor))
-def total(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim", "keepdim")
-    dim, keepdim = given.get("dim", given.get("axis")), given.get("keepdim", False)
+def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
+    """Over channels: of each position. Over an image's positions: of those that are visible. Over all: likewise."""
     if not isinstance(dim, (int, tuple, list, type(None))):
         raise Refusal("its axes are not given as numbers")
-    return _reduce(x, dim, keepdim, given.get("dtype"), func.__name__)
+    return _reduce(unpadded(input), dim, keepdim, dtype, func.__name__)
 
 
 @meaning(*named("amax amin", torch, Tensor))
-def extreme(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim", "keepdim")
-    return _reduce(x, given.get("dim"), given.get("keepdim", False), None, func.__name__)
+def extreme(func, input, dim: Dims = (), keepdim: bool = False):
+    """The same, of the largest or the smallest."""
+    return _reduce(unpadded(input), dim, keepdim, None, func.__name__)
 
 
 @meaning(*named("max min", torch, Tensor))
-def max_or_min(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim", "keepdim")
-    dim = given.get("dim")
-    if dim is None and not given:
+def max_or_min(func, input, dim: Any = None, keepdim: bool = False, *, other: Any = None):
+    """Of all, along an axis of channels with where it was, or of two tensors element by element."""
+    if isinstance(dim, Tensor) or other is not None:
+        return elementwise(func, input, dim if other is None else other)
+    x = unpadded(input)
+    if dim is None:
         return _reduce(x, None, False, None, f"a{func.__name__}")
-    if isinstance(dim, Tensor) or "other" in given:
-        from .pointwise import elementwise
+    return _along(func, x, dim, keepdim)
 
-        return elementwise(func, args, kwargs)
-    require_plain(x, [dimension(x, dim or 0)], "choosing along this axis")
-    out = func(*args, **kwargs)
-    layout = reduced_layout(x.axes, dimensions(x, dim), given.get("keepdim", False))
-    return type(out)(as_same_kind(part, x, layout) for part in out)
+
+@meaning(*named("median nanmedian mode cummax cummin", torch, Tensor))
+def chosen(func, input, dim: int | None = None, *args, **kwargs):
+    """Along channels; values and where they were."""
+    return _along(func, unpadded(input), -1 if dim is None and func.__name__ == "mode" else dim, *args, **kwargs)
+
+
+def _along(func, x: GridTensor, dim: int | None, *args: Any, **kwargs: Any):
+    """A function along one plain axis that returns one tensor or several, that axis gone, kept or resized."""
+    if dim is None:
+        raise Refusal("it reduces over all patches")
+    at = dimension(x, dim)
+    require_plain(x, [at], "choosing along this axis")
+    out = func(x, dim, *args, **kwargs)
+    parts = out if isinstance(out, tuple) else (out,)
+    found = [as_same_kind(part, x, _without_or_resized(x, at, part)) for part in parts]
+    return type(out)(found) if isinstance(out, tuple) else found[0]
+
+
+def _without_or_resized(x: GridTensor, at: int, out: Tensor) -> lay.Layout:
+    if out.dim() < x.dim():
+        return (*x.axes[:at], *x.axes[at + 1 :])
+    return (*x.axes[:at], lay.plain_axis(out.shape[at]), *x.axes[at + 1 :])
+
+
+@meaning(*named("argmax argmin", torch, Tensor))
+def place_of_extreme(func, input, dim: int | None = None, keepdim: bool = False):
+    """Along channels."""
+    return _along(func, unpadded(input), dim, keepdim)
+
+
+@meaning(*named("prod", torch, Tensor))
+def product(func, input, dim: int | None = None, keepdim: bool = False, *, dtype=None):
+    """Along channels."""
+    return _along(func, unpadded(input), dim, keepdim, dtype=dtype)
+
+
+@meaning(*named("all any", torch, Tensor))
+def every_or_some(func, input, dim: Dims = None, keepdim: bool = False):
+    """Of all visible values, or along channels."""
+    x = unpadded(input)
+    dims = dimensions(x, dim)
+    kind = reduced_kind(x, dims)
+    if kind == "image":
+        assert isinstance(x, VisiblePatches)
+        truth = as_patches((x != 0).to(torch.float32), x.grid, x.axes)
+        if func.__name__ == "any":
+            return _reduce(truth, dim, keepdim, None, "amax").values != 0
+        raise Refusal("whether all of an image's positions are true is not known where some are masked")
+    out = func(x) if kind == "batch" and len(dims) == x.dim() and not keepdim else func(x, dims, keepdim)
+    return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
+
+
+@meaning(*named("cumsum cumprod logcumsumexp", torch, Tensor))
+def running(func, input, dim: int, *args, **kwargs):
+    """Along channels."""
+    return _along(func, unpadded(input), dim, *args, **kwargs)
+
+
+@meaning(*named("sort argsort", torch, Tensor))
+def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
+    """Along channels."""
+    return _along(func, unpadded(input), dim, descending=descending, stable=stable)
+
+
+@meaning(*named("topk", torch, Tensor))
+def topk(func, input, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
+    """Along channels."""
+    return _along(lambda x, at: func(x, k, at, largest, sorted), unpadded(input), dim)
 
 
 @meaning(*named("var std", torch, Tensor), torch.var_mean, torch.std_mean)
-def spread(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim", "unbiased", "keepdim")
-    if isinstance(given.get("dim"), bool):
-        given = {"unbiased": given["dim"]}
-    keepdim = given.get("keepdim", False)
-    correction = given.get("correction")
+def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction=None):
+    """Variance or deviation, over what `total` sums."""
+    x = unpadded(input)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
     if correction is None:
-        correction = 1 if given.get("unbiased", True) else 0
-    dims = dimensions(x, given.get("dim"))
+        correction = 1 if unbiased else 0
+    dims = dimensions(x, dim)
     kind = reduced_kind(x, dims)
     if kind != "image":
         out = func(x, dims, correction=correction, keepdim=keepdim)
@@ -171,38 +264,58 @@ def spread(func, args, kwargs):
     assert isinstance(x, VisiblePatches)
     mean, variance = image_moments(x, dims, correction)
     layout = _image_layout(x, dims, keepdim)
-    first = variance.sqrt() if func.__name__.startswith("std") else variance
-    origin = (x.axes, x.shape)
-    both = tuple(as_per_image(v if keepdim else v.squeeze(dims), x.grid, layout, origin) for v in (first, mean))
+    first = _root(variance) if func.__name__.startswith("std") else variance
+    both = tuple(
+        as_per_image((v if keepdim else v.squeeze(dims)).to(x.dtype), x.grid, layout, (x.axes, x.shape))
+        for v in (first, mean)
+    )
     return both if func.__name__.endswith("mean") else both[0]
 
 
+def _root(squares: Tensor) -> Tensor:
+    """With a gradient of 0 where it is 0, as that of a single position's deviation must be."""
+    some = squares > 0
+    return torch.where(some, torch.where(some, squares, 1).sqrt(), 0)
+
+
 def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 0) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the visible positions of each image, axes kept, B rows; 0 where nothing is visible."""
-    grid = x.grid
-    rows = patch_axis(x)
-    mean = over_image(x, "mean", dims, keepdim=True)
-    centred = x - _repeated(mean, x)
-    squares = sum_per_image(centred.square().sum(dims, keepdim=True).movedim(rows, 0), grid).movedim(0, rows)
-    count = grid.counts() * math.prod([x.shape[dim] for dim in dims])
-    view = [1] * x.dim()
-    view[rows] = grid.batch_size
-    return mean, squares / (count - correction).clamp(min=1).view(view).to(squares.dtype)
+    """Mean and variance over the visible positions of each image, axes kept, B rows; 0 where nothing is visible.
+
+    In float32 at least.
+    """
+    mean = _sum_over_image(x, dims) / _per_image_column(x, dims).to(_wide(x))
+    centred = x.to(_wide(x)) - _repeated(mean, x)
+    squares = _sum_over_image(as_patches(centred.square(), x.grid, x.axes), dims)
+    return mean, squares / _per_image_column(x, dims, correction).to(squares.dtype)
 
 
-@meaning(*named("norm", torch, Tensor), torch.linalg.vector_norm, torch.linalg.norm)
-def norm(func, args, kwargs):
-    vector = func is torch.linalg.vector_norm or func is torch.linalg.norm
-    x, given = _unpack(args, kwargs, "ord" if vector else "p", "dim", "keepdim", "dtype")
-    order = given.get("ord", given.get("p", 2))
-    if order in ("fro", None):
-        order = 2
-    dims = dimensions(x, given.get("dim"))
-    keepdim = given.get("keepdim", False)
-    if (func is torch.linalg.norm and len(dims) > 1) or not isinstance(order, (int, float)):
+@meaning(*named("norm", torch, Tensor))
+def norm(func, input, p: Any = "fro", dim: Dims = None, keepdim: bool = False, dtype=None):
+    """Over what `total` sums."""
+    return _norm(unpadded(input), 2 if p in ("fro", None) else p, dim, keepdim, dtype)
+
+
+@meaning(torch.linalg.vector_norm)
+def vector_norm(func, input, ord: Any = 2, dim: Dims = None, keepdim: bool = False, *, dtype=None):
+    """The same."""
+    return _norm(unpadded(input), ord, dim, keepdim, dtype)
+
+
+@meaning(torch.linalg.norm)
+def linalg_norm(func, input, ord: Any = None, dim: Dims = None, keepdim: bool = False, *, dtype=None):
+    """The same, of vectors: over one axis, or over all where no order is given."""
+    x = unpadded(input)
+    if len(dimensions(x, dim)) > 1 and not (dim is None and ord is None):
         raise Refusal("it is a matrix norm")
-    if given.get("dtype") is not None:
-        x = as_same_kind(x.to(given["dtype"]), x, x.axes)
+    return _norm(x, 2 if ord in ("fro", None) else ord, dim, keepdim, dtype)
+
+
+def _norm(x: GridTensor, order: Any, dim: Dims, keepdim: bool, dtype: torch.dtype | None):
+    dims = dimensions(x, dim)
+    if not isinstance(order, (int, float)):
+        raise Refusal("it is a matrix norm")
+    if dtype is not None:
+        x = as_same_kind(x.to(dtype), x, x.axes)
     kind = reduced_kind(x, dims)
     if kind == "rows":
         out = torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
@@ -263,29 +376,32 @@ class _RootOfSquares(torch.autograd.Function):
         return x * each_patch(slope, ctx.rows, ctx.grid), None, None, None
 
 
-@meaning(*named("softmax log_softmax", torch, Tensor, functional))
-def softmax(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim")
-    dim = given.get("dim")
+@meaning(*named("softmax log_softmax", torch, Tensor, functional), functional.softmin)
+def softmax(func, input, dim: Any = None, *args, dtype=None, **kwargs):
+    """Over channels, or over an image's visible positions."""
+    x = unpadded(input)
     if not isinstance(dim, int):
         raise Refusal("its axis is not given")
     dims = (dimension(x, dim),)
+    if dtype is None and args and isinstance(args[-1], torch.dtype):
+        dtype = args[-1]
+    x = x if dtype is None else as_same_kind(x.to(dtype), x, x.axes)
     if reduced_kind(x, dims) == "rows":
-        return as_same_kind(func(*args, **kwargs), x, x.axes)
+        return as_same_kind(func(x, dim, *args, **kwargs), x, x.axes)
     if reduced_kind(x, dims) != "image" or not isinstance(x, VisiblePatches) or func.__name__ != "softmax":
         raise Refusal("normalising along this axis would mix patches or positions")
-    x = x if given.get("dtype") is None else as_patches(x.to(given["dtype"]), x.grid, x.axes)
     exponentials = (x - _repeated(over_image(x, "amax", dims, keepdim=True).detach(), x)).exp()
-    total = over_image(as_patches(exponentials, x.grid, x.axes), "sum", dims, keepdim=True)
-    return as_patches(exponentials / _repeated(total, x), x.grid, x.axes)
+    sums = over_image(as_patches(exponentials, x.grid, x.axes), "sum", dims, keepdim=True)
+    return as_patches(exponentials / _repeated(sums, x), x.grid, x.axes)
 
 
 @meaning(*named("logsumexp", torch, Tensor))
-def logsumexp(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "dim", "keepdim")
-    dims = dimensions(x, given.get("dim"))
+def logsumexp(func, input, dim: Dims, keepdim: bool = False):
+    """Over channels."""
+    x = unpadded(input)
+    dims = dimensions(x, dim)
     require_plain(x, dims, "summing along this axis")
-    return as_same_kind(func(*args, **kwargs), x, reduced_layout(x.axes, dims, given.get("keepdim", False)))
+    return as_same_kind(func(x, dims, keepdim), x, reduced_layout(x.axes, dims, keepdim))
 
 
 def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
@@ -293,8 +409,23 @@ def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
     return each_patch(rows, patch_axis(x), x.grid)
 
 
-@meaning(*named("normalize", functional))
-def normalize(func, args, kwargs):
-    x, given = _unpack(args, kwargs, "p", "dim", "eps")
-    require_plain(x, dimensions(x, given.get("dim", 1)), "normalising along this axis")
-    return as_same_kind(func(*args, **kwargs), x, x.axes)
+@meaning(functional.normalize)
+def normalize(func, input, p: float = 2.0, dim: Any = 1, eps: float = 1e-12):
+    """Each position's channels by their norm."""
+    x = unpadded(input)
+    require_plain(x, dimensions(x, dim), "normalising along this axis")
+    return as_same_kind(func(x, p, dim, eps), x, x.axes)
+
+
+@meaning(*named("cosine_similarity pairwise_distance", functional, torch))
+def similarity(func, x1, x2, *args, **kwargs):
+    """Of two positions' channels: `cosine_similarity` along axis 1 or `dim`, `pairwise_distance` along the last."""
+    marked = [x for x in (x1, x2) if isinstance(x, GridTensor)]
+    along = -1 if func.__name__ == "pairwise_distance" else kwargs.get("dim", args[0] if args else 1)
+    leader, layout = joined_layout([x1, x2])
+    at = dimension(leader, along)
+    for x in marked:
+        require_plain(unpadded(x), [dimension(x, along)], "comparing along this axis")
+    out = func(with_rows_of(x1, leader), with_rows_of(x2, leader), *args, **kwargs)
+    left = layout if out.dim() == len(layout) else (*layout[:at], *layout[at + 1 :])
+    return as_same_kind(out, leader, left)

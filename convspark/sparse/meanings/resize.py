@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.nn import functional
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import PerImage, VisiblePatches, as_patches
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches
 from .neighbourhood import through_images
-from .operands import arguments, dense_batch, per_axis, spread_over_positions, unpadded
+from .operands import dense_batch, per_axis, spread_over_positions, unpadded
 
 
 @meaning(functional.interpolate, functional.upsample)
-def interpolate(func, args, kwargs):
-    x = unpadded(args[0])
-    given = arguments(args, kwargs, "size", "scale_factor", "mode", "align_corners")
+def interpolate(
+    func,
+    input: GridTensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    *more: Any,
+    **given: Any,
+):
+    """To a size that the network read off a patch, or by a factor."""
+    x = unpadded(input)
     if isinstance(x, PerImage):
-        if given.get("size") is not None and all(n == 1 for n in x.shape[2:]):
-            return spread_over_positions(x, per_axis(given["size"], x.dim() - 2))
-        return dense_batch(func, x, args, kwargs)
+        if size is not None and all(n == 1 for n in x.shape[2:]):
+            return spread_over_positions(x, per_axis(size, x.dim() - 2))
+        return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **given)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")
     dims = x.dim() - 2
-    if given.get("size") is not None:
+    if size is not None:
         # What the network read off a patch; the whole map has as many positions for each patch along it.
-        sizes = per_axis(given.pop("size"), dims)
-        factors = [size / p for size, p in zip(sizes, x.shape[2:], strict=True)]
-        given["size"] = tuple(size * h for size, h in zip(sizes, x.grid.shape, strict=True))
+        sizes = per_axis(size, dims)
+        factors = [n / p for n, p in zip(sizes, x.shape[2:], strict=True)]
+        size = tuple(n * h for n, h in zip(sizes, x.grid.shape, strict=True))
     else:
-        factor = given["scale_factor"]
-        factors = list(factor) if isinstance(factor, (tuple, list)) else [factor] * dims
+        factors = list(scale_factor) if isinstance(scale_factor, (tuple, list)) else [scale_factor] * dims
     if all(factor == 1 for factor in factors):
         return as_patches(x.clone(), x.grid, x.axes)
-    if given.get("mode", "nearest") in ("nearest", "nearest-exact") and all(f >= 1 and f == int(f) for f in factors):
-        out = func(x, scale_factor=tuple(float(factor) for factor in factors), mode=given.get("mode", "nearest"))
+    if mode in ("nearest", "nearest-exact") and all(f >= 1 and f == int(f) for f in factors):
+        out = func(x, scale_factor=tuple(float(factor) for factor in factors), mode=mode)
         return as_patches(out, x.grid, lay.canonical(out.shape))
     if any(p * factor != int(p * factor) for p, factor in zip(x.shape[2:], factors, strict=True)):
         raise Refusal(
             f"a factor of {factors} makes no whole number of positions out of patches of {tuple(x.shape[2:])}"
         )
-    return through_images(x, lambda maps: func(maps, **given))
+    return through_images(x, lambda maps: func(maps, size, scale_factor, mode, align_corners, *more, **given))

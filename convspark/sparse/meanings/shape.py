@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, before_change
 from .operands import (
+    as_sizes,
     dimension,
     each_patch,
     image_axis,
@@ -24,85 +25,110 @@ from .operands import (
 )
 
 
-def _sizes(args: tuple) -> list[int]:
-    """The sizes of view(2, 3) or view((2, 3))."""
-    return list(args[0]) if len(args) == 1 and not isinstance(args[0], int) else list(args)
-
-
 @meaning(*named("reshape", torch, Tensor), Tensor.view)
-def view(func, args, kwargs):
-    x = unpadded(args[0])
-    given = kwargs.get("shape", kwargs.get("size", args[1:]))
-    if len(args) > 1 and isinstance(args[1], torch.dtype):
+def view(func, input, *sizes, shape=None, size=None):
+    """Axes split and merged; `view` as `reshape`, since patches have channels last where a dense tensor has not."""
+    if sizes and isinstance(sizes[0], torch.dtype):
         raise Refusal("it reads the bytes as another type")
-    sizes = sizes_for(x, _sizes(tuple(given)) if given and not isinstance(given[0], int) else list(given))
+    given = as_sizes(sizes if sizes else (shape if shape is not None else size,))
+    return _reshaped(unpadded(input), sizes_for(unpadded(input), given))
+
+
+@meaning(Tensor.view_as, Tensor.reshape_as)
+def view_as(func, input, other):
+    """Of the shape of another tensor of patches."""
+    if not isinstance(other, GridTensor):
+        raise Refusal("it takes the shape of a plain tensor")
+    return _reshaped(unpadded(input), sizes_for(unpadded(input), list(unpadded(other).shape)))
+
+
+def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
+    shape = list(x.shape)
+    layout = x.axes
+    if not x.numel() and shape and shape[0] == 0:  # nothing visible: as if one patch were, for what -1 stands for
+        shape[0] = 1
+        layout = (tuple((role, 1 if role == lay.PATCH else n) for role, n in layout[0]), *layout[1:])
+        sizes = [1 if at == 0 and n == 0 else n for at, n in enumerate(sizes)]
     if -1 in sizes:
-        sizes[sizes.index(-1)] = x.numel() // max(math.prod([n for n in sizes if n != -1]), 1)
-    return as_same_kind(x.reshape(sizes) if func is not Tensor.view else x.view(sizes), x, lay.reshaped(x.axes, sizes))
+        sizes = list(sizes)
+        sizes[sizes.index(-1)] = math.prod(shape) // max(math.prod([n for n in sizes if n != -1]), 1)
+    found = lay.reshaped(layout, sizes)
+    if layout is not x.axes:
+        sizes = [0 if any(role == lay.PATCH for role, _ in axis) else n for axis, n in zip(found, sizes, strict=True)]
+        found = tuple(tuple((role, 0 if role == lay.PATCH else n) for role, n in axis) for axis in found)
+    return as_same_kind(x.reshape(sizes), x, found)
 
 
 @meaning(*named("flatten", torch, Tensor))
-def flatten(func, args, kwargs):
-    x = unpadded(args[0])
-    start = dimension(x, kwargs.get("start_dim", args[1] if len(args) > 1 else 0))
-    end = dimension(x, kwargs.get("end_dim", args[2] if len(args) > 2 else -1))
+def flatten(func, input, start_dim=0, end_dim=-1):
+    """Axes merged."""
+    x = unpadded(input)
+    start, end = dimension(x, start_dim), dimension(x, end_dim)
     return as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end))
 
 
 @meaning(*named("unflatten", torch, Tensor))
-def unflatten(func, args, kwargs):
-    x = unpadded(args[0])
-    out = func(*args, **kwargs)
+def unflatten(func, input, dim, sizes):
+    """An axis split."""
+    x = unpadded(input)
+    out = x.unflatten(dim, sizes)
     return as_same_kind(out, x, lay.reshaped(x.axes, out.shape))
 
 
 @meaning(*named("permute", torch, Tensor))
-def permute(func, args, kwargs):
-    x = unpadded(args[0])
-    order = [dimension(x, dim) for dim in _sizes(kwargs.get("dims", args[1:]))]
-    return as_same_kind(x.permute(order), x, tuple(x.axes[dim] for dim in order))
+def permute(func, input, *order, dims=None):
+    """Axes in another order."""
+    x = unpadded(input)
+    wanted = [dimension(x, dim) for dim in as_sizes(order if dims is None else (dims,))]
+    return as_same_kind(x.permute(wanted), x, tuple(x.axes[dim] for dim in wanted))
 
 
-@meaning(*named("transpose swapaxes swapdims", torch, Tensor))
-def transpose(func, args, kwargs):
-    x = unpadded(args[0])
-    first, second = (dimension(x, dim) for dim in (*args[1:], *kwargs.values()))
+@meaning(*named("transpose swapdims", torch, Tensor))
+def transpose(func, input, dim0, dim1):
+    """Two axes exchanged."""
+    x = unpadded(input)
+    first, second = dimension(x, dim0), dimension(x, dim1)
     axes = list(x.axes)
     axes[first], axes[second] = axes[second], axes[first]
     return as_same_kind(x.transpose(first, second), x, tuple(axes))
 
 
+@meaning(*named("swapaxes", torch, Tensor))
+def swapaxes(func, input, axis0, axis1):
+    """The same."""
+    return transpose(func, input, axis0, axis1)
+
+
 @meaning(*named("movedim moveaxis", torch, Tensor))
-def movedim(func, args, kwargs):
-    x = unpadded(args[0])
+def movedim(func, input, source, destination):
+    """Axes moved."""
+    x = unpadded(input)
     # A tensor whose sizes number its axes, moved in the same way, tells the permutation.
-    moved = func(torch.empty(tuple(range(2, 2 + x.dim())), device="meta"), *args[1:], **kwargs)
-    return as_same_kind(func(*args, **kwargs), x, tuple(x.axes[size - 2] for size in moved.shape))
+    moved = torch.empty(tuple(range(2, 2 + x.dim())), device="meta").movedim(source, destination)
+    return as_same_kind(x.movedim(source, destination), x, tuple(x.axes[size - 2] for size in moved.shape))
 
 
 @meaning(*named("unsqueeze", torch, Tensor))
-def unsqueeze(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+def unsqueeze(func, input, dim):
+    """An axis of size 1 more."""
+    x = unpadded(input)
     dim = dim + x.dim() + 1 if dim < 0 else dim
     return as_same_kind(x.unsqueeze(dim), x, (*x.axes[:dim], (), *x.axes[dim:]))
 
 
 @meaning(*named("squeeze", torch, Tensor))
-def squeeze(func, args, kwargs):
-    x = unpadded(args[0])
-    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    wanted = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
-    # Positions of a 1×1 patch stay: in the dense network that axis is longer. So do the rows of a single patch.
-    gone = {d for d in (dimension(x, dim) for dim in wanted) if x.shape[d] == 1 and not x.axes[d]}
-    kept = [dim for dim in range(x.dim()) if dim not in gone]
-    return as_same_kind(x.squeeze(tuple(gone)), x, tuple(x.axes[dim] for dim in kept))
+def squeeze(func, input, dim=None):
+    """Axes of size 1 less; positions of a patch of one stay: in the dense network that axis is longer."""
+    x = unpadded(input)
+    wanted = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d for d in (dimension(x, each) for each in wanted) if x.shape[d] == 1 and not x.axes[d]}
+    left = [each for each in range(x.dim()) if each not in gone]
+    return as_same_kind(x.squeeze(tuple(gone)), x, tuple(x.axes[each] for each in left))
 
 
 @meaning(*named("cat concat concatenate", torch))
-def cat(func, args, kwargs):
-    tensors = kwargs.get("tensors", args[0] if args else None)
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+def cat(func, tensors, dim=0):
+    """Along channels."""
     leader = next((t for t in tensors if isinstance(t, VisiblePatches)), None)
     leader = leader if leader is not None else next(t for t in tensors if isinstance(t, GridTensor))
     at = dimension(leader, dim)
@@ -130,70 +156,114 @@ def _beside(other: Tensor, leader: GridTensor) -> Tensor:
     return other
 
 
-@meaning(*named("stack", torch))
-def stack(func, args, kwargs):
-    tensors = kwargs.get("tensors", args[0] if args else None)
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+@meaning(torch.stack)
+def stack(func, tensors, dim=0):
+    """Along a new axis."""
     leader, layout = joined_layout(tensors)
-    at = dim + leader.dim() + 1 if dim < 0 else dim
+    at = dim + len(layout) + 1 if dim < 0 else dim
     out = torch.stack([with_rows_of(t, leader) for t in tensors], at)
     return as_same_kind(out, leader, (*layout[:at], lay.plain_axis(len(tensors)), *layout[at:]))
 
 
-@meaning(*named("chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split", torch, Tensor))
-def split(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = dimension(x, kwargs.get("dim", args[2] if len(args) > 2 else 0))
-    require_plain(x, [dim], "splitting this axis")
-    parts = func(*args, **kwargs)
-    return type(parts)(as_same_kind(part, x, _resized(x, dim, part.shape[dim])) for part in parts)
+@meaning(*named("chunk unsafe_chunk", torch, Tensor))
+def chunk(func, input, chunks, dim=0):
+    """Channels in parts."""
+    return _parts(func, unpadded(input), chunks, dim)
+
+
+@meaning(*named("split unsafe_split split_with_sizes", torch, Tensor))
+def split(func, input, split_size_or_sections=None, dim=0, *, split_size=None, split_sizes=None, tensor=None):
+    """Channels in parts."""
+    given = (split_size_or_sections, split_size, split_sizes)
+    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
+
+
+@meaning(*named("tensor_split", torch, Tensor))
+def tensor_split(func, input, indices_or_sections=None, dim=0, *, indices=None, sections=None):
+    """Channels in parts."""
+    given = (indices_or_sections, indices, sections)
+    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
+
+
+def _parts(func, x: GridTensor, how, dim: int):
+    at = dimension(x, dim)
+    require_plain(x, [at], "splitting this axis")
+    parts = func(x, how, at)
+    return type(parts)(as_same_kind(part, x, _resized(x, at, part.shape[at])) for part in parts)
 
 
 @meaning(*named("unbind", torch, Tensor))
-def unbind(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = dimension(x, kwargs.get("dim", args[1] if len(args) > 1 else 0))
-    require_plain(x, [dim], "splitting this axis")
-    return tuple(as_same_kind(part, x, _without(x, dim)) for part in x.unbind(dim))
+def unbind(func, input, dim=0):
+    """Channels one by one."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "splitting this axis")
+    return tuple(as_same_kind(part, x, _without(x, at)) for part in x.unbind(at))
 
 
 @meaning(*named("narrow", torch, Tensor))
-def narrow(func, args, kwargs):
-    x = unpadded(args[0])
-    out = func(*args, **kwargs)
-    dim = dimension(x, kwargs.get("dim", args[1] if len(args) > 1 else 0))
-    require_plain(x, [dim], "taking a part of this axis")
-    return as_same_kind(out, x, _resized(x, dim, out.shape[dim]))
+def narrow(func, input, dim, start, length):
+    """Some channels."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "taking a part of this axis")
+    out = x.narrow(at, start, length)
+    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
 
 
 @meaning(*named("select", torch, Tensor))
-def select(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = dimension(x, kwargs.get("dim", args[1] if len(args) > 1 else 0))
-    require_plain(x, [dim], "taking a part of this axis")
-    return as_same_kind(func(*args, **kwargs), x, _without(x, dim))
+def select(func, input, dim, index):
+    """One channel."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "taking a part of this axis")
+    return as_same_kind(x.select(at, index), x, _without(x, at))
 
 
 @meaning(*named("index_select", torch, Tensor))
-def index_select(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = dimension(x, kwargs.get("dim", args[1] if len(args) > 1 else 0))
-    require_plain(x, [dim], "choosing along this axis")
-    out = func(*args, **kwargs)
-    return as_same_kind(out, x, _resized(x, dim, out.shape[dim]))
+def index_select(func, input, dim, index):
+    """Channels by number."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "choosing along this axis")
+    out = x.index_select(at, index)
+    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
 
 
 @meaning(Tensor.__getitem__)
-def getitem(func, args, kwargs):
-    x, index = args
-    unpadded(x)
+def getitem(func, input, index):
+    """Slices; channels also by a number, a list or a vector of numbers."""
+    x = unpadded(input)
+    parts, layout = _indexed(x, index)
+    return as_same_kind(x[parts], x, layout)
+
+
+@meaning(Tensor.__setitem__)
+def setitem(func, input, index, value):
+    """Writes into such a part."""
+    x = unpadded(input)
+    if not isinstance(x, GridTensor):
+        raise Refusal("it writes visible patches into a tensor that has no patches")
+    parts, layout = _indexed(x, index)
+    if isinstance(value, Tensor):
+        part = as_same_kind(x[parts], x, layout)
+        leader, joined = joined_layout([part, value])
+        if type(leader) is not type(x) or joined != layout:
+            raise Refusal("what it writes has other axes than what it writes into")
+        value = with_rows_of(value, leader)
+    before_change(x)
+    func(x, parts, value)
+
+
+def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
+    """An index without ellipsis, and the axes of what it takes."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
         taken = sum(part is not None for part in parts) - 1
         parts[at : at + 1] = [slice(None)] * (x.dim() - taken)
     axes: list[lay.Axis] = []
-    at = 0
+    at = vectors = 0
     for part in parts:
         if part is None:
             axes.append(())
@@ -204,12 +274,22 @@ def getitem(func, args, kwargs):
         at += 1
         if isinstance(part, slice):
             axes.append(_sliced(axis, part, size))
-        elif lay.is_plain(axis) and isinstance(part, int):
+        elif lay.is_plain(axis) and isinstance(part, int) and not isinstance(part, bool):
             continue
+        elif lay.is_plain(axis) and _is_vector(part):
+            vectors += 1
+            axes.append(lay.plain_axis(len(part)))
         else:
-            raise Refusal("it picks single patches or positions, or indexes with a tensor")
-    out = x[tuple(parts)]
-    return as_same_kind(out, x, (*axes, *x.axes[at:]))
+            raise Refusal("it picks single patches or positions, or indexes with a mask")
+    if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
+        raise Refusal("it indexes several axes at once")
+    return tuple(parts), (*axes, *x.axes[at:])
+
+
+def _is_vector(part) -> bool:
+    if isinstance(part, Tensor):
+        return part.dim() == 1 and part.dtype in (torch.int64, torch.int32) and not isinstance(part, GridTensor)
+    return isinstance(part, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in part)
 
 
 def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
@@ -232,45 +312,49 @@ def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
     raise Refusal("it takes a part of the patches or positions")
 
 
-@meaning(*named("expand broadcast_to", Tensor, torch), Tensor.expand_as)
-def expand(func, args, kwargs):
-    x = unpadded(args[0])
-    if func is Tensor.expand_as:
-        other = args[1]
-        if not isinstance(other, GridTensor):
-            raise Refusal("it expands to the shape of a plain tensor")
-        leader, layout = joined_layout([x, unpadded(other)])
-        return as_same_kind(with_rows_of(x, leader).expand(other.shape), leader, layout)
-    sizes = _sizes(kwargs.get("size", args[1:]))
+@meaning(Tensor.expand_as)
+def expand_as(func, input, other):
+    """To the axes of another tensor of patches."""
+    x = unpadded(input)
+    if not isinstance(other, GridTensor):
+        raise Refusal("it expands to the shape of a plain tensor")
+    leader, layout = joined_layout([x, unpadded(other)])
+    return as_same_kind(with_rows_of(x, leader).expand(other.shape), leader, layout)
+
+
+@meaning(*named("expand broadcast_to", Tensor, torch))
+def expand(func, input, *given, size=None, implicit=False):
+    """Axes of size 1 repeated; an image's values also to each of its patches and positions."""
+    x = unpadded(input)
+    sizes = as_sizes(given if given else (size,))
     if isinstance(x, PerImage) and x.origin is not None and tuple(sizes) == tuple(x.origin[1]):
         axes, shape = x.origin
         return as_patches(each_patch(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
-        grows = [size not in (-1, n) for size, n in zip(sizes, x.shape, strict=False)]
+        grows = [n not in (-1, own) for n, own in zip(sizes, x.shape, strict=False)]
         if lead == 0 and x.dim() > 2 and any(grows[2:]) and not grows[1] and set(x.shape[2:]) == {1}:
-            return spread_over_positions(x, [max(size, 1) for size in sizes[2:]])
+            return spread_over_positions(x, [max(n, 1) for n in sizes[2:]])
         sizes = sizes_for(x, sizes)
     out = x.expand(sizes)
     axes = []
-    for at, size in enumerate(out.shape):
+    for at, n in enumerate(out.shape):
         axis = x.axes[at - lead] if at >= lead else ()
-        grown = at < lead or size != x.shape[at - lead]
+        grown = at < lead or n != x.shape[at - lead]
         if grown and at - lead > 1 and isinstance(x, PerImage):
             raise Refusal("it expands per-image values over positions by sizes; multiply or add them instead")
-        axes.append(lay.plain_axis(size) if grown else axis)
+        axes.append(lay.plain_axis(n) if grown else axis)
     return as_same_kind(out, x, tuple(axes))
 
 
 @meaning(*named("repeat_interleave", torch, Tensor))
-def repeat_interleave(func, args, kwargs):
-    x = unpadded(args[0])
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
+def repeat_interleave(func, input, repeats, dim=None, *, output_size=None):
+    """Channels repeated; positions too, which makes the map larger."""
+    x = unpadded(input)
     if dim is None:
         raise Refusal("it flattens patches and positions")
-    repeats = kwargs.get("repeats", args[1] if len(args) > 1 else None)
     at = dimension(x, dim)
-    out = func(*args, **kwargs)
+    out = x.repeat_interleave(repeats, at)
     axis = x.axes[at]
     if lay.is_plain(axis):
         return as_same_kind(out, x, _resized(x, at, out.shape[at]))
@@ -279,35 +363,65 @@ def repeat_interleave(func, args, kwargs):
     raise Refusal("it repeats patches")
 
 
+@meaning(Tensor.repeat, *named("tile", torch, Tensor))
+def repeat(func, input, *times, dims=None, repeats=None):
+    """Channels one copy after the other."""
+    x = unpadded(input)
+    each = as_sizes(times if times else (dims if dims is not None else repeats,))
+    each = [1] * (x.dim() - len(each)) + each if func is not Tensor.repeat else each
+    lead = len(each) - x.dim()
+    layout: lay.Layout = (*[()] * lead, *x.axes)
+    for axis, n in zip(layout, each, strict=True):
+        if n != 1 and not lay.is_plain(axis):
+            raise Refusal("it repeats patches or positions")
+    out = x.repeat(each)
+    return as_same_kind(
+        out, x, tuple(lay.plain_axis(out.shape[at]) if n != 1 else layout[at] for at, n in enumerate(each))
+    )
+
+
 @meaning(*named("pixel_shuffle", torch))
-def pixel_shuffle(func, args, kwargs):
-    x = unpadded(args[0])
-    out = func(*args, **kwargs)
-    return _rescaled(x, out)
+def pixel_shuffle(func, input, upscale_factor):
+    """Depth to space, within each patch."""
+    x = unpadded(input)
+    return _rescaled(x, func(x, upscale_factor))
 
 
 @meaning(*named("pixel_unshuffle", torch))
-def pixel_unshuffle(func, args, kwargs):
-    x = unpadded(args[0])
-    factor = kwargs.get("downscale_factor", args[1] if len(args) > 1 else None)
-    if any(size % factor for size in x.shape[-2:]):
-        raise Refusal(f"a patch of {tuple(x.shape[-2:])} positions cannot be cut into blocks of {factor}")
-    return _rescaled(x, func(*args, **kwargs))
+def pixel_unshuffle(func, input, downscale_factor):
+    """Space to depth, within each patch."""
+    x = unpadded(input)
+    if any(size % downscale_factor for size in x.shape[-2:]):
+        raise Refusal(f"a patch of {tuple(x.shape[-2:])} positions cannot be cut into blocks of {downscale_factor}")
+    return _rescaled(x, func(x, downscale_factor))
 
 
 @meaning(*named("channel_shuffle native_channel_shuffle", torch))
-def channel_shuffle(func, args, kwargs):
-    x = unpadded(args[0])
+def channel_shuffle(func, input, groups):
+    """Channels of each position."""
+    x = unpadded(input)
     require_plain(x, [1], "shuffling this axis")
-    return as_same_kind(func(*args, **kwargs), x, x.axes)
+    return as_same_kind(func(x, groups), x, x.axes)
 
 
-@meaning(*named("roll flip", torch, Tensor))
-def roll(func, args, kwargs):
-    x = unpadded(args[0])
-    dims = kwargs.get("dims", args[-1])
-    require_plain(x, [dimension(x, d) for d in ([dims] if isinstance(dims, int) else dims)], "moving along this axis")
-    return as_same_kind(func(*args, **kwargs), x, x.axes)
+@meaning(*named("roll", torch, Tensor))
+def roll(func, input, shifts, dims=None):
+    """Along channels."""
+    x = unpadded(input)
+    if dims is None or dims == ():
+        raise Refusal("it moves values from patch to patch (no dims are given)")
+    wanted = [dims] if isinstance(dims, int) else dims
+    require_plain(x, [dimension(x, dim) for dim in wanted], "moving along this axis")
+    return as_same_kind(x.roll(shifts, dims), x, x.axes)
+
+
+@meaning(*named("flip", torch, Tensor))
+def flip(func, input, *given, dims=None):
+    """Along channels."""
+    x = unpadded(input)
+    wanted = [dimension(x, dim) for dim in as_sizes(given if given else (dims,))]
+    require_plain(x, wanted, "turning round this axis")
+    return as_same_kind(x.flip(wanted), x, x.axes)
 
 
 def _rescaled(x: GridTensor, out: Tensor) -> GridTensor:

@@ -14,7 +14,7 @@ from .neighbourhood import cut, put_back
 from .operands import rows_first, tensors_in
 
 
-def whole_images(func, args, kwargs):
+def whole_images(func, *args, **kwargs):
     """Meaning of a function that looks around in a map: `meaning(torch.ops.torchvision.deform_conv2d)(whole_images)`.
 
     Each operand is put back into whole images, with 0 at masked positions, the function runs as the dense network runs
