@@ -14,6 +14,7 @@ inner part is plain (space-to-depth).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -85,6 +86,7 @@ def merged(factors: Sequence[Factor]) -> Axis:
 
 def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     """Layout after view(*sizes); the sizes must fit. Raises `LostAxes` where the patches would be split."""
+    _refuse_blocks_of_a_patch(layout, sizes)
     # An axis of size 1 takes part, so that (N, 1, 1, 1) -> (N, 1, 1) leaves the channel where it is.
     rest = [factor for axis in layout for factor in (axis or ((PLAIN, 1),))]
     result: list[Axis] = []
@@ -121,6 +123,17 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     if any(factor[1] != 1 for factor in rest):
         raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
     return tuple(result)
+
+
+def _refuse_blocks_of_a_patch(layout: Layout, sizes: Sequence[int]) -> None:
+    """Refuse (N, C, p, p) -> (N, C, 1, p, 1, p): written as (B, C, H / p, p, W / p, p) it cuts the map into blocks.
+
+    In larger patches the blocks show; here they cannot be told from axes of size 1 that stand for themselves.
+    """
+    spatial = [size for axis in layout for role, size in axis if is_spatial(role) and size > 1]
+    pairs = [size for before, size in itertools.pairwise(sizes[1:]) if before == 1 and size > 1]
+    if len(spatial) > 1 and pairs == spatial:
+        raise LostAxes(f"a shape of {tuple(sizes)} may cut the map into blocks of {tuple(spatial)} positions, or not")
 
 
 def flattened(layout: Layout, start: int, end: int) -> Layout:

@@ -13,7 +13,7 @@ from torch.distributed import ProcessGroup
 
 from ..errors import UsageError
 from .plans import Plan, Sizes, image_cells, image_rows
-from .rows import Around, FromPatches, IntoImages, OutOfImages, Sums
+from .rows import Around, FromPatches, IntoImages, OutOfImages, Sums, without_inference
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class PatchGrid:
     def cached(self, key: object, build: Callable[[], T]) -> T:
         """The plan under `key`, built on first use: layers that need the same table share it."""
         if key not in self._tables:
-            self._tables[key] = build()
+            self._tables[key] = without_inference(build)
         return self._tables[key]  # type: ignore[return-value]
 
     def around(self, reach: Sizes) -> Around:

@@ -119,10 +119,11 @@ def kept(build: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(build)
     def get(*args: P.args, **kwargs: P.kwargs) -> T:
         if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:  # asked at every layer
-            return known(*args, **kwargs)  # type: ignore[arg-type]
-        if _is_traced():
+            if not torch.is_inference_mode_enabled():
+                return known(*args, **kwargs)  # type: ignore[arg-type]
+        elif _is_traced():
             return build(*args, **kwargs)
-        with _disable_current_modes():
+        with _disable_current_modes(), torch.inference_mode(False):
             return known(*args, **kwargs)  # type: ignore[arg-type]
 
     return get

@@ -94,8 +94,16 @@ def once(known: dict[object, Any], key: object, build: Callable[[], T]) -> T:
     if torch.compiler.is_compiling():
         return build()
     if key not in known:
-        known[key] = build()
+        known[key] = without_inference(build)
     return known[key]
+
+
+def without_inference(build: Callable[[], T]) -> T:
+    """What is kept may be needed for training later, which tensors made in inference mode cannot be."""
+    if not torch.is_inference_mode_enabled():
+        return build()
+    with torch.inference_mode(False), torch.no_grad():
+        return build()
 
 
 class Sums:

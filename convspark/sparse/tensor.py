@@ -33,6 +33,11 @@ class GridTensor(Tensor):
     grid: PatchGrid
     axes: Layout
 
+    # Copies of it, and what it is a copy of, where a dense tensor would have a view: after one was changed in place,
+    # the other is not to be read any more. Not while compiling: Dynamo does not see a class's attributes.
+    twins: list[weakref.ref[GridTensor]] | None = None
+    outdated: bool = False
+
     @property
     def values(self) -> Tensor:  # type: ignore[override]  # hides Tensor.values(), which is for sparse layouts
         """The same values as a plain tensor, gradient kept."""
@@ -94,8 +99,8 @@ class VisiblePatches(GridTensor):
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
     pending: Padding | None
-    # What F.pad announced of this tensor and is still there: it shows what this tensor was.
-    padded: list[weakref.ref[VisiblePatches]] | None
+    # What F.pad announced of this tensor and is still there: it shows what this tensor was. Not while compiling.
+    padded: list[weakref.ref[VisiblePatches]] | None = None
 
 
 class PerImage(GridTensor):
@@ -200,7 +205,7 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
-    patches.pending = patches.padded = None  # Dynamo does not see a class's
+    patches.pending = None  # Dynamo does not see a class's
     return patches
 
 
@@ -294,7 +299,12 @@ def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> T
 
 
 def before_change(tensor: object) -> None:
-    """Called before a tensor is changed in place: what F.pad announced of it keeps what it was."""
+    """Called before a tensor is changed in place: of what shares its values in a dense network, and what does not."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, GridTensor):
+        return
+    for twin in (ref() for ref in tensor.twins or ()):
+        if twin is not None:
+            twin.outdated = True
     if isinstance(tensor, VisiblePatches) and tensor.padded:
         for padded in (ref() for ref in tensor.padded):
             if padded is not None and padded.pending is not None:
@@ -302,10 +312,23 @@ def before_change(tensor: object) -> None:
         tensor.padded = None
 
 
+def as_view(result: G, of: GridTensor) -> G:
+    """The result of a function that makes a view of a dense tensor; remembered if it is a copy here."""
+    if not torch.compiler.is_compiling() and result is not of and result.numel() and result.data_ptr() != of.data_ptr():
+        result.twins = [*(result.twins or ()), weakref.ref(of)]
+        of.twins = [*(ref for ref in of.twins or () if ref() is not None), weakref.ref(result)]
+    return result
+
+
 def unpadded(tensor: T) -> T:
-    """The tensor, refused if cells announced by F.pad have not been written."""
+    """The tensor, refused if cells announced by F.pad have not been written, or a view of it that is a copy was."""
     if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
         raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
+    if isinstance(tensor, GridTensor) and not torch.compiler.is_compiling() and tensor.outdated:
+        raise Refusal(
+            "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and here they do not share "
+            "their values as they do in a dense network; change it out of place (relu instead of relu_)"
+        )
     return tensor
 
 

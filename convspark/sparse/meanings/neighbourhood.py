@@ -120,7 +120,7 @@ def source_of(x: VisiblePatches, padding: Sizes, outside: float = 0.0, dims: int
         dims: spatial axes that the op works on.
     """
     pending = x.pending
-    core = with_patches_first(x if pending is None else pending.unchanged())
+    core = with_patches_first(unpadded(x) if pending is None else pending.unchanged())
     if dims is not None and core.dim() != dims + 2:
         raise Refusal(f"it works on {dims} spatial axes, and the patches have {core.dim() - 2}")
     value = outside if pending is None else pending.steps[0].value

@@ -124,6 +124,7 @@ def instance_norm(
     if isinstance(x, PerImage):
         given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return dense_batch(functional.instance_norm, x, *given)
+    assert isinstance(x, VisiblePatches)
     _require_channels_second(x)
     if not use_input_stats:
         out = functional.instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)

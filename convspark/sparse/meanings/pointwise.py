@@ -31,7 +31,8 @@ _LOGIC = """
 _INPLACE = """
     add_ sub_ mul_ div_ pow_ clamp_ clamp_min_ clamp_max_ exp_ neg_ reciprocal_ relu_ round_ floor_ ceil_ rsqrt_
     sigmoid_ sqrt_ square_ tanh_ addcmul_ addcdiv_ lerp_ mul_ abs_ log_ masked_fill_ copy_ zero_ fill_
-    remainder_
+    remainder_ sin_ cos_ sign_ trunc_ nan_to_num_ clip_ log1p_ expm1_ erf_ log2_ log10_ atan_ exp2_ frac_ fmod_
+    floor_divide_ true_divide_
 """
 _OPERATORS = """
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
@@ -62,6 +63,10 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
             *named(_LIKE, torch),
             torch.relu_,
             *named("gelu hardtanh leaky_relu silu log_sigmoid softplus softshrink", _NN),
+            *named(
+                "expit logit erf erfc log1p expm1 xlog1py xlogy entr gammaln digamma i0e ndtr log_ndtr", torch.special
+            ),
+            *named("heaviside logaddexp logaddexp2 float_power signbit isreal isposinf isneginf", torch, Tensor),
             torch.bernoulli,
             Tensor.bernoulli_,
             Tensor.uniform_,
@@ -95,7 +100,7 @@ def elementwise(func, *args, **kwargs):
 
 
 def _run(func, args, kwargs):
-    if func in _IN_PLACE or kwargs.get("inplace"):
+    if func in _IN_PLACE or kwargs.get("inplace") or any([arg is True for arg in args]):  # F.relu(x, True)
         before_change(args[0] if args else kwargs["input"])
     if torch.compiler.is_compiling():
         if func in _IN_PLACE and isinstance(args[0], GridTensor):
@@ -119,6 +124,8 @@ _IN_PLACE = {
     *named(_INPLACE, Tensor),
     *named(" ".join(name for name in _OPERATORS.split() if name.startswith("__i") and name != "__invert__"), Tensor),
     *named("bernoulli_ uniform_ normal_", Tensor),
+    *named(_ACTIVATIONS_INPLACE, functional, torch),
+    torch.dropout_,
 }
 
 _PRELU = {functional.prelu, torch.prelu, Tensor.prelu}

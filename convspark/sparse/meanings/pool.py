@@ -54,6 +54,7 @@ def max_pool(
     dims = _DIMS[func]
     kernel, dilations, pads = per_axis(kernel_size, dims), per_axis(dilation, dims), per_axis(padding, dims)
     strides = per_axis(stride or kernel, dims)
+    assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, -math.inf, dims)
     if source.is_padded_otherwise(pads):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
@@ -83,6 +84,7 @@ def average_pool(
         return dense_batch(func, input, kernel_size, stride or kernel_size, padding, *given)
     kernel, pads = per_axis(kernel_size, dims), per_axis(padding, dims)
     strides = per_axis(stride or kernel, dims)
+    assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, 0.0, dims)
     if source.is_padded_otherwise(pads):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))

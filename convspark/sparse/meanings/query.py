@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, VisiblePatches, as_same_kind
+from ..tensor import GridTensor, VisiblePatches, as_same_kind, as_view
 from .operands import named, unpadded
 
 # What a network may read off visible patches. The shape is that of the packed tensor; nothing else here depends on
@@ -58,7 +58,8 @@ def hand_on(func, input, *args, **kwargs):
         return out
     if out.device != x.device:
         raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")
-    return as_same_kind(out, x, x.axes)
+    found = as_same_kind(out, x, x.axes)
+    return as_view(found, x) if func is Tensor.contiguous else found
 
 
 @meaning(Tensor.backward, torch.autograd.backward, torch.autograd.grad)

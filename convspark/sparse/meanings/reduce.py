@@ -234,7 +234,7 @@ def running(func, input, dim: int, *args, **kwargs):
 @meaning(*named("sort argsort", torch, Tensor))
 def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
     """Along channels."""
-    return _along(func, unpadded(input), dim, descending=descending, stable=stable)
+    return _along(lambda x, at: func(x, dim=at, descending=descending, stable=stable), unpadded(input), dim)
 
 
 @meaning(*named("topk", torch, Tensor))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, before_change
+from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, as_view, before_change
 from .operands import (
     as_sizes,
     dimension,
@@ -56,7 +56,7 @@ def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
     if layout is not x.axes:
         sizes = [0 if any(role == lay.PATCH for role, _ in axis) else n for axis, n in zip(found, sizes, strict=True)]
         found = tuple(tuple((role, 0 if role == lay.PATCH else n) for role, n in axis) for axis in found)
-    return as_same_kind(x.reshape(sizes), x, found)
+    return as_view(as_same_kind(x.reshape(sizes), x, found), x)
 
 
 @meaning(*named("flatten", torch, Tensor))
@@ -64,7 +64,7 @@ def flatten(func, input, start_dim=0, end_dim=-1):
     """Axes merged."""
     x = unpadded(input)
     start, end = dimension(x, start_dim), dimension(x, end_dim)
-    return as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end))
+    return as_view(as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end)), x)
 
 
 @meaning(*named("unflatten", torch, Tensor))
@@ -72,7 +72,7 @@ def unflatten(func, input, dim, sizes):
     """An axis split."""
     x = unpadded(input)
     out = x.unflatten(dim, sizes)
-    return as_same_kind(out, x, lay.reshaped(x.axes, out.shape))
+    return as_view(as_same_kind(out, x, lay.reshaped(x.axes, out.shape)), x)
 
 
 @meaning(*named("permute", torch, Tensor))
@@ -278,7 +278,7 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             continue
         elif lay.is_plain(axis) and _is_vector(part):
             vectors += 1
-            axes.append(lay.plain_axis(len(part)))
+            axes.append(lay.plain_axis(len(part)))  # type: ignore[arg-type]
         else:
             raise Refusal("it picks single patches or positions, or indexes with a mask")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):

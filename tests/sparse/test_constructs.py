@@ -1,0 +1,309 @@
+"""What networks write: spellings of arguments, changes in place, pads, precision; against the dense run, or refused."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from convspark import PatchGrid, gather, scatter
+from convspark.errors import NotExactError, UsageError
+from convspark.sparse import PerImage
+
+EVERYTHING = PatchGrid(torch.ones(2, 2, 3, dtype=torch.bool))
+
+
+def images(channels=8, patch=4):
+    return torch.randn(
+        2, channels, 2 * patch, 3 * patch, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def as_dense(out):
+    """Patches put back, values of images and plain tensors as they are."""
+    if isinstance(out, (tuple, list)):
+        return [as_dense(part) for part in out]
+    if isinstance(out, PerImage):
+        return out.values
+    return scatter(out) if hasattr(out, "grid") else out
+
+
+ROWS = {
+    "mean by keyword": lambda x: torch.mean(input=x, dim=1, keepdim=True),
+    "linear by keyword": lambda x: F.linear(input=x.movedim(1, -1), weight=torch.ones(3, 8).double()).movedim(-1, 1),
+    "cat by keyword": lambda x: torch.cat(tensors=[x, 2 * x], dim=1),
+    "cat along an axis": lambda x: torch.cat([x, 2 * x], axis=1),
+    "std along an axis": lambda x: x.std(axis=1, keepdims=True),
+    "mean along an axis": lambda x: x.mean(axis=1, keepdims=True),
+    "amax along an axis": lambda x: x.amax(axis=1, keepdims=True),
+    "max beside mean": lambda x: torch.max(x, 1, keepdim=True)[0] + torch.mean(x, 1, keepdim=True),
+    "max by keywords": lambda x: torch.max(input=x, dim=1, keepdim=True).values,
+    "stack along an axis": lambda x: torch.stack([x, 2 * x], axis=1).flatten(1, 2),
+    "stack along the last but two": lambda x: torch.stack([x, 2 * x], -3).sum(2),
+    "roll of channels": lambda x: x.roll(1, 1),
+    "roll by keyword": lambda x: torch.roll(x, shifts=1, dims=1),
+    "flip of channels": lambda x: x.flip(1),
+    "flip by keyword": lambda x: torch.flip(x, dims=[1]),
+    "flip of two axes": lambda x: x.unsqueeze(1).flip(1, 2).squeeze(1),
+    "norm along channels": lambda x: x.norm(dim=1, keepdim=True),
+    "linalg norm": lambda x: torch.linalg.norm(x, dim=1, keepdim=True),
+    "softmax by keyword": lambda x: F.softmax(input=x, dim=1),
+    "einsum over channels": lambda x: torch.einsum("bchw,dc->bdhw", x, torch.ones(3, 8).double() / 8),
+    "mm over channels": lambda x: (x.movedim(1, -1) @ torch.ones(8, 3).double()).movedim(-1, 1),
+    "repeat of channels": lambda x: x.repeat(1, 2, 1, 1),
+    "tile of channels": lambda x: torch.tile(x, (2, 1, 1)),
+    "slice assignment": lambda x: _assigned(x, slice(0, 2), lambda part: part * 3),
+    "assigned number": lambda x: _assigned(x, slice(2, 5), lambda part: 1.0),
+    "changed slice": lambda x: _changed(x),
+    "channels by numbers": lambda x: x[:, [2, 1, 0]],
+    "view_as": lambda x: x.flatten(1, 2).view_as(x),
+    "reshape_as": lambda x: x.flatten(2).reshape_as(x),
+    "cumsum": lambda x: x.cumsum(1),
+    "topk": lambda x: x.topk(2, dim=1).values,
+    "sort": lambda x: torch.sort(x, dim=1, descending=True)[0],
+    "argmax": lambda x: x.argmax(1, keepdim=True).double(),
+    "prod": lambda x: x.prod(1, keepdim=True),
+    "logsumexp": lambda x: torch.logsumexp(x, 1, True),
+    "median": lambda x: x.median(dim=1, keepdim=True).values,
+    "expit": lambda x: torch.special.expit(x),
+    "cosine similarity": lambda x: F.cosine_similarity(x, x.flip(1), dim=1)[:, None],
+    "glu": lambda x: F.glu(x, dim=1),
+    "chunk along an axis": lambda x: torch.chunk(x, 2, axis=1)[1],
+    "split by keyword": lambda x: x.split(split_size=2, dim=1)[3],
+    "tensor_split": lambda x: torch.tensor_split(x, 3, dim=1)[0],
+    "narrow": lambda x: x.narrow(dim=1, start=2, length=3),
+    "index_select": lambda x: x.index_select(dim=1, index=torch.tensor([3, 0])),
+    "permute by keyword": lambda x: x.permute(dims=(0, 2, 3, 1)).permute(0, 3, 1, 2),
+    "movedim": lambda x: torch.movedim(x, source=1, destination=-1).movedim(-1, 1),
+    "adaptive pool to its own size": lambda x: F.adaptive_avg_pool2d(x, x.shape[2:]),
+    "space to depth": lambda x: _space_to_depth(x),
+    "pad of channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2), value=3.0),
+    "pad by nothing": lambda x: F.pad(x, (0, 0, 0, 0)).mul_(2) + x,
+}
+
+POOLED = {
+    "mean over positions": lambda x: x.mean(axis=(2, 3)),
+    "amax over positions": lambda x: x.amax(axis=(2, 3)),
+    "std over positions": lambda x: torch.std(input=x, dim=(2, 3)),
+    "any": lambda x: x.isnan().any(),
+    "max of all": lambda x: x.max(),
+    "largest of flat positions": lambda x: x.flatten(2).amax(-1),
+    "flat mean": lambda x: x.flatten(2).mean(-1),
+    "group norm": lambda x: F.group_norm(input=x, num_groups=2),
+    "instance norm": lambda x: F.instance_norm(x, eps=0.1),
+}
+
+
+def _assigned(x, part, value):
+    y = x.clone()
+    y[:, part] = value(y[:, part])
+    return y
+
+
+def _changed(x):
+    y = x.clone()
+    y[:, :2] *= 2
+    return y
+
+
+def _space_to_depth(x):
+    b, c, h, w = x.shape
+    return x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
+
+
+def gradient(function, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(as_dense(function(x)).double().square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_position_alone(name):
+    """All visible: the dense run. Some masked: of those that are visible, the same; gradients too."""
+    function, x = ROWS[name], images()
+    expected = function(x)
+    torch.testing.assert_close(scatter(function(gather(x, EVERYTHING))), expected)
+    visible = torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
+    grid = PatchGrid(visible)
+    shown = gather(expected, grid)
+    torch.testing.assert_close(function(gather(x, grid)).values, shown.values)
+    if name != "argmax":
+        ours = gradient(lambda images: function(gather(images, grid)), x)
+        theirs = gradient(lambda images: gather(function(images), grid), x)
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_over_positions(name):
+    """All visible: the dense run. One image of two hidden to a single patch: that of an image of that patch alone."""
+    function, x = POOLED[name], images()
+    torch.testing.assert_close(as_dense(function(gather(x, EVERYTHING))), function(x))
+    alone = x[:1, :, :4, :4]
+    visible = torch.zeros(1, 2, 3, dtype=torch.bool)
+    visible[0, 0, 0] = True
+    found = as_dense(function(gather(x[:1], PatchGrid(visible))))
+    expected = function(alone)
+    torch.testing.assert_close(found[..., :4, :4] if found.dim() == 4 else found, expected)
+
+
+PADDED = {
+    "relu_ of what was padded": lambda x, conv: _then(F.pad(x, (1, 1, 1, 1)), conv, x.relu_()),
+    "ones, then zeros": lambda x, conv: conv(F.pad(F.pad(x, (1, 0, 1, 0), value=1.0), (0, 1, 0, 1))),
+    "reflected, then zeros": lambda x, conv: conv(F.pad(F.pad(x, (1, 0, 1, 0), mode="reflect"), (0, 1, 0, 1))),
+    "channels and positions together": lambda x, conv: F.conv2d(
+        F.pad(x, (1, 1, 1, 1, 1, 0)), torch.ones(2, 9, 3, 3).double()
+    ),
+    "a pool that goes on after a circular pad": lambda x, conv: F.avg_pool2d(
+        F.pad(x, (1, 0, 1, 0), mode="circular"), 2, 1
+    ),
+}
+
+
+def _then(padded, conv, changed):
+    return conv(padded) + changed
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_pads(name):
+    conv = nn.Conv2d(8, 8, 3).double()
+    x = images()
+    expected = PADDED[name](x.clone(), conv)
+    torch.testing.assert_close(scatter(PADDED[name](gather(x, EVERYTHING), conv)), expected)
+    visible = torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
+    grid = PatchGrid(visible)
+    zero_filled = scatter(gather(x, grid))
+    shown = gather(PADDED[name](zero_filled, conv), grid)
+    torch.testing.assert_close(PADDED[name](gather(x, grid), conv).values, shown.values)
+
+
+def test_a_pad_that_crops_before_a_padded_convolution_does_not_see_what_was_cut():
+    conv = nn.Conv2d(8, 4, 3, padding=1).double()
+    x = images()
+    expected = conv(F.pad(x, (-1, 1, -1, 1)))
+    torch.testing.assert_close(scatter(conv(F.pad(gather(x, EVERYTHING), (-1, 1, -1, 1)))), expected)
+
+
+def test_a_view_that_was_changed_after_the_pad_is_refused():
+    x = gather(images(), EVERYTHING)
+    padded = F.pad(x, (1, 1, 1, 1))
+    x[:, :2].mul_(2)
+    with pytest.raises(NotExactError, match="changed in place afterwards"):
+        F.max_pool2d(padded, 3, 1)
+
+
+@pytest.mark.parametrize("copied", [lambda x: x.flatten(1), lambda x: x.reshape(len(x), -1), lambda x: x.contiguous()])
+@pytest.mark.parametrize("which", ["copy", "source"])
+def test_changes_in_place_of_what_is_a_view_only_in_a_dense_network(copied, which):
+    x = gather(images(), EVERYTHING)
+    y = copied(x)
+    changed, other = (y, x) if which == "copy" else (x, y)
+    changed.relu_()
+    changed + 1
+    with pytest.raises(NotExactError, match="out of place"):
+        other + 1
+
+
+@pytest.mark.parametrize("viewed", [lambda x: x.flatten(2), lambda x: x[:, :4], lambda x: x.permute(0, 2, 3, 1)])
+def test_changes_in_place_of_what_is_a_view_here_too(viewed):
+    x, dense = gather(images(), EVERYTHING), images()
+    viewed(x).relu_()
+    viewed(dense).relu_()
+    torch.testing.assert_close(scatter(x + 1), dense + 1)
+
+
+def test_a_changed_copy_whose_source_is_gone_is_nothing_to_refuse():
+    x = gather(images(), EVERYTHING)
+    x = x.flatten(2)
+    x.relu_()
+    torch.testing.assert_close(x.amax(-1).values, images().flatten(2).relu().amax(-1))
+
+
+def test_padded_patches_cannot_be_put_back_and_the_error_is_a_users():
+    with pytest.raises(UsageError, match="padded"):
+        scatter(F.pad(gather(images(), EVERYTHING), (1, 1, 1, 1)))
+
+
+def test_global_pooling_after_a_pad_is_refused():
+    with pytest.raises(NotExactError, match="padded"):
+        F.adaptive_avg_pool2d(F.pad(gather(images(), EVERYTHING), (1, 1, 1, 1)), 1)
+
+
+def test_blocks_of_a_patch_that_cannot_be_told_are_refused():
+    x = gather(images(patch=2), EVERYTHING)
+    n, c, h, w = x.shape
+    with pytest.raises(NotExactError, match="may cut the map into blocks"):
+        x.view(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_vector_of_channels_is_one_however_many_patches_there_are(count):
+    visible = torch.zeros(1, 2, 3, dtype=torch.bool).flatten()
+    visible[:count] = True
+    x = gather(images(channels=6)[:1], PatchGrid(visible.view(1, 2, 3)))
+    torch.testing.assert_close((x * x.new_ones(6)[:, None, None]).values, x.values)
+
+
+def test_nothing_visible_takes_all_ways():
+    x = gather(images(), PatchGrid(torch.zeros(2, 2, 3, dtype=torch.bool)))
+    b, c, h, w = x.shape
+    assert x.view(b, c, -1).shape == (0, 8, 16) and x.reshape(b, c, h * w).shape == (0, 8, 16)
+    pooled = F.adaptive_avg_pool2d(x, 1)
+    assert pooled.view(b, c).shape == (2, 8) and (x * pooled.view(b, c, 1, 1)).shape == x.shape
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "function", [lambda x: F.group_norm(x, 2), F.instance_norm, lambda x: x.var((2, 3)), lambda x: x.mean((2, 3))]
+)
+def test_statistics_in_16_bits_are_as_good_as_dense_ones(kind, function):
+    x = (images(patch=16) * 30 + 100).to(kind)
+    exact = function(x.double())
+    dense, ours = (as_dense(function(given)).double() for given in (x, gather(x, EVERYTHING)))
+    assert ours.isfinite().all()
+    assert (ours - exact).abs().mean() <= 1.5 * (dense - exact).abs().mean() + 1e-6
+
+
+def test_a_group_norm_under_autocast_has_the_type_that_the_dense_one_has():
+    x = images().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.group_norm(gather(x, EVERYTHING), 2).dtype == F.group_norm(x, 2).dtype
+
+
+def test_the_deviation_of_a_single_position_has_a_gradient():
+    grid = PatchGrid(torch.tensor([[[True, False]]]))
+    x = torch.randn(1, 4, 1, 2, requires_grad=True)
+    gather(x, grid).std((2, 3)).values.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_a_grid_first_used_in_inference_mode_can_be_trained_on():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.GroupNorm(2, 8)).double()
+    grid = PatchGrid.random(2, (2, 3), 0.5)
+    with torch.inference_mode():
+        before = net(gather(images(), grid)).values
+    after = net(gather(images(), grid))
+    after.values.sum().backward()
+    torch.testing.assert_close(before, after.values.detach())
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.4), nn.Dropout2d(0.4, inplace=True)]
+)
+def test_dropout_draws_once_an_image_and_as_the_dense_network(module):
+    x = images()
+    torch.manual_seed(3)
+    expected = module(x.clone())
+    torch.manual_seed(3)
+    found = module(gather(x, EVERYTHING))
+    if isinstance(module, nn.AlphaDropout):  # each element draws for itself, in another order
+        assert math.isclose(float(found.values.mean()), float(expected.mean()), abs_tol=0.2)
+    else:
+        torch.testing.assert_close(scatter(found), expected)
+
+
+def test_networks_are_left_as_they_were():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Dropout2d(0.5))
+    before = copy.deepcopy(net.state_dict())
+    net(gather(images().float(), EVERYTHING))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
