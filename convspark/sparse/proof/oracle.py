@@ -109,7 +109,8 @@ _QUESTIONS = {
 }
 _MOVES = set(
     """view reshape permute transpose flatten unflatten unsqueeze squeeze movedim chunk split unbind __getitem__ narrow
-    select expand expand_as pixel_shuffle pixel_unshuffle contiguous repeat_interleave tensor_split swapaxes""".split()
+    select expand expand_as pixel_shuffle pixel_unshuffle contiguous repeat_interleave tensor_split swapaxes view_as
+    reshape_as repeat tile moveaxis swapdims native_channel_shuffle channel_shuffle""".split()
 )
 _AROUND = set(
     """conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d conv_transpose2d
@@ -129,10 +130,14 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         return func(*args, **kwargs)
     if name in _MOVES:
         return _move(func, x, args, kwargs)
-    if name in ("cat", "concat", "stack"):
-        tensors = args[0]
-        places = [t.place for t in tensors]
-        return _wrap(func(*args, **kwargs), func(places, *args[1:], **kwargs), x.visible)
+    if name in ("cat", "concat", "concatenate", "stack"):
+        given = dict(kwargs)
+        tensors = given.pop("tensors") if "tensors" in given else args[0]
+        rest = args[1:] if args else ()
+        places = [_place_of(t, x) for t in tensors]
+        return _wrap(func(tensors, *rest, **given), func(places, *rest, **given), x.visible)
+    if name in _ALONG:
+        return _along(func, x, args, kwargs)
     if name == "pad":
         # Padded cells keep their values; a convolution or pooling that follows makes a map of the grid again.
         out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
@@ -154,8 +159,8 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         dims = tuple(range(2, x.dim()))
         kind = "mean" if "avg" in name else "amax"
         return _reduce(x, kind, dims, True, {})
-    if name in _REDUCTIONS:
-        return _reduction(name, args, kwargs)
+    if name in _REDUCTIONS or func is torch.linalg.norm:
+        return _reduction("vector_norm" if "linalg" in name else name, args, kwargs)
     if func in (torch.batch_norm, torch.instance_norm):
         # Affine arguments first, where torch.nn.functional has the statistics first.
         flag = "training" if name == "batch_norm" else "use_input_stats"
@@ -169,11 +174,61 @@ def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     return _elementwise(func, x, args, kwargs)
 
 
+_ALONG = {  # functions along one axis, whose results there are one value, several or none, and the axis they take
+    **dict.fromkeys(("max", "min", "argmax", "argmin", "median", "prod", "logsumexp", "glu", "cumsum", "cumprod"), 1),
+    **dict.fromkeys(("sort", "argsort", "index_select", "all", "any"), 1),
+    **dict.fromkeys(("topk", "flip", "roll"), 2),
+}
+
+
+def _place_of(operand: Tensor, x: MaskedMap) -> Tensor:
+    """Of a plain tensor as well: a whole map's positions are those of the map that it meets."""
+    if isinstance(operand, MaskedMap):
+        return operand.place
+    if operand.dim() == x.dim() and operand.shape[0] == x.shape[0] and operand.shape[2:] == x.shape[2:]:
+        return x.place[:, :1].expand(operand.shape)
+    return _nowhere(operand)
+
+
+def _along(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
+    """Along channels each position keeps its place; over all elements, or over positions, visible ones alone."""
+    name = func.__name__
+    at = _ALONG[name]
+    if name in ("roll", "flip"):
+        dim = kwargs.get("dims", args[-1] if len(args) > 1 else None)
+    else:
+        dim = kwargs.get("dim", kwargs.get("axis", args[at] if len(args) > at else None))
+    if isinstance(dim, Tensor):
+        return _elementwise(func, x, args, kwargs)
+    dims = [dim] if isinstance(dim, int) else list(dim) if dim is not None else list(range(x.dim()))
+    if name in ("sort", "topk", "glu") and dim is None:
+        dims = [-1]
+    if any((x.place != x.place.narrow(d, 0, 1)).any() for d in dims):
+        kind = {"max": "amax", "min": "amin", "any": "amax"}.get(name)
+        if kind is None:
+            raise NotImplementedError(f"{name} over positions")
+        reduced = x if name != "any" else _wrap((x != 0).double(), x.place, x.visible)
+        if dim is not None:
+            raise NotImplementedError(f"{name} over positions, with where it was")
+        found = _reduce(reduced, kind, tuple(range(x.dim())), False, {})
+        return found if name != "any" else found != 0
+    out = func(*args, **kwargs)
+    parts = out if isinstance(out, tuple) else (out,)
+    found = []
+    for part in parts:
+        place = x.place
+        for d in dims:
+            kept = part.dim() == x.dim()
+            place = place.narrow(d, 0, 1) if kept else place.select(d, 0)
+        found.append(_wrap(part, place.expand(part.shape), x.visible))
+    return type(out)(found) if isinstance(out, tuple) else found[0]
+
+
 def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
     """Move the axes of the places as those of the values."""
     others = tuple(a.place if isinstance(a, MaskedMap) else a for a in args[1:])
     values = func(*args, **kwargs)
-    if func.__name__ == "view":  # the places' memory may not allow a view where the values' does
+    if func.__name__ in ("view", "view_as"):  # the places' memory may not allow a view where the values' does
         return _wrap(values, x.place.reshape(values.shape), x.visible)
     places = func(x.place, *others, **kwargs)
     if isinstance(values, Tensor):
@@ -188,7 +243,7 @@ def _elementwise(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: di
     if func.__name__ == "softmax":
         return _softmax(x, args, kwargs)
     out = func(*args, **kwargs)
-    if not isinstance(out, Tensor) or out is args[0]:
+    if not isinstance(out, Tensor) or (args and out is args[0]):
         return out
     if func.__name__ in ("linear", "matmul"):  # channels, the last axis, changed; positions did not
         return _wrap(out, x.place[..., :1].expand(out.shape), x.visible)
@@ -219,7 +274,10 @@ def _softmax(x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap:
 
 
 def _reduction(name: str, args: tuple, kwargs: dict) -> Any:
+    kwargs = dict(kwargs)
+    args = args if args else (kwargs.pop("input"),)
     x = args[0]
+    kwargs = {{"axis": "dim", "keepdims": "keepdim"}.get(key, key): value for key, value in kwargs.items()}
     names = {
         "norm": ("p", "dim", "keepdim"),
         "vector_norm": ("ord", "dim", "keepdim"),
@@ -245,6 +303,7 @@ def _reduce(x: MaskedMap, name: str, dims: tuple[int, ...], keepdim: bool, given
     variance = squares / (count - correction).clamp(min=1)
     if name in ("norm", "vector_norm"):
         order = given.get("p", given.get("ord", 2))
+        order = 2 if order in ("fro", None) else order
         powers = values.abs().pow(order).sum(dims, keepdim=True)
         results = [torch.where(powers > 0, torch.where(powers > 0, powers, 1).pow(1 / order), 0)]
     elif name in ("amax", "amin"):
@@ -311,6 +370,16 @@ def _group_norm(name: str, x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap
     count = seen.sum(2, keepdim=True).clamp(min=1)
     mean = torch.where(seen, values, 0).sum(2, keepdim=True) / count
     variance = torch.where(seen, (values - mean).square(), 0).sum(2, keepdim=True) / count
+    if name == "instance_norm" and given.get("running_mean") is not None:
+        if not given.get("use_input_stats", True):
+            statistics, affine = (given["running_mean"], given["running_var"]), (given.get("weight"), given.get("bias"))
+            return _batch_norm(x, *statistics, *affine, False, eps=given.get("eps", 1e-5))
+        shown = (seen.sum(2) > 0).all(1)[:, None]  # images that show anything
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        for key, rows in (("running_mean", mean), ("running_var", unbiased)):
+            over = torch.where(shown, rows.squeeze(2), 0).sum(0) / shown.sum().clamp(min=1)
+            statistic, step = given[key], given.get("momentum", 0.1) * bool(shown.any())
+            statistic.copy_((1 - step) * statistic + step * over.detach())
     out = ((values - mean) / (variance + given.get("eps", 1e-5)).sqrt()).reshape(x.shape)
     view = [1, -1] + [1] * (x.dim() - 2)
     if given.get("weight") is not None:

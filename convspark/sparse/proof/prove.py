@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +73,14 @@ def examine(
     image_size: Sequence[int],
     patch_size: Sequence[int],
     training: bool = True,
-    thorough: bool = True,
     tolerance: float = TOLERANCE,
+    images: int = 3,
 ) -> Proof:
     """Run a network densely, by mask-and-multiply and on visible patches, and compare.
 
-    In float64, with slightly changed parameters and without dropout, whose draws cannot be compared. Parameters,
-    buffers, modes and random state are left as they were.
+    In float64, with slightly changed parameters and without dropout, whose draws cannot be compared. A network that
+    draws random numbers of other kinds in training is compared in evaluation mode. Parameters, buffers, modes and
+    random state are left as they were.
 
     Args:
         forward: images or visible patches -> the features of each stage.
@@ -88,28 +89,35 @@ def examine(
         image_size: sides of its images; at most four patches a side are used.
         patch_size: sides of a patch.
         training: in training mode, where norms take their statistics from the batch.
-        thorough: gradients, statistics and leaks as well; without, features alone.
+        images: in the batch; the last one shows nothing.
+
+    Returns:
+        The verdict, also where the network, or mask-and-multiply, could not be run.
 
     Raises:
         NotExactError: a function was refused.
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with in_float64(module, training), torch.random.fork_rng([device] if device.type == "cuda" else []), _Steady():
-        trial = _Trial(forward, module, in_chans, image_size, patch_size)
+    trial = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
+    training = training and not trial.draws()
+    with trial.quiet(training):
         dense = trial.run(trial.images.clone())
         opened = trial.run(gather(trial.images, PatchGrid(trial.everything)))
         off_dense = _features_apart(dense, opened)
         if off_dense > tolerance:
-            found = gather(trial.images, PatchGrid(trial.everything))
-            culprit = trial.culprit(trial.images, found, tolerance)
-            return _failed(
-                "with every patch visible, the dense network", off_dense, culprit, tolerance, dense=off_dense
-            )
+            return trial.not_dense(off_dense, tolerance)
         if trial.masks_nothing:
             return Proof(off_dense, 0.0, 0.0, 0.0, False, None, tolerance, None)
         grid = PatchGrid(trial.some)
-        ours = trial.run(gather(trial.images, grid), gradients=thorough)
-        theirs = trial.run(masked_map(trial.images, trial.some), gradients=thorough)
+        ours = trial.run(gather(trial.images, grid), gradients=True)
+        try:
+            theirs = trial.run(masked_map(trial.images, trial.some), gradients=True)
+        except Exception as error:  # whatever a network does that mask-and-multiply does not foresee
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (
+                "with every patch visible it equals the dense network, but with some masked nothing is known: mask-and-"
+                f"multiply, which it is compared with, cannot run it ({type(error).__name__}: {said})."
+            )
+            return Proof(off_dense, math.nan, math.nan, math.nan, False, None, tolerance, reason)
         off = {
             "features": _features_apart(theirs, ours),
             "gradients": _apart(theirs.gradients, ours.gradients),
@@ -118,14 +126,14 @@ def examine(
         sensitivity = None
         if max(off.values()) > tolerance:
             noisy = trial.images * (1 + _NOISE * torch.randn_like(trial.images))
-            shaken = trial.run(masked_map(noisy, trial.some), gradients=thorough)
+            shaken = trial.run(masked_map(noisy, trial.some), gradients=True)
             sensitivity = max(_features_apart(theirs, shaken), _apart(theirs.gradients, shaken.gradients))
             if not max(off.values()) <= min(_AMPLIFIED * sensitivity, _BLIND):
                 what = next(name for name, value in off.items() if not value <= tolerance)
                 culprit = trial.culprit(masked_map(trial.images, trial.some), gather(trial.images, grid), tolerance)
                 truth = "with some patches masked, the same network run by mask-and-multiply"
                 return _failed(truth, off[what], culprit, tolerance, off_dense, sensitivity, what, **off)
-        leak = thorough and trial.leaks(ours)
+        leak = trial.leaks(ours)
         reason = "its output depends on pixels of masked patches" if leak else None
         return Proof(off_dense, **off, leak=leak, sensitivity=sensitivity, tolerance=tolerance, reason=reason)
 
@@ -138,20 +146,33 @@ def prove(
     patch_size: Sequence[int],
     tolerance: float = TOLERANCE,
 ) -> float:
-    """`examine` in evaluation mode, features alone, as an assertion: what each new `SparK` does.
+    """What each new `SparK` does: that the network is exact as it will be trained.
+
+    `examine` in training mode, with gradients, on two images; then, with every patch visible, at the very size of the
+    run, which a network may branch on; then a step as it is, dropout and all, so that what is refused is refused now.
 
     Returns:
         The largest deviation.
 
     Raises:
-        NotExactError: the results differ; names the first module whose output does.
+        NotExactError: the results differ; names the first module whose output does. Or a function was refused.
     """
-    proof = examine(forward, module, in_chans, image_size, patch_size, False, False, tolerance)
+    small, full = (_Trial(forward, module, in_chans, image_size, patch_size, 2, most) for most in (4, None))
+    training = not small.draws()
+    proof = examine(forward, module, in_chans, image_size, patch_size, training, tolerance, images=2)
+    if proof.exact and full.images.shape != small.images.shape:
+        with full.quiet(training):
+            one = full.images[:1]
+            dense, opened = full.run(one.clone()), full.run(gather(one, PatchGrid(full.everything[:1])))
+            off = _features_apart(dense, opened)
+            proof = full.not_dense(off, tolerance) if off > tolerance else proof
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
             "Take stages before that module, or give the function a meaning with convspark.sparse.meaning."
         )
+    with in_float64(module, training=True, dropout=True), small.random_state():
+        small.run(gather(small.images, PatchGrid(small.some)))
     return proof.largest
 
 
@@ -194,31 +215,57 @@ class _Trial:
         in_chans: int,
         image_size: Sequence[int],
         patch_size: Sequence[int],
+        images: int,
+        most: int | None = None,
     ):
+        """`images` of at most so many patches a side."""
         self.forward, self.module = forward, module
-        shape = [max(min(side // p, 4), 1) for side, p in zip(image_size, patch_size, strict=True)]
+        shape = [max(min(side // p, most or side), 1) for side, p in zip(image_size, patch_size, strict=True)]
         sides = [h * p for h, p in zip(shape, patch_size, strict=True)]
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(3, in_chans, *sides, generator=generator, dtype=torch.float64)
-        self.images = images.to(device)
-        self.everything = torch.ones(3, *shape, dtype=torch.bool, device=device)
-        some = torch.rand(3, *shape, generator=generator) < 0.5
-        some.view(3, -1)[0, 0] = True
-        some[-1] = False  # an image that shows nothing
-        self.some = some.to(device)
+        pixels = torch.randn(images, in_chans, *sides, generator=generator, dtype=torch.float64)
+        self.images = pixels.to(self.device)
+        self.everything = torch.ones(images, *shape, dtype=torch.bool, device=self.device)
+        some = torch.rand(images, *shape, generator=generator) < 0.5
+        some.view(images, -1)[0, 0] = True
+        if images > 1:
+            some[-1] = False  # an image that shows nothing
+        self.some = some.to(self.device)
         self.masks_nothing = math.prod(shape) == 1
 
-    def run(self, x: Tensor, gradients: bool = False) -> _Outcome:
+    @contextmanager
+    def quiet(self, training: bool) -> Iterator[None]:
+        """The network as it is compared: in float64, in one mode, without dropout, random state kept."""
+        with in_float64(self.module, training), self.random_state(), _Steady():
+            yield
+
+    def random_state(self) -> AbstractContextManager[None]:
+        """Left as it was."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
+    def draws(self) -> bool:
+        """Whether the dense network's features in training depend on random numbers, dropout's apart."""
+        with self.quiet(training=True):
+            one, other = self.run(self.images.clone()), self.run(self.images.clone(), seed=2)
+        return any(not torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+
+    def not_dense(self, deviation: float, tolerance: float) -> Proof:
+        """The verdict on a network that differs from its dense self with every patch visible."""
+        culprit = self.culprit(self.images, gather(self.images, PatchGrid(self.everything)), tolerance)
+        truth = f"with every patch visible, at {'x'.join(map(str, self.images.shape[2:]))} pixels, the dense network"
+        return _failed(truth, deviation, culprit, tolerance, dense=deviation)
+
+    def run(self, x: Tensor, gradients: bool = False, seed: int = 1) -> _Outcome:
         """Features, gradients of a random weighting of them, and statistics; the module is as before afterwards."""
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         parameters = {n: p for n, p in self.module.named_parameters() if p.is_floating_point()}
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         try:
             with torch.set_grad_enabled(gradients):
                 maps = [_whole(feature) for feature in self.forward(x)]
             slopes: Sequence[Tensor | None] = ()
-            if gradients:
+            if gradients and parameters:
                 generator = torch.Generator().manual_seed(2)
                 weights = [torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device) for m in maps]
                 total = torch.stack([(m * w).sum() for m, w in zip(maps, weights, strict=True)]).sum()
@@ -245,6 +292,12 @@ class _Trial:
         """Sentence naming the first module whose output deviates."""
         with torch.no_grad():
             expected, found = self._outputs(whole), self._outputs(visible)
+        for name, kind, output in found:
+            if type(output) is Tensor and output.shape[0] == visible.shape[0] > len(self.images):
+                return (
+                    f"The module {name} ({kind}) returned a plain tensor for visible patches: TorchScript, torch.vmap, "
+                    "torch.func, torch.autograd.Variable and as_subclass leave them; write that module without."
+                )
         for (name, kind, e), (_, _, f) in zip(expected, found, strict=False):
             if e.shape[1:2] == f.shape[1:2] and not _deviation(e, f) <= tolerance:
                 return f"The first module to differ is {name} ({kind})."
@@ -276,6 +329,14 @@ def _whole(feature: Tensor) -> Tensor:
     return visible_part(feature) if isinstance(feature, MaskedMap) else feature
 
 
+_DROPOUTS = {
+    torch.dropout,
+    *(getattr(nn.functional, f"dropout{dims}") for dims in ("", "1d", "2d", "3d")),
+    nn.functional.alpha_dropout,
+    nn.functional.feature_alpha_dropout,
+}
+
+
 class _Steady(TorchFunctionMode):
     """Keeps float64 where a network goes to float32 for its statistics; leaves out dropout and stochastic depth."""
 
@@ -283,7 +344,7 @@ class _Steady(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is Tensor.float:
             return args[0].double()
-        if func in (nn.functional.dropout, torch.dropout) and isinstance(args[0], Tensor):
+        if func in _DROPOUTS and isinstance(args[0], Tensor):
             return args[0]
         if func in (torch.rand, Tensor.bernoulli_) and drops_images():
             return args[0].fill_(1) if func is Tensor.bernoulli_ else torch.full_like(func(*args, **kwargs), 0.5)
@@ -293,8 +354,8 @@ class _Steady(TorchFunctionMode):
 
 
 @contextmanager
-def in_float64(module: nn.Module, training: bool) -> Iterator[None]:
-    """The module's floating-point tensors in float64, nudged, in one mode; put back afterwards as they were."""
+def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iterator[None]:
+    """The module's floating-point tensors in float64, nudged, in one mode, without dropout; put back afterwards."""
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
@@ -308,7 +369,7 @@ def in_float64(module: nn.Module, training: bool) -> Iterator[None]:
         for buffer in buffers:
             buffer.data = buffer.data.double()
         module.train(training)
-        for owner in module.modules():
+        for owner in [] if dropout else module.modules():
             if isinstance(owner, nn.modules.dropout._DropoutNd) or type(owner).__name__ == "StochasticDepth":
                 owner.eval()
         yield
