@@ -100,7 +100,7 @@ def once(known: dict[object, Any], key: object, build: Callable[[], T]) -> T:
 
 def without_inference(build: Callable[[], T]) -> T:
     """What is kept may be needed for training later, which tensors made in inference mode cannot be."""
-    if not torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return build()
     with torch.inference_mode(False), torch.no_grad():
         return build()
