@@ -75,8 +75,10 @@ class GridTensor(Tensor):
                 with torch._C.DisableTorchFunctionSubclass():
                     return func(*args, **kwargs or {})
             raise refuse(func, "it has no known meaning on visible patches")
-        if kwargs and kwargs.get("out") is not None:
-            raise refuse(func, "it writes into a tensor of the network's own (out=)")
+        if kwargs and "out" in kwargs:
+            kwargs = dict(kwargs)
+            if kwargs.pop("out") is not None:
+                raise refuse(func, "it writes into a tensor of the network's own (out=)")
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return known(func, args, kwargs or {})

@@ -254,7 +254,11 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
     dims = dimensions(x, dim)
     kind = reduced_kind(x, dims)
     if kind != "image":
-        out = func(x, dims, correction=correction, keepdim=keepdim)
+        if x.numel():
+            out = func(x, dims, correction=correction, keepdim=keepdim)
+        else:  # nothing visible: 0, as means are
+            nothing = x.sum(dims, keepdim=keepdim)
+            out = (nothing, nothing) if func.__name__.endswith("mean") else nothing
         if kind == "batch":
             return out
         layout = reduced_layout(x.axes, dims, keepdim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,20 +44,24 @@ def view_as(func, input, other):
 
 
 def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
-    shape = list(x.shape)
-    layout = x.axes
-    if not x.numel() and shape and shape[0] == 0:  # nothing visible: as if one patch were, for what -1 stands for
-        shape[0] = 1
-        layout = (tuple((role, 1 if role == lay.PATCH else n) for role, n in layout[0]), *layout[1:])
-        sizes = [1 if at == 0 and n == 0 else n for at, n in enumerate(sizes)]
     if -1 in sizes:
+        shape = [max(n, 1) if at == 0 else n for at, n in enumerate(x.shape)]  # nothing visible: as if one patch were
+        known = math.prod([max(n, 1) if at == 0 else n for at, n in enumerate(sizes) if n != -1])
         sizes = list(sizes)
-        sizes[sizes.index(-1)] = math.prod(shape) // max(math.prod([n for n in sizes if n != -1]), 1)
-    found = lay.reshaped(layout, sizes)
-    if layout is not x.axes:
-        sizes = [0 if any(role == lay.PATCH for role, _ in axis) else n for axis, n in zip(found, sizes, strict=True)]
-        found = tuple(tuple((role, 0 if role == lay.PATCH else n) for role, n in axis) for axis in found)
-    return as_view(as_same_kind(x.reshape(sizes), x, found), x)
+        sizes[sizes.index(-1)] = math.prod(shape) // max(known, 1)
+    return as_view(as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes)), x)
+
+
+def _layout_after(x: GridTensor, sizes: Sequence[int]) -> lay.Layout:
+    """Of x with these sizes; with nothing visible, as if one patch were."""
+    if x.numel() or not any(role == lay.PATCH and n == 0 for axis in x.axes for role, n in axis):
+        return lay.reshaped(x.axes, sizes)
+    found = lay.reshaped(_with_patches(x.axes, 1), [1 if n == 0 else n for n in sizes])
+    return _with_patches(found, 0)
+
+
+def _with_patches(layout: lay.Layout, count: int) -> lay.Layout:
+    return tuple(tuple((role, count if role == lay.PATCH else n) for role, n in axis) for axis in layout)
 
 
 @meaning(*named("flatten", torch, Tensor))
@@ -72,7 +77,7 @@ def unflatten(func, input, dim, sizes):
     """An axis split."""
     x = unpadded(input)
     out = x.unflatten(dim, sizes)
-    return as_view(as_same_kind(out, x, lay.reshaped(x.axes, out.shape)), x)
+    return as_view(as_same_kind(out, x, _layout_after(x, out.shape)), x)
 
 
 @meaning(*named("permute", torch, Tensor))
@@ -393,6 +398,9 @@ def pixel_unshuffle(func, input, downscale_factor):
     x = unpadded(input)
     if any(size % downscale_factor for size in x.shape[-2:]):
         raise Refusal(f"a patch of {tuple(x.shape[-2:])} positions cannot be cut into blocks of {downscale_factor}")
+    if not x.numel():  # which PyTorch leaves as it is
+        n, c, h, w = x.shape
+        return _rescaled(x, x.reshape(n, c * downscale_factor**2, h // downscale_factor, w // downscale_factor))
     return _rescaled(x, func(x, downscale_factor))
 
 
