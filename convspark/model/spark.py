@@ -1,6 +1,7 @@
 """SparK: mask an image, encode its visible patches, densify, decode, compare with the masked pixels."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -67,7 +68,8 @@ class SparK(nn.Module):
         patch_size: side of a patch in pixels, or one a spatial dimension; None takes the deepest stride. A finer one
             trains only the stages whose stride divides it, and `untrained` names the rest.
         stages: names of the backbone's modules to decode, or None to find them (see `Stages`).
-        prove: run the backbone once with every patch visible and compare with its dense output.
+        prove: before anything else, prove in float64 that the backbone runs exactly as it will be trained: in training
+            mode, with gradients, against its dense self and mask-and-multiply, and at this image size; some seconds.
         in_chans: channels of the images; None takes those of the backbone's first convolution.
         call: how to call the backbone, `call(backbone, images)`, where it takes images in a dictionary, say; None calls
             it as `backbone(images)`.
@@ -139,7 +141,9 @@ class SparK(nn.Module):
         if self.untrained:
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
-            prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
+            started = time.perf_counter()
+            off = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
+            logger.info("proved exact in %.1f s (largest deviation %.1g)", time.perf_counter() - started, off)
 
     @property
     def untrained(self) -> list[str]:

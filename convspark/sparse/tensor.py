@@ -60,6 +60,11 @@ class GridTensor(Tensor):
     def unflatten(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return self._called(Tensor.unflatten, *args, **kwargs)
 
+    def as_subclass(self, cls: Any) -> Any:  # type: ignore[override]
+        if torch._C._is_torch_function_enabled() and not issubclass(cls, GridTensor):
+            raise refuse(Tensor.as_subclass, "what it makes would no longer know which patches it holds; see `values`")
+        return super().as_subclass(cls)
+
     def _called(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and torch._C._is_torch_function_enabled():
             return self.__torch_function__(method, (), (self, *args), kwargs)
@@ -101,6 +106,8 @@ class VisiblePatches(GridTensor):
 
     # Cells that F.pad announced but did not write; only the next conv, pool or pad may look at such a tensor.
     pending: Padding | None
+    # "mean", say, of what has been reduced over some axes of positions: only the same of the others may follow.
+    partial: str | None
     # What F.pad announced of this tensor and is still there: it shows what this tensor was. Not while compiling.
     padded: list[weakref.ref[VisiblePatches]] | None = None
 
@@ -207,7 +214,7 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
-    patches.pending = None  # Dynamo does not see a class's
+    patches.pending = patches.partial = None  # Dynamo does not see a class's
     return patches
 
 
@@ -233,6 +240,10 @@ def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor
 
 def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     """Cut the visible patches out of images. Inverse of `scatter`.
+
+    A network that is called on the result by itself is not proved: what has no known meaning is refused, but a function
+    may act by the size of what it is given, or leave the patches unseen (TorchScript, `torch.vmap`). `SparK` and
+    `convspark.check` prove a network.
 
     Args:
         images: (B, C, H, W), or one more axis for volumes; each side a multiple of the grid's.
@@ -322,10 +333,19 @@ def as_view(result: G, of: GridTensor) -> G:
     return result
 
 
-def unpadded(tensor: T) -> T:
-    """The tensor, refused if cells announced by F.pad have not been written, or a view of it that is a copy was."""
+def unpadded(tensor: T, partially: bool = False) -> T:
+    """The tensor, refused if cells announced by F.pad have not been written, or a view of it that is a copy was.
+
+    Args:
+        partially: whether it may be reduced over some of its positions' axes.
+    """
     if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
         raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
+    if isinstance(tensor, VisiblePatches) and tensor.partial is not None and not partially:
+        raise Refusal(
+            f"it was reduced ({tensor.partial}) over some spatial axes and not others, and only the same reduction of "
+            "the others can follow"
+        )
     if isinstance(tensor, GridTensor) and not torch.compiler.is_compiling() and tensor.outdated:
         raise Refusal(
             "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and here they do not share "

@@ -91,6 +91,12 @@ POOLED = {
     "max of all": lambda x: x.max(),
     "largest of flat positions": lambda x: x.flatten(2).amax(-1),
     "flat mean": lambda x: x.flatten(2).mean(-1),
+    "mean after mean": lambda x: x.mean(3).mean(2),
+    "mean of the last, twice": lambda x: x.mean(-1).mean(-1),
+    "mean after mean, axes kept": lambda x: x.mean(2, keepdim=True).mean(3, keepdim=True),
+    "amax after amax": lambda x: x.amax(3).amax(2),
+    "pooling of flat positions": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 1),
+    "convolution of flat positions": lambda x: F.conv1d(x.flatten(2), torch.ones(4, 8, 1).double()).mean(2),
     "group norm": lambda x: F.group_norm(input=x, num_groups=2),
     "instance norm": lambda x: F.instance_norm(x, eps=0.1),
 }
@@ -300,6 +306,62 @@ def test_dropout_draws_once_an_image_and_as_the_dense_network(module):
         assert math.isclose(float(found.values.mean()), float(expected.mean()), abs_tol=0.2)
     else:
         torch.testing.assert_close(scatter(found), expected)
+
+
+@pytest.mark.parametrize("after", [lambda x: x + 1, lambda x: x.sum(2), lambda x: x.mean(), lambda x: x.relu()])
+def test_a_mean_over_some_axes_of_positions_is_no_result(after):
+    with pytest.raises(NotExactError, match="some spatial axes and not others"):
+        after(gather(images(), EVERYTHING).mean(3))
+
+
+class Swish(torch.autograd.Function):
+    """As memory-efficient implementations write it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * (s * (1 + x * (1 - s)))
+
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+@pytest.mark.parametrize("function", [Swish, Reversal])
+def test_hand_written_gradients(function):
+    conv = nn.Conv2d(8, 8, 3, padding=1).double()
+    grid = PatchGrid(torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool())
+    x = images()
+    ours = gradient(lambda x: conv(function.apply(conv(gather(x, grid)))), x)
+    mask = scatter(gather(torch.ones_like(x), grid))
+    theirs = gradient(lambda x: mask * conv(mask * function.apply(conv(mask * x))), x)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_hooks_get_patches():
+    seen = []
+    grid = PatchGrid.random(2, (2, 3), 0.5)
+    x = gather(images().requires_grad_(), grid) * 2
+    x.register_hook(lambda grad: seen.append(grad.grid is grid) or 3 * grad)
+    x.sum().backward()
+    assert seen == [True]
+
+
+def test_leaving_by_as_subclass_is_refused():
+    with pytest.raises(NotExactError, match="as_subclass"):
+        gather(images(), EVERYTHING).as_subclass(torch.Tensor)
 
 
 def test_networks_are_left_as_they_were():

@@ -35,7 +35,7 @@ REFUSED = {
     ),
     "attention": (Attention(), "matmul", "attention"),
     "positions of one patch": (lambda x: x[:, :, 0], "__getitem__", "single patches or positions"),
-    "one row": (lambda x: x.mean(2), "mean", "some spatial axes and not others"),
+    "one row": (lambda x: x.mean(2) + 1, "add", "some spatial axes and not others"),
     "patches alone": (lambda x: x.mean(0), "mean", "but not over their positions|some spatial axes"),
     "softmax over a row": (lambda x: x.softmax(-1), "softmax", "some spatial axes and not others"),
     "bilinear to no whole patch": (

@@ -18,9 +18,11 @@ from ..tensor import (
     PerImage,
     VisiblePatches,
     as_patches,
+    as_same_kind,
     canonical_values,
     from_rows,
     repeat_per_patch,
+    unpadded,
 )
 from .neighbourhood import Reach, Source, source_of, through_images
 from .operands import dense_batch, per_axis
@@ -57,6 +59,10 @@ def convolve(
         return _conditional(func, x, weight, bias, stride, padding, dilation, groups)
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
+    flat = x.dim() == weight.dim() == 3 and len(x.axes[2]) > 1 and lay.is_plain(x.axes[1])
+    if flat and weight.shape[2] == 1 and per_axis(stride, 1) == (1,) and padding in (0, (0,), "same", "valid"):
+        out = func(unpadded(x), weight, bias, 1, 0, 1, groups)  # a kernel of one position on flat positions
+        return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), x.axes[2]))
     source, reach = _looked_at(x, weight, stride, padding, dilation)
     if source.is_padded_otherwise(reach.padding):
         return source.through_padded_images(lambda maps: func(maps, weight, bias, stride, padding, dilation, groups))

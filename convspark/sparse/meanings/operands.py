@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import axes as lay
@@ -83,7 +84,7 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
                 raise Refusal("its operands have different axes at the same place")
             axes[at] = axis
     for operand in operands:
-        if isinstance(operand, GridTensor):
+        if isinstance(operand, GridTensor) or (operand.shape == leader.shape and _is_gradient()):
             continue
         for at, size in enumerate(operand.shape, start=dims - operand.dim()):
             if size != 1 and not lay.is_plain(axes[at]):
@@ -97,6 +98,11 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
     if len(roles) != len(set(roles)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     return leader, tuple(axes)
+
+
+def _is_gradient() -> bool:
+    """Whether the backward pass runs: a hand-written one gets gradients of patches as plain tensors of their shape."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def rowed(operand: GridTensor, leader: GridTensor) -> Layout:

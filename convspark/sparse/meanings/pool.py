@@ -15,7 +15,7 @@ from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_per_image, as_same_kind, unpadded
 from .neighbourhood import Reach, Source, source_of
 from .operands import dense_batch, named, per_axis
-from .reduce import over_image
+from .reduce import over_image, reduced_kind
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
 _DIMS = {
@@ -162,6 +162,9 @@ def _adaptive(func, input: GridTensor, output_size: Any, reduction: str):
     if isinstance(x, PerImage):
         return dense_batch(func, x, output_size)
     dims = _ADAPTIVE[func]
+    flat = dims == 1 and isinstance(x, VisiblePatches) and [role for role, _ in x.axes[0]] == [lay.PATCH]
+    if flat and x.dim() == 3 and per_axis(output_size, 1) == (1,) and reduced_kind(x, (2,)) == "image":
+        return as_per_image(over_image(x, reduction, (2,), keepdim=True), x.grid)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes) or x.dim() != dims + 2:
         raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
     size = per_axis(output_size, dims)

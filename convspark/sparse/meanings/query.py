@@ -33,7 +33,6 @@ _QUESTIONS = """
     torch.is_complex,
     torch.is_same_size,
     *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad")),
-    Tensor.register_hook,
     Tensor.retain_grad,
     torch.get_device,
 )
@@ -81,6 +80,18 @@ def _each(change: Callable[[GridTensor], Any], value: Any) -> Any:
 
 def _values(x: GridTensor) -> Tensor:
     return x.values
+
+
+@meaning(Tensor.register_hook)
+def register_hook(func, x, hook):
+    """The hook gets the gradient as patches."""
+
+    def on_patches(gradient: Tensor) -> Tensor | None:
+        with torch._C._EnableTorchFunction():
+            changed = hook(as_same_kind(gradient.view_as(gradient), x, x.axes))
+        return changed.values if isinstance(changed, GridTensor) else changed
+
+    return func(x, on_patches)
 
 
 @meaning(Tensor.__repr__)

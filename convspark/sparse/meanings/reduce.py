@@ -123,7 +123,18 @@ def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
 
 def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     dims = dimensions(x, dim)
+    if isinstance(x, VisiblePatches):
+        if x.partial not in (None, reduction):
+            raise Refusal(f"it was reduced ({x.partial}) over some spatial axes and not others")
+        if _leaves_positions(x, dims):
+            found = as_patches(
+                getattr(x, reduction)(dims, keepdim=keepdim), x.grid, reduced_layout(x.axes, dims, keepdim)
+            )
+            found.partial = reduction
+            return found
     kind = reduced_kind(x, dims)
+    if x.grid.num_visible and isinstance(x, VisiblePatches) and x.partial and kind != "image":
+        raise Refusal(f"it was reduced ({x.partial}) over some spatial axes and not others")
     if kind == "image":
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
@@ -136,6 +147,13 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     else:
         out = getattr(x, reduction)(dims, keepdim=keepdim, dtype=dtype)
     return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
+
+
+def _leaves_positions(x: VisiblePatches, dims: tuple[int, ...]) -> bool:
+    """Whether these are axes of positions, each whole, and there are others."""
+    if not dims or not all(len(x.axes[dim]) == 1 and lay.is_spatial(x.axes[dim][0][0]) for dim in dims):
+        return False
+    return any(lay.is_spatial(role) for at, axis in enumerate(x.axes) if at not in dims for role, _ in axis)
 
 
 def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
@@ -153,13 +171,13 @@ def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
     """Over channels: of each position. Over an image's positions: of those that are visible. Over all: likewise."""
     if not isinstance(dim, (int, tuple, list, type(None))):
         raise Refusal("its axes are not given as numbers")
-    return _reduce(unpadded(input), dim, keepdim, dtype, func.__name__)
+    return _reduce(unpadded(input, partially=True), dim, keepdim, dtype, func.__name__)
 
 
 @meaning(*named("amax amin", torch, Tensor))
 def extreme(func, input, dim: Dims = (), keepdim: bool = False):
     """The same, of the largest or the smallest."""
-    return _reduce(unpadded(input), dim, keepdim, None, func.__name__)
+    return _reduce(unpadded(input, partially=True), dim, keepdim, None, func.__name__)
 
 
 @meaning(*named("max min", torch, Tensor))
