@@ -78,7 +78,7 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
     )
 )
 def elementwise(func, *args, **kwargs):
-    """Meaning of a function that treats every element alone: `meaning(torch.special.expit)(elementwise)`."""
+    """Meaning of a function that treats every element alone: `meaning(torch.special.erfcx)(elementwise)`."""
     operands = tensors_in((*args, *kwargs.values()))
     first = operands[0]
     if len(operands) == 1 and isinstance(first, GridTensor):

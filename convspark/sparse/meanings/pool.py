@@ -162,8 +162,9 @@ def _adaptive(func, input: GridTensor, output_size: Any, reduction: str):
     if isinstance(x, PerImage):
         return dense_batch(func, x, output_size)
     dims = _ADAPTIVE[func]
-    flat = dims == 1 and isinstance(x, VisiblePatches) and [role for role, _ in x.axes[0]] == [lay.PATCH]
-    if flat and x.dim() == 3 and per_axis(output_size, 1) == (1,) and reduced_kind(x, (2,)) == "image":
+    flat = dims == 1 and x.dim() == 3 and [role for role, _ in x.axes[0]] == [lay.PATCH]
+    one = flat and per_axis(output_size, 1) == (1,) and reduced_kind(x, (2,)) == "image"
+    if one and isinstance(x, VisiblePatches):
         return as_per_image(over_image(x, reduction, (2,), keepdim=True), x.grid)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes) or x.dim() != dims + 2:
         raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
