@@ -67,19 +67,20 @@ def meaning(*functions: Callable[..., Any]) -> Callable[[Meaning], Meaning]:
 
 def _binding(function: Meaning) -> Callable[[Callable[..., Any], tuple, dict], Any]:
     """The meaning as the dispatcher calls it: with the arguments as the network gave them."""
-    expected = signature(function)
-    own = set(expected.parameters)
+    own = set(signature(function).parameters)
     spelt = {other: name for name, others in _SPELLINGS.items() if name in own for other in others if other not in own}
 
     @wraps(function)
     def call(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        if kwargs:
+        if kwargs and spelt.keys() & kwargs.keys():
             kwargs = {spelt.get(name, name): value for name, value in kwargs.items()}
-            if not torch.compiler.is_compiling():
-                try:
-                    expected.bind(func, *args, **kwargs)
-                except TypeError as error:
-                    raise Refusal(f"its meaning does not know it with these arguments ({error})") from None
-        return function(func, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return function(func, *args, **kwargs)
+        try:
+            return function(func, *args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # raised by this very call
+                raise Refusal(f"its meaning does not know it with these arguments ({error})") from None
+            raise
 
     return call
