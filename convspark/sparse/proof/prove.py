@@ -97,8 +97,18 @@ def examine(
     Raises:
         NotExactError: a function was refused.
     """
-    trial = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
-    training = training and not trial.draws()
+    return _judged(_Trial(forward, module, in_chans, image_size, patch_size, images, most=4), training, tolerance)
+
+
+def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
+    proof = _compared(trial, training, tolerance)
+    if not proof.exact and training and trial.draws():
+        return _compared(trial, False, tolerance)
+    return proof
+
+
+def _compared(trial: _Trial, training: bool, tolerance: float) -> Proof:
+    """In one mode."""
     with trial.quiet(training):
         dense = trial.run(trial.images.clone())
         opened = trial.run(gather(trial.images, PatchGrid(trial.everything)))
@@ -148,8 +158,9 @@ def prove(
 ) -> float:
     """What each new `SparK` does: that the network is exact as it will be trained.
 
-    `examine` in training mode, with gradients, on two images; then, with every patch visible, at the very size of the
-    run, which a network may branch on; then a step as it is, dropout and all, so that what is refused is refused now.
+    `examine` in training mode, with gradients, on two images of three patches a side; then, with every patch visible, at
+    the very size of the run, which a network may branch on; then a step as it is, dropout and all, so that what is
+    refused is refused now.
 
     Returns:
         The largest deviation.
@@ -157,15 +168,17 @@ def prove(
     Raises:
         NotExactError: the results differ; names the first module whose output does. Or a function was refused.
     """
-    small, full = (_Trial(forward, module, in_chans, image_size, patch_size, 2, most) for most in (4, None))
-    training = not small.draws()
-    proof = examine(forward, module, in_chans, image_size, patch_size, training, tolerance, images=2)
-    if proof.exact and full.images.shape != small.images.shape:
-        with full.quiet(training):
-            one = full.images[:1]
-            dense, opened = full.run(one.clone()), full.run(gather(one, PatchGrid(full.everything[:1])))
-            off = _features_apart(dense, opened)
-            proof = full.not_dense(off, tolerance) if off > tolerance else proof
+    small, full = (
+        _Trial(forward, module, in_chans, image_size, patch_size, n, most) for n, most in ((2, 3), (1, None))
+    )
+    proof = _judged(small, True, tolerance)
+    if proof.exact and full.images.shape[2:] != small.images.shape[2:]:
+        off, training = full.apart_from_dense(training=True), True
+        if off > tolerance and full.draws():
+            off, training = full.apart_from_dense(training=False), False
+        if off > tolerance:
+            with full.quiet(training):
+                proof = full.not_dense(off, tolerance)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
@@ -243,6 +256,12 @@ class _Trial:
     def random_state(self) -> AbstractContextManager[None]:
         """Left as it was."""
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
+    def apart_from_dense(self, training: bool) -> float:
+        """How far the features are from the dense network's, with every patch visible."""
+        with self.quiet(training):
+            dense = self.run(self.images.clone())
+            return _features_apart(dense, self.run(gather(self.images, PatchGrid(self.everything))))
 
     def draws(self) -> bool:
         """Whether the dense network's features in training depend on random numbers, dropout's apart."""
