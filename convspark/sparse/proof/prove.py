@@ -158,8 +158,8 @@ def prove(
 ) -> float:
     """What each new `SparK` does: that the network is exact as it will be trained.
 
-    `examine` in training mode, with gradients, on two images of three patches a side; then, with every patch visible, at
-    the very size of the run, which a network may branch on; then a step as it is, dropout and all, so that what is
+    `examine` in training mode, with gradients, on two images of three patches a side; then, with every patch visible,
+    at the very size of the run, which a network may branch on; then a step as it is, dropout and all, so that what is
     refused is refused now.
 
     Returns:
