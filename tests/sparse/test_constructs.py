@@ -294,7 +294,14 @@ def test_a_grid_first_used_in_inference_mode_can_be_trained_on():
 
 
 @pytest.mark.parametrize(
-    "module", [nn.Dropout2d(0.4), nn.AlphaDropout(0.4), nn.FeatureAlphaDropout(0.4), nn.Dropout2d(0.4, inplace=True)]
+    "module",
+    [
+        nn.Dropout2d(1.0),
+        nn.Dropout2d(0.4),
+        nn.AlphaDropout(0.4),
+        nn.FeatureAlphaDropout(0.4),
+        nn.Dropout2d(0.4, inplace=True),
+    ],
 )
 def test_dropout_draws_once_an_image_and_as_the_dense_network(module):
     x = images()

@@ -151,13 +151,13 @@ def glu(func, input, dim=-1):
 @meaning(functional.dropout1d, functional.dropout2d, functional.dropout3d)
 def dropout_of_channels(func, input, p=0.5, training=True, inplace=False):
     """Whole channels of an image, drawn once an image as in the dense network."""
-    return _drop_channels(func, input, p, training, inplace, lambda keep: keep / (1 - p), None)
+    return _drop_channels(func, input, p, training, inplace)
 
 
 @meaning(functional.feature_alpha_dropout)
 def alpha_dropout_of_channels(func, input, p=0.5, training=False, inplace=False):
     """The same, to the value that keeps mean and variance (Klambauer et al. 2017)."""
-    return _drop_channels(func, input, p, training, inplace, None, _ALPHA)
+    return _drop_channels(func, input, p, training, inplace, dropped=_ALPHA)
 
 
 @meaning(functional.alpha_dropout)
@@ -169,7 +169,7 @@ def alpha_dropout(func, input, p=0.5, training=False, inplace=False):
 _ALPHA = -1.7580993408473766  # SELU's value at minus infinity, where units are dropped to
 
 
-def _drop_channels(func, input, p, training, inplace, scaled, dropped):
+def _drop_channels(func, input, p, training, inplace, dropped=0.0):
     x = unpadded(input)
     if not training or p == 0:
         return x
@@ -179,8 +179,10 @@ def _drop_channels(func, input, p, training, inplace, scaled, dropped):
         raise Refusal("its axes are not (patches, channels, *positions)")
     keep = x.new_empty(x.grid.batch_size, x.shape[1], *[1] * (x.dim() - 2)).bernoulli_(1 - p)
     keep = repeat_per_patch(keep, x.grid)
-    if dropped is None:
-        out = x * scaled(keep)
+    if p == 1:
+        out = x * 0
+    elif dropped == 0:
+        out = x * (keep / (1 - p))
     else:
         a = ((1 - p) * (1 + p * dropped**2)) ** -0.5
         out = a * torch.where(keep > 0, x, dropped) - a * dropped * p

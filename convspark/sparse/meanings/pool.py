@@ -56,11 +56,9 @@ def max_pool(
     strides = per_axis(stride or kernel, dims)
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, -math.inf, dims)
-    if source.is_padded_otherwise(pads):
-        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
     reach = source.reach(PoolReach, kernel, strides, dilations, pads, ceil_mode)
     # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
-    if reach.overhang and source.outside != -math.inf:
+    if source.is_padded_otherwise(pads) or (reach.overhang and source.outside != -math.inf):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
     return source.patches(func(source.window(reach), kernel, strides, 0, dilations))
 
@@ -86,10 +84,8 @@ def average_pool(
     strides = per_axis(stride or kernel, dims)
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, 0.0, dims)
-    if source.is_padded_otherwise(pads):
-        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
     reach = source.reach(PoolReach, kernel, strides, (1,) * dims, pads, ceil_mode)
-    if reach.overhang and not source.has_zeros_around:
+    if source.is_padded_otherwise(pads) or (reach.overhang and not source.has_zeros_around):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
     means = func(source.window(reach), kernel, strides)
     if divisor_override:

@@ -125,7 +125,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     dims = dimensions(x, dim)
     if isinstance(x, VisiblePatches):
         if x.partial not in (None, reduction):
-            raise Refusal(f"it was reduced ({x.partial}) over some spatial axes and not others")
+            unpadded(x)  # refuses
         if _leaves_positions(x, dims):
             found = as_patches(
                 getattr(x, reduction)(dims, keepdim=keepdim), x.grid, reduced_layout(x.axes, dims, keepdim)
@@ -133,8 +133,8 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
             found.partial = reduction
             return found
     kind = reduced_kind(x, dims)
-    if x.grid.num_visible and isinstance(x, VisiblePatches) and x.partial and kind != "image":
-        raise Refusal(f"it was reduced ({x.partial}) over some spatial axes and not others")
+    if kind != "image":
+        unpadded(x)  # refuses what was reduced over some spatial axes
     if kind == "image":
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
