@@ -35,7 +35,7 @@ benchmarks: $(VENV)/.installed
 	$(RUN) $(BIN)/python -m benchmarks.speed --again --parts encoder
 	$(RUN) $(BIN)/python -m benchmarks.speed --again --precision bf16 resnet50
 	$(RUN) $(BIN)/python -m benchmarks.steps
-	$(RUN) $(BIN)/python -m benchmarks.pairs
+	$(RUN) $(BIN)/python -m benchmarks.kernels
 	$(RUN) $(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.feeding $(PICTURES)
 	$(RUN) $(BIN)/python -m benchmarks.scaling --again

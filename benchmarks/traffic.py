@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convspark.sparse import compiled
+from convspark.kernels.cpu import build
 
 NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0")
 
@@ -96,11 +96,11 @@ def _of_gradients(
 @contextmanager
 def generic() -> Iterator[None]:
     """Without the kernels that are for CPUs: the way that runs on any device."""
-    before, compiled.library = compiled.library, lambda: None
+    before, build.library = build.library, lambda: None
     try:
         yield
     finally:
-        compiled.library = before
+        build.library = before
 
 
 def traffic(

@@ -49,12 +49,6 @@ class Plan:
         """From `sizes`, which operators are given as lists."""
         return cls(*map(tuple, sizes))
 
-    @classmethod
-    def window(cls, patch: Sizes, start: Sizes, size: Sizes) -> Plan:
-        """Of a window of `size` positions from `start`, relative to the patch's first position."""
-        ones = (1,) * len(patch)
-        return cls(patch, ones, ones, ones, tuple(-b for b in start), size)
-
     @property
     def sizes(self) -> tuple[Sizes, ...]:
         """All attributes but `results`, in order."""
@@ -68,12 +62,7 @@ class Plan:
     @property
     def reach(self) -> Sizes:
         """How many patches away the kernel sees at most, along each axis."""
-        last = [
-            (out - 1) * s - b + (k - 1) * d
-            for out, k, s, d, b in zip(self.out, self.kernel, self.stride, self.dilation, self.before, strict=True)
-        ]
-        axes = zip(self.patch, self.before, last, strict=True)
-        return tuple(max(-(-b // p), at // p, 0) for p, b, at in axes)
+        return _reach(self)
 
     @property
     def block(self) -> Sizes:
@@ -84,6 +73,41 @@ class Plan:
     def positions(self) -> int:
         """Of a patch that is read, all together."""
         return math.prod(self.patch)
+
+    @property
+    def outputs(self) -> int:
+        """Of a patch of the result, all together."""
+        return math.prod(self.out)
+
+    @property
+    def extent(self) -> Sizes:
+        """Positions from the first to the last that the kernel sees at once."""
+        return tuple([(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)])
+
+    @property
+    def after(self) -> Sizes:
+        """Positions needed after a patch's last one; negative where the last ones are not looked at."""
+        return tuple([e - s - b for e, s, b in zip(self.extent, self.stride, self.before, strict=True)])
+
+    @property
+    def size(self) -> Sizes:
+        """Positions of a patch with all that it needs around it."""
+        return tuple([b + p + a for b, p, a in zip(self.before, self.patch, self.after, strict=True)])
+
+    @property
+    def window(self) -> Plan:
+        """Of a patch with all that it needs around it."""
+        return _window(self)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether each patch has exactly what it needs."""
+        return not any(self.before) and not any(self.after)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the kernel is of one position, within the patch."""
+        return math.prod(self.kernel) == 1 and not any(self.before) and max(self.after) <= 0
 
     @property
     def cells(self) -> int:
@@ -127,6 +151,22 @@ def kept(build: Callable[P, T]) -> Callable[P, T]:
             return known(*args, **kwargs)  # type: ignore[arg-type]
 
     return get
+
+
+@kept
+def _reach(plan: Plan) -> Sizes:
+    last = [
+        (out - 1) * s - b + (k - 1) * d
+        for out, k, s, d, b in zip(plan.out, plan.kernel, plan.stride, plan.dilation, plan.before, strict=True)
+    ]
+    axes = zip(plan.patch, plan.before, last, strict=True)
+    return tuple([max(-(-b // p), at // p, 0) for p, b, at in axes])
+
+
+@kept
+def _window(plan: Plan) -> Plan:
+    ones = (1,) * len(plan.patch)
+    return Plan(plan.patch, ones, ones, ones, plan.before, plan.size)
 
 
 # ---------------------------------------------------------------- entries: which patch, which position of it

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from . import compiled
+from .faster import Rows, rows_kernel
 from .plans import Entries, Plan, columns, multiples, seeing, seen
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _NARROW = 64
-"""Bytes of rows that the compiled kernel copies faster than embedding_bag (measured; it is JIT-compiled, too)."""
+"""Bytes of rows that a kernel copies faster than embedding_bag (measured; it is JIT-compiled, too)."""
 
 
 class Copy(Protocol):
@@ -124,8 +124,9 @@ class Sums:
         """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other."""
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
         rows = rows.detach().contiguous()
-        if rows.dtype in _BAG_DTYPES and compiled.runs_on(rows.device):
-            return self.of_grouped(_by_group(rows, groups), groups)
+        kernel = rows_kernel(rows.device)
+        if kernel is not None and rows.dtype in _BAG_DTYPES:
+            return self.of_grouped(_by_group(rows, groups), groups, kernel)
         entries = self._columns()
         index = once(self._made, "index", lambda: self.around.index(entries, self.positions))
         if not rows.shape[0]:
@@ -133,9 +134,9 @@ class Sums:
         weights = once(self._made, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
         return _by_group(_sum_weighted(rows, index, weights, entries.most), groups)
 
-    def of_grouped(self, rows: Tensor, groups: int) -> Tensor:
-        """(groups * N * positions, C / groups) -> (groups * blocks * results, C / groups), by the compiled kernels."""
-        return _sum_bags(rows.detach().contiguous(), *self._bags(groups))
+    def of_grouped(self, rows: Tensor, groups: int, kernel: Rows) -> Tensor:
+        """(groups * N * positions, C / groups) -> (groups * blocks * results, C / groups)"""
+        return _sum_bags(rows.detach().contiguous(), *self._bags(groups, kernel))
 
     def _columns(self) -> Entries:
         return columns(self._entries, *self._of)
@@ -144,28 +145,20 @@ class Sums:
         """bool (blocks * results, 1), of results that look at one position: whether it is outside the image."""
         return self.around.outside(self._columns())
 
-    def _bags(self, groups: int) -> tuple[Tensor, Tensor]:
+    def _bags(self, groups: int, kernel: Rows) -> tuple[Tensor, Tensor]:
         """The visible rows of each result, and where they begin: for each group of channels, one after the other."""
 
         def build() -> tuple[Tensor, Tensor]:
-            around, entries = self.around.slots, self._entries(*self._of)
-            results = groups * around.shape[0] * entries.shape[0]
-            rows, offsets = around.new_empty(results * entries.shape[1]), around.new_empty(results + 1)
-            sizes = self.around.patches, self.positions
-            compiled.run("make_bags", around, entries, groups, rows, offsets, patches=sizes[0], others=sizes[1])
-            return rows[: int(offsets[-1])], offsets
+            return kernel.bags(self.around.slots, self._entries(*self._of), *self._sizes(), groups)
 
         return once(self._made, groups, build)
 
-    def copied_by_kernel(self, rows: Tensor, outside: float) -> Tensor:
+    def copied(self, rows: Tensor, outside: float, kernel: Rows) -> Tensor:
         """As `of`, of results that look at one position each, `outside` where that is outside the image."""
-        around, entries, rows = self.around.slots, self._entries(*self._of), rows.contiguous()
-        result = rows.new_empty(around.shape[0] * entries.shape[0], rows.shape[1])
-        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
-        size = rows.shape[1] * rows.itemsize
-        sizes = self.around.patches, self.positions
-        compiled.run("copy_rows", around, entries, size, rows, beyond, result, patches=sizes[0], others=sizes[1])
-        return result
+        return kernel.copy(rows, self.around.slots, self._entries(*self._of), *self._sizes(), outside)
+
+    def _sizes(self) -> tuple[int, int]:
+        return self.around.patches, self.positions
 
 
 def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Tensor:
@@ -216,16 +209,18 @@ class FromPatches:
         """(N * positions, C) -> (groups * N * cells, C / groups), one group of channels after the other."""
         wide = groups > 1 or rows.shape[1] * rows.itemsize > _NARROW
         by_bags = wide and self.outside == 0 and rows.dtype in _BAG_DTYPES
-        if compiled.runs_on(rows.device) and not by_bags:
-            return _by_group(self._there.copied_by_kernel(rows, self.outside), groups)
+        kernel = None if by_bags else rows_kernel(rows.device)
+        if kernel is not None:
+            return _by_group(self._there.copied(rows, self.outside, kernel), groups)
         if not self.outside:
             return self._there.of(rows, groups)
         return _by_group(self._there.of(rows).masked_fill(self._there.outside(), self.outside), groups)
 
     def back(self, grad: Tensor, groups: int = 1) -> Tensor:
         """(groups * N * cells, C / groups) -> (N * positions, C)"""
-        if groups > 1 and compiled.runs_on(grad.device):
-            return _of_groups(self._back.of_grouped(grad, groups), groups)
+        kernel = rows_kernel(grad.device) if groups > 1 else None
+        if kernel is not None:
+            return _of_groups(self._back.of_grouped(grad, groups, kernel), groups)
         return self._back.of(_of_groups(grad, groups))
 
 

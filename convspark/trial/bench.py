@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotExactError, UsageError
+from ..kernels.cpu.build import library_is_there
 from ..model.backbone import Stages
 from ..model.networks import find_network
 from ..model.pyramid import CallBackbone
@@ -16,7 +17,6 @@ from ..model.spark import SparK, check_mask_ratio
 from ..model.strides import as_text, sides_of, times
 from ..model.target import reconstruction_loss
 from ..sparse import PatchGrid, VisiblePatches, gather
-from ..sparse.compiled import library_is_there
 from ..sparse.proof.prove import in_float64
 from ..training.device import Precision, choose_device, choose_precision, describe_device
 from ..training.optimizer import build_optimizer, parameter_groups, set_rates

@@ -11,7 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from convspark.errors import NotExactError
-from convspark.sparse import PatchGrid, compiled, gather, scatter
+from convspark.kernels.cpu import build
+from convspark.kernels.depthwise import Depthwise
+from convspark.kernels.pairs import Paired
+from convspark.sparse import PatchGrid, gather, scatter
+from convspark.sparse.convolve import Gathered
 from convspark.sparse.plans import Plan
 from convspark.sparse.tensor import flat_rows
 
@@ -94,7 +98,7 @@ def test_what_a_plan_sees(drawn, taps, start, size, stride, dilation, groups, dt
         assume(all(p % stride == 0 for p in patch))
         plan = Plan(patch, size, (stride,) * 2, (dilation,) * 2, before)
     else:
-        plan = Plan.window(patch, start, size)
+        plan = Plan(patch, (1, 1), (1, 1), (1, 1), tuple(-s for s in start), size)
     copy = grid.copy(plan, outside)
     sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
     images = torch.randint(-9, 9, (len(visible), width * groups, *sides), generator=generator).to(dtype)
@@ -113,7 +117,7 @@ def test_what_a_plan_sees(drawn, taps, start, size, stride, dilation, groups, dt
     expected = padded.movedim(1, -1)[image[:, None, None, None, None], at[0], at[1]].flatten(0, -2)
     with pytest.MonkeyPatch.context() as patched:
         if not by_kernel:
-            patched.setattr(compiled, "library", lambda: None)
+            patched.setattr(build, "library", lambda: None)
         rows = flat_rows(gather(images, grid).values)
         found = copy.there(rows, groups)
         assert found.dtype == dtype
@@ -174,7 +178,7 @@ def test_convolution(drawn, kernel, stride, dilation, groups, mode, bias, by_pai
 def use_pairs(patched):
     """However few channels there are, and however many visible patches."""
     for limit, value in (("_PAIRED_FROM", 1), ("_ACROSS_UP_TO", 1.0)):
-        patched.setattr(f"convspark.sparse.meanings.conv.{limit}", value)
+        patched.setattr(f"convspark.kernels.pairs.{limit}", value)
 
 
 @settings(PROPERTY, max_examples=60)
@@ -192,7 +196,7 @@ def test_convolution_of_wide_groups(drawn, widths, stride, bias, by_kernel):
     conv = nn.Conv2d(groups * channels, groups * outputs, 3, stride, 1, 1, groups, bias, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patched:
         if not by_kernel:
-            patched.setattr(compiled, "library", lambda: None)
+            patched.setattr(build, "library", lambda: None)
         check(conv, visible, patch, groups * channels, generator, conv)
 
 
@@ -219,7 +223,7 @@ def test_depthwise_convolution(drawn, kernel, stride, dilation, channels, bias, 
     )
     with pytest.MonkeyPatch.context() as patched:
         if not by_kernel:
-            patched.setattr(compiled, "library", lambda: None)
+            patched.setattr(build, "library", lambda: None)
         check(conv, visible, patch, channels, generator, conv)
 
 
@@ -227,7 +231,7 @@ def test_depthwise_convolution(drawn, kernel, stride, dilation, channels, bias, 
 @pytest.mark.parametrize("patch", [4, 8])
 def test_depthwise_gradients_in_bfloat16(stride, dilation, patch, monkeypatch):
     """Without kernels of our own, against float64: on some processors PyTorch's were wrong where they were dilated."""
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(build, "library", lambda: None)
     grid = PatchGrid.random(2, (4, 4), generator=torch.Generator().manual_seed(0))
     conv = nn.Conv2d(32, 32, 3, stride, dilation, dilation, 32)
     images = torch.randn(2, 32, 4 * patch, 4 * patch)
@@ -318,12 +322,18 @@ def test_every_way_to_run_is_met(monkeypatch):
         grid = PatchGrid.random(2, (4, 4), mask_ratio)
         x = gather(torch.randn(2, channels, 4 * patch, 4 * patch), grid)
         weight = torch.empty(channels, channels // groups, kernel, kernel)
-        return _way(*_looked_at(x, weight, 1, kernel // 2, 1), weight, groups)
+        source, plan, _ = _looked_at(x, weight, 1, kernel // 2, 1)
+        chosen = _way(source, plan, weight, groups)
+        if isinstance(chosen, Gathered):
+            return "taps" if chosen.taps_of else "image" if chosen.crop else "window"
+        if isinstance(chosen, Paired):
+            return "across" if chosen.across else "pairs"
+        return "depthwise" if isinstance(chosen, Depthwise) else chosen
 
-    if compiled.library_is_there():
+    if build.library_is_there():
         assert way(2, 7, 8) == way(8, 3, 8) == "depthwise"
         assert way(1, 3, 1) == way(2, 3, 2, 16) == way(2, 3, 1, 8, 0.1) == "pairs"
         assert way(8, 3, 1) == "across" and way(8, 3, 1, 8, 0.1) == "window"
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(build, "library", lambda: None)
     assert {way(1, 3, 1), way(8, 3, 1), way(2, 7, 8)} == {"taps", "window", "image"}
     assert way(1, 3, 2, 16) == way(2, 3, 2, 48) == "taps" != way(2, 3, 2, 16)

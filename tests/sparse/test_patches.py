@@ -119,7 +119,7 @@ def test_nothing_visible_runs_and_changes_nothing():
 
 def test_what_was_made_of_fake_tensors_is_not_kept():
     def seen_and_seeing():
-        copy = PatchGrid.random(2, (2, 2), 0.5).copy(Plan.window((5, 3), (-1, -2), (7, 8)))
+        copy = PatchGrid.random(2, (2, 2), 0.5).copy(Plan((5, 3), (1, 1), (1, 1), (1, 1), (1, 2), (7, 8)))
         rows = torch.ones(4 * 15, 3)
         return copy.there(rows), copy.back(copy.there(rows))
 

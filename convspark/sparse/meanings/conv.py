@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from .. import depthwise, pairs
-from ..convolve import Gathered
+from ..convolve import FEW, Gathered, Way, convolved, faster
 from ..grid import PatchGrid
+from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
 from ..tensor import (
     GridTensor,
@@ -24,18 +25,8 @@ from ..tensor import (
     repeat_per_patch,
     unpadded,
 )
-from .neighbourhood import Reach, Source, source_of, through_images
+from .neighbourhood import Source, source_of, through_images
 from .operands import dense_batch, per_axis
-
-# Up to so many positions, multiplying a kernel's taps once beats the library's convolution: on a window that is mostly
-# halo, and also without any halo, for which its convolutions on maps of 1x1 and 2x2 are slow (measured on CPU,
-# `benchmarks/`).
-_TAPS_UP_TO = 4
-
-# Pairs of visible positions pay from so many channels a group; those across patches up to such a share of visible ones
-# (measured likewise: with all visible, they are most of a kernel on small patches).
-_PAIRED_FROM = 4
-_ACROSS_UP_TO = 0.6
 
 
 @meaning(functional.conv1d, functional.conv2d, functional.conv3d)
@@ -63,29 +54,21 @@ def convolve(
     if flat and weight.shape[2] == 1 and per_axis(stride, 1) == (1,) and padding in (0, (0,), "same", "valid"):
         out = func(unpadded(x), weight, bias, 1, 0, 1, groups)  # a kernel of one position on flat positions
         return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), x.axes[2]))
-    source, reach = _looked_at(x, weight, stride, padding, dilation)
-    if source.is_padded_otherwise(reach.padding):
+    source, plan, pads = _looked_at(x, weight, stride, padding, dilation)
+    if source.is_padded_otherwise(pads):
         return source.through_padded_images(lambda maps: func(maps, weight, bias, stride, padding, dilation, groups))
-    way = _way(source, reach, weight, groups)
+    way = _way(source, plan, weight, groups)
     if way == "local":
-        return source.patches(func(source.values, weight, bias, reach.stride, 0, reach.dilation, groups))
+        return source.patches(func(source.values, weight, bias, plan.stride, 0, plan.dilation, groups))
     if way == "product":
-        return source.patches(_product(source, reach, weight.flatten(1), bias))
-    on_patches = reach.on_patches
-    if way == "depthwise":
-        around = source.grid.around(on_patches.reach).slots
-        return source.patches(depthwise.convolve(source.values, weight, bias, around, on_patches))
-    if way in ("pairs", "across"):
-        across = way == "across"
-        return source.patches(pairs.convolve(source.values, weight, bias, groups, source.grid, on_patches, across))
-    how = _gathered(source, reach, way, groups)
-    return source.patches(how(source.values, weight, bias))
+        return source.patches(_product(source, plan, weight.flatten(1), bias))
+    return source.patches(convolved(source.values, weight, bias, way))
 
 
-def _product(source: Source, reach: Reach, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _product(source: Source, plan: Plan, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By a kernel of one position, (O, C)."""
-    rows = functional.linear(source.strided(reach), weight, bias)  # (N, *out, O)
-    return from_rows(rows.flatten(0, -2), reach.out) if reach.outputs == 1 else rows.movedim(-1, 1)
+    rows = functional.linear(source.strided(plan), weight, bias)  # (N, *out, O)
+    return from_rows(rows.flatten(0, -2), plan.out) if plan.outputs == 1 else rows.movedim(-1, 1)
 
 
 def _looked_at(
@@ -94,25 +77,14 @@ def _looked_at(
     stride: int | tuple[int, ...],
     padding: int | str | tuple[int, ...],
     dilation: int | tuple[int, ...],
-) -> tuple[Source, Reach]:
-    """What a convolution runs on, and how far it looks."""
+) -> tuple[Source, Plan, Sizes]:
+    """What a convolution runs on, what it sees, and its own padding."""
     kernel = tuple(weight.shape[2:])
     dims = len(kernel)
     strides, dilations = per_axis(stride, dims), per_axis(dilation, dims)
     pads = _paddings(padding, kernel, dilations)
     source = source_of(x, pads, dims=dims)
-    return source, source.reach(Reach, kernel, strides, dilations, pads)
-
-
-def _gathered(source: Source, reach: Reach, way: str, groups: int) -> Gathered:
-    grid, stride, dilation = source.grid, reach.stride, reach.dilation
-    if way == "taps":
-        return Gathered(grid.copy(reach.on_patches, source.outside), reach.kernel, stride, dilation, groups, reach.out)
-    if way == "image":
-        into = grid.into_images(reach.patch, reach.before, reach.after)
-        crop = grid.out_of_images(reach.out), reach.out
-        return Gathered(into, reach.image_size, stride, dilation, groups, crop=crop)
-    return Gathered(grid.copy(reach.window, source.outside), reach.size, stride, dilation, groups)
+    return source, source.plan(kernel, strides, dilations, source.pads(pads)), pads
 
 
 def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, groups: int) -> VisiblePatches:
@@ -120,13 +92,13 @@ def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, gro
     grid = weight.grid
     if not isinstance(x, VisiblePatches) or x.axes[0] or groups % max(grid.num_visible, 1):
         raise Refusal("its weights were computed from the images, and its input is not arranged one group a patch")
-    source, reach = _looked_at(x, weight, stride, padding, dilation)
+    source, plan, pads = _looked_at(x, weight, stride, padding, dilation)
     weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
     biases = bias if bias is None else _each_patch(bias, grid)
-    if source.is_padded_otherwise(reach.padding):
+    if source.is_padded_otherwise(pads):
         raise Refusal("its weights were computed from the images, and F.pad padded its input otherwise than by zeros")
-    windows = source.window(reach).reshape(1, -1, *reach.size)
-    values = func(windows, weights, biases, reach.stride, 0, reach.dilation, groups)
+    windows = source.window(plan).reshape(1, -1, *plan.size)
+    values = func(windows, weights, biases, plan.stride, 0, plan.dilation, groups)
     channels: lay.Axis = lay.merged([(lay.PATCH, grid.num_visible), (lay.PLAIN, values.shape[1] // grid.num_visible)])
     return as_patches(values, grid, ((), channels, *lay.canonical(values.shape)[2:]))
 
@@ -152,38 +124,34 @@ def _paddings(
     return per_axis(padding, len(kernel))
 
 
-def _way(source: Source, reach: Reach, weight: Tensor, groups: int) -> str:
-    """Choose how to run, by what was measured on CPU (`benchmarks/`)."""
-    grid, outputs = source.grid, reach.outputs
-    few = outputs <= _TAPS_UP_TO
-    if reach.is_pointwise:
+def _way(source: Source, plan: Plan, weight: Tensor, groups: int) -> Literal["local", "product"] | Way:
+    """Choose how to run, by what was measured on CPUs (`benchmarks/`).
+
+    "local": the dense convolution of the patches as they are; "product": one product, of a kernel of one position.
+    """
+    grid, few = source.grid, plan.outputs <= FEW
+    if plan.is_pointwise:
         return "product" if groups == 1 and few else "local"
-    if source.has_zeros_around and depthwise.can_run(source.values, weight, groups):
-        return "depthwise"
-    if reach.is_alone and (groups > 1 or not few or not grid.num_visible):
+    if source.has_zeros_around:
+        way = faster(source.values, weight, groups, grid, plan)
+        if way is not None:
+            return way
+    if plan.is_alone and (groups > 1 or not few or not grid.num_visible):
         return "local"
-    if not reach.is_alone and source.has_zeros_around and _pairs_pay(source.values, weight, groups):
-        if few:
-            return "pairs"
-        patches = grid.batch_size * math.prod(grid.shape)
-        if grid.num_visible <= _ACROSS_UP_TO * patches and pairs.can_split(reach.on_patches):
-            return "across"
-    near = reach.is_alone or math.prod(reach.patch) <= 4 * _TAPS_UP_TO
-    if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, outputs):
-        return "taps"
-    if groups == 1 or source.outside != 0 or min(reach.after) < 0 or min(reach.before) < 0:
-        return "window"
-    # A window's halo is gathered for each patch, and outputs at masked positions are computed in vain: a position
-    # gathered takes as long as 12 multiplications (depthwise, patches of 1 to 8 positions, kernels of 3 to 7).
-    work = math.prod(reach.kernel) / 12
-    windows = grid.num_visible * (math.prod(reach.size) + outputs * work)
-    images = grid.batch_size * (math.prod(reach.image_size) + math.prod(grid.shape) * outputs * work)
-    return "image" if windows > images else "window"
-
-
-def _pairs_pay(values: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether to multiply pairs of visible positions by our own kernel."""
-    return min(weight.shape[0] // groups, weight.shape[1]) >= _PAIRED_FROM and pairs.can_run(values, weight)
+    near = plan.is_alone or math.prod(plan.patch) <= 4 * FEW
+    if few and near and grid.num_visible and _products_pay(source.values, weight.shape[1], groups, plan.outputs):
+        copy = grid.copy(plan, source.outside)
+        return Gathered(copy, plan.kernel, plan.stride, plan.dilation, groups, taps_of=plan.out)
+    if groups > 1 and source.has_zeros_around and min(*plan.after, *plan.before) >= 0:
+        # A window's halo is gathered for each patch, and outputs at masked positions are computed in vain: a position
+        # gathered takes as long as 12 multiplications (depthwise, patches of 1 to 8 positions, kernels of 3 to 7).
+        size, work = source.image_size(plan), plan.outputs * math.prod(plan.kernel) / 12
+        windows = grid.num_visible * (math.prod(plan.size) + work)
+        if windows > grid.batch_size * (math.prod(size) + math.prod(grid.shape) * work):
+            into = grid.into_images(plan.patch, plan.before, plan.after)
+            crop = grid.out_of_images(plan.out), plan.out
+            return Gathered(into, size, plan.stride, plan.dilation, groups, crop=crop)
+    return Gathered(grid.copy(plan.window, source.outside), plan.size, plan.stride, plan.dilation, groups)
 
 
 def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> bool:

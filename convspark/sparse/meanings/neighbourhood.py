@@ -3,18 +3,15 @@
 * **patch**: no position needs a neighbour in another patch; the dense op runs on the patches as they are.
 * **window**: each patch is gathered with its halo, then the dense op runs without padding.
 * **taps**: the kernel's inputs at each output position are gathered and multiplied once (conv.py).
-* **pairs**: those of them that are visible are listed and multiplied tap by tap (pairs.py); **across**: only those in
-  other patches, while the dense op runs on the patches as they are.
-* **depthwise**: neighbours are read where they lie (depthwise.py).
+* **kernel**: what a kernel for this device offers (faster.py).
 * **image**: patches are put back into whole zero images, padded, the dense op runs, visible positions are cut out.
   It is the definition itself, mask-and-multiply, and the only way for what makes a map larger.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional
@@ -73,21 +70,27 @@ class Source(NamedTuple):
         crops = any(n < 0 for step in steps for pair in step.pads for n in pair)
         return not plain or crops or (any(padding) and steps[0].value != self.own_outside)
 
-    def reach(
-        self, kind: Callable[..., R], kernel: Sizes, stride: Sizes, dilation: Sizes, padding: Sizes, *more: Any
-    ) -> R:
-        """How far an op looks from these patches; `more` is for a `kind` that needs it."""
-        patch = tuple(self.values.shape[2:])
-        announced = None if self.announced is None else self.announced.pads
-        return _made(kind, kernel, stride, dilation, patch, self.grid.shape, padding, announced, *more)
+    def pads(self, padding: Sizes) -> Pads:
+        """What F.pad announced, and the op's own padding."""
+        announced = ((0, 0),) * len(padding) if self.announced is None else self.announced.pads
+        return tuple([(lo + p, hi + p) for (lo, hi), p in zip(announced, padding, strict=True)])
+
+    def plan(self, kernel: Sizes, stride: Sizes, dilation: Sizes, pads: Pads, ceil_mode: bool = False) -> Plan:
+        """What an op sees around these patches; refuses one after which patches were cut through."""
+        return _plan(tuple(self.values.shape[2:]), kernel, stride, dilation, self.grid.shape, pads, ceil_mode)
+
+    def image_size(self, plan: Plan) -> Sizes:
+        """Positions of a whole image with all that an op needs around it."""
+        axes = zip(self.grid.shape, plan.patch, plan.before, plan.after, strict=True)
+        return tuple([b + h * p + a for h, p, b, a in axes])
 
     # ---------------------------------------------------------------- the ways to run
 
-    def window(self, reach: Reach) -> Tensor:
+    def window(self, plan: Plan) -> Tensor:
         """(N, C, *patch) -> (N, C, *size): each patch with what it needs around it."""
-        if reach.is_alone:
+        if plan.is_alone:
             return self.values
-        return copied_patches(self.values, self.grid.copy(reach.window, self.outside), reach.size)
+        return copied_patches(self.values, self.grid.copy(plan.window, self.outside), plan.size)
 
     def through_padded_images(self, function: Callable[[Tensor], Tensor]) -> VisiblePatches:
         """Run a function of padded maps, (B, C, *padded sides) -> (B, C', *sides'), as the dense network does."""
@@ -97,13 +100,13 @@ class Source(NamedTuple):
             maps = functional.pad(maps, pads, step.mode, step.value if step.mode == "constant" else None)
         return cut(function(maps), self.grid)
 
-    def strided(self, reach: Reach) -> Tensor:
+    def strided(self, plan: Plan) -> Tensor:
         """(N, C, *patch) -> (N, *out, C): the positions that a kernel of one position sees."""
         # Channels last while it is cut, so that its gradient has them last in memory as well.
         rows = self.values.movedim(1, -1)
-        if max(reach.stride) == 1:
+        if max(plan.stride) == 1:
             return rows
-        return rows[(slice(None), *(slice(None, None, s) for s in reach.stride))]
+        return rows[(slice(None), *(slice(None, None, s) for s in plan.stride))]
 
     def patches(self, values: Tensor) -> VisiblePatches:
         """The result, (N, C, *out)."""
@@ -161,81 +164,24 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
     return gather(maps, grid)
 
 
-class Reach:
-    """How far an op with this kernel, stride, dilation and padding looks from each patch: the same at every step.
-
-    Attributes, each along every axis but for the last four:
-        kernel, stride, dilation: as given.
-        patch: positions of a patch.
-        padding: the op's own, symmetric.
-        announced: what F.pad padded with, before and after.
-        pads: both together.
-        extent: positions from the first to the last that the kernel sees.
-        before: positions needed before a patch's first one.
-        after: positions needed behind its last one; negative where the op does not look at the last ones.
-        start: the first position needed, relative to the patch's first one.
-        size: positions of a patch with all that it needs around it.
-        sides: positions of a whole image.
-        image_size: positions of a whole image with all that it needs around it.
-        out: positions of a patch in the result.
-        outputs: positions of a patch in the result, all together.
-        on_patches: the plan of the kernel, tap by tap.
-        window: the plan of a patch with all that it needs around it.
-        is_alone: whether each patch has exactly what it needs.
-        is_pointwise: whether the kernel is of one position, within the patch.
-    """
-
-    def __init__(
-        self,
-        kernel: Sizes,
-        stride: Sizes,
-        dilation: Sizes,
-        patch: Sizes,
-        shape: Sizes,
-        padding: Sizes,
-        announced: Pads | None,
-    ) -> None:
-        """Of an op's kernel on patches of a grid of this shape; refuses one after which patches were cut through."""
-        axes = range(len(kernel))
-        self.kernel, self.stride, self.dilation, self.patch, self.padding = kernel, stride, dilation, patch, padding
-        self.announced = announced or ((0, 0),) * len(kernel)
-        self.pads = tuple((lo + p, hi + p) for (lo, hi), p in zip(self.announced, padding, strict=True))
-        self.extent = tuple((kernel[i] - 1) * dilation[i] + 1 for i in axes)
-        self.before = tuple(lo for lo, _ in self.pads)
-        self.after = tuple(self.extent[i] - stride[i] - self.before[i] for i in axes)
-        self.start = tuple(-b for b in self.before)
-        self.size = tuple(self.before[i] + patch[i] + self.after[i] for i in axes)
-        self.sides = tuple(shape[i] * patch[i] for i in axes)
-        self.image_size = tuple(self.before[i] + self.sides[i] + self.after[i] for i in axes)
-        self.out = tuple(patch[i] // stride[i] for i in axes)
-        for i in axes:
-            self._require_whole(patch[i], self.sides[i], stride[i], self._outputs(i))
-        self.outputs = math.prod(self.out)
-        self.on_patches = Plan(patch, kernel, stride, dilation, self.before)
-        self.window = Plan.window(patch, self.start, self.size)
-        self.is_alone = not any(self.before) and not any(self.after)
-        self.is_pointwise = math.prod(kernel) == 1 and not any(self.before) and max(self.after) <= 0
-
-    def _outputs(self, axis: int) -> int:
-        """Positions of the dense op's result along an axis."""
-        padded = self.sides[axis] + sum(self.pads[axis])
-        return (padded - self.extent[axis]) // self.stride[axis] + 1
-
-    @staticmethod
-    def _require_whole(patch: int, side: int, stride: int, out: int) -> None:
-        """Refuse unless the result again has a whole number of positions for each patch, in the same place."""
-        if patch % stride:
-            raise Refusal(f"a stride of {stride} does not divide the {patch} positions left in a patch")
-        if out != side // stride:
+@kept
+def _plan(
+    patch: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes, shape: Sizes, pads: Pads, ceil_mode: bool
+) -> Plan:
+    """An op's plan on a grid of this shape; refuses one after which patches were cut through."""
+    plan = Plan(patch, kernel, stride, dilation, tuple(lo for lo, _ in pads))
+    for p, h, s, extent, (lo, hi) in zip(patch, shape, stride, plan.extent, pads, strict=True):
+        side = h * p
+        if ceil_mode:
+            out = -(-(side + lo + hi - extent) // s) + 1
+            out -= (out - 1) * s >= side + lo  # a window may not begin in the padding after the map
+        else:
+            out = (side + lo + hi - extent) // s + 1
+        if p % s:
+            raise Refusal(f"a stride of {s} does not divide the {p} positions left in a patch")
+        if out != side // s:
             raise Refusal(
-                f"a map of {side} positions becomes one of {out}, not {side // stride}, so its positions no longer "
+                f"a map of {side} positions becomes one of {out}, not {side // s}, so its positions no longer "
                 "line up with the patches (the padding does not make up for the kernel)"
             )
-
-
-R = TypeVar("R", bound=Reach)
-
-
-@kept
-def _made(kind: Callable[..., R], *arguments: Any) -> R:
-    return kind(*arguments)
+    return plan

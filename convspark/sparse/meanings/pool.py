@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
+from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_per_image, as_same_kind, unpadded
-from .neighbourhood import Reach, Source, source_of
+from .neighbourhood import Pads, Source, source_of
 from .operands import dense_batch, named, per_axis
 from .reduce import over_image, reduced_kind
 
@@ -56,11 +57,12 @@ def max_pool(
     strides = per_axis(stride or kernel, dims)
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, -math.inf, dims)
-    reach = source.reach(PoolReach, kernel, strides, dilations, pads, ceil_mode)
+    around = source.pads(pads)
+    plan = source.plan(kernel, strides, dilations, around, ceil_mode)
     # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
-    if source.is_padded_otherwise(pads) or (reach.overhang and source.outside != -math.inf):
+    if source.is_padded_otherwise(pads) or (_overhangs(plan, around) and source.outside != -math.inf):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
-    return source.patches(func(source.window(reach), kernel, strides, 0, dilations))
+    return source.patches(func(source.window(plan), kernel, strides, 0, dilations))
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))
@@ -84,59 +86,39 @@ def average_pool(
     strides = per_axis(stride or kernel, dims)
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, 0.0, dims)
-    reach = source.reach(PoolReach, kernel, strides, (1,) * dims, pads, ceil_mode)
-    if source.is_padded_otherwise(pads) or (reach.overhang and not source.has_zeros_around):
+    around = source.pads(pads)
+    plan = source.plan(kernel, strides, (1,) * dims, around, ceil_mode)
+    overhangs = _overhangs(plan, around)
+    if source.is_padded_otherwise(pads) or (overhangs and not source.has_zeros_around):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
-    means = func(source.window(reach), kernel, strides)
+    means = func(source.window(plan), kernel, strides)
     if divisor_override:
         return source.patches(means * (math.prod(kernel) / divisor_override))
-    if any(pads) or reach.overhang:
-        means = means * reach.share_counted(source, count_include_pad)
+    if any(pads) or overhangs:
+        means = means * _share_counted(source, plan, around, pads, count_include_pad)
     return source.patches(means)
 
 
-class PoolReach(Reach):
-    """Reach of a pooling, whose windows may hang over the end of the padded map (`ceil_mode`)."""
+def _overhangs(plan: Plan, pads: Pads) -> bool:
+    """Whether some window reaches beyond the padding (`ceil_mode`)."""
+    return any(after > hi for after, (_, hi) in zip(plan.after, pads, strict=True))
 
-    def __init__(self, *arguments: Any) -> None:
-        """As of `Reach`, and whether `ceil_mode` is on."""
-        *reach, self.ceil_mode = arguments
-        super().__init__(*reach)
 
-    def _outputs(self, axis: int) -> int:
-        if not self.ceil_mode:
-            return super()._outputs(axis)
-        side, stride, (lo, hi) = self.sides[axis], self.stride[axis], self.pads[axis]
-        out = -(-(side + lo + hi - self.extent[axis]) // stride) + 1
-        # torch: a window may not begin in the padding behind the map
-        return out - 1 if (out - 1) * stride >= side + lo else out
-
-    @property
-    def overhang(self) -> bool:
-        """Whether some window reaches beyond the padding."""
-        return any(a > hi for a, (_, hi) in zip(self.after, self.pads, strict=True))
-
-    def share_counted(self, source: Source, count_include_pad: bool) -> Tensor:
-        """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
-        counts = []
-        for axis, side in enumerate(self.sides):
-            lo, hi = self.announced[axis]
-            begin = torch.arange(source.grid.shape[axis] * self.out[axis], device=source.values.device)
-            begin = begin * self.stride[axis] - self.before[axis]
-            end = begin + self.kernel[axis]
-            own = self.padding[axis] if count_include_pad else 0
-            counted = end.clamp(max=side + hi + own) - begin.clamp(min=-lo - own)
-            counts.append(counted.view(source.grid.shape[axis], self.out[axis]))
-        share = torch.ones((), device=source.values.device, dtype=source.values.dtype)
-        places = source.grid.cells % math.prod(source.grid.shape)
-        result = share.expand(source.grid.num_visible, 1, *(1,) * len(counts))
-        for axis, counted in enumerate(counts):
-            inner = math.prod(source.grid.shape[axis + 1 :])
-            at = places // inner % source.grid.shape[axis]
-            view = [-1, 1] + [1] * len(counts)
-            view[2 + axis] = self.out[axis]
-            result = result * (self.kernel[axis] / counted[at].view(view).to(share.dtype))
-        return result
+def _share_counted(source: Source, plan: Plan, pads: Pads, padding: Sizes, count_include_pad: bool) -> Tensor:
+    """Kernel size over the dense op's divisor at each output position: (N, 1, *out)."""
+    grid, device, dtype = source.grid, source.values.device, source.values.dtype
+    places = grid.cells % math.prod(grid.shape)
+    share = torch.ones((grid.num_visible, 1, *(1,) * len(pads)), device=device, dtype=dtype)
+    for axis, ((lo, hi), p) in enumerate(zip(pads, padding, strict=True)):
+        side, out, kernel = grid.shape[axis] * plan.patch[axis], plan.out[axis], plan.kernel[axis]
+        begin = torch.arange(grid.shape[axis] * out, device=device) * plan.stride[axis] - plan.before[axis]
+        own = p if count_include_pad else 0  # besides what F.pad announced
+        counted = (begin + kernel).clamp(max=side + hi - p + own) - begin.clamp(min=p - lo - own)
+        at = places // math.prod(grid.shape[axis + 1 :]) % grid.shape[axis]
+        view = [-1, 1] + [1] * len(pads)
+        view[2 + axis] = out
+        share = share * (kernel / counted.view(-1, out)[at].view(view).to(dtype))
+    return share
 
 
 @meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))

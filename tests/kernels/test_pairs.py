@@ -6,10 +6,13 @@ That they compute what the dense convolution does is in test_neighbourhood.py, w
 import pytest
 import torch
 
-from convspark.sparse import PatchGrid, compiled, pairs
+from convspark.kernels import ops, pairs
+from convspark.kernels.cpu import build
+from convspark.sparse import PatchGrid
+from convspark.sparse.convolve import convolved as convolved_by
 from convspark.sparse.plans import Plan
 
-pytestmark = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
+pytestmark = pytest.mark.skipif(not build.library_is_there(), reason="no C++ compiler for the kernel")
 
 GRID = PatchGrid(
     torch.tensor([[[True, True, False], [False, True, False]], [[False, False, False], [True, False, True]]])
@@ -22,8 +25,12 @@ def kernel(patch, stride=1):
 
 def listed(patch, across, stride=1):
     sees = kernel(patch, stride)
-    found = pairs.Pairs(*torch.ops.convspark.pairs(GRID.around(sees.reach).slots, across, *sees.sizes))
-    return found, sees
+    return pairs.Pairs(*torch.ops.convspark.pairs(GRID.around(sees.reach).slots, across, *sees.sizes)), sees
+
+
+def convolve(values, weight, bias, groups, grid, sees, across):
+    listed = pairs.Pairs(*torch.ops.convspark.pairs(grid.around(sees.reach).slots, across, *sees.sizes))
+    return convolved_by(values, weight, bias, pairs.Paired(groups, sees, across, listed))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -54,7 +61,7 @@ def test_pairs_are_those_of_visible_positions(across, stride):
 def convolved(values, weight, bias, groups, patch, across):
     """Result, and gradients of the values, the weight and the bias."""
     leaves = [t.detach().clone().requires_grad_() for t in (values, weight, bias)]
-    out = pairs.convolve(*leaves, groups, GRID, kernel(patch), across)
+    out = convolve(*leaves, groups, GRID, kernel(patch), across)
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
 
@@ -101,12 +108,12 @@ def test_groups_of_any_width_convolve_as_dense_ones_do(groups, inputs, outputs, 
         return from_the_map(maps, patch)
 
     def ours(values, weight, bias):
-        return pairs.convolve(values, weight, bias, groups, GRID, kernel(patch), across)
+        return convolve(values, weight, bias, groups, GRID, kernel(patch), across)
 
     found = []
-    for convolve in (ours, dense):
+    for run in (ours, dense):
         leaves = [t.clone().requires_grad_() for t in (values, weight, bias)]
-        out = convolve(*leaves)
+        out = run(*leaves)
         found.append((out.detach(), *torch.autograd.grad(out, leaves, slopes)))
     exactness = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     torch.testing.assert_close(*found, **exactness)
@@ -141,7 +148,7 @@ def test_a_single_patch_in_any_order_in_memory(value_format):
     grid = PatchGrid(torch.tensor([[[True, False]]]))
     values = torch.randn(1, 8, 2, 2, dtype=torch.float64).contiguous(memory_format=value_format).requires_grad_()
     weight = torch.randn(4, 8, 3, 3, dtype=torch.float64, requires_grad=True)
-    out = pairs.convolve(values, weight, None, 1, grid, kernel(2), False)
+    out = convolve(values, weight, None, 1, grid, kernel(2), False)
     dense = torch.nn.functional.conv2d(values, weight, padding=1)
     torch.testing.assert_close(out, dense)
     slopes = torch.randn_like(out)
@@ -151,10 +158,10 @@ def test_a_single_patch_in_any_order_in_memory(value_format):
 
 def test_there_is_a_kernel_for_full_precision_only():
     values, weight, *_ = case(2, 1)
-    assert pairs.can_run(values, weight) and pairs.can_run(values.double(), weight.double())
-    assert not pairs.can_run(values.double(), weight)  # left to PyTorch, which says what is wrong
+    assert ops.computes(values, weight, "add_pairs") and ops.computes(values.double(), weight.double(), "add_pairs")
+    assert not ops.computes(values.double(), weight, "add_pairs")  # left to PyTorch, which says what is wrong
     with torch.autocast("cpu", torch.bfloat16):
-        assert not pairs.can_run(values, weight)
+        assert not ops.computes(values, weight, "add_pairs")
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
@@ -162,7 +169,7 @@ def test_there_is_a_kernel_for_full_precision_only():
 def test_gradients_that_nobody_asks_for_are_not_computed(wanted, across):
     values, weight, bias, *rest = case(4, 1)
     leaves = [t.requires_grad_(want) for t, want in zip((values, weight, bias), wanted, strict=True)]
-    pairs.convolve(*leaves, rest[0], GRID, kernel(4), across).sum().backward()
+    convolve(*leaves, rest[0], GRID, kernel(4), across).sum().backward()
     assert [t.grad is not None for t in leaves] == list(wanted)
 
 
@@ -174,12 +181,35 @@ def test_operators_are_described_rightly_to_the_compiler():
         torch.randn(GRID.num_visible * 16, 8),
     )
     checks = ("test_schema", "test_faketensor")
-    ops = torch.ops.convspark
-    torch.library.opcheck(ops.add_pairs, (grads, rows, taps, sources, results, ends, 2, False), test_utils=checks)
+    run = torch.ops.convspark
+    torch.library.opcheck(run.add_pairs, (grads, rows, taps, sources, results, ends, 2, False), test_utils=checks)
     torch.library.opcheck(
-        ops.pairs_weight_gradient, (grads, rows, results, sources, ends, 2), test_utils=("test_faketensor",)
+        run.pairs_weight_gradient, (grads, rows, results, sources, ends, 2), test_utils=("test_faketensor",)
     )
-    found = ops.pairs(GRID.around(sees.reach).slots, True, *sees.sizes)
+    found = run.pairs(GRID.around(sees.reach).slots, True, *sees.sizes)
     with torch._subclasses.FakeTensorMode() as mode:
-        fake = ops.pairs(mode.from_tensor(GRID.around(sees.reach).slots), True, *sees.sizes)
+        fake = run.pairs(mode.from_tensor(GRID.around(sees.reach).slots), True, *sees.sizes)
     assert [(f.shape, f.dtype) for f in fake] == [(t.shape, t.dtype) for t in found]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("patch", "across", "stride"), [(1, False, 1), (2, False, 2), (4, True, 1), (4, True, 2)])
+@pytest.mark.parametrize(("groups", "inputs", "outputs"), [(1, 24, 40), (3, 4, 4), (2, 5, 7)])
+def test_the_kernel_equals_the_plain_version(groups, inputs, outputs, patch, across, stride, dtype):
+    pairs_of_kernel, sees = listed(patch, across, stride)
+    pairs_of_plain = ops.PLAIN["pairs"](GRID.around(sees.reach).slots, across, *sees.sizes)
+    end = int(pairs_of_plain[2][-1])
+    for one, other in zip(pairs_of_kernel, pairs_of_plain, strict=True):
+        assert torch.equal(one[:end], other[:end])
+    torch.manual_seed(0)
+    rows = torch.randn(GRID.num_visible * sees.positions, groups * inputs, dtype=dtype)
+    grads = torch.randn(GRID.num_visible * sees.outputs, groups * outputs, dtype=dtype)
+    taps = torch.randn(groups * outputs, 9, inputs, dtype=dtype)
+    sources, results, ends = pairs_of_kernel
+    computed = []
+    for run in (lambda name: getattr(torch.ops.convspark, name), ops.PLAIN.__getitem__):
+        there, back = grads.clone(), rows.clone()
+        run("add_pairs")(there, rows, taps, sources, results, ends, groups, False)
+        run("add_pairs")(back, grads, taps, results, sources, ends, groups, True)
+        computed.append((there, back, run("pairs_weight_gradient")(grads, rows, results, sources, ends, groups)))
+    torch.testing.assert_close(*computed, rtol=1e-4, atol=1e-4)

@@ -6,10 +6,17 @@ That it computes what the dense convolution does is in test_neighbourhood.py, wi
 import pytest
 import torch
 
-from convspark.sparse import PatchGrid, compiled, depthwise
+from convspark.kernels import depthwise, ops
+from convspark.kernels.cpu import build
+from convspark.sparse import PatchGrid
+from convspark.sparse.convolve import convolved as convolved_by
 from convspark.sparse.plans import Plan
 
-needs_kernel = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
+needs_kernel = pytest.mark.skipif(not build.library_is_there(), reason="no C++ compiler for the kernel")
+
+
+def way(grid, sees):
+    return depthwise.Depthwise(grid.around(sees.reach).slots, sees)
 
 
 def convolved(values, weight, bias, grid, stride=1):
@@ -17,7 +24,7 @@ def convolved(values, weight, bias, grid, stride=1):
     kernel = weight.shape[-1]
     sees = Plan(tuple(values.shape[2:]), (kernel,) * 2, (stride,) * 2, (1, 1), (kernel // 2,) * 2)
     values, weight = values.clone().requires_grad_(), weight.clone().requires_grad_()
-    out = depthwise.convolve(values, weight, bias, grid.around(sees.reach).slots, sees)
+    out = convolved_by(values, weight, bias, way(grid, sees))
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
     return [out.detach(), *torch.autograd.grad(out, [values, weight], gradient)]
 
@@ -48,7 +55,7 @@ def test_bfloat16_rounds_to_even_and_keeps_what_is_no_number():
     grid = PatchGrid(torch.ones(1, 32, 32, dtype=torch.bool))
     sees = Plan((1, 1), (1, 1), (1, 1), (1, 1), (0, 0))
     weight = torch.full((64, 1, 1, 1), 1.0078125, dtype=torch.bfloat16)
-    found = depthwise.convolve(values, weight, None, grid.around(sees.reach).slots, sees)
+    found = convolved_by(values, weight, None, way(grid, sees))
     expected = (values.float() * weight.float().view(1, -1, 1, 1)).bfloat16()
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
@@ -66,20 +73,24 @@ def test_the_number_of_threads_changes_no_bit():
         torch.set_num_threads(before)
     for others in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], others, strict=True))
-    assert compiled.parallel(), "the threads of PyTorch's OpenMP were not found"
+    assert build.parallel(), "the threads of PyTorch's OpenMP were not found"
+
+
+def offered(values, weight, grid):
+    return depthwise.offer(values, weight, 72, grid, Plan((4, 4), (5, 5), (1, 1), (1, 1), (2, 2)))
 
 
 @needs_kernel
 def test_mixed_precision_casts_as_autocast_does():
     values, weight, _, grid = case()
     with torch.autocast("cpu", torch.bfloat16):
-        assert depthwise.can_run(values, weight, 72)
+        assert offered(values, weight, grid)
         found = convolved(values, weight, None, grid)
     assert found[0].dtype == torch.bfloat16 and found[1].dtype == found[2].dtype == torch.float32
     with torch.autocast("cpu", torch.float16):
-        assert not depthwise.can_run(values, weight, 72)
-    assert not depthwise.can_run(values.double(), weight, 72)  # left to PyTorch, which says what is wrong
-    assert not depthwise.can_run(values, torch.randn(144, 1, 5, 5), 72)
+        assert not offered(values, weight, grid)
+    assert not offered(values.double(), weight, grid)  # left to PyTorch, which says what is wrong
+    assert not offered(values, torch.randn(144, 1, 5, 5), grid)
 
 
 @needs_kernel
@@ -89,7 +100,26 @@ def test_operators_are_described_rightly_to_the_compiler():
     sees = Plan((4, 4), (5, 5), (2, 2), (1, 1), (2, 2))
     around, out = grid.around(sees.reach).slots, torch.randn(grid.num_visible * 4, 8)
     checks = ("test_schema", "test_faketensor")
-    ops = torch.ops.convspark
-    torch.library.opcheck(ops.depthwise, (rows, weight, bias, around, *sees.sizes), test_utils=checks)
-    torch.library.opcheck(ops.depthwise_input_gradient, (out, weight, around, *sees.sizes), test_utils=checks)
-    torch.library.opcheck(ops.depthwise_weight_gradient, (out, rows, around, *sees.sizes), test_utils=checks)
+    run = torch.ops.convspark
+    torch.library.opcheck(run.depthwise, (rows, weight, bias, around, *sees.sizes), test_utils=checks)
+    torch.library.opcheck(run.depthwise_input_gradient, (out, weight, around, *sees.sizes), test_utils=checks)
+    torch.library.opcheck(run.depthwise_weight_gradient, (out, rows, around, *sees.sizes), test_utils=checks)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), (7, 1, 1)])
+def test_the_kernel_equals_the_plain_version(kernel, stride, dilation, dtype):
+    values, weight, bias, grid = case(channels=21, kernel=kernel)
+    sees = Plan((4, 4), (kernel,) * 2, (stride,) * 2, (dilation,) * 2, (dilation * (kernel // 2),) * 2)
+    rows, weight, bias = (t.to(dtype) for t in (values.movedim(1, -1).reshape(-1, 21), weight, bias))
+    around, out = grid.around(sees.reach).slots, torch.randn(grid.num_visible * sees.outputs, 21).to(dtype)
+    exactness = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    for name, arguments in (
+        ("depthwise", (rows, weight, bias, around)),
+        ("depthwise_input_gradient", (out, weight, around)),
+        ("depthwise_weight_gradient", (out, rows, around)),
+    ):
+        one = getattr(torch.ops.convspark, name)(*arguments, *sees.sizes)
+        other = ops.PLAIN[name](*arguments, *sees.sizes)
+        torch.testing.assert_close(one, other, rtol=exactness, atol=exactness * float(other.abs().max()))

@@ -1,22 +1,28 @@
 """Our own kernels are compiled once, and where that is impossible PyTorch's operations do their work."""
 
+import ctypes
 import logging
 import os
 import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from convspark.sparse import PatchGrid, compiled, gather
+from convspark.kernels.cpu import build
+from convspark.sparse import PatchGrid, gather
 
-needs_kernel = pytest.mark.skipif(not compiled.library_is_there(), reason="no C++ compiler for the kernel")
+needs_kernel = pytest.mark.skipif(not build.library_is_there(), reason="no C++ compiler for the kernel")
 
 
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch, tmp_path):
     """No library known, and a cache folder of its own."""
-    monkeypatch.setattr(compiled, "library", compiled.library.__wrapped__)
+    monkeypatch.setattr(build, "library", build.library.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CONVSPARK_COMPILE", raising=False)
@@ -24,23 +30,81 @@ def afresh(monkeypatch, tmp_path):
 
 @needs_kernel
 def test_compiling_is_done_once(tmp_path):
-    assert compiled.library() is not None
+    assert build.library() is not None
     (built,) = (tmp_path / "convspark").iterdir()
     time = built.stat().st_mtime_ns
-    assert compiled.library() is not None and built.stat().st_mtime_ns == time
+    assert build.library() is not None and built.stat().st_mtime_ns == time
 
 
 @needs_kernel
 def test_compiling_in_a_folder_that_cannot_be_written_goes_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "convspark").write_text("a file is in the way")
-    monkeypatch.setattr(compiled.tempfile, "gettempdir", lambda: str(tmp_path / "elsewhere"))
-    assert compiled.library() is not None
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "elsewhere"))
+    assert build.library() is not None
     assert any((tmp_path / "elsewhere").rglob("kernels-*.so"))
+
+
+@needs_kernel
+@pytest.mark.parametrize("cut", [0, 100, 0.5, -1])
+def test_a_library_that_is_not_whole_is_compiled_again(cut):
+    library = build.library()
+    path = Path(library._name)
+    whole = path.read_bytes()
+    end = int(cut * len(whole)) if isinstance(cut, float) else cut
+    path.unlink()  # the loader has the old file, and would crash if it were changed
+    path.write_bytes(whole[:end])
+    assert build.library() is not None
+    assert len(path.read_bytes()) == len(whole)
+
+
+@needs_kernel
+def test_a_compiler_with_arguments(tmp_path, monkeypatch):
+    """As with `ccache g++`."""
+    wrapper = tmp_path / "a wrapper"
+    wrapper.write_text('#!/bin/sh\necho "$@" >> "$0.log"\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{wrapper}' {shutil.which('c++') or 'g++'} -DNOTHING")
+    assert build.library() is not None
+    assert "-DNOTHING" in (tmp_path / "a wrapper.log").read_text()
+
+
+@needs_kernel
+def test_a_folder_from_which_nothing_may_be_run_goes_elsewhere(tmp_path, monkeypatch):
+    load = ctypes.CDLL
+
+    def refuses(path):
+        if (tmp_path / "convspark") in Path(path).parents:
+            raise OSError("failed to map segment from shared object")  # as on a disk mounted with noexec
+        return load(path)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", refuses)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path / "elsewhere"))
+    assert (tmp_path / "elsewhere") in Path(build.library()._name).parents
+
+
+@needs_kernel
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(build.Path, "home", nowhere)
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert tmp_path in Path(build.library()._name).parents
+
+
+@needs_kernel
+def test_processes_at_once(tmp_path):
+    ask = "import sys; from convspark.kernels.cpu import build; sys.exit(build.library() is None)"
+    asking = [subprocess.Popen([sys.executable, "-c", ask]) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in asking] == [0, 0, 0]
+    (built,) = (tmp_path / "convspark").iterdir()
+    assert build._is_whole(built)
 
 
 def test_compiling_is_switched_off_by_a_variable(monkeypatch):
     monkeypatch.setenv("CONVSPARK_COMPILE", "0")
-    assert compiled.library() is None
+    assert build.library() is None
 
 
 @pytest.mark.parametrize("compiler", ["fails", "is not there"])
@@ -50,9 +114,10 @@ def test_compiling_that_is_impossible_leaves_the_work_to_pytorch(compiler, tmp_p
         script.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho cannot compile that >&2\nexit 1\n")
         os.chmod(script, 0o755)
     monkeypatch.setenv("CXX", str(script))
-    with caplog.at_level(logging.WARNING, logger=compiled.__name__):
-        assert compiled.library() is None
+    with caplog.at_level(logging.WARNING, logger=build.__name__):
+        assert build.library() is None
     assert ("cannot compile that" if compiler == "fails" else "no C++ compiler") in caplog.text
+    assert not list(tmp_path.rglob("*.so"))
 
     visible = torch.tensor([[[True, False], [True, True]]])
     images, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 3, 3)
@@ -68,13 +133,13 @@ def test_compiling_that_is_impossible_leaves_the_work_to_pytorch(compiler, tmp_p
 @pytest.mark.parametrize(("processor", "needs"), [("x86-64", "sse2"), ("x86-64-v3", "avx2")])
 def test_kernels_for_other_processors_compute_the_same(processor, needs, monkeypatch):
     """Registers of 16 and of 32 bytes, whatever this processor has."""
-    if needs not in compiled._processor().split():
+    if needs not in build._processor().split():
         pytest.skip(f"this processor has no {needs}")
-    flags = [f"-march={processor}" if flag.startswith("-march") else flag for flag in compiled._FLAGS]
-    monkeypatch.setattr(compiled, "_FLAGS", tuple(flags))
-    library = compiled.library()
+    flags = [f"-march={processor}" if flag.startswith("-march") else flag for flag in build._FLAGS]
+    monkeypatch.setattr(build, "_FLAGS", tuple(flags))
+    library = build.library()
     assert library is not None
-    monkeypatch.setattr(compiled, "library", lambda: library)
+    monkeypatch.setattr(build, "library", lambda: library)
     grid = PatchGrid.random(3, (3, 3), mask_ratio=0.5, generator=torch.Generator().manual_seed(0))
     mask = grid.visible[:, None].repeat_interleave(2, 2).repeat_interleave(2, 3)
     generator = torch.Generator().manual_seed(1)

@@ -1,12 +1,16 @@
-"""Kernels of our own for CPUs, compiled on first use; without a compiler, PyTorch's operations do their work.
+"""Compiles the C++ beside this file on first use, and calls it; without a compiler the engine does its work.
 
-The C++ beside this file needs a compiler (`c++`, `g++` or `clang++`, or the one that the variable CXX names) and a few
-seconds, once: the library is kept in the user's cache folder, under a name that changes with its source, the compiler
-and the processor. `CONVSPARK_COMPILE=0` switches it off.
+That needs a compiler (`c++`, `g++` or `clang++`, or the one that the variable CXX names) and a few seconds, once: the
+library is kept in the user's cache folder. `CONVSPARK_COMPILE=0` switches it off.
+
+By the compiler itself rather than by `torch.utils.cpp_extension`: PyTorch's headers alone take 1.8 times as long to
+compile as all kernels here (measured side by side, 2026-11-26), need Python's own headers and ninja, and tie a library
+to one version of PyTorch. What is taken of PyTorch are its threads (`parallel`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,17 +18,15 @@ import logging
 import math
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
-from torch.utils.flop_counter import register_flop_formula
 
 _log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -53,38 +55,33 @@ class _Pairs(ctypes.Structure):
     ]
 
 
-def computes(dtype: torch.dtype) -> bool:
-    """Whether there are kernels, and for numbers of this kind."""
-    return dtype in _NAMES and library_is_there()
-
-
-def runs_on(device: torch.device) -> bool:
-    """Whether kernels can be called here and now: on real tensors, outside of a graph that is being traced."""
-    return (
-        device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and _get_current_dispatch_mode() is None
-        and library_is_there()
-    )
-
-
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they are switched off or could not be compiled."""
     if os.environ.get("CONVSPARK_COMPILE", "1") == "0":
         return None
+    slower = "what looks at neighbours runs on PyTorch's operations, more slowly"
     compiler = _compiler()
     if compiler is None:
-        _log.warning("no C++ compiler was found: what looks at neighbours runs on PyTorch's operations, more slowly")
+        _log.warning("no C++ compiler was found: %s", slower)
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        name = _file_name(compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        _log.warning(
-            "what looks at neighbours runs on PyTorch's operations, more slowly: %s failed (%s)", compiler, said
-        )
+        _log.warning("%s: %s does not run (%s)", slower, shlex.join(compiler), _said(error))
         return None
+    failures = []
+    for folder in _folders():
+        try:
+            return _loaded(folder / name, compiler)
+        except (OSError, subprocess.SubprocessError) as error:  # a full, read-only or noexec folder; another may do
+            failures.append(f"in {folder}: {_said(error)}")
+    _log.warning("%s: they could not be compiled by %s %s", slower, shlex.join(compiler), "; ".join(failures))
+    return None
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "stderr", None) or error).strip()
 
 
 @torch.compiler.assume_constant_result
@@ -157,7 +154,7 @@ def run_pairs(
 
 def _enter(entry: str, call: ctypes.Structure, arguments: tuple[Tensor | int | None, ...]) -> None:
     found = library()
-    assert found is not None, "`computes` was not asked"
+    assert found is not None, "`library_is_there` was not asked"
     getattr(found, entry)(ctypes.byref(call), *map(_as_c, arguments))
 
 
@@ -168,70 +165,62 @@ def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
-def declare(
-    name: str,
-    arguments: str,
-    returns: str,
-    run: Callable[..., Any],
-    like: Callable[..., Any],
-    operations: Callable[..., int] | None = None,
-) -> None:
-    """Make an operator of it, `torch.ops.convspark.NAME`, so that a compiled graph has it as it is.
-
-    Args:
-        arguments, returns: their declarations.
-        run: what it does.
-        like: what it returns, with any values.
-        operations: counts its multiplications and additions from the shapes of its tensors.
-    """
-    operator = f"convspark::{name}"
-    torch.library.define(operator, f"({arguments}) -> {returns}")
-    torch.library.impl(operator, "CPU", run)
-    torch.library.register_fake(operator, like)
-    if operations is not None:
-        register_flop_formula(getattr(torch.ops.convspark, name))(operations)
+def _compiler() -> list[str] | None:
+    """The command of the first compiler that is there; CXX may hold arguments as well (`ccache g++`)."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    commands = [asked] if asked else [["c++"], ["g++"], ["clang++"]]
+    return next(([path, *rest] for name, *rest in commands if (path := shutil.which(name))), None)
 
 
-def _compiler() -> str | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
+def _file_name(compiler: list[str]) -> str:
+    """Of the library; changes with its source, the compiler and the processor."""
+    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    what = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, told, platform.machine(), _processor())
+    return f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
 
 
-def _built(compiler: str) -> Path:
-    """The library's file, compiled unless it is there."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    what = (_SOURCE.read_text(), *_FLAGS, version, platform.machine(), _processor())
-    name = f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
-    for folder in (_cache(), Path(tempfile.gettempdir()) / f"convspark-{os.getuid()}"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if folder.stat().st_uid != os.getuid():
-                raise PermissionError(f"{folder} belongs to somebody else, who could put another library there")
-            if not (folder / name).is_file():
-                _compile(compiler, folder / name)
-            return folder / name
-        except OSError as error:
-            failed = error
-    raise failed
+def _folders() -> Iterator[Path]:
+    """Where the library may lie: the user's cache, or else the folder for temporary files."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(RuntimeError):  # no HOME, and a user whom the system does not know
+        yield (Path(cache) if cache else Path.home() / ".cache") / "convspark"
+    with contextlib.suppress(OSError):  # nowhere
+        yield Path(tempfile.gettempdir()) / f"convspark-{os.getuid()}"
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _loaded(path: Path, compiler: list[str]) -> ctypes.CDLL:
+    """The library at this path, compiled unless it is there and whole."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.parent.stat().st_uid != os.getuid():
+        raise PermissionError("the folder belongs to somebody else, who could put another library there")
+    if not _is_whole(path):
+        _compile(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _compile(compiler: list[str], target: Path) -> None:
     """Compile under another name first, so that processes that do it at once do not see each other's halves."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = [compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
+        command = [*compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
         subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        with built.open("ab") as file:  # the loader does not mind what stands after the library
+            file.write(hashlib.sha256(built.read_bytes()).digest())
         built.replace(target)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convspark"
+def _is_whole(path: Path) -> bool:
+    """Whether the library ends in its own digest: one that was cut off could end the process when it is loaded."""
+    with contextlib.suppress(FileNotFoundError):
+        content = path.read_bytes()
+        return hashlib.sha256(content[:-32]).digest() == content[-32:]
+    return False
 
 
 def _processor() -> str:
     """What a processor can do: a home folder may be shared by different ones."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,109 @@
+"""What the compiled kernels do for the package's operators, and for rows of patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
+from ..ops import run_on, wide
+from ..pairs import own_patch, pairs_like, weight_gradient_like
+from . import build
+
+# ---------------------------------------------------------------- depthwise convolutions
+
+
+def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    bias = None if bias is None else bias.to(wide(rows)).contiguous()
+    return _gathered(rows, weight, bias, around, seen_by_tap(Plan.of(sizes), around.device))
+
+
+def depthwise_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _gathered(grad, weight, None, around, seeing_by_tap(Plan.of(sizes), around.device))
+
+
+def _gathered(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, entries: Tensor) -> Tensor:
+    rows = rows.contiguous()
+    taps = weight.flatten(1).t().to(wide(weight)).contiguous()
+    result = rows.new_empty(around.shape[0] * entries.shape[0], rows.shape[1])
+    _run_depthwise("gather", entries, around, rows, rows, taps, bias, result)
+    return result
+
+
+def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    plan = Plan.of(sizes)
+    entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
+    sums = torch.zeros(entries.shape[1], rows.shape[1], dtype=wide(rows))
+    _run_depthwise("products", entries, around, rows, grad, rows, sums)
+    return sums.t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
+
+
+def _run_depthwise(entry: str, entries: Tensor, around: Tensor, read: Tensor, *tensors: Tensor | None) -> None:
+    """Call a kernel whose entries point to `read`, rows of patches, (N * others, C)."""
+    patches, (rows, channels) = around.shape[0], read.shape
+    if patches:
+        sizes = {"patches": patches, "others": rows // patches, "channels": channels}
+        build.run(entry, around, entries, *tensors, dtype=read.dtype, **sizes)
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def pairs(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    plan = Plan.of(sizes)
+    outputs = pairs_like(around, across, *sizes)
+    entries, left_out = seen_by_tap(plan, around.device), own_patch(plan) if across else -1
+    build.run("make_pairs", around, entries, left_out, *outputs, patches=around.shape[0], others=plan.positions)
+    return outputs
+
+
+def add_pairs(
+    sums: Tensor, rows: Tensor, taps: Tensor, source: Tensor, target: Tensor, ends: Tensor, groups: int, back: bool
+) -> None:
+    rows = rows.contiguous()
+    build.run_pairs("multiply", source, target, ends, int(back), rows, taps, sums, groups=groups, numbered=(rows, sums))
+
+
+def pairs_weight_gradient(
+    grads: Tensor, rows: Tensor, results: Tensor, sources: Tensor, ends: Tensor, groups: int
+) -> Tensor:
+    sums = weight_gradient_like(grads, rows, results, sources, ends, groups)
+    numbered = grads.contiguous(), rows.contiguous()
+    build.run_pairs("correlate", results, sources, ends, *numbered, sums, groups=groups, numbered=numbered)
+    return sums
+
+
+for _kernel in (depthwise, depthwise_input_gradient, depthwise_weight_gradient):
+    _dtypes = torch.float32, torch.bfloat16, torch.float64
+    run_on("cpu", _kernel.__name__, _kernel, _dtypes, build.library_is_there)
+for _kernel in (pairs, add_pairs, pairs_weight_gradient):
+    # Not for bfloat16: processors multiply whole matrices of it at twice the rate or more.
+    run_on("cpu", _kernel.__name__, _kernel, (torch.float32, torch.float64), build.library_is_there)
+
+
+# ---------------------------------------------------------------- rows
+
+
+class Rows:
+    """Copies rows, and makes lists of them (`sparse.faster.Rows`)."""
+
+    def runs_on(self, device: torch.device) -> bool:
+        outside_of_graphs = not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+        return device.type == "cpu" and outside_of_graphs and build.library_is_there()
+
+    def bags(self, around: Tensor, entries: Tensor, patches: int, positions: int, groups: int) -> tuple[Tensor, Tensor]:
+        results = groups * around.shape[0] * entries.shape[0]
+        rows, offsets = around.new_empty(results * entries.shape[1]), around.new_empty(results + 1)
+        build.run("make_bags", around, entries, groups, rows, offsets, patches=patches, others=positions)
+        return rows[: int(offsets[-1])], offsets
+
+    def copy(
+        self, rows: Tensor, around: Tensor, entries: Tensor, patches: int, positions: int, outside: float
+    ) -> Tensor:
+        rows = rows.contiguous()
+        result = rows.new_empty(around.shape[0] * entries.shape[0], rows.shape[1])
+        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
+        size = rows.shape[1] * rows.itemsize
+        build.run("copy_rows", around, entries, size, rows, beyond, result, patches=patches, others=positions)
+        return result

@@ -1,0 +1,126 @@
+"""Depthwise convolutions of visible patches that read each neighbour where it lies.
+
+A window of a small patch is mostly halo, and gathering it takes longer than multiplying it. The operators take the
+block of patches around each visible one, and the plan, which is the same for all of them (sparse/plans.py): which
+position of which patch each tap sees. The gradient of the input is a sum of the same kind, by the plan turned round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sparse.convolve import Gradients
+from ..sparse.grid import PatchGrid
+from ..sparse.plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
+from ..sparse.tensor import flat_rows, from_rows
+from .ops import computes, declare, wide
+
+
+def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Depthwise | None:
+    """To convolve, where each channel has a kernel of its own."""
+    if groups != values.shape[1] or groups != weight.shape[0] or not computes(values, weight, "depthwise"):
+        return None
+    return Depthwise(grid.around(plan.reach).slots, plan)
+
+
+@dataclass(frozen=True, eq=False)
+class Depthwise:
+    """A depthwise convolution.
+
+    Attributes:
+        around: int32 (N, block) which patch lies where around each; N or more where none is visible.
+        plan: what each tap sees.
+    """
+
+    around: Tensor
+    plan: Plan
+
+    def forward(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = torch.ops.convspark.depthwise(flat_rows(values), weight, bias, self.around, *self.plan.sizes)
+        return from_rows(rows, self.plan.out)
+
+    def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
+        operators, rest = torch.ops.convspark, (self.around, *self.plan.sizes)
+        rows = flat_rows(grad)
+        to_values = to_weight = None
+        if wanted[0]:
+            to_values = from_rows(operators.depthwise_input_gradient(rows, weight, *rest), self.plan.patch)
+        if wanted[1]:
+            to_weight = operators.depthwise_weight_gradient(rows, flat_rows(values), *rest)
+        return to_values, to_weight, rows.sum(0) if wanted[2] else None
+
+
+# ---------------------------------------------------------------- plain versions
+
+
+def _looked_at(rows: Tensor, around: Tensor, entries: Tensor) -> Tensor:
+    """rows (N * positions, C), entries (results, taps, 2) -> (N * results, taps, C): what taps see, 0 where nothing."""
+    patches = around.shape[0]
+    positions = rows.shape[0] // max(patches, 1)
+    slots = around.index_select(1, entries[..., 0].clamp(min=0).flatten()).view(patches, *entries.shape[:2])
+    index = torch.where((entries[..., 0] >= 0) & (slots < patches), slots * positions + entries[..., 1], rows.shape[0])
+    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).to(wide(rows))
+    return padded[index.flatten(0, 1)]
+
+
+def _sums(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, entries: Tensor) -> Tensor:
+    """Over the taps: (N * results, C)"""
+    sums = (_looked_at(rows, around, entries) * weight.flatten(1).t().to(wide(rows))).sum(1)
+    return (sums if bias is None else sums + bias).to(rows.dtype)
+
+
+def _depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums(rows, weight, bias, around, seen_by_tap(Plan.of(sizes), around.device))
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums(grad, weight, None, around, seeing_by_tap(Plan.of(sizes), around.device))
+
+
+def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    plan = Plan.of(sizes)
+    looked_at = _looked_at(rows, around, seen_by_tap(plan, around.device))
+    sums = (looked_at * grad[:, None].to(wide(rows))).sum(0)
+    return sums.t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- operators
+
+
+def _rows_like(rows: Tensor, around: Tensor, positions: Sizes) -> Tensor:
+    return rows.new_empty(around.shape[0] * math.prod(positions), rows.shape[1])
+
+
+def _operations(result: Sizes, kernel: Sizes) -> int:
+    """Multiplications and additions, those with masked neighbours as well."""
+    return 2 * math.prod(result) * math.prod(kernel)
+
+
+declare(
+    "depthwise",
+    f"Tensor rows, Tensor weight, Tensor? bias, Tensor around, {DECLARED}",
+    "Tensor",
+    _depthwise,
+    lambda rows, weight, bias, around, *sizes: _rows_like(rows, around, Plan(*sizes).out),
+    lambda rows, weight, bias, around, patch, kernel, *_, out_shape: _operations(out_shape, kernel),
+)
+declare(
+    "depthwise_input_gradient",
+    f"Tensor grad, Tensor weight, Tensor around, {DECLARED}",
+    "Tensor",
+    _input_gradient,
+    lambda grad, weight, around, patch, *_: _rows_like(grad, around, patch),
+    lambda grad, weight, around, patch, kernel, *_, **__: _operations(grad, kernel),
+)
+declare(
+    "depthwise_weight_gradient",
+    f"Tensor grad, Tensor rows, Tensor around, {DECLARED}",
+    "Tensor",
+    _weight_gradient,
+    lambda grad, rows, around, patch, kernel, *_: rows.new_empty(rows.shape[1], 1, *kernel),
+    lambda grad, rows, around, patch, kernel, *_, **__: _operations(grad, kernel),
+)
