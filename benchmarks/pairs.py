@@ -50,8 +50,8 @@ def show(what: str, repeats: int, dense: Callable[[], None], visible: Callable[[
     """Measure, write the line, print a row."""
     import torch
 
+    from convspark.measure.timing import compare
     from convspark.sparse.meanings import conv
-    from convspark.trial.timing import compare
 
     def without() -> None:
         chosen, conv._pairs_pay = conv._pairs_pay, lambda *_: False

@@ -43,10 +43,11 @@ def reconstruct(
 
     from ..data import HeldOutTransform, decode, list_images
     from ..model.spark import check_mask_ratio
+    from ..pretraining.build import load_run
+    from ..pretraining.module import counted_grid
     from ..report import reconstruction_grid
-    from ..training.build import load_run
-    from ..training.module import HELD_OUT_MASK, counted_grid
-    from ..training.settings import parse_size
+    from ..runs.module import HELD_OUT_MASK
+    from ..runs.settings import parse_size
 
     paths: list[str] = []
     for picture in pictures:

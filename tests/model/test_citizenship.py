@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from convspark import PatchGrid, SparK, gather, scatter
-from convspark.model.backbone import Stages
+from convspark.model.stages import Stages
 from convspark.sparse import compiled
 from convspark.sparse.proof.oracle import masked_map, visible_part
 
