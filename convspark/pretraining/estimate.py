@@ -18,6 +18,7 @@ from ..runs.memory import out_of_memory
 from ..runs.optimizer import set_rates
 from ..runs.progress import format_seconds
 from ..runs.settings import count
+from ..seeds import Use
 from .command import default_arguments, pretrain
 from .module import counted_grid
 from .plan import NOT_SETTINGS, Plan, dump_config, make_plan
@@ -184,7 +185,7 @@ def _measure(plan: Plan) -> Measured:
                 batch = next(batches)
             images = batch.to(device, memory_format=torch.channels_last)
             with autocast:
-                loss = module.forward_pass(images, counted_grid(model, images, step, part)).loss
+                loss = module.forward_pass(images, counted_grid(model, images, 0, Use.MASK, step, part)).loss
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from ..model.spark import SparK
-from ..runs.module import HELD_OUT_MASK, MASK, TrainingModule, channels_last, counted_seed
+from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
+from ..seeds import Use, counted_seed
 from ..sparse import PatchGrid
 from .compile import Forward
 
 
-def counted_grid(model: SparK, images: Tensor, *words: int) -> PatchGrid:
-    """The mask of a batch of images (B, C, H, W), a function of the words alone and the same on every device."""
-    generator = torch.Generator().manual_seed(counted_seed(*words))
+def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int) -> PatchGrid:
+    """The mask of a batch of images (B, C, H, W): a function of (seed, use, place …), the same on every device."""
+    generator = torch.Generator().manual_seed(counted_seed(seed, use, *place))
     shape = model.grid_shape(images.shape[2:])
     return PatchGrid.random(len(images), shape, mask_ratio=model.mask_ratio, generator=generator, device=images.device)
 
@@ -46,7 +47,7 @@ class PretrainModule(TrainingModule):
 
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = channels_last(batch)
-        grid = counted_grid(self.model, images, self.seed, MASK, self.global_step, batch_idx)
+        grid = counted_grid(self.model, images, self.seed, Use.MASK, self.global_step, batch_idx)
         return self.forward_pass(images, grid).loss
 
     def describe_measured(self) -> str:
@@ -57,7 +58,7 @@ class PretrainModule(TrainingModule):
 
     def validation_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> None:
         images = channels_last(batch if isinstance(batch, Tensor) else batch[0])
-        grid = counted_grid(self.model, images, self.seed, HELD_OUT_MASK, batch_idx)
+        grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, batch_idx)
         self._held_out_sum += float(self.model(images, grid).loss) * len(images)
         self._held_out_count += len(images)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..files import written_whole
 from ..report import loss_curves, reconstruction_grid
 from ..runs.folder import RunFolder
-from ..runs.module import HELD_OUT_MASK
+from ..seeds import Use
 from .module import PretrainModule, counted_grid
 
 
@@ -49,7 +49,7 @@ class Pictures(Callback):
         model = pl_module.model
         images = self._images.to(pl_module.device)
         with trainer.precision_plugin.forward_context():
-            shown = model.reconstruct(images, counted_grid(model, images, pl_module.seed, HELD_OUT_MASK, 0))
+            shown = model.reconstruct(images, counted_grid(model, images, pl_module.seed, Use.HELD_OUT_MASK, 0))
         width = len(str(trainer.max_epochs))
         path = self._folder.pictures / f"epoch_{epoch:0{width}d}.png"
         visible = shown.grid.visible.cpu()

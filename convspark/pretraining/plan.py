@@ -21,16 +21,14 @@ from ..runs import settings
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
 from ..runs.folder import RunFolder, read_config
 from ..runs.loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
-from ..runs.module import counted_seed
 from ..runs.optimizer import build_optimizer, default_learning_rate, parameter_groups
 from ..runs.schedule import Schedule
+from ..seeds import Use, counted_seed
 from .build import build_model, initialise, named_backbone
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 
 logger = logging.getLogger(__name__)
-
-_INITIAL_WEIGHTS = 104  # second word of the seed of random initial weights
 
 # What is not a setting of the run itself, and may differ when it goes on.
 NOT_SETTINGS = ("out", "resume")
@@ -155,7 +153,7 @@ def make_plan(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> Plan
     if config["compile"]:
         check_compiler(device)
 
-    torch.manual_seed(counted_seed(config["seed"], _INITIAL_WEIGHTS))
+    torch.manual_seed(counted_seed(config["seed"], Use.INITIAL_WEIGHTS))
     backbone = _backbone(given["model"], config)
     if config["model"]:
         config["drop_path"] = settings.drop_path_of(config)

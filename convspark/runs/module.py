@@ -9,19 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergedError
+from ..seeds import Use, counted_seed
 from .optimizer import set_rates
 from .schedule import Schedule
 
-# Second word of every random counter of training; those of convspark.data are smaller.
-MASK, HELD_OUT_MASK, STEP = 101, 102, 103
-
 # A GPU is asked for the loss's value only so often: each question makes the host wait for the device.
 _STEPS_BETWEEN_CHECKS = 20
-
-
-def counted_seed(*words: int) -> int:
-    """A 63-bit seed that is a function of its words alone, for `(seed, purpose, step, …)`."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class TrainingModule(pl.LightningModule):
@@ -71,7 +64,7 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         set_rates(self.trainer.optimizers[0], self.schedule.learning_rate(step), self.schedule.weight_decay(step))
-        torch.manual_seed(counted_seed(self.seed, STEP, step, batch_idx))
+        torch.manual_seed(counted_seed(self.seed, Use.STEP, step, batch_idx))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss_of(batch, batch_idx)

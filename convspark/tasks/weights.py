@@ -16,13 +16,12 @@ from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
 from ..runs.folder import RunFolder, read_config
-from ..runs.module import counted_seed
 from ..runs.settings import format_size, normalisation, parse_size
+from ..seeds import Use, counted_seed
 
 logger = logging.getLogger(__name__)
 
 RANDOM = "random:"
-_INITIAL_WEIGHTS = 104  # second word of the seed of random initial weights, as in pre-training
 _MOST_MISSING = 0.1  # share of a network's tensors above which it is said aloud that they stay random
 
 
@@ -68,7 +67,7 @@ class Origin:
         if classifier and self.classes:
             arguments["num_classes"] = len(self.classes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(counted_seed(seed, _INITIAL_WEIGHTS))
+            torch.manual_seed(counted_seed(seed, Use.INITIAL_WEIGHTS))
             network = find_network(self.model, self.channels, drop_path, arguments)
         if self.source is not None:
             report = load_backbone_weights(network, self.source)

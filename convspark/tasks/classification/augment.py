@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from ...data import PretrainImages, PretrainTransform
-from ...data.counters import Counter
 from ...data.transforms import Picture
+from ...seeds import Counter
 from .data import Labelled
 
 

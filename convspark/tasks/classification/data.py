@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...data import list_images, scan
-from ...data.counters import Use, counted
 from ...errors import DataError, UsageError
+from ...seeds import Use, counted
 
 logger = logging.getLogger(__name__)
 

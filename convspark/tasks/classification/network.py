@@ -18,15 +18,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 from ...data import HeldOutTransform
 from ...model.stages import Stages
-from ...runs.module import TrainingModule, channels_last, counted_seed
+from ...runs.module import TrainingModule, channels_last
 from ...runs.schedule import Schedule
+from ...seeds import Use, counted_seed
 from .augment import LabelledImages
 from .data import Labelled
 
 logger = logging.getLogger(__name__)
 
 _EXPLODED = 100.0  # cross-entropy of an epoch; that of always saying the same is below 10
-_MIX = 105  # second word of the counter of mixed batches
 _MOST_CACHED_BYTES = 512 << 20
 
 
@@ -97,7 +97,7 @@ class ClassifyModule(TrainingModule):
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
-        with _numpy_seeded(counted_seed(self.seed, _MIX, self.global_step, batch_idx)):
+        with _numpy_seeded(counted_seed(self.seed, Use.MIX, self.global_step, batch_idx)):
             images, soft = self._mix(images, labels)
         return self._loss(self.network(channels_last(images)), soft)
 

@@ -23,7 +23,7 @@ from ...report.confusion import confusion_matrix
 from ...runs import settings
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
-from ...runs.module import counted_seed
+from ...seeds import Use, counted_seed
 from .. import recipe
 from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _FEWEST_TO_NORMALISE = 8  # pictures of a forward pass
 _LEAST_LEARNED = 0.1  # of the way from chance to perfect
-_HEAD = 106  # second word of the seed of the classifier's first weights
 
 
 class Finetuning(Task[FinetuneResult]):
@@ -72,7 +71,7 @@ class Finetuning(Task[FinetuneResult]):
             )
         network = self.origin.build(c["seed"], c["drop_path"])
         self.origin.check_size(network, self.size)
-        made = with_classifier(network, len(self.data.classes), counted_seed(c["seed"], _HEAD))
+        made = with_classifier(network, len(self.data.classes), counted_seed(c["seed"], Use.CLASSIFIER))
         self._tell_of_small_passes(made)
         return self.in_channels_last(made)
 

@@ -17,10 +17,10 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from ...data import PretrainImages
-from ...data.counters import Counter
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule
 from ...runs.schedule import Schedule
+from ...seeds import Counter
 from ..fpn import Pyramid
 from .data import Scene, Scenes, decode_mask
 

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...files import write_text
 from ...report.detections import draw_detections
 from ...runs.folder import RunFolder
-from ...runs.module import counted_seed
+from ...seeds import Use, counted_seed
 from ..fpn import Pyramid, pyramid_groups
 from ..recipe import check_training
 from ..results import DetectResult
@@ -30,7 +30,6 @@ from .network import (
 
 _RATE, _RATE_BATCH, _RATE_STEPS = 2.5e-4, 16, 90_000  # the paper's, for COCO
 _HIGHER = 4  # times, at most
-_HEAD = 107  # second word of the seed of the new layers' first weights
 
 
 class Detecting(Task[DetectResult]):
@@ -67,7 +66,7 @@ class Detecting(Task[DetectResult]):
 
     def build(self) -> nn.Module:
         c, origin = self.config, self.origin
-        torch.manual_seed(counted_seed(c["seed"], _HEAD))
+        torch.manual_seed(counted_seed(c["seed"], Use.DETECTOR))
         backbone = origin.build(c["seed"], c["drop_path"])
         detector = build_detector(backbone, self.scenes, c["size"], origin.mean, origin.std, self.masks)
         return self.in_channels_last(detector)

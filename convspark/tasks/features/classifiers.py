@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ...data.counters import Use, counted
+from ...seeds import Use, counted
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of the linear probe's inverse regularisation
 

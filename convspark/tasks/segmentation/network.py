@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ...data import PretrainImages, decode
-from ...data.counters import Counter
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule, channels_last
 from ...runs.schedule import Schedule
+from ...seeds import Counter
 from ..fpn import Pyramid
 from .data import IGNORED, LabelMaps
 

@@ -10,7 +10,7 @@ from ...data.scan import hold_out
 from ...errors import UsageError
 from ...report.label_maps import draw_label_maps
 from ...runs.folder import RunFolder
-from ...runs.module import counted_seed
+from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
 from ..recipe import check_training
 from ..results import SegmentResult
@@ -27,7 +27,6 @@ from .network import (
 )
 
 _RATE, _RATE_BATCH = 5e-4, 16
-_HEAD = 108  # second word of the seed of the new layers' first weights
 _DRAWN = 4  # pictures
 
 
@@ -68,7 +67,7 @@ class Segmenting(Task[SegmentResult]):
 
     def build(self) -> nn.Module:
         c = self.config
-        torch.manual_seed(counted_seed(c["seed"], _HEAD))
+        torch.manual_seed(counted_seed(c["seed"], Use.SEGMENTER))
         backbone = self.origin.build(c["seed"], c["drop_path"])
         return self.in_channels_last(Segmenter(backbone, len(self.maps.classes)))
 
