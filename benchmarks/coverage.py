@@ -4,8 +4,8 @@
     python -m benchmarks.coverage --only 'resnet*' --fresh
 
 Each network is proved as `convspark check` proves it: float64, training mode, features, gradients of all parameters,
-running statistics, and no bit of its output depending on a masked pixel. Writes `convspark/trial/coverage.json`, which
-`convspark models` shows, and `docs/coverage.md`.
+running statistics, and no bit of its output depending on a masked pixel. Writes `convspark/measure/coverage.json`,
+which `convspark models` shows, and `docs/coverage.md`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-TABLE = ROOT / "convspark" / "trial" / "coverage.json"
+TABLE = ROOT / "convspark" / "measure" / "coverage.json"
 PAGE = ROOT / "docs" / "coverage.md"
 
 # What is not convolutional over space, by timm's module file or by name. Whatever is not listed here and has no
@@ -49,7 +49,7 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
     import torch
 
     from convspark.errors import ConvsparkError
-    from convspark.model.backbone import Stages, has_heads
+    from convspark.model.stages import Stages, has_heads
     from convspark.sparse.proof.prove import examine
 
     torch.set_num_threads(1)
@@ -100,7 +100,7 @@ def refused_without_weights(network: Any) -> str | None:
     import torch
 
     from convspark.errors import NotExactError, UsageError
-    from convspark.model.backbone import Stages
+    from convspark.model.stages import Stages
     from convspark.sparse import PatchGrid, gather
 
     size = network.pretrained_cfg.get("input_size", (3, 224, 224))
@@ -198,7 +198,7 @@ def total_memory() -> int:
 
 
 def save(table: dict[str, Any]) -> None:
-    from convspark.report.atomic import written_whole
+    from convspark.files import written_whole
 
     table["networks"] = dict(sorted(table["networks"].items()))
     with written_whole(TABLE) as path:
@@ -274,7 +274,7 @@ def page(table: dict[str, Any]) -> str:
 
 
 def why(reason: str) -> str:
-    from convspark.trial.coverage import brief
+    from convspark.measure.coverage import brief
 
     return brief(reason).replace("|", "\\|")
 

@@ -29,8 +29,8 @@ def add_candidates() -> None:
     from torch import nn
 
     from convspark.model import spark
-    from convspark.model.layers import CONV, BatchNorm
     from convspark.model.lean_decoder import LeanBlock, LeanDecoder
+    from convspark.model.norms import CONV, BatchNorm
 
     class TwoConvs(LeanBlock):
         """A lean block with two 3x3 convs."""

@@ -17,7 +17,7 @@ def encoder_step(name: str) -> Callable[[Tensor, PatchGrid | None], None]:
     import torch
 
     from convspark import gather
-    from convspark.model.backbone import Stages
+    from convspark.model.stages import Stages
     from convspark.sparse import VisiblePatches
 
     stages = Stages(timm.create_model(name).train().to(memory_format=torch.channels_last))

@@ -38,7 +38,7 @@ from convspark.data import (
     PretrainTransform,
     list_images,
 )
-from convspark.training.loading import TrainLoader, find_images, train_dataset
+from convspark.runs.loading import TrainLoader, find_images, train_dataset
 
 from . import records
 

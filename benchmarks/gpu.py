@@ -104,7 +104,7 @@ class Workload:
         import timm
 
         from convspark import SparK
-        from convspark.trial.bench import Trial
+        from convspark.measure.bench import Trial
 
         torch.manual_seed(0)
         model = SparK(timm.create_model(self.name), self.size, decoder=decoder, prove=False)
@@ -182,7 +182,7 @@ def step_beside_float64(name: str, device: torch.device, kind: str) -> dict[str,
 def host_waits(name: str, device: torch.device) -> str:
     """What made the host wait within a second step; empty if nothing did."""
     from convspark import PatchGrid
-    from convspark.training.optimizer import build_optimizer, parameter_groups
+    from convspark.runs.optimizer import build_optimizer, parameter_groups
 
     model = small_model(name).to(device, memory_format=torch.channels_last)
     images = torch.randn(4, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
@@ -214,7 +214,7 @@ def host_waits(name: str, device: torch.device) -> str:
 
 def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> None:
     """Forward and backward passes: dense, mask-and-multiply, visible only; eager, compiled, as a graph."""
-    from convspark.trial.bench import DENSE, IMITATED, VISIBLE
+    from convspark.measure.bench import DENSE, IMITATED, VISIBLE
 
     speed = copy_speed(what.device)
     for mode in modes:
@@ -244,7 +244,7 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
 
 def whole_steps(what: Workload, repeats: int, write: Writer) -> None:
     """Whole steps of pre-training, and the paper's own way: fp32, not compiled, its decoder, mask-and-multiply."""
-    from convspark.trial.bench import IMITATED, VISIBLE
+    from convspark.measure.bench import IMITATED, VISIBLE
 
     wanted = [
         ("lean", VISIBLE, what.precision, False),
@@ -281,7 +281,7 @@ def as_graph(step: Callable[[], object]) -> Callable[[], object]:
 
 def _timed(steps: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
     """Median seconds of each, in turn, and the most memory that it held."""
-    from convspark.trial.timing import peak_memory
+    from convspark.measure.timing import peak_memory
 
     found: dict[str, dict[str, Any]] = {}
     for way, step in list(steps.items()):
@@ -348,8 +348,8 @@ def _beside_bandwidth(step: Callable[[], object], seconds: float, speed: float) 
 def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
     """Images a second that the loader delivers from JPEGs of 500 x 375, by as many workers as there are cores."""
     from convspark.data import IMAGENET_MEAN, IMAGENET_STD
-    from convspark.training.loading import TrainLoader, end_workers, find_images, train_dataset
-    from convspark.training.run_folder import available_cores
+    from convspark.runs.folder import available_cores
+    from convspark.runs.loading import TrainLoader, end_workers, find_images, train_dataset
 
     cores = available_cores()
     with tempfile.TemporaryDirectory() as folder:
@@ -411,7 +411,7 @@ _PHOTOGRAPHS: list[Any] = []  # of each worker, decoded once
 
 def profile(what: Workload, write: Writer, top: int = 20) -> None:
     """The operators of an encoder step of visible patches that take longest on the device, and the gaps between."""
-    from convspark.trial.bench import VISIBLE
+    from convspark.measure.bench import VISIBLE
 
     step = what.trial().encoder_step(VISIBLE)
     for _ in range(3):

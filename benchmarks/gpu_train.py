@@ -47,7 +47,7 @@ def main() -> None:
 def pretrain(asked: argparse.Namespace, run: Path) -> None:
     """As many epochs as fit into half of the time."""
     import convspark
-    from convspark.training.estimate import estimate
+    from convspark.pretraining.estimate import estimate
 
     settings = {name: getattr(asked, name) for name in ("model", "size", "batch_size", "compile", "device")}
     hundred = estimate(asked.pictures, epochs=100, **settings)

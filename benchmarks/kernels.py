@@ -51,7 +51,7 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, float]:
     import torch
 
     from convspark import PatchGrid
-    from convspark.trial.timing import compare
+    from convspark.measure.timing import compare
 
     step, images = encoder_step(name), torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)
 

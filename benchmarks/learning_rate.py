@@ -19,8 +19,8 @@ from PIL import Image
 
 from convspark import PatchGrid, SparK
 from convspark.data import hold_out, list_images
-from convspark.training.optimizer import build_optimizer, parameter_groups, set_rates
-from convspark.training.schedule import Schedule
+from convspark.runs.optimizer import build_optimizer, parameter_groups, set_rates
+from convspark.runs.schedule import Schedule
 
 
 def main() -> None:

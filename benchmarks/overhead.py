@@ -43,7 +43,7 @@ def measure(name: str, repeats: int) -> dict:
     import torch
 
     from convspark import PatchGrid
-    from convspark.trial.timing import compare
+    from convspark.measure.timing import compare
 
     images, few = (torch.randn(n, 3, side, side) for n, side in ((16, 224), (2, 32)))
     step = encoder_step(name)

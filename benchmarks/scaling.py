@@ -45,7 +45,7 @@ def main() -> None:
     asked = vars(parser.parse_args())
     record, repeats, again = asked.pop("record"), asked.pop("repeats"), asked.pop("again")
     keep_memory()
-    from convspark.trial.bench import bench
+    from convspark.measure.bench import bench
 
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIED}
     found: dict[str, dict[str, Any]] = {}  # the point in common belongs to every curve

@@ -41,7 +41,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     names, out, again = given.pop("networks"), given.pop("out"), given.pop("again")
     keep_memory()
-    from convspark.trial.bench import bench
+    from convspark.measure.bench import bench
 
     found = []
     for name in names:

@@ -37,9 +37,9 @@ def measure(name: str, size: int, batch_size: int, device: str, repeats: int) ->
     import torch
 
     from convspark import SparK
-    from convspark.training.device import choose_device, describe_device
-    from convspark.trial.bench import IMITATED, VISIBLE, Trial
-    from convspark.trial.timing import compare
+    from convspark.measure.bench import IMITATED, VISIBLE, Trial
+    from convspark.measure.timing import compare
+    from convspark.runs.device import choose_device, describe_device
 
     where = choose_device(device)
     images = torch.randn(batch_size, 3, size, size).to(where, memory_format=torch.channels_last)

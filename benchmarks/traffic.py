@@ -115,7 +115,7 @@ def traffic(
     import timm
 
     from convspark import SparK
-    from convspark.trial.bench import Trial
+    from convspark.measure.bench import Trial
 
     torch.manual_seed(0)
     model = SparK(timm.create_model(name), size, prove=False).train().to(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ def shares(found: Traffic, dense: Traffic) -> dict[str, float]:
 
 
 def main() -> None:
-    from convspark.trial.bench import DENSE, IMITATED, VISIBLE
+    from convspark.measure.bench import DENSE, IMITATED, VISIBLE
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import convspark
-from convspark.training.device import choose_device, describe_device
+from convspark.runs.device import choose_device, describe_device
 
 from . import records
 

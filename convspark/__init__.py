@@ -8,36 +8,36 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .cli.export import export
     from .cli.reconstruct import reconstruct
+    from .measure.check import CheckReport, check
     from .model.spark import SparK
+    from .pretraining.command import pretrain
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
-    from .training.pretrain import pretrain
-    from .transfer.compare import Comparison, compare
-    from .transfer.detect import detect
-    from .transfer.embed import embed
-    from .transfer.finetune import finetune
-    from .transfer.probe import probe
-    from .transfer.segment import segment
-    from .trial.check import CheckReport, check
+    from .tasks.classification.command import finetune
+    from .tasks.comparison.command import Comparison, compare
+    from .tasks.detection.command import detect
+    from .tasks.features.embed import embed
+    from .tasks.features.probe import probe
+    from .tasks.segmentation.command import segment
 
 # Loaded on first use, so that `convspark --help` does not wait for torch.
 _HOME = {
-    "CheckReport": ".trial.check",
-    "Comparison": ".transfer.compare",
+    "CheckReport": ".measure.check",
+    "Comparison": ".tasks.comparison.command",
     "PatchGrid": ".sparse",
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",
-    "check": ".trial.check",
-    "compare": ".transfer.compare",
-    "detect": ".transfer.detect",
-    "embed": ".transfer.embed",
+    "check": ".measure.check",
+    "compare": ".tasks.comparison.command",
+    "detect": ".tasks.detection.command",
+    "embed": ".tasks.features.embed",
     "export": ".cli.export",
-    "finetune": ".transfer.finetune",
+    "finetune": ".tasks.classification.command",
     "gather": ".sparse",
-    "pretrain": ".training.pretrain",
-    "probe": ".transfer.probe",
+    "pretrain": ".pretraining.command",
+    "probe": ".tasks.features.probe",
     "reconstruct": ".cli.reconstruct",
     "scatter": ".sparse",
-    "segment": ".transfer.segment",
+    "segment": ".tasks.segmentation.command",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError, UsageError
-from ..training.run_folder import written_atomically
+from ..files import written_whole
 
 _MMDET_CONVNEXTS = tuple(f"convnext_{s}" for s in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large"))
 
@@ -157,7 +157,7 @@ def export_onnx(network: nn.Module, file: str | os.PathLike[str], size: tuple[in
     network = network.cpu().eval()
     images = _images(network, size)
     path = Path(file)
-    with written_atomically(path) as temporary, torch.no_grad():
+    with written_whole(path) as temporary, torch.no_grad():
         torch.onnx.export(
             network,
             (images,),
@@ -221,7 +221,7 @@ def _images(network: nn.Module, size: tuple[int, int]) -> Tensor:
 
 
 def _save(content: Mapping[str, object], file: str | os.PathLike[str], target: str, checked: str, use: str) -> Written:
-    with written_atomically(Path(file)) as temporary:
+    with written_whole(Path(file)) as temporary:
         torch.save(dict(content), temporary)
     inner = next((v for v in content.values() if isinstance(v, Mapping)), content)
     return Written(str(file), target, len(inner), checked, use)

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
     values["size"] = sides_from(values["size"])
 
-    from ..trial.bench import bench as measure
+    from ..measure.bench import bench as measure
 
     report = measure(network, compile=given.compile, **values)
     print(json.dumps(report.as_dict(), indent=2) if given.json else report)

@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
     values["size"] = sides_from(values["size"])
 
-    from ..trial.check import check as examine
+    from ..measure.check import check as examine
 
     report = examine(network, measure=not given.no_measure, **values)
     print(json.dumps(_finite(report.as_dict()), indent=2) if given.json else report)

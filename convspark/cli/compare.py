@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.compare import compare
+from ..tasks.comparison.command import compare
 from .arguments import Command
 
 

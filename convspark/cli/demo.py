@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..training.run_folder import default_path
+from ..runs.folder import default_path
 from .arguments import Command
 
 if TYPE_CHECKING:
-    from ..training.pretrain import PretrainResult
+    from ..pretraining.command import PretrainResult
 
 # Held out whole; none has a twin among the others.
 _HELD_OUT = ("cat", "flower", "coffee")
@@ -51,7 +51,7 @@ def demo(
         UsageError: the photographs are not installed: pip install 'convspark[demo]'.
     """
     from ..data import demo_photographs
-    from ..training.pretrain import pretrain
+    from ..pretraining.command import pretrain
 
     photographs = demo_photographs()
     train = [picture for name, picture in photographs if name not in _HELD_OUT]
@@ -66,7 +66,7 @@ def demo(
 
 def _epochs_in(minutes: float, pictures: "_Pictures", arguments: dict[str, Any]) -> int:
     """How many epochs fit into so many minutes on this machine, as it is now."""
-    from ..training.estimate import estimate
+    from ..pretraining.estimate import estimate
 
     found = estimate(pictures, **{**arguments, "epochs": 1})
     epochs = round(60 * minutes / found.total_seconds)

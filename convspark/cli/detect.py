@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.detect import detect
+from ..tasks.detection.command import detect
 from .arguments import Command
 
 _GROUPS = {

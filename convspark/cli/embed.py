@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.embed import embed
+from ..tasks.features.embed import embed
 from .arguments import Command
 
 

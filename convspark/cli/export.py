@@ -12,7 +12,7 @@ from .arguments import Command
 
 if TYPE_CHECKING:
     from ..checkpoints.targets import Written
-    from ..transfer.weights import Origin
+    from ..tasks.weights import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ def export(
     from ..checkpoints import targets
     from ..checkpoints.card import file_card
     from ..checkpoints.export import export_timm
-    from ..training.logs import run_log
-    from ..training.run_folder import write_text
-    from ..transfer.weights import find_weights
+    from ..files import write_text
+    from ..runs.logs import run_log
+    from ..tasks.weights import find_weights
 
     with run_log():
         origin = find_weights(run, model)
@@ -103,8 +103,8 @@ def _warn_of_untrained(network: object, origin: "Origin", run: str) -> None:
     """Outputs of a pre-trained network that go through layers which pre-training does not reach."""
     from torch import nn
 
-    from ..model.backbone import Stages
-    from ..training.run_folder import RunFolder
+    from ..model.stages import Stages
+    from ..runs.folder import RunFolder
 
     folder = RunFolder(run)
     assert isinstance(network, nn.Module)

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.finetune import finetune
-from ..transfer.results import FinetuneResult
+from ..tasks.classification.command import finetune
+from ..tasks.results import FinetuneResult
 from .arguments import Command
 
 GROUPS = {

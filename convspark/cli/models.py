@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     made.add_switch("--json", help="print the list as JSON")
     given = made.parse(arguments)
 
-    from ..trial.coverage import list_networks, summary
+    from ..measure.coverage import list_networks, summary
 
     rows = list_networks(given.pattern)
     if given.json:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..training.pretrain import PretrainResult, pretrain
+from ..pretraining.command import PretrainResult, pretrain
 from .arguments import Command
 
 _GROUPS = {
@@ -55,12 +55,12 @@ def run(arguments: Sequence[str]) -> int:
     given = made.parse(arguments)
     values = made.values(given)
     if given.print_config:
-        from ..training.estimate import resolved_config
+        from ..pretraining.estimate import resolved_config
 
         print(resolved_config(**values), end="")
         return 0
     if given.dry_run:
-        from ..training.estimate import estimate
+        from ..pretraining.estimate import estimate
 
         plan = estimate(**values)
         print(json.dumps(plan.as_dict(), indent=2) if given.json else plan)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.probe import probe
+from ..tasks.features.probe import probe
 from .arguments import Command
 
 

@@ -43,10 +43,11 @@ def reconstruct(
 
     from ..data import HeldOutTransform, decode, list_images
     from ..model.spark import check_mask_ratio
+    from ..pretraining.build import load_run
+    from ..pretraining.module import counted_grid
     from ..report import reconstruction_grid
-    from ..training.build import load_run
-    from ..training.module import HELD_OUT_MASK, counted_grid
-    from ..training.settings import parse_size
+    from ..runs.settings import parse_size
+    from ..seeds import Use
 
     paths: list[str] = []
     for picture in pictures:
@@ -62,7 +63,7 @@ def reconstruct(
         network.mask_ratio = mask_ratio
     transform = HeldOutTransform(size=size, mean=config["mean"], std=config["std"])
     images = torch.stack([transform(decode(path, transform.shrink)) for path in paths])
-    shown = network.reconstruct(images, counted_grid(network, images, seed, HELD_OUT_MASK))
+    shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     names = [os.path.basename(path) for path in paths]
     reconstruction_grid(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..transfer.segment import segment
+from ..tasks.segmentation.command import segment
 from .arguments import Command
 
 _GROUPS = {

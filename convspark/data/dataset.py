@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import UsageError
-from .counters import Counter, Use, counted
+from ..seeds import Counter, Use, counted
 from .decode import BadPictureError, Shrink
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
 from .sources import FileSource, ImageSource

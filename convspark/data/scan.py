@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 from ..errors import DataError, UsageError
-from .counters import Use, counted
+from ..seeds import Use, counted
 from .decode import BadPictureError, decode_unquietly, open_header, quiet
 
 T = TypeVar("T")

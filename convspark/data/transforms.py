@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError, UsageError
-from .counters import Counter
+from ..seeds import Counter
 from .decode import Shrunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .layers import CONV, CONV_TRANSPOSE, BatchNorm, initialise
+from .norms import CONV, CONV_TRANSPOSE, BatchNorm, initialise
 from .strides import Sides
 
 

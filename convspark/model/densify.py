@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..sparse import VisiblePatches, scatter
-from .layers import CONV, BatchNorm
+from .norms import CONV, BatchNorm
 
 _PER_POSITION_NORM = re.compile(r"layer_?norm|rms_?norm|simple_?norm", re.IGNORECASE)
 _BATCH_NORM = re.compile(r"batch_?norm", re.IGNORECASE)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .decoder import climb
-from .layers import CONV, BatchNorm, initialise
+from .norms import CONV, BatchNorm, initialise
 from .strides import Sides
 
 MOST_AT_ONCE = 4

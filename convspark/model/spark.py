@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.proof.prove import prove as prove_exact
-from .backbone import Stages, evaluating
 from .decoder import Decoder
 from .densify import Densify, choose_norm
 from .lean_decoder import LeanDecoder
+from .stages import Stages, evaluating
 from .strides import Sides, as_text, divides, sides_of, times, upsampling
 from .target import join_patches, paint_prediction, per_patch, reconstruction_loss, split_patches
 

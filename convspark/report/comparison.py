@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from .atomic import written_whole
+from ..files import written_whole
 
 _COLOURS = ("#e45756", "#4c78a8", "#72675b", "#54a24b", "#b279a2")
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .atomic import written_whole
+from ..files import written_whole
 
 _MOST_NUMBERS = 30  # classes above which cells hold no numbers
 _MOST_NAMES = 60

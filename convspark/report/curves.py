@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import DataError
-from .atomic import written_whole
+from ..files import written_whole
 
 _TRAIN, _HELD_OUT, _RATE = "#4c78a8", "#e45756", "#72675b"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..data import decode
-from .atomic import written_whole
+from ..files import written_whole
 
 _COLOURS = ("#e45756", "#4c78a8", "#f2b134", "#54a24b", "#b279a2", "#ff9da6")
 

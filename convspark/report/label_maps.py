@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..data import decode
-from .atomic import written_whole
+from ..files import written_whole
 
 
 def draw_label_maps(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .atomic import written_whole
+from ..files import written_whole
 
 _TITLES = ("original", "masked", "reconstruction")
 _MASKED_GREY = 0.5

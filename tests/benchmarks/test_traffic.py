@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.traffic import counted, generic, shares, traffic
 from convspark import PatchGrid, SparK
-from convspark.trial.bench import DENSE, VISIBLE
+from convspark.measure.bench import DENSE, VISIBLE
 
 
 @pytest.mark.parametrize(

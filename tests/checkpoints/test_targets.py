@@ -12,7 +12,7 @@ from convspark.checkpoints.export import export_timm
 from convspark.cli.export import _warn_of_untrained, export
 from convspark.cli.main import main
 from convspark.errors import UsageError
-from convspark.transfer.weights import find_weights
+from convspark.tasks.weights import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from convspark.cli.main import main
-from convspark.training import settings
-from convspark.training.pretrain import default_arguments
+from convspark.pretraining.command import default_arguments
+from convspark.runs import settings
 
 RECIPES = sorted(path for path in files("convspark.recipes").iterdir() if path.name.endswith(".yaml"))
 

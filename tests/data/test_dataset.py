@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from convspark.data import EpochSampler, PretrainImages, PretrainTransform, Shrunk, TooManyBadPicturesError
-from convspark.data.counters import Counter
 from convspark.data.transforms import Picture
 from convspark.errors import UsageError
+from convspark.seeds import Counter
 
 
 class Flat:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convspark import PatchGrid, SparK, gather, scatter
 from convspark.kernels.cpu.build import library_is_there
-from convspark.model.backbone import Stages
+from convspark.model.stages import Stages
 from convspark.sparse.proof.oracle import masked_map, visible_part
 
 THIN = {

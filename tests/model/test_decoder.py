@@ -12,8 +12,8 @@ from convspark import PatchGrid, gather
 from convspark.errors import UsageError
 from convspark.model.decoder import Decoder
 from convspark.model.densify import Densify, choose_norm
-from convspark.model.layers import BatchNorm
 from convspark.model.lean_decoder import Grow, LeanDecoder
+from convspark.model.norms import BatchNorm
 
 
 def decoding_macs(made: type[Decoder] | type[LeanDecoder]) -> float:

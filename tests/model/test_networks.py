@@ -13,9 +13,9 @@ from truth import assert_exact
 
 from convspark import SparK
 from convspark.errors import UsageError
-from convspark.model.backbone import Stages
+from convspark.measure.check import check
 from convspark.model.networks import find_network
-from convspark.trial.check import check
+from convspark.model.stages import Stages
 
 # ------------------------------------------------------------------------------------------- torchvision
 

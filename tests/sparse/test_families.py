@@ -5,8 +5,8 @@ import timm
 import torch
 from truth import assert_exact
 
-from convspark.model.backbone import Stages
-from convspark.trial.coverage import table
+from convspark.measure.coverage import table
+from convspark.model.stages import Stages
 
 THIN = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
 # One small member for each way in which these families differ.

@@ -1,0 +1,1 @@
+"""A network looked at before anything is trained: proof, what its modules do, time and memory."""

@@ -1,0 +1,278 @@
+"""`check`: whether a network runs exactly on visible patches, what each module does there, and what it costs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import NotExactError, UsageError
+from ..model.find_stages import CallBackbone
+from ..model.networks import find_network
+from ..model.stages import Stages
+from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
+from ..sparse import PatchGrid, gather
+from ..sparse.proof.prove import Proof, examine
+from .modules import ModuleRow, watch_modules
+from .timing import Measured, compare
+
+MASK_RATIO = 0.6
+_PROOF_SIDES = (2, 4, 2)  # patches along each side: few, not square, and even for networks that halve once more
+_BATCH, _REPEATS = 4, 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step of the encoder, forward and backward, dense and on visible patches."""
+
+    image_size: tuple[int, ...]
+    batch_size: int
+    mask_ratio: float
+    threads: int
+    device: str
+    dense: Measured
+    visible: Measured
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found out about a network; `str()` is a page to read."""
+
+    network: str
+    parameters: int
+    stages: list[str]
+    """Where the stages come from, finest first."""
+    strides: list[Sides]
+    channels: list[int]
+    untrained: list[str]
+    """What lies behind the deepest stage: pre-training does not reach it."""
+    patch_size: Sides | None
+    proof: Proof | None
+    """None where a function was refused, or no stages were found."""
+    modules: list[ModuleRow]
+    cost: Cost | None
+    reason: str | None
+    """Why the network is not exact; None if it is."""
+    advice: str | None
+    """A setting with which it is exact, where one was found."""
+
+    @property
+    def exact(self) -> bool:
+        return self.reason is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON knows it."""
+        return {"exact": self.exact, **asdict(self)}
+
+    def __str__(self) -> str:
+        return "\n".join(_page(self))
+
+
+def check(
+    network: str | nn.Module,
+    *,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    patch_size: int | Sequence[int] | None = None,
+    stages: Sequence[str] | None = None,
+    call: CallBackbone | None = None,
+    measure: bool = True,
+) -> CheckReport:
+    """Prove a network, on this very machine and with its own weights; nothing of it is changed.
+
+    Three proofs in float64 and training mode, with slightly changed parameters so that nothing hides behind a 0: with
+    every patch visible the features of the dense network; with some masked the features, gradients of all parameters
+    and running statistics of mask-and-multiply, to a relative 1e-8; and no bit that depends on a masked pixel.
+
+    Args:
+        network: timm name, `torchvision:NAME`, `package.module:factory`, or the module itself.
+        size: side of the images in pixels, or one a dimension, for the measurement; by default seven patches.
+        channels: channels of the images.
+        patch_size: side of a patch in pixels, or one a dimension; by default the total stride.
+        stages: names of the modules to take as stages, as for `SparK`.
+        call: how to call the network on images, as for `SparK`.
+        measure: time a step and its memory as well.
+
+    Raises:
+        UsageError: an argument that cannot be used. A network that cannot be handled is no error: see `reason`.
+    """
+    name = network if isinstance(network, str) else type(network).__name__
+    module = find_network(network, channels) if isinstance(network, str) else network
+    parameters = sum(p.numel() for p in module.parameters())
+
+    def report(found: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
+        return CheckReport(
+            network=name,
+            parameters=parameters,
+            stages=found.names if found else [],
+            strides=list(found.strides) if found else [],
+            channels=list(found.channels) if found else [],
+            untrained=found.untrained_parts if found else [],
+            patch_size=found.patch_size if found else None,
+            proof=proof,
+            reason=reason,
+            advice=advice,
+            modules=more.get("modules", []),
+            cost=more.get("cost"),
+        )
+
+    try:
+        found = Stages(module, stages, channels, size if isinstance(size, Sequence) else None, patch_size, call)
+    except UsageError as error:
+        if stages is not None or patch_size is not None or "in_chans" in str(error):
+            raise
+        return report(None, None, str(error), None)
+    image_size = _checked_size(size, found)
+
+    def again(patch: Sides) -> Stages:
+        return Stages(module, stages, channels, None, patch, call)
+
+    try:
+        proof = _proof(found)
+    except NotExactError as error:
+        return report(found, None, str(error), _advice(found, again))
+    except Exception as error:  # whatever a foreign network raises at a size that it does not take
+        where = f"on a few patches of {as_text(found.patch_size)} pixels"
+        reason = f"{name} cannot be run {where}: {type(error).__name__}: {error}"
+        return report(found, None, reason, _advice(found, again))
+    if not proof.exact:
+        return report(found, proof, f"{name} is not exact: {proof.reason}", _advice(found, again))
+    modules = watch_modules(found, module, found.in_chans, found.patch_size)
+    cost = _measured(found, image_size) if measure else None
+    return report(found, proof, None, None, modules=modules, cost=cost)
+
+
+def _checked_size(size: int | Sequence[int] | None, stages: Stages) -> Sides:
+    """The sides of the images to measure with."""
+    patch = stages.patch_size
+    if size is None:
+        return tuple((7 if stages.dims == 2 else 3) * p for p in patch)
+    sides = sides_of(size, stages.dims, "size")
+    if min(sides) <= 0 or not divides(patch, sides):
+        raise UsageError(
+            f"size is {times(sides)}: expected sides that are multiples of the patch, {as_text(patch)} pixels"
+        )
+    return sides
+
+
+def _proof(stages: Stages) -> Proof:
+    sides = tuple(n * p for n, p in zip(_PROOF_SIDES, stages.patch_size, strict=False))
+    return examine(stages, stages.backbone, stages.in_chans, sides, stages.patch_size)
+
+
+def _advice(stages: Stages, with_patch: Callable[[Sides], Stages]) -> str | None:
+    """A patch with which the network is exact: a coarser one, or a finer one that trains fewer stages."""
+    coarser = tuple(2 * p for p in stages.patch_size)
+    finer = [stride for stride in reversed(stages.strides[:-1]) if max(stride) >= 4]
+    for patch in (coarser, *finer):
+        try:
+            fewer = with_patch(patch)
+            if _proof(fewer).exact:
+                what = f", which leaves out {', '.join(fewer.untrained_parts)}" if patch != coarser else ""
+                return f"With --patch-size {str(as_setting(patch)).strip('[]').replace(' ', '')} it is exact{what}."
+        except Exception:  # not this one either, whatever the reason
+            continue
+    return None
+
+
+def _measured(stages: Stages, image_size: Sides) -> Cost:
+    """A step of both kinds, side by side; parameters, gradients and statistics are put back."""
+    module, device = stages.backbone, stages.device
+    images = torch.randn(_BATCH, stages.in_chans, *image_size, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, stages.dtype).contiguous(
+        memory_format=torch.channels_last if stages.dims == 2 else torch.channels_last_3d
+    )
+    shape = tuple(side // p for side, p in zip(image_size, stages.patch_size, strict=True))
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    modes = [(each, each.training) for each in module.modules()]
+
+    def dense() -> None:
+        _backward(stages(images), wanted)
+
+    def visible() -> None:
+        grid = PatchGrid.random(_BATCH, shape, MASK_RATIO, device=device)
+        _backward([feature.values for feature in stages(gather(images, grid))], wanted)  # type: ignore[attr-defined]
+
+    module.train()
+    try:
+        with torch.random.fork_rng():
+            costs = compare({"dense": dense, "visible": visible}, _REPEATS, device)
+    finally:
+        for each, training in modes:
+            each.training = training
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return Cost(image_size, _BATCH, MASK_RATIO, threads, str(device), costs["dense"], costs["visible"])
+
+
+def _backward(features: Sequence[torch.Tensor], wanted: Sequence[nn.Parameter]) -> None:
+    """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not."""
+    slopes = [torch.full_like(feature.detach(), 1e-3) for feature in features]
+    torch.autograd.grad(list(features), wanted, slopes, allow_unused=True)
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def _page(report: CheckReport) -> list[str]:
+    lines = [f"{report.network}: {'exact' if report.exact else 'NOT exact'} on visible patches", ""]
+    lines.append(f"parameters  {report.parameters / 1e6:.1f} million")
+    for name, stride, channels in zip(report.stages, report.strides, report.channels, strict=True):
+        lines.append(f"stage       stride {as_text(stride)}, {channels} channels: {name}")
+    if report.untrained:
+        lines.append(f"left out    {', '.join(report.untrained)} (behind the deepest stage)")
+    if report.patch_size:
+        lines.append(f"patch       {as_text(report.patch_size)} pixels")
+    if report.reason:
+        lines += ["", "Why: " + report.reason]
+        if report.advice:
+            lines += ["", report.advice]
+        return lines
+    assert report.proof is not None
+    lines += ["", *_proof_lines(report.proof), "", *_module_lines(report.modules)]
+    return lines + (["", *_cost_lines(report.cost)] if report.cost else [])
+
+
+def _proof_lines(proof: Proof) -> list[str]:
+    rows = [
+        ("every patch visible, against the dense network", f"{proof.dense:.1e}"),
+        ("some masked, against mask-and-multiply: features", f"{proof.features:.1e}"),
+        ("  gradients of all parameters", f"{proof.gradients:.1e}"),
+        ("  running statistics", f"{proof.statistics:.1e}"),
+        ("bits that depend on masked pixels", "some" if proof.leak else "none"),
+    ]
+    lines = [f"Largest deviations in float64, training mode (allowed: {proof.tolerance:.0e})"]
+    lines += [f"  {what:52}{value}" for what, value in rows]
+    if proof.sensitivity is not None:
+        lines.append(f"  This network turns a change of its input by 1e-15 into one of {proof.sensitivity:.0e} itself.")
+    return lines
+
+
+def _module_lines(rows: Sequence[ModuleRow]) -> list[str]:
+    width = max((len(row.kind) for row in rows), default=0)
+    lines = ["What its modules do on visible patches"]
+    action = None
+    for row in rows:
+        if row.action != action:
+            action = row.action
+            lines.append(f"  {action}")
+        lines.append(f"    {row.kind:{width}}  x{row.count:<4} {row.first}{' …' if row.count > 1 else ''}")
+    return lines
+
+
+def _cost_lines(cost: Cost) -> list[str]:
+    size = times(cost.image_size)
+    where = f"{cost.threads} threads" if cost.threads else cost.device
+    lines = [
+        f"Encoder step, forward and backward: {cost.batch_size} images of {size}, {cost.mask_ratio:.0%} masked, {where}"
+    ]
+    for name, one in (("dense", cost.dense), ("visible only", cost.visible)):
+        lines.append(f"  {name:14}{one.seconds:8.3f} s {one.peak_bytes / 2**20:8.0f} MiB")
+    seconds = cost.visible.seconds / cost.dense.seconds
+    memory = cost.visible.peak_bytes / max(1, cost.dense.peak_bytes)
+    share = 1 - cost.mask_ratio
+    return [*lines, f"  {'share':14}{seconds:8.2f}   {memory:8.2f}       (visible share: {share:.2f})"]

@@ -1,0 +1,419 @@
+"""The backbone as a pyramid of stages: any `nn.Module`, called as it is, up to its deepest stage."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import UsageError
+from .find_stages import (
+    Call,
+    CallBackbone,
+    Intermediates,
+    ModuleCalls,
+    ReturnedMaps,
+    all_calls,
+    call_giving,
+    maps_in,
+    outermost_stages,
+    plainly,
+    recording,
+    runs_behind,
+    stride_of,
+)
+from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
+
+# Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the last by 7 and 14.
+_PROBE_SIZES: dict[int, list[Sides]] = {2: [(128, 192), (112, 168)], 3: [(64, 96, 64)]}
+
+
+_HEADS = ("num_heads", "n_heads", "num_attention_heads")  # what attention modules call the number of their heads
+
+
+class _Stage(NamedTuple):
+    stride: Sides
+    channels: int
+    name: str
+    key: Any  # an index into a list of maps, or a module's call
+
+
+Way = Callable[[nn.Module, Tensor], list[Tensor]]
+"""How to run a backbone and get at the features of its stages."""
+
+_WayOf = Callable[[tuple[Any, ...]], Way]
+
+
+class Stages:
+    """What of a backbone is decoded: calling it gives the features of each stage, finest first.
+
+    Stages are found by one small dense run: by timm's `forward_intermediates`, as the maps that the network
+    returns (a `features_only` model), or else as the output of the outermost module at each resolution. Where
+    that finds the wrong ones, name the modules: `stages=("layer1", "layer2", "layer3")`.
+
+    The probing runs leave parameters, gradients, running statistics and training modes as they are.
+
+    Args:
+        backbone: a convolutional network for 2-D or 3-D images.
+        stages: names of the modules whose outputs are the stages, or None to find them.
+        in_chans: channels of the images; None takes those of the backbone's first convolution, or timm's
+            configuration if it begins with something else.
+        image_size: sides in pixels, for networks that run at one size only.
+        patch_size: side of a masked patch in pixels, or one a spatial dimension: stages whose stride does not divide
+            it are left out, so that a patch finer than the network's total stride trains the stages above; None takes
+            the total stride.
+        call: how to call the backbone on images where `backbone(images)` is not the way.
+
+    Attributes:
+        backbone: the very module passed in.
+        strides: of the decoded stages, one number a spatial dimension, finest first: at most four, each of which
+            divides the next.
+        patch_size: side of a patch on each spatial dimension, a multiple of the deepest stride.
+        channels: of the decoded stages.
+        names: where each stage comes from, for people to read.
+        in_chans: channels of the images.
+        dims: number of spatial dimensions, 2 or 3.
+        dtype, device: of the backbone's first convolution.
+        untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
+            does not reach: they get no gradient and no statistics.
+        modules: names of the modules that are called on the way to the deepest stage.
+
+    Raises:
+        UsageError: the backbone is not a convolutional network with stages.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        stages: Sequence[str] | None = None,
+        in_chans: int | None = None,
+        image_size: Sequence[int] | None = None,
+        patch_size: int | Sequence[int] | None = None,
+        call: CallBackbone | None = None,
+    ):
+        first = _first_conv(backbone)
+        self.backbone = backbone
+        self.dims = first.weight.ndim - 2
+        self.dtype, self.device = first.weight.dtype, first.weight.device
+        channels = [in_chans] if in_chans else [first.in_channels, *_channels_timm_says(backbone)]
+        self._run = call or plainly
+        self._called_otherwise = call is not None
+        sizes = _PROBE_SIZES[self.dims]
+        if image_size is not None:
+            sizes = [*sizes[:1], sides_of(image_size, self.dims, "image_size"), *sizes[1:]]
+        probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
+        with evaluating(backbone):
+            probe, way, found = self._probe(probes, stages)
+            wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
+            self.in_chans = probe.shape[1]
+            self._probe_size = tuple(probe.shape[2:])
+            decoded = self._confirmed(_decodable(found, backbone, wanted), way, probe)
+            self.strides = tuple(stage.stride for stage in decoded)
+            self.patch_size = wanted or self.strides[-1]
+            self.channels = tuple(stage.channels for stage in decoded)
+            self.names = [stage.name for stage in decoded]
+            self._way = way(tuple(stage.key for stage in decoded))
+            self.untrained, self.modules = self._reach(probe)
+        # Attention behind the deepest stage is a head's, unless the stages that were found are the lesser part.
+        found_little = stages is None and patch_size is None and self._trained_share() < 0.5
+        _refuse_attention(backbone, [n for n, _ in backbone.named_modules()] if found_little else self.modules)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
+        return self._way(self.backbone, x)
+
+    @property
+    def untrained_parts(self) -> list[str]:
+        """`untrained` in brief: the largest modules that lie behind the deepest stage as a whole."""
+        untrained = set(self.untrained)
+        every = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
+        reached = {prefix for name in every if name not in untrained for prefix in _prefixes(name)}
+        parts = (next(p for p in _prefixes(name) if p not in reached) for name in self.untrained)
+        return list(dict.fromkeys(parts))
+
+    def _trained_share(self) -> float:
+        """The share of the parameters up to the deepest stage."""
+        untrained = set(self.untrained)
+        sizes = {name: p.numel() for name, p in self.backbone.named_parameters()}
+        return sum(n for name, n in sizes.items() if name not in untrained) / max(1, sum(sizes.values()))
+
+    def _probe(self, probes: Sequence[Tensor], names: Sequence[str] | None) -> tuple[Tensor, _WayOf, list[_Stage]]:
+        """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
+        failure: Exception | None = None
+        nothing: tuple[Tensor, _WayOf, list[_Stage]] | None = None
+        for to_the_end, probe in itertools.product((True, False), probes):
+            try:
+                with torch.no_grad():
+                    way, stages = self._find(probe, names, to_the_end)
+                if any(math.prod(stage.stride) > 1 for stage in stages):
+                    return probe, way, stages
+                nothing = (probe, way, stages)  # its strides do not divide this size
+            except UsageError:
+                raise
+            except Exception as error:  # whatever a foreign network raises at a size that it does not take
+                failure = failure or error
+        _refuse_attention(self.backbone, [name for name, _ in self.backbone.named_modules()])
+        if nothing is not None:
+            return nothing
+        shape = " x ".join(str(n) for n in probes[0].shape)
+        raise UsageError(
+            f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
+            f"{type(failure).__name__}: {failure}. Expected a convolutional network that takes images of any "
+            "size; if its images have another number of channels, pass in_chans"
+        ) from failure
+
+    def _find(self, probe: Tensor, names: Sequence[str] | None, to_the_end: bool) -> tuple[_WayOf, list[_Stage]]:
+        """The kind of way that leads to the stages, and all stages there are."""
+        size = probe.shape[2:]
+        if names is None and not self._called_otherwise and Intermediates.offered_by(self.backbone):
+            return self._announced(probe)
+        failure: Exception | None = None
+        output = None
+        with recording(self.backbone, size) as calls:
+            try:
+                output = self._run(self.backbone, probe)
+            except Exception as error:
+                if to_the_end:
+                    raise
+                failure = error  # a classifier may take one size only, long after the stages
+        if names is None:
+            returned = _stages_among(maps_in(output), size, "output")
+            if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
+                return partial(ReturnedMaps, call=self._run), returned
+            found = outermost_stages(calls)
+        else:
+            found = _named_calls(self.backbone, calls, names)
+        if failure is not None and not (found and _mostly_ran(calls, self.backbone)):
+            raise failure
+        return partial(ModuleCalls, call=self._run), _stages_of(found)
+
+    def _confirmed(self, stages: list[_Stage], way: _WayOf, probe: Tensor) -> list[_Stage]:
+        """The stages, if their unusual strides hold at a second size too, one cell larger.
+
+        Without padding, a map may by chance be a whole fraction of one image.
+        """
+        unusual = [s for s in stages if len(set(s.stride)) > 1 or not math.log2(s.stride[0]).is_integer()]
+        if not unusual:
+            return stages
+        size = [side + step for side, step in zip(probe.shape[2:], stages[-1].stride, strict=True)]
+        try:
+            with torch.no_grad():
+                maps = way(tuple(s.key for s in stages))(self.backbone, probe.new_zeros(*probe.shape[:2], *size))
+        except Exception:  # it takes one size only
+            return stages
+        if all(stride_of(each, size) == stage.stride for each, stage in zip(maps, stages, strict=True)):
+            return stages
+        raise UsageError(
+            f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions or "
+            "poolings without padding), so that a patch has no cells of its own. Expected a network whose "
+            "convolutions are padded; or name modules in `stages` before that point"
+        )
+
+    def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
+        """Stages by timm's `forward_intermediates`; by its modules where it runs on behind the deepest map.
+
+        It does for the last blocks of timm's GhostNet and ReXNet.
+        """
+        with recording(self.backbone, probe.shape[2:]) as calls:
+            maps = Intermediates()(self.backbone, probe)
+        stages = _stages_among(maps, probe.shape[2:], "forward_intermediates")
+        stages.sort(key=lambda stage: math.prod(stage.stride))
+        givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
+        if stages and len(givers) == len(stages) and runs_behind(givers[-1], calls):
+            return ModuleCalls, _stages_of(givers)
+        return Intermediates, stages
+
+    def first_stage_of_parameters(self) -> dict[str, int]:
+        """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
+        probe = torch.zeros(1, self.in_chans, *self._probe_size, dtype=self.dtype, device=self.device)
+        parameters = {n: p for n, p in self.backbone.named_parameters() if n not in self.untrained}
+        stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
+        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
+        with evaluating(self.backbone), torch.enable_grad():
+            features = functional_call(_FeaturesOf(self), replaced, (probe,))
+        found: dict[str, int] = {}
+        for stage, each in enumerate(features):
+            slopes = torch.autograd.grad(each.sum(), list(stand_ins.values()), retain_graph=True, allow_unused=True)
+            for name, slope in zip(stand_ins, slopes, strict=True):
+                if slope is not None:
+                    found.setdefault(name, stage)
+        return found
+
+    def _reach(self, probe: Tensor) -> tuple[list[str], list[str]]:
+        """What lies behind the deepest stage, and the modules called before, by a dense backward pass.
+
+        It runs on stand-ins for parameters and buffers, so that frozen parameters count like all others.
+        """
+        parameters = {n: p for n, p in self.backbone.named_parameters() if p.is_floating_point()}
+        stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
+        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
+        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
+        with torch.enable_grad(), recording(self.backbone, probe.shape[2:]) as calls:
+            features = functional_call(_FeaturesOf(self), replaced, (probe,))
+        outputs = [f for f in features if f.requires_grad]
+        if not outputs:
+            raise UsageError(f"backbone={type(self.backbone).__name__}: its features depend on no parameter")
+        gradients = torch.autograd.grad(
+            outputs, list(stand_ins.values()), [torch.ones_like(f) for f in outputs], allow_unused=True
+        )
+        trained = {n for n, g in zip(stand_ins, gradients, strict=True) if g is not None}
+        called = {call.point[0] for call in all_calls(calls)} | {n.rpartition(".")[0] for n in trained}
+        behind = [n for n in stand_ins if n not in trained]
+        behind += [n for n in buffers if n.rpartition(".")[0] not in called]
+        return behind, sorted(called)
+
+
+def _prefixes(name: str) -> list[str]:
+    """`a.b.c` -> a, a.b, a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+class _FeaturesOf(nn.Module):
+    """Stages as a module, for `functional_call`."""
+
+    def __init__(self, stages: Stages):
+        super().__init__()
+        self.backbone = stages.backbone
+        self.stages = stages
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.stages(x)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each submodule gets back the mode that it had."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
+def _first_conv(backbone: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    for module in backbone.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            return module
+    raise UsageError(
+        f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
+        "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
+    )
+
+
+def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
+    """Whether a run that failed in the end, in a classifier for one size, had come past most of the convolutions."""
+    finished = {call.point[0] for call in all_calls(calls) if call.output is not None}
+    convs = {n: each.weight.numel() for n, each in backbone.named_modules() if isinstance(each, (nn.Conv2d, nn.Conv3d))}
+    return sum(size for name, size in convs.items() if name in finished) > sum(convs.values()) / 2
+
+
+def _channels_timm_says(backbone: nn.Module) -> list[int]:
+    config = getattr(backbone, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    return [size[0]] if size else []
+
+
+def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:
+    """The last map of each stride."""
+    by_stride: dict[Sides, _Stage] = {}
+    for i, each in enumerate(maps):
+        stride = stride_of(each, size)
+        if stride is not None:
+            by_stride[stride] = _Stage(stride, each.shape[1], f"{what}[{i}]", i)
+    return list(by_stride.values())
+
+
+def _stages_of(calls: Iterable[Call]) -> list[_Stage]:
+    return [
+        _Stage(call.out_stride, call.out_channels, call.point[0] or "output", call.point)
+        for call in calls
+        if call.out_stride is not None
+    ]
+
+
+def _is_pyramid(stages: Sequence[_Stage]) -> bool:
+    """Ever coarser maps of different widths, as an encoder returns; not the outputs of deep supervision."""
+    strides = [math.prod(stage.stride) for stage in stages]
+    return strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
+
+
+def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
+    last = {call.point[0]: call for call in all_calls(calls)}
+    known = [name for name, _ in backbone.named_modules() if name]
+    found: dict[Sides, Call] = {}
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UsageError(f"stages: {name!r} is no module of {type(backbone).__name__}{hint}")
+        stride = last[name].out_stride if name in last else None
+        if stride is None:
+            raise UsageError(
+                f"stages: module {name!r} gives no map of features (B, C, *spatial) whose side divides the "
+                "image's; name a module that does"
+            )
+        if stride in found:
+            raise UsageError(
+                f"stages: {found[stride].point[0]!r} and {name!r} both have stride {as_text(stride)}; name one of them"
+            )
+        found[stride] = last[name]
+    return list(found.values())
+
+
+def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides | None) -> list[_Stage]:
+    """The stages that a decoder can take up on its way from the deepest one that the patch allows, finest first."""
+    by_stride = {stage.stride: stage for stage in stages if math.prod(stage.stride) > 1}
+    kind = type(backbone).__name__
+    if not by_stride:
+        raise UsageError(
+            f"backbone={kind} has no stages: found no map (B, C, *spatial) whose side is a whole fraction "
+            "of the image's (all convolutions padded). Expected a convolutional network that makes its maps "
+            "smaller; or name modules in `stages`"
+        )
+    chain = decodable(list(by_stride))
+    if patch_size is not None and not (min(patch_size) > 0 and divides(chain[-1], patch_size)):
+        # A patch finer than the total stride trains the stages above it; one that is larger must fit the whole.
+        finer = all(p <= s for p, s in zip(patch_size, chain[-1], strict=True)) and min(patch_size) > 0
+        chain = decodable([s for s in by_stride if divides(s, patch_size)]) if finer else []
+        if not chain:
+            known = sorted(by_stride, key=math.prod)
+            raise UsageError(
+                f"patch_size={as_text(patch_size)}: expected a multiple of the deepest stage's stride, "
+                f"{as_text(known[-1])}, or of a finer stage's to train {kind} up to that stage; its strides are "
+                f"{', '.join(map(as_text, known))}"
+            )
+    largest = max(n for factors in upsampling(chain) for factor in factors for n in factor)
+    if largest > MAX_FACTOR:
+        raise UsageError(
+            f"backbone={kind} has stages of strides {', '.join(map(as_text, chain))}: between them, or in front of "
+            f"them, the decoder would have to make a map {largest} times larger at once; it goes up to {MAX_FACTOR}. "
+            "Name other modules in `stages`"
+        )
+    return [by_stride[stride] for stride in chain]
+
+
+def has_heads(module: nn.Module) -> bool:
+    """Whether a module seems to be self-attention."""
+    return any(hasattr(module, heads) for heads in _HEADS)
+
+
+def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
+    """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
+    found = [name for name in names if has_heads(backbone.get_submodule(name))]
+    if found:
+        kind = type(backbone.get_submodule(found[0])).__name__
+        raise UsageError(
+            f"backbone={type(backbone).__name__} is not a convolutional network: it has self-attention "
+            f"({kind} at {found[0]!r}, {len(found)} in all). Expected a convnet such as timm's resnet50 or "
+            "convnext_tiny; for transformers, use masked autoencoders made for them (MAE, BEiT)"
+        )

@@ -1,0 +1,271 @@
+"""`pretrain`: from a folder of images to a pre-trained backbone that timm loads.
+
+The command line's `convspark pretrain` is this function. Its module imports no torch, so that the command line can
+describe it at once.
+"""
+
+import inspect
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..files import write_text
+from ..runs.folder import RunFolder, command_line, default_path, write_environment
+from ..runs.logs import RunLog, run_log
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..checkpoints.export import ExportReport
+    from ..runs.callbacks import Metrics
+    from .plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        folder: the run folder.
+        export: the backbone, loaded again by timm and found equal.
+        epochs, steps: taken in all.
+        train_loss, held_out_loss: of the last epoch; None where nothing is held out.
+        seconds: this call took.
+        picture: reconstructions after the last epoch, or None.
+    """
+
+    folder: Path
+    export: "ExportReport"
+    epochs: int
+    steps: int
+    train_loss: float
+    held_out_loss: float | None
+    seconds: float
+    picture: Path | None
+
+
+def pretrain(
+    images: Any = None,
+    *,
+    model: "str | nn.Module" = "resnet50",
+    epochs: int = 200,
+    batch_size: int | None = None,
+    size: int | str = 224,
+    mask_ratio: float = 0.6,
+    init: str | None = None,
+    out: str | None = None,
+    resume: str | None = None,
+    model_args: dict[str, Any] | None = None,
+    channels: int = 3,
+    patch_size: int | list[int] | None = None,
+    stages: list[str] | None = None,
+    decoder: Literal["paper", "lean"] = "lean",
+    decoder_width: int | None = None,
+    densify_norm: Literal["auto", "batch", "layer"] = "auto",
+    drop_path: float | None = None,
+    optimizer: Literal["lamb", "adamw"] = "lamb",
+    learning_rate: float | None = None,
+    base_learning_rate: float | None = None,
+    warmup_epochs: float | None = None,
+    weight_decay: float = 0.04,
+    final_weight_decay: float = 0.2,
+    betas: tuple[float, float] | None = None,
+    gradient_clip: float = 5.0,
+    accumulate: int = 1,
+    held_out: Any = 0.02,
+    held_out_most: int = 1000,
+    crop_scale: tuple[float, float] = (0.67, 1.0),
+    flip: bool = True,
+    crops_per_image: int = 1,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    workers: int | None = None,
+    compile: bool = False,
+    picture_epochs: int | None = None,
+    checkpoint_minutes: float = 10.0,
+    keep_epochs: int | None = None,
+    tracker: Literal["none", "tensorboard", "wandb"] = "none",
+) -> PretrainResult:
+    """Pre-train a convolutional network on unlabelled images, and export it for timm.
+
+    Args:
+        images: folder of pictures (flat or nested, labelled or not), or text file with one path a line; in Python also
+            a list of paths or a map-style Dataset of images.
+        model: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; in Python also any
+            nn.Module.
+        epochs: passes over the images.
+        batch_size: images of an optimiser step; by default 64, or fewer if there are fewer images.
+        size: side of the images in pixels, or height x width as in 192x256; divisible by the patch.
+        mask_ratio: share of the patches that is masked.
+        init: start from these weights: a run, an export, a .safetensors or .pth file, or a timm name such as
+            resnet50.a1_in1k. Advised where images are few.
+        out: run folder to make; by default runs/MODEL-DATE-TIME.
+        resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
+        model_args: further arguments for building the network, such as {output_stride: 16} for timm's on small images.
+        channels: channels of the images: 3 for colour, 1 for grey; others need a Dataset.
+        patch_size: side of the masked patches in pixels, or height,width; by default the network's total stride. A
+            multiple of it masks more coarsely, a finer one trains only the stages whose stride divides it.
+        stages: names of the network's modules to decode, finest first; by default they are found.
+        decoder: lean, or paper: the paper's own, of the same kind at eight times the cost, for runs to compare with it.
+        decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
+        densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.
+        drop_path: stochastic depth rate; by default the paper's for the networks it trained, else 0.
+        optimizer: lamb is the paper's.
+        learning_rate: peak learning rate; by default 3.2e-3, and more for runs of less than 4,000 steps.
+        base_learning_rate: instead, the paper's linear rule: peak learning rate for each 256 images of a batch.
+        warmup_epochs: epochs of linear warm-up, fractions allowed; by default a tenth of them, at most 40.
+        weight_decay: at the first step.
+        final_weight_decay: at the last step.
+        betas: of the optimiser; by default 0.9 and 0.95, with LayerNorm 0.9 and 0.999, as in the paper.
+        gradient_clip: largest norm of the gradient of a step.
+        accumulate: forward passes that a step's batch is divided into, to fit it into memory.
+        held_out: share of the images held out to measure a loss that is not trained on, or a folder of such images.
+        held_out_most: the most images that share comes to.
+        crop_scale: smallest and largest share of a picture's area that is cropped out.
+        flip: mirror half of the crops.
+        crops_per_image: crops made of each picture in an epoch; more than 1 pays for few, large photographs.
+        mean: of each channel, from 0 to 1; by default ImageNet's.
+        std: deviation of each channel; by default ImageNet's.
+        seed: of everything random; the same seed gives the same run.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto is bf16 where the device is fast at it.
+        workers: processes that load images; by default chosen by the cores there are.
+        compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
+        picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
+        checkpoint_minutes: most minutes of work that a crash may cost.
+        keep_epochs: also keep a checkpoint for good every so many epochs.
+        tracker: also send the rows of metrics.csv to TensorBoard or Weights & Biases.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        DataError: images that cannot.
+        DivergedError: the loss is no longer a number; the last checkpoint is kept.
+        KeyboardInterrupt: by Ctrl-C, after the step it came in, with a checkpoint written.
+    """
+    arguments = dict(locals())
+    started = time.monotonic()
+    with run_log() as log:
+        import torch
+
+        from .plan import make_plan
+
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            plan = make_plan(arguments, default_arguments())
+            folder = _open_folder(plan, out, log)
+            metrics = _train(plan, folder)
+            export = _export(plan, folder, metrics.last)
+        seconds = time.monotonic() - started
+        return _result(plan, folder, metrics, export, seconds)
+
+
+def default_arguments() -> dict[str, Any]:
+    """What each argument of `pretrain` is when it is not given."""
+    return {name: parameter.default for name, parameter in inspect.signature(pretrain).parameters.items()}
+
+
+def _open_folder(plan: "Plan", out: str | None, log: RunLog) -> RunFolder:
+    """The run folder, with config, environment and lists written."""
+    from ..runs.device import describe_device
+    from .plan import dump_config
+
+    if plan.resumes is not None:
+        folder = plan.resumes
+    else:
+        folder = RunFolder.create(out if out is not None else default_path(plan.model_name))
+        comment = "The settings of this run, resolved. Again, elsewhere: convspark pretrain --config config.yaml"
+        write_text(folder.config, dump_config(plan.config, comment))
+        plan.images.write_lists(folder)
+    write_environment(folder, describe_device(plan.device))
+    log.write_to(folder.log)
+    logger.info("run folder %s", folder.path)
+    for line in plan.describe():
+        logger.info("%s", line)
+    return folder
+
+
+def _train(plan: "Plan", folder: RunFolder) -> "Metrics":
+    from ..runs.fit import fit
+    from ..runs.loading import first_images
+    from .pictures import Pictures
+
+    config = plan.config
+    train, held_out = plan.train_loader(), plan.held_out_loader()
+    pictures = first_images(held_out, train.dataset)
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    plan.model.train()
+    metrics = fit(
+        plan.module(),
+        folder,
+        train,
+        held_out,
+        device=plan.device,
+        precision=plan.precision,
+        epochs=config["epochs"],
+        gradient_clip=config["gradient_clip"] if config["optimizer"] == "adamw" else None,
+        callbacks=[Pictures(folder, pictures, mean, std, config["picture_epochs"])],
+        checkpoint_minutes=config["checkpoint_minutes"],
+        keep_epochs=config["keep_epochs"],
+        tracker=config["tracker"],
+        go_on=f"convspark pretrain --resume {folder.path}",
+    )
+    return _read_back(metrics, folder)
+
+
+def _read_back(metrics: "Metrics", folder: RunFolder) -> "Metrics":
+    """Metrics of a run that was complete already: nothing was trained, so nothing was read."""
+    if not metrics.last:
+        metrics.read(folder.metrics)
+    return metrics
+
+
+def _export(plan: "Plan", folder: RunFolder, last: Mapping[str, str]) -> "ExportReport":
+    from ..checkpoints.export import export_timm
+    from ..model.strides import as_text
+
+    config = plan.config
+    card = {
+        "pre-trained on": f"{plan.numbers.images} images ({plan.images.description})",
+        "epochs": f"{config['epochs']}, batch {plan.numbers.batch_size}, {plan.numbers.steps} steps",
+        "started from": config["init"] or "random weights",
+        "command": f"`{command_line()}`",
+        "mask ratio": f"{config['mask_ratio']:g}, patches of {as_text(plan.model.patch_size)} pixels",
+        "loss on training images": last.get("train_loss"),
+        "loss on held-out images": last.get("held_out_loss") or "not measured",
+    }
+    report = export_timm(
+        plan.model.backbone,
+        folder.export,
+        mean=config["mean"],
+        std=config["std"],
+        image_size=plan.size,
+        untrained=plan.model.untrained,
+        card=card,
+    )
+    by = "timm" if report.architecture else "torch"
+    logger.info("export %s: %d tensors, loaded again with %s and equal", report.folder, report.tensors, by)
+    return report
+
+
+def _result(
+    plan: "Plan", folder: RunFolder, metrics: "Metrics", export: "ExportReport", seconds: float
+) -> PretrainResult:
+    row = metrics.last
+    picture = folder.pictures / "last.png"
+    return PretrainResult(
+        folder=folder.path,
+        export=export,
+        epochs=int(row["epoch"]),
+        steps=int(row["step"]),
+        train_loss=float(row["train_loss"]),
+        held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
+        seconds=seconds,
+        picture=picture if picture.is_file() else None,
+    )

@@ -1,0 +1,207 @@
+"""What a run would be and cost, without running it: resolved settings, parameters, memory, time."""
+
+import inspect
+import logging
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..model.networks import check_name
+from ..runs.device import describe_device, quick_products
+from ..runs.logs import run_log
+from ..runs.memory import out_of_memory
+from ..runs.optimizer import set_rates
+from ..runs.progress import format_seconds
+from ..runs.settings import count
+from ..seeds import Use
+from .command import default_arguments, pretrain
+from .module import counted_grid
+from .plan import NOT_SETTINGS, Plan, dump_config, make_plan
+
+logger = logging.getLogger(__name__)
+
+_TIMED_STEPS = 4
+_ENOUGH_SECONDS = 20.0
+# Of a GPU's memory: the rest goes to libraries and to what lies between allocations.
+_USABLE = 0.9
+# A forward pass in evaluation against a training step.
+_HELD_OUT_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would be; `str(estimate)` is the report.
+
+    Attributes:
+        config: resolved settings.
+        description: the effective numbers, in words.
+        device: in words.
+        parameters: of the whole model; backbone_parameters of the backbone alone.
+        memory_bytes: most memory in use while training, measured: on a GPU what was allocated there, else the process.
+        device_bytes: memory of the GPU; None elsewhere.
+        images_that_fit: about how many images a pass its memory would hold; None elsewhere.
+        step_seconds: of one optimiser step, measured with real images.
+        steps: of the whole run.
+        total_seconds: steps and held-out images together.
+    """
+
+    config: dict[str, Any]
+    description: list[str]
+    device: str
+    parameters: int
+    backbone_parameters: int
+    memory_bytes: int
+    device_bytes: int | None
+    images_that_fit: int | None
+    step_seconds: float
+    steps: int
+    total_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        batch = self.config["batch_size"]
+        lines = [
+            dump_config(self.config, "The settings of this run, resolved").rstrip(),
+            "",
+            *self.description,
+            f"memory    {self._memory()}",
+            f"speed     {self.step_seconds:.3g} s a step, {batch / self.step_seconds:.1f} images/s",
+            f"total     {format_seconds(self.total_seconds)} for {self.steps} steps",
+        ]
+        return "\n".join(lines)
+
+    def _memory(self) -> str:
+        used = f"{self.memory_bytes / 2**30:.1f}"
+        if self.device_bytes is None:
+            return f"{used} GiB on {self.device}"
+        room = f"; about {self.images_that_fit} images a pass would fit"
+        return f"{used} of {self.device_bytes / 2**30:.1f} GiB on {self.device}{room}"
+
+
+def estimate(images: Any = None, **settings: Any) -> Estimate:
+    """Prepare a run as `pretrain` would, take a few steps, and throw them away; nothing is written.
+
+    Takes the arguments of `pretrain`, and raises what that would raise before it starts to train.
+    """
+    arguments = _arguments(images, settings)
+    with run_log(logging.WARNING), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        plan = make_plan(arguments, default_arguments())
+        measured = _measured(plan)
+    kept = plan.images.held_out
+    held_out_seconds = _HELD_OUT_SHARE * measured.step_seconds * (len(kept) if kept else 0) / plan.numbers.batch_size
+    return Estimate(
+        config=plan.config,
+        description=plan.describe(),
+        device=describe_device(plan.device),
+        parameters=sum(p.numel() for p in plan.model.parameters()),
+        backbone_parameters=sum(p.numel() for p in plan.model.backbone.parameters()),
+        memory_bytes=measured.peak,
+        device_bytes=measured.total,
+        images_that_fit=measured.images_that_fit(plan.numbers.images_a_pass),
+        step_seconds=measured.step_seconds,
+        steps=plan.numbers.steps,
+        total_seconds=plan.numbers.steps * measured.step_seconds + plan.config["epochs"] * held_out_seconds,
+    )
+
+
+def resolved_config(images: Any = None, **settings: Any) -> str:
+    """The settings of a run as YAML, all resolved; without images, all that does not depend on them."""
+    arguments = _arguments(images, settings)
+    with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
+        if arguments["images"] is not None or arguments["resume"] is not None:
+            return dump_config(make_plan(arguments, default_arguments()).config)
+        check_name(arguments["model"])  # no images: a template to fill in, for which no network is built
+    config = {name: value for name, value in arguments.items() if name not in NOT_SETTINGS}
+    numbers = count(1 << 30, config["batch_size"], config["epochs"], config["warmup_epochs"], config["accumulate"])
+    config["batch_size"] = numbers.batch_size
+    config["warmup_epochs"] = numbers.warmup_steps / numbers.steps_per_epoch
+    return dump_config(config)
+
+
+def _arguments(images: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(pretrain).bind(images, **settings)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+class Measured(NamedTuple):
+    """What a few steps cost; bytes."""
+
+    step_seconds: float
+    peak: int
+    """Most that was in use."""
+    kept: int
+    """Between steps: the model, its gradients and the optimiser's state."""
+    total: int | None
+    """Of the GPU."""
+
+    def images_that_fit(self, count: int) -> int | None:
+        """How many images a pass the GPU would hold, if `count` of them took what was measured."""
+        if self.total is None:
+            return None
+        each = max(1, self.peak - self.kept) / count
+        return max(0, int((_USABLE * self.total - self.kept) / each))
+
+
+def _measured(plan: Plan) -> Measured:
+    """By taking steps as training does.
+
+    Raises:
+        ConvsparkError: out of memory; says what fits.
+    """
+    try:
+        with quick_products(plan.device):
+            return _measure(plan)
+    except torch.OutOfMemoryError:
+        pass  # and let go of the exception, which holds what the step had computed
+    raise out_of_memory(plan.module(), plan.train_loader(), plan.device, plan.precision)
+
+
+def _measure(plan: Plan) -> Measured:
+    device = plan.device
+    module, loader = plan.module(), plan.train_loader()
+    model = plan.model.to(device).train()
+    optimizer = module.configure_optimizers()
+    set_rates(optimizer, 0.0, 0.0)  # the steps cost what they cost, and change nothing that could overflow
+    batches = iter(loader)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    autocast = torch.autocast(device.type, torch.bfloat16) if plan.precision == "bf16" else nullcontext()
+    seconds: list[float] = []
+    for step in range(1 + min(_TIMED_STEPS, len(loader) // plan.numbers.accumulate)):
+        started = time.perf_counter()
+        for part in range(plan.numbers.accumulate):
+            try:
+                batch = next(batches)
+            except StopIteration:  # fewer steps an epoch than are timed
+                batches = iter(loader)
+                batch = next(batches)
+            images = batch.to(device, memory_format=torch.channels_last)
+            with autocast:
+                loss = module.forward_pass(images, counted_grid(model, images, 0, Use.MASK, step, part)).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
+            break
+    timed = seconds[1:] or seconds  # the first allocates, waits for the workers to start, and compiles
+    seconds_a_step = sum(timed) / len(timed)
+    if device.type != "cuda":
+        return Measured(seconds_a_step, _peak_memory_of_process(), 0, None)
+    kept, total = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    return Measured(seconds_a_step, torch.cuda.max_memory_allocated(device), kept, total)
+
+
+def _peak_memory_of_process() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

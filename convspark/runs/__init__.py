@@ -1,0 +1,1 @@
+"""What every command that trains shares: a run and its folder, settings, steps, loading, devices, logs."""

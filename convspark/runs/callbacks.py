@@ -1,0 +1,255 @@
+"""What a run writes while it goes on, metrics and checkpoints; and how it is stopped."""
+
+import csv
+import io
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from ..files import write_text, written_whole
+from .folder import RunFolder
+from .loading import TrainLoader, write_bad_files
+from .module import TrainingModule
+
+logger = logging.getLogger(__name__)
+
+_BEFORE = ("epoch", "step", "train_loss")
+_AFTER = ("learning_rate", "weight_decay", "images_per_second", "data_wait_share", "seconds")
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop and did so at the end of a step, with a checkpoint. Not an error."""
+
+
+class Stopwatch(Callback):
+    """Times the steps of an epoch: images a second, and the share of the time spent waiting for data.
+
+    A step lasts from when its batch was asked for until it is taken; what comes between steps does not count.
+
+    Attributes:
+        images: images seen in this epoch (since a resumed one went on).
+        seconds: time that took, without validation, writing, and the start of the workers.
+        waiting: seconds of it spent waiting for batches (see `TrainLoader.waited`).
+    """
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.waiting = 0.0
+        self._loader = loader
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        return self.waiting / self.seconds if self.seconds else 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.images, self.seconds, self.waiting = 0, 0.0, 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.images += len(batch if isinstance(batch, Tensor) else batch[0])
+        self.waiting += self._loader.waited
+        self.seconds += self._loader.waited + perf_counter() - self._loader.arrived
+
+
+class Metrics(Callback):
+    """Writes `metrics.csv`, one row an epoch, whole at every moment.
+
+    Rows of steps after the checkpoint that a run goes on from are dropped: those steps are taken again.
+    """
+
+    def __init__(self, folder: RunFolder, stopwatch: Stopwatch) -> None:
+        self._folder = folder
+        self._stopwatch = stopwatch
+        self._rows: list[dict[str, str]] = []
+
+    @property
+    def last(self) -> dict[str, str]:
+        """The last row; empty before the first epoch is over."""
+        return self._rows[-1] if self._rows else {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._folder.metrics.is_file():
+            self.read(self._folder.metrics, trainer.global_step)
+
+    def read(self, path: Path, last_step: int | None = None) -> None:
+        """Take over the rows that a run left, up to a step."""
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.check_finite()
+        step, watch = trainer.global_step, self._stopwatch
+        measured = {name: pl_module.measured.get(name) for name in pl_module.measures}
+        # The rates of the epoch's last step: `step` counts those taken.
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": step,
+            "train_loss": f"{pl_module.train_loss:.6f}",
+            **{name: "" if value is None else f"{value:.6f}" for name, value in measured.items()},
+            "learning_rate": f"{pl_module.schedule.learning_rate(step - 1):.6g}",
+            "weight_decay": f"{pl_module.schedule.weight_decay(step - 1):.6g}",
+            "images_per_second": f"{watch.images_per_second:.4g}",
+            "data_wait_share": f"{watch.data_wait_share:.4f}",
+            "seconds": f"{watch.seconds:.3f}",
+        }
+        self._rows.append({name: str(value) for name, value in row.items()})
+        for tracker in trainer.loggers:
+            tracker.log_metrics({name: float(value) for name, value in row.items() if value != ""}, step)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*_BEFORE, *pl_module.measures, *_AFTER], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self._folder.metrics, text.getvalue())
+
+
+def make_tracker(name: str, folder: RunFolder) -> Logger | bool:
+    """Lightning's logger for a tracker; False for none."""
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(folder.path, name="", version="tensorboard")
+    if name == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(name=folder.path.name, save_dir=folder.path, project="convspark")
+    return False
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `checkpoints/last.ckpt`: every so many minutes, at the end, and when the run is asked to stop.
+
+    A checkpoint appears whole or not at all. In the midst of an epoch it holds the place in the epoch's order, too.
+
+    Args:
+        minutes: how much work may be lost at most; the end of an epoch is waited for only if it comes sooner.
+        keep_epochs: also keep `epoch_N.ckpt` every so many epochs; None for none.
+    """
+
+    def __init__(
+        self, folder: RunFolder, loader: TrainLoader, minutes: float = 10.0, keep_epochs: int | None = None
+    ) -> None:
+        self._folder = folder
+        self._loader = loader
+        self._seconds = 60 * minutes
+        self._keep_epochs = keep_epochs
+        self._saved = time.monotonic()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Ask the run to stop when the step it is in is over."""
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches, part = divmod(batch_idx + 1, self._loader.accumulate)
+        if part:
+            return
+        self._loader.mark(trainer.current_epoch, batches)
+        if batches == self._loader.order.num_batches:
+            return  # the epoch's end saves, after the held-out images
+        if self.stopping or time.monotonic() - self._saved > self._seconds:
+            self._save(trainer, pl_module)
+        if self.stopping:
+            raise Interrupted
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch, ends = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
+        write_bad_files(self._folder, self._loader.dataset.bad_files())  # type: ignore[attr-defined]
+        if ends or self.stopping or time.monotonic() - self._saved > self._seconds:
+            self._save(trainer, pl_module)
+        if self._keep_epochs and epoch % self._keep_epochs == 0:
+            width = len(str(trainer.max_epochs))
+            self._save(trainer, pl_module, f"epoch_{epoch:0{width}d}.ckpt")
+        if self.stopping and not ends:
+            raise Interrupted
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        checkpoint["convspark_epoch"] = pl_module.epoch_state()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.load_epoch_state(checkpoint["convspark_epoch"])
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str | None = None) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.check_finite()
+        path = self._folder.checkpoints / name if name else self._folder.last_checkpoint
+        with written_whole(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+            _to_disk(temporary)
+        if name is None:
+            self._saved = time.monotonic()
+            logger.debug("checkpoint written after step %d", trainer.global_step)
+
+
+class Signals(Callback):
+    """Within it, the first Ctrl-C (or SIGTERM) ends a run after its step, with a checkpoint; the second at once.
+
+    Where it comes while held-out images are measured, they are measured to the end first.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # signals belong to it
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._take_over()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # By now Lightning has put a handler of its own before ours. It would break off a measurement, and talk to other
+        # processes from within a signal.
+        self._take_over()
+
+    def _take_over(self) -> None:
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self._checkpoints.stopping:
+            signal.signal(number, self._before[signal.Signals(number)])
+            raise KeyboardInterrupt
+        self._checkpoints.stop()
+        logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")
+
+
+def _to_disk(path: Path) -> None:
+    """Make sure that a file's content is on the disk before its name replaces another."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

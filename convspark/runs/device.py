@@ -1,0 +1,183 @@
+"""Which device to train on, and in which precision."""
+
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import UsageError
+from .folder import available_cores
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device asked for, or for "auto" the first there is of CUDA, MPS and CPU.
+
+    Raises:
+        UsageError: no such device here, or one that this PyTorch was not built for; the reason is told.
+    """
+    if device == "auto":
+        reason = _why_no_cuda()
+        if reason is None:
+            return _supported(torch.device("cuda", 0))
+        if reason.is_a_fault:
+            logger.warning("no GPU is used: %s", reason.text)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device is {device!r}: expected auto, cpu, cuda, cuda:1 or mps") from None
+    if chosen.type == "cuda":
+        reason = _why_no_cuda()
+        if reason is not None:
+            raise UsageError(f"device is {device!r}, but {reason.text}; --device cpu runs without")
+        count, index = torch.cuda.device_count(), chosen.index or 0
+        if index >= count:
+            there = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+            raise UsageError(f"device is {device!r}, but there {'is' if count == 1 else 'are'} {there}{_visible()}")
+        return _supported(torch.device("cuda", index))
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device is 'mps', but there is none here; choose --device auto")
+    if chosen.type not in ("cpu", "mps"):
+        raise UsageError(f"device is {device!r}: expected auto, cpu, cuda, cuda:1 or mps")
+    return chosen
+
+
+class _NoCuda(NamedTuple):
+    text: str
+    is_a_fault: bool
+    """There seems to be a GPU that somebody would want to be used."""
+
+
+def _why_no_cuda() -> _NoCuda | None:
+    """Why no CUDA device can be used here; None if one can."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return _NoCuda(f"this PyTorch ({torch.__version__}) was built without CUDA: install one that has it", False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available() and torch.cuda.device_count():
+            return None
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+        return _NoCuda(f"no GPU is left to use{_visible()}", False)
+    reasons = [" ".join(str(one.message).split()) for one in said]
+    old = next((reason for reason in reasons if "driver" in reason and "too old" in reason), None)
+    if old is not None:
+        return _NoCuda(
+            f"the GPU's driver is too old for this PyTorch, built with CUDA {torch.version.cuda}: {old}", True
+        )
+    if reasons and "no NVIDIA driver" not in reasons[0].replace("Found no", "no"):
+        return _NoCuda(f"CUDA cannot be used: {reasons[0]}", True)
+    return _NoCuda("no GPU with an NVIDIA driver was found (the command nvidia-smi should list one)", False)
+
+
+def _visible() -> str:
+    """What the environment leaves of the GPUs, for a message."""
+    left = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if left is None else f" (CUDA_VISIBLE_DEVICES is {left!r}: only those are there, numbered from 0)"
+
+
+def _supported(device: torch.device) -> torch.device:
+    """The device, refused unless this PyTorch has code for it."""
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in built_for]
+    for kind, its_major, its_minor in (match.groups() for match in found if match):
+        version = int(its_major), int(its_minor)
+        # Machine code runs on later devices of the same generation, intermediate code on all later ones.
+        if (version <= (major, minor)) and (kind == "compute" or version[0] == major):
+            return device
+    if not any(found):  # another vendor's names
+        return device
+    raise UsageError(
+        f"device is {str(device)!r}, a {torch.cuda.get_device_name(device)} of compute capability {major}.{minor}, "
+        f"for which this PyTorch ({torch.__version__}) has no code (it has {', '.join(built_for)}): install one that "
+        "has, or choose --device cpu"
+    )
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, as for a log: `NVIDIA H200 (cuda:0)`, `CPU, 2 cores`."""
+    if device.type == "cuda":
+        others = torch.cuda.device_count() - 1
+        return f"{torch.cuda.get_device_name(device)} ({device}{f', {others} more left alone' if others else ''})"
+    return f"CPU, {available_cores()} cores" if device.type == "cpu" else "Apple GPU (mps)"
+
+
+def describe_precision(precision: str, device: torch.device) -> str:
+    """How numbers are computed, in words, as for a log."""
+    layout = "channels last" if device.type != "mps" else "channels first"
+    if device.type != "cuda":
+        return f"{precision}, {layout}"
+    return f"{precision}, {layout}, {'what stays fp32' if precision == 'bf16' else 'its products'} by TF32"
+
+
+@contextmanager
+def quick_products(device: torch.device) -> Iterator[None]:
+    """Within this context, fp32 products on a GPU are by TF32: a 10-bit mantissa, at several times the rate."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """ "auto" is bf16 where the device is fast at it: CUDA of compute capability 8 on, a CPU where it was measured.
+
+    Raises:
+        UsageError: bf16 on a device that cannot.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"precision is {precision!r}: expected auto, fp32 or bf16")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UsageError("precision is 'bf16', which this GPU cannot compute in; choose --precision fp32")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    if device.type == "cpu" and _has_bf16_instructions() and _cpu_speedup_in_bf16() > 1.3:
+        return "bf16"
+    return "fp32"
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that decode images: most cores beside a GPU, a quarter of them where the CPU trains as well."""
+    cores = available_cores()
+    return max(1, min(16, cores - 1)) if device.type != "cpu" else max(1, min(8, cores // 4))
+
+
+def _has_bf16_instructions() -> bool:
+    # Private names: where they are gone, fp32 is the safe answer.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+
+
+def _cpu_speedup_in_bf16() -> float:
+    """How many times quicker a typical convolution and its gradients are in bf16 than in fp32, here and now."""
+    conv = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.zeros(8, 128, 28, 28).to(memory_format=torch.channels_last)
+    best = {False: float("inf"), True: float("inf")}
+    threads = torch.get_num_threads()
+    # In turn, the best of several, and on one core, so that what else the machine does decides nothing.
+    torch.set_num_threads(1)
+    try:
+        for bf16 in [False, True] * 6:
+            started = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                conv(x).sum().backward()
+            best[bf16] = min(best[bf16], time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return best[False] / best[True]

@@ -1,0 +1,217 @@
+"""The folder a run leaves behind: where each thing lies, and how it gets there without ever being half written."""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UsageError
+from ..files import write_text
+
+_PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "safetensors")
+
+
+class RunFolder:
+    """The layout of a run: ::
+
+    config.yaml          every setting, resolved; usable with --config
+    environment.json     versions, git commit, device, command line
+    metrics.csv          one row an epoch
+    log.txt              what was printed
+    train_files.txt      the images trained on; held_out_files.txt those that were not
+    bad_files.txt        what could not be read, and why (only if there was any)
+    checkpoints/         last.ckpt, and those asked to be kept
+    pictures/            reconstructions of the same images over time, loss curves
+    export/              the backbone, for timm
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """A new run folder; an existing one is never written into.
+
+        Raises:
+            UsageError: `path` exists and is not an empty folder, or cannot be made.
+        """
+        folder = cls(path)
+        folder.check_new()
+        try:
+            for part in (folder.path, folder.checkpoints, folder.pictures):
+                part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"out is {str(path)!r}: it cannot be made ({error.strerror}); choose another --out"
+            ) from None
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], command: str | None = None) -> "RunFolder":
+        """An existing run folder, of a command if one is named.
+
+        Raises:
+            UsageError: there is no run at `path`, or it is one of another command.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise UsageError(f"there is no run folder {str(path)!r}{_nearby_runs(folder.path)}")
+        if not folder.config.is_file():
+            raise UsageError(f"{str(path)!r} is not a run folder: it has no config.yaml{_nearby_runs(folder.path)}")
+        if command is not None and folder.command != command:
+            raise UsageError(
+                f"{str(path)!r} is a run of `convspark {folder.command}`, not of {command}; "
+                f"`convspark {folder.command} --resume {path}` goes on with it"
+            )
+        return folder
+
+    def check_new(self) -> None:
+        """Raise UsageError if a run (or anything else) is there already."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            return
+        if self.path.exists():
+            hint = f"go on with `convspark {self.command} --resume {self.path}`, or " if self.config.is_file() else ""
+            raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def command(self) -> str:
+        """The command that made the run, as the head of its settings says."""
+        said = re.search(r"convspark (\w+) --config", self.config.read_text(encoding="utf-8"))
+        return said[1] if said else "pretrain"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def train_files(self) -> Path:
+        return self.path / "train_files.txt"
+
+    @property
+    def held_out_files(self) -> Path:
+        return self.path / "held_out_files.txt"
+
+    @property
+    def bad_files(self) -> Path:
+        return self.path / "bad_files.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The settings of a run, as its `config.yaml` has them."""
+    try:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{folder.config} is not valid YAML: {error}") from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise UsageError(f"{folder.config} is not the config of a run: it names no model")
+    return config
+
+
+def default_path(model_name: str, parent: str | os.PathLike[str] = "runs") -> Path:
+    """`runs/MODEL-DATE-TIME`, the place of a run that was not given one."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in model_name)
+    return Path(parent) / f"{safe}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def describe_environment(device: str) -> dict:
+    """Versions, platform, git commit of the working folder, device and command line of this process."""
+    from .. import __version__
+
+    versions = {"convspark": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": available_cores(),
+        "device": device,
+        "git": _git_commit(),
+    }
+
+
+def write_environment(folder: RunFolder, device: str) -> None:
+    """Write `environment.json`; a resumed run appends to its `resumed` list instead of replacing what was there."""
+    now = describe_environment(device)
+    if folder.environment.is_file():
+        first = json.loads(folder.environment.read_text(encoding="utf-8"))
+        first.setdefault("resumed", []).append(now)
+        now = first
+    write_text(folder.environment, json.dumps(now, indent=2) + "\n")
+
+
+def command_line() -> str:
+    """How this process was started, as a shell would have it; for model cards."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return shlex.join([*(["convspark"] if name in ("convspark", "__main__.py") else ["python", name]), *arguments])
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _git_commit() -> dict | None:
+    """Commit of the repository that the working folder belongs to, and whether it was changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _nearby_runs(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return ""
+    runs = sorted(p for p in parent.iterdir() if (p / "config.yaml").is_file())
+    return f"; runs in {parent}: {', '.join(p.name for p in runs[-5:])}" if runs else ""

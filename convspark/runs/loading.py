@@ -1,0 +1,287 @@
+"""The images of a run: found, checked, split, and served as batches."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ..data import (
+    EpochSampler,
+    HeldOutTransform,
+    PretrainImages,
+    PretrainTransform,
+    adapt,
+    hold_out,
+    list_images,
+    scan,
+)
+from ..errors import DataError, UsageError
+from ..files import write_text
+from .folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+# Held-out images are decoded once and kept, as long as they take no more than this.
+_MOST_CACHED_BYTES = 512 << 20
+
+
+@dataclass
+class Images:
+    """Images found and split, before anything was decided on what becomes of them.
+
+    Attributes:
+        train, held_out: lists of paths, or datasets; `held_out` is None where nothing is.
+        bad: (path, reason) of what could not be read.
+        description: for the log and the model card.
+    """
+
+    train: Any
+    held_out: Any
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    description: str = ""
+
+    @property
+    def are_files(self) -> bool:
+        return isinstance(self.train, list)
+
+    def write_lists(self, folder: RunFolder) -> None:
+        """Write the lists of files trained on, held out and unreadable, which a resumed run reads again."""
+        if self.are_files:
+            _write_lines(folder.train_files, self.train)
+        if isinstance(self.held_out, list):
+            _write_lines(folder.held_out_files, self.held_out)
+        write_bad_files(folder, self.bad)
+
+
+def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0) -> Images:
+    """Find and check the images, and hold a share of them out.
+
+    Args:
+        images: a folder, a text file of paths, a list of paths, or any map-style dataset of images.
+        held_out: the share that is not trained on, or images of its own, given in the same ways.
+        held_out_most: the most that a share comes to.
+        seed: of the choice.
+
+    Raises:
+        DataError: nothing there, no readable picture, or more than 5 % unreadable.
+    """
+    bad: list[tuple[str, str]] = []
+    found, description = _open(images, bad)
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float):
+        return Images(found, _open(held_out, bad)[0], bad, description)
+    if not 0 <= held_out < 1:
+        raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
+    if isinstance(found, list):
+        train, kept = hold_out(found, held_out, held_out_most, seed)
+    else:
+        order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
+        train = torch.utils.data.Subset(found, order)
+        kept = torch.utils.data.Subset(found, kept_order) if kept_order else None
+    return Images(train, kept or None, bad, description)
+
+
+def reopen_images(folder: RunFolder, images: Any, config: dict[str, Any]) -> Images:
+    """The images of a run that goes on: its own lists of files, or else the dataset passed again."""
+    if folder.train_files.is_file():
+        kept = _read_lines(folder.held_out_files) if folder.held_out_files.is_file() else None
+        train = _read_lines(folder.train_files)
+        missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
+        if len(missing) > 5:
+            raise DataError(
+                f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
+                f"put them back, or correct {folder.train_files}"
+            )
+        return Images(train, kept, [], str(config.get("images") or "a list of files"))
+    if images is None:
+        raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
+    return find_images(images, held_out=config["held_out"], held_out_most=config["held_out_most"], seed=config["seed"])
+
+
+def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
+    """List what could not be read, with the reason; no file where there is nothing to list."""
+    if bad:
+        lines = [f"{path}\t{' '.join(reason.split())}" for path, reason in dict(bad).items()]
+        _write_lines(folder.bad_files, lines)
+
+
+class TrainLoader(DataLoader[Tensor]):
+    """Batches of one forward pass, in an order counted by (seed, epoch), that can begin in the midst of an epoch.
+
+    Lightning saves and restores it through `state_dict` and `load_state_dict`; whoever takes a step tells it with
+    `mark`.
+
+    Attributes:
+        waited: seconds that the last batch was waited for. The first one's are 0 where workers had to be started.
+        arrived: when it came, in seconds of `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        dataset: PretrainImages,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        workers: int,
+        pin_memory: bool,
+        collate: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.accumulate = accumulate
+        self.order = EpochSampler(len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image)
+        self.waited = 0.0
+        self.arrived = 0.0
+        self._position = (0, 0)
+        super().__init__(
+            dataset,
+            batch_size=batch_size // accumulate,
+            sampler=self.order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            collate_fn=collate,
+            worker_init_fn=_prepare_worker,
+        )
+
+    def __len__(self) -> int:
+        """Forward passes in a whole epoch, wherever this one began."""
+        return self.order.num_batches * self.accumulate
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        starts_workers = self.num_workers > 0 and self._iterator is None
+        asked = perf_counter()
+        for batch in super().__iter__():
+            self.arrived = perf_counter()
+            # On a GPU the host runs ahead: it asks for the next batch while the device still computes. Only if the
+            # device has nothing left to do by the time the batch comes, the wait has cost something. It then counts
+            # as a whole, also what of it the device was busy for: there the figure is an upper bound.
+            hidden = starts_workers or _device_is_busy()
+            self.waited, starts_workers = 0.0 if hidden else self.arrived - asked, False
+            yield batch
+            asked = perf_counter()
+
+    def mark(self, epoch: int, batches: int) -> None:
+        """So many batches (optimiser steps) of this epoch are done."""
+        self._position = (epoch, batches) if batches < self.order.num_batches else (epoch + 1, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, batches = self._position
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._position = (state["epoch"], state["batches"])
+        self.order.set_epoch(state["epoch"])
+        self.order.start_batch = state["batches"]
+
+
+def end_workers(*loaders: Any) -> None:
+    """End the processes of loaders that keep theirs.
+
+    Python ends what is left at its exit by a signal, which they do not heed, and then waits for them for ever.
+    """
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            loader._iterator = None
+
+
+def train_dataset(
+    images: Images,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    crop_scale: tuple[float, float],
+    flip: bool,
+    crops_per_image: int,
+    seed: int,
+) -> PretrainImages:
+    """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index)."""
+    transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip)
+    source = images.train if images.are_files else adapt(images.train)
+    return PretrainImages(source, transform, seed, crops_per_image)
+
+
+def held_out_loader(
+    images: Images,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    workers: int,
+) -> DataLoader[Any] | None:
+    """Centre crops of the held-out images, always in the same order and batches; None if nothing is held out."""
+    if images.held_out is None:
+        return None
+    transform = HeldOutTransform(size=size, mean=mean, std=std)
+    source = images.held_out if isinstance(images.held_out, list) else adapt(images.held_out)
+    # Unreadable held-out pictures are replaced like any other; here more of them are put up with, as they are few.
+    dataset: Dataset[Any] = PretrainImages(source, transform, most_bad=0.5)
+    count = len(dataset)  # type: ignore[arg-type]
+    if 4 * len(mean) * size[0] * size[1] * count <= _MOST_CACHED_BYTES:
+        dataset = TensorDataset(torch.stack([dataset[index] for index in range(count)]))
+        workers = 0
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_prepare_worker,
+    )
+
+
+def first_images(loader: Any, train: Any, count: int = 8) -> Tensor:
+    """The images to draw, (B, C, H, W): the first held out, or if there are none, the first trained on."""
+    if loader is None:
+        return torch.stack([train[(0, index)] for index in range(min(count, len(train)))])
+    found: list[Tensor] = []
+    for batch in loader:
+        found.append(batch if isinstance(batch, Tensor) else batch[0])
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count]
+
+
+def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
+    """A list of readable paths, or a dataset; and what to call it."""
+    if images is None:
+        raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
+    if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
+        paths = list_images(images)
+        result = scan(paths)
+        bad += result.bad
+        name = str(images) if isinstance(images, str | os.PathLike) else "a list of files"
+        return [os.path.abspath(path) for path in result.good], name
+    adapt(images)  # raises if it is no dataset of images
+    return images, type(images).__name__
+
+
+def _is_list_of_paths(images: Any) -> bool:
+    return isinstance(images, list | tuple) and all(isinstance(path, str | os.PathLike) for path in images)
+
+
+def _device_is_busy() -> bool:
+    return torch.cuda.is_initialized() and not torch.cuda.current_stream().query()
+
+
+def _prepare_worker(_worker: int) -> None:
+    # Signals often reach all processes of a job; the main one finishes its step and needs its workers for that.
+    # They end when it tells them to, or is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

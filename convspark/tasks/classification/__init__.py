@@ -1,0 +1,1 @@
+"""Labelled pictures to a classifier: `finetune`."""

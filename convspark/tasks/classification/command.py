@@ -1,0 +1,91 @@
+"""`finetune`: from weights and labelled pictures to a classifier, measured.
+
+The command line's `convspark finetune` is this function. Its module imports no torch, so that the command line can
+describe it at once.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...runs.run import run_task
+from ..results import FinetuneResult
+
+if TYPE_CHECKING:
+    from .train import Finetuning
+
+
+def finetune(
+    weights: str | None = None,
+    data: str | None = None,
+    *,
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int | str | None = None,
+    fraction: float = 1.0,
+    out: str | None = None,
+    resume: str | None = None,
+    optimizer: Literal["adamw", "lamb"] = "adamw",
+    learning_rate: float | None = None,
+    warmup_epochs: float | None = None,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    drop_path: float = 0.0,
+    accumulate: int = 1,
+    mixup: float = 0.1,
+    cutmix: float = 1.0,
+    mix_share: float = 0.5,
+    smoothing: float = 0.1,
+    policy: bool = True,
+    erase: float = 0.25,
+    crop_scale: tuple[float, float] = (0.25, 1.0),
+    val_share: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+) -> FinetuneResult:
+    """Fine-tune a network to classify your own labelled pictures, and measure it.
+
+    Args:
+        weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors or .pth file, or random:MODEL.
+        data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
+        model: the network's name, for weights that do not tell it: timm name, torchvision:NAME, package.module:factory.
+        epochs: passes over the pictures; by default 300 for few pictures down to 30 for many.
+        batch_size: pictures of an optimiser step; by default 64, fewer where there are few pictures.
+        size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
+        fraction: share of each class's training labels to use.
+        out: run folder to make; by default runs/finetune-MODEL-DATE-TIME.
+        resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
+        optimizer: adamw with soft cross-entropy, or lamb with binary cross-entropy, the paper's for ResNets.
+        learning_rate: peak learning rate; by default 1e-3 (lamb 8e-3) at a batch of 64, and with its square root.
+        warmup_epochs: epochs of linear warm-up; by default a tenth of them.
+        weight_decay: for weights, not for norms and biases.
+        layer_decay: factor of the learning rate from each layer group to the one before; by default 0.7, and 1 for
+            random weights.
+        drop_path: stochastic depth rate.
+        accumulate: forward passes that a step's batch is divided into.
+        mixup: parameter of the mixing of two pictures; 0 for none.
+        cutmix: parameter of the pasting of one into another; 0 for none.
+        mix_share: share of the batches that are mixed; half of them by either way.
+        smoothing: of the labels.
+        policy: TrivialAugmentWide.
+        erase: share of the pictures of which a rectangle is erased.
+        crop_scale: smallest and largest share of a picture's area that is cropped out.
+        val_share: share of the training pictures to validate with, where the data name none.
+        seed: of everything random.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto is bf16 where the device is fast at it.
+        workers: processes that load pictures; by default chosen by the cores there are.
+        checkpoint_minutes: most minutes of work that a crash may cost.
+
+    Raises:
+        UsageError, DataError, DivergedError, KeyboardInterrupt: as `pretrain`.
+    """
+    return run_task(finetune, locals(), _task)
+
+
+def _task(arguments: dict[str, Any]) -> "Finetuning":
+    from .train import Finetuning
+
+    return Finetuning(arguments)

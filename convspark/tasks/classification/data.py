@@ -1,0 +1,202 @@
+"""DATA, as the commands for classification take it: class folders or a CSV become lists of (path, label)."""
+
+import csv
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...data import list_images, scan
+from ...errors import DataError, UsageError
+from ...seeds import Use, counted
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+_SHOWN = 5
+
+Labelled = list[tuple[str, int]]
+"""(path, index of the class)."""
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Pictures with a class each.
+
+    Attributes:
+        classes: their names, sorted; a label is an index into them.
+        train, val, test: pictures of each part; `test` may be empty.
+        bad: (path, reason) of pictures that cannot be read, which are left out.
+        val_is_split: whether `val` was taken from the training pictures.
+    """
+
+    classes: list[str]
+    train: Labelled
+    val: Labelled
+    test: Labelled
+    bad: list[tuple[str, str]]
+    val_is_split: bool
+
+    @property
+    def final(self) -> tuple[str, Labelled]:
+        """What the result is measured on, and its name: the test pictures, where there are some."""
+        return ("test", self.test) if self.test else ("val", self.val)
+
+    def with_fraction(self, fraction: float, seed: int) -> "LabelledData":
+        """With a share of each class's training labels, drawn by `seed`, at least one a class.
+
+        A smaller share is a part of a larger one with the same seed.
+        """
+        if not 0 < fraction <= 1:
+            raise UsageError(f"fraction is {fraction}: expected a share of the labels, above 0 and at most 1")
+        return self if fraction == 1 else replace(self, train=_drawn(self.train, fraction, seed)[0])
+
+
+def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> LabelledData:
+    """Find pictures and their classes, leaving out what cannot be read.
+
+    Args:
+        data: a folder with a folder for each class, or with train/ and val/ (and test/) folders of those; or a CSV file
+            with the columns path, label and, if wanted, split (train, val or test), paths relative to the file.
+        val_share: of the training pictures of each class that become `val` where there is none.
+        seed: of that choice.
+
+    Raises:
+        DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
+            classes in val or test that train does not have.
+        UsageError: no such folder or file.
+    """
+    if not data:
+        raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
+    if not os.path.exists(data):
+        list_images(data)  # raises, and suggests the nearest name
+    named = _from_csv(Path(data)) if os.path.isfile(data) else _from_folders(Path(data))
+    parts = {
+        part: [(path, label) for path, label, split in named if split == part] for part in ("train", "val", "test")
+    }
+    if not parts["train"]:
+        raise DataError(f"data: {data!r} holds no pictures to train on")
+    classes = sorted({label for _, label in parts["train"]})
+    if len(classes) < 2:
+        raise DataError(f"data: {data!r} has a single class, {classes[0]!r}: there is nothing to tell apart")
+    for part in ("val", "test"):
+        unknown = sorted({label for _, label in parts[part]} - set(classes))
+        if unknown:
+            raise DataError(
+                f"data: {part} has classes that train does not have: {_some(unknown)}; train has {_some(classes)}"
+            )
+    result = scan([path for labelled in parts.values() for path, _ in labelled])
+    bad = {path for path, _ in result.bad}
+    index = {name: i for i, name in enumerate(classes)}
+    kept = {part: [(p, index[name]) for p, name in labelled if p not in bad] for part, labelled in parts.items()}
+    left = {label for _, label in kept["train"]}
+    if len(left) < len(classes):
+        gone = [name for name in classes if index[name] not in left]
+        raise DataError(f"data: no readable picture to train on is left in {_some(gone)}")
+    val_is_split = not kept["val"]
+    if val_is_split:
+        if not 0 < val_share < 1:
+            raise UsageError(f"val_share is {val_share}: expected a share above 0 and below 1")
+        few = [classes[label] for label, n in Counter(label for _, label in kept["train"]).items() if n < 2]
+        if few:
+            raise DataError(f"data: {_some(few)}: a single picture cannot be both trained on and validated with")
+        kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
+    return LabelledData(classes, kept["train"], kept["val"], kept["test"], result.bad, val_is_split)
+
+
+def _from_folders(root: Path) -> list[tuple[str, str, str]]:
+    """(path, class, split) of every picture."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class, or train/ and val/")
+    splits = [f for f in folders if f.name.lower() in _SPLITS]
+    if any(_SPLITS[f.name.lower()] == "train" for f in splits):
+        doubled = [part for part, n in Counter(_SPLITS[f.name.lower()] for f in splits).items() if n > 1]
+        if doubled:
+            raise DataError(f"data: {str(root)!r} has more than one folder for {doubled[0]}")
+        others = [f.name for f in folders if f not in splits]
+        if others:
+            logger.warning("data: beside its splits, %r has %s, which is left out", str(root), _some(others))
+        return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()])]
+    if len(splits) == len(folders):
+        raise DataError(f"data: {str(root)!r} has {_some(f.name for f in splits)}, but no train")
+    return _class_folders(root, "train")
+
+
+def _class_folders(root: Path, split: str) -> list[tuple[str, str, str]]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class")
+    found: list[tuple[str, str, str]] = []
+    empty: list[str] = []
+    for folder in folders:
+        try:
+            found += [(os.path.abspath(path), folder.name, split) for path in list_images(folder)]
+        except DataError:
+            empty.append(folder.name)
+    if empty:
+        raise DataError(
+            f"data: classes without pictures in {str(root)!r}: {_some(empty)}; fill or remove their folders"
+        )
+    return found
+
+
+def _from_csv(file: Path) -> list[tuple[str, str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as opened:
+            reader = csv.DictReader(opened)
+            rows = list(reader)
+            columns = [name.strip().lower() for name in reader.fieldnames or []]
+    except (UnicodeDecodeError, csv.Error):
+        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file") from None
+    if not {"path", "label"} <= set(columns):
+        raise DataError(f"data: {str(file)!r} has the columns {columns}: expected path,label or path,label,split")
+    base = file.resolve().parent
+    found: list[tuple[str, str, str]] = []
+    for number, row in enumerate(rows, start=2):
+        cells = {str(k).strip().lower(): (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
+        split = cells.get("split", "") or "train"
+        if not cells["path"] or not cells["label"]:
+            raise DataError(f"data: line {number} of {str(file)!r} has an empty path or label")
+        if split.lower() not in _SPLITS:
+            raise DataError(
+                f"data: line {number} of {str(file)!r} has the split {split!r}: expected train, val or test"
+            )
+        found.append((str(base / cells["path"]), cells["label"], _SPLITS[split.lower()]))
+    doubled = [path for path, n in Counter(path for path, _, _ in found).items() if n > 1]
+    if doubled:  # trained on and measured with, or of two classes
+        raise DataError(f"data: {str(file)!r} names {len(doubled)} pictures more than once: {_some(doubled)}")
+    missing = [path for path, _, _ in found if not os.path.exists(path)]
+    if missing:
+        raise DataError(
+            f"data: {len(missing)} of the {len(found)} pictures that {str(file)!r} names do not exist: {_some(missing)}"
+        )
+    return found
+
+
+def _drawn(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """(a share of each class, the rest), each in the order they came in; at least one of each class."""
+    by_class: dict[int, list[int]] = {}
+    for place, (_, label) in enumerate(labelled):
+        by_class.setdefault(label, []).append(place)
+    chosen: set[int] = set()
+    for label, places in sorted(by_class.items()):
+        order = counted(seed, Use.LABELS, index=label).permutation(len(places))
+        chosen.update(places[i] for i in order[: max(1, round(share * len(places)))])
+    drawn = [each for place, each in enumerate(labelled) if place in chosen]
+    return drawn, [each for place, each in enumerate(labelled) if place not in chosen]
+
+
+def _some(names: Iterable[str] | Sequence[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -1,0 +1,1 @@
+"""Did pre-training help? The same fine-tuning from several weights: `compare`."""

@@ -1,0 +1,304 @@
+"""`compare`: did pre-training help on this data? Each initialisation x share of the labels x seed, and a verdict."""
+
+import inspect
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import DivergedError, UsageError
+from ...files import write_text
+from ...runs.folder import RunFolder, default_path
+from ...runs.logs import run_log
+from ...runs.settings import check_positive
+from .. import recipe
+from ..classification.command import finetune
+from ..results import FinetuneResult, read_predictions, read_result
+from .verdict import Difference, Score, difference, markdown, sentence, summarise
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED = "pre-trained"
+_SETTINGS = "compare.yaml"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, and what came out; `str(report)` is the table and the verdict.
+
+    Attributes:
+        folder: with compare.md, compare.json, compare.png and a fine-tuning's run folder for each cell.
+        split, pictures: what is measured on.
+        scores: of each initialisation and share of the labels.
+        differences: of the pre-trained weights to each other initialisation at each share, paired by seed.
+        verdict: in plain sentences.
+    """
+
+    folder: str
+    split: str
+    pictures: int
+    scores: list[Score]
+    differences: list[Difference]
+    verdict: list[str]
+
+    def __str__(self) -> str:
+        return markdown(self.scores, self.differences, self.verdict, self.split, self.pictures)
+
+
+@dataclass(frozen=True)
+class _Job:
+    arm: str
+    weights: str
+    fraction: float
+    seed: int
+    epochs: int
+    images: int
+    folder: Path
+
+    @property
+    def work(self) -> int:
+        return self.epochs * self.images
+
+
+def compare(
+    run: str | None = None,
+    data: str | None = None,
+    *,
+    against: list[str] | None = None,
+    fractions: list[float] | None = None,
+    seeds: int = 3,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int | str | None = None,
+    out: str | None = None,
+    resume: str | None = None,
+    model: str | None = None,
+    settings: dict[str, Any] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Comparison:
+    """Tell whether pre-training helped on your data: the same fine-tuning from each of several weights, several times.
+
+    Args:
+        run: what was pre-trained: run folder, export folder, or weights file.
+        data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
+        against: what to compare with: random, imagenet (timm's weights for the network; needs them to be reachable), or
+            any WEIGHTS; by default random.
+        fractions: shares of the labels to fine-tune with; by default 0.1 and 1.
+        seeds: runs of each; a seed draws the labels, the random weights, the order and the augmentation.
+        epochs: over all the labels; smaller shares get more, by the square root. By default chosen by their number.
+        batch_size: pictures of a step; by default chosen by their number.
+        size: side of the images in pixels; by default that of pre-training.
+        out: folder to make; by default runs/compare-DATE-TIME.
+        resume: folder of a comparison to go on with.
+        model: the network's name, for weights that do not tell it.
+        settings: further settings of finetune for all runs, such as {mixup: 0}.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        workers: processes that load pictures.
+
+    Raises:
+        UsageError, DataError, DivergedError, KeyboardInterrupt: as `finetune`.
+    """
+    arguments = {name: value for name, value in locals().items() if name not in ("out", "resume", "device", "workers")}
+    with run_log(only=__name__) as log:
+        folder = _open(arguments, out, resume)
+        asked = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        log.write_to(folder / "log.txt")
+        jobs = _jobs(asked, folder)
+        try:
+            results = _carry_out(jobs, asked, {"device": device, "workers": workers})
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder}") from None
+        return _report(jobs, results, folder, _pretrained_on(asked["run"]))
+
+
+def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Path:
+    """The folder, with the settings in it; a comparison that goes on keeps its own."""
+    if resume is not None:
+        folder = Path(resume)
+        if not (folder / _SETTINGS).is_file():
+            raise UsageError(f"resume is {resume!r}, which is not the folder of a comparison: it has no {_SETTINGS}")
+        kept = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
+        changed = [n for n, value in arguments.items() if value != defaults[n] and value != kept[n]]
+        if changed:
+            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+            raise UsageError(f"{resume} goes on with its own settings: leave out {flags}, or start a new comparison")
+        return folder
+    if arguments["seeds"] < 1:
+        raise UsageError(f"seeds is {arguments['seeds']}: expected 1 or more")
+    check_positive(epochs=arguments["epochs"], batch_size=arguments["batch_size"])
+    if not arguments["run"]:
+        raise UsageError("run is missing: give a run folder, an export folder or a weights file")
+    own = {name for name in inspect.signature(finetune).parameters} - {*arguments, "weights", "fraction", "seed", "out"}
+    unknown = sorted(set(arguments["settings"] or {}) - own)
+    if unknown:
+        raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
+    for fraction in arguments["fractions"] or ():
+        if not 0 < fraction <= 1:
+            raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")
+    folder = Path(out) if out is not None else default_path("compare")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = f"go on with `convspark compare --resume {folder}`, or " if (folder / _SETTINGS).is_file() else ""
+        raise UsageError(f"out is {str(folder)!r}, which exists already: {hint}choose another --out")
+    _build_all(_jobs(arguments, folder), arguments)  # whatever is wrong shows before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _SETTINGS, json.dumps(arguments, indent=2) + "\n")  # JSON is YAML
+    return folder
+
+
+def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
+    """All runs, the shortest first, and those of a pair together: what is stopped early has compared something."""
+    from ..classification.data import read_labelled
+    from ..weights import RANDOM, find_weights
+
+    origin = find_weights(asked["run"], asked["model"])
+    arms = {PRETRAINED: asked["run"]}
+    for other in asked["against"] or ["random"]:
+        known = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}
+        arms[other] = known.get(other, other)
+        find_weights(arms[other], _model_of(arms[other], asked["run"], asked["model"], origin.model))
+    if len({_safe(arm) for arm in arms}) < len(arms):
+        raise UsageError(f"against is {asked['against']}: two of these would have the same folder; rename one")
+    data = read_labelled(asked["data"])
+    fractions = sorted(set(asked["fractions"] or [0.1, 1.0]))
+    epochs = asked["epochs"] or recipe.default_epochs(len(data.train))
+    images = {fraction: len(data.with_fraction(fraction, 0).train) for fraction in fractions}
+    return [
+        _Job(
+            arm,
+            weights,
+            fraction,
+            seed,
+            recipe.epochs_at(fraction, epochs),
+            images[fraction],
+            folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
+        )
+        for fraction in fractions
+        for seed in range(asked["seeds"])
+        for arm, weights in arms.items()
+    ]
+
+
+def _build_all(jobs: Sequence[_Job], asked: dict[str, Any]) -> None:
+    """Load the weights of each initialisation once, so that none is found to be missing after hours."""
+    from ..weights import find_weights
+
+    origin = find_weights(asked["run"], asked["model"])
+    for weights in dict.fromkeys(job.weights for job in jobs):
+        find_weights(weights, _model_of(weights, asked["run"], asked["model"], origin.model)).build()
+
+
+def _pretrained_on(run: str) -> int | None:
+    """The number of images that a run was pre-trained on, if its folder tells."""
+    files = RunFolder(run).train_files
+    return len(files.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if files.is_file() else None
+
+
+def _model_of(weights: str, run: str, asked: str | None, found: str) -> str | None:
+    """`--model` for one of the weights: what was asked for belongs to the run; a mere file is taken to be like it."""
+    if weights == run:
+        return asked
+    return found if Path(weights).is_file() else None
+
+
+def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, Any]) -> list[FinetuneResult]:
+    """The result of each job; those that are done already are read."""
+    from ...runs.progress import format_seconds
+    from ..weights import find_weights
+
+    results: list[FinetuneResult] = []
+    begun, worked = time.monotonic(), 0
+    origin = find_weights(asked["run"], asked["model"])
+    size = origin.size if asked["size"] is None else asked["size"]
+    for number, job in enumerate(jobs, start=1):
+        result = read_result(job.folder)
+        if result is None:
+            try:
+                if (job.folder / "config.yaml").is_file():
+                    result = finetune(resume=str(job.folder), **machine)
+                else:
+                    result = finetune(
+                        job.weights,
+                        asked["data"],
+                        model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
+                        fraction=job.fraction,
+                        seed=job.seed,
+                        epochs=job.epochs,
+                        batch_size=asked["batch_size"],
+                        size=size,
+                        out=str(job.folder),
+                        **(asked["settings"] or {}),
+                        **machine,
+                    )
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{job.folder}: {error}. For all runs of a new comparison alike: --settings '{{learning_rate: …}}'"
+                ) from None
+            worked += job.work
+            left = (time.monotonic() - begun) / worked * sum(later.work for later in jobs[number:])
+            told = f"{result.seconds:.0f} s, {format_seconds(left)} left"
+        else:
+            told = "done before"
+        logger.info(
+            "%d/%d  %-12s %5.1f %% of the labels (%d), seed %d: top-1 %.1f %%  (%s)",
+            number,
+            len(jobs),
+            job.arm,
+            100 * job.fraction,
+            result.trained_on,
+            job.seed,
+            100 * _measured(result)["top1"],
+            told,
+        )
+        results.append(result)
+    return results
+
+
+def _measured(result: FinetuneResult) -> dict[str, float]:
+    """The figures that count: on test pictures of the weights chosen by validation; where there are only validation
+    pictures, of the last weights, which were not chosen by them."""
+    chosen = {"top1": result.top1, "balanced": result.balanced, "macro_f1": result.macro_f1}
+    return chosen if result.split == "test" else {name: result.last[name] for name in chosen}
+
+
+def _report(
+    jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
+) -> Comparison:
+    from ...report.comparison import accuracy_against_labels
+
+    cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        cells.setdefault((job.arm, job.fraction), []).append((job.seed, result))
+    scores = [
+        summarise(arm, fraction, found[0][1].trained_on, {seed: _measured(result) for seed, result in found})
+        for (arm, fraction), found in cells.items()
+    ]
+    split, pictures = results[0].split, results[0].pictures
+    kind = "predicted" if split == "test" else "last"  # of the weights that `_measured` is of
+    told = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
+    by_cell = {(score.arm, score.fraction): score for score in scores}
+    differences: list[Difference] = []
+    for score in scores:
+        if score.arm != PRETRAINED:
+            pairs = [[told[arm, score.fraction, s] for arm in (PRETRAINED, score.arm)] for s in score.seeds]
+            gains = [{p: ours[p][0] - theirs[p][0] for p in ours.keys() & theirs.keys()} for ours, theirs in pairs]
+            differences.append(difference(by_cell[PRETRAINED, score.fraction], score, gains))
+    verdict = [sentence(each, pictures, split, pretrained_on) for each in differences]
+    collapsed = [
+        job.folder.name for job in jobs if len({a for _, a in told[job.arm, job.fraction, job.seed].values()}) < 2
+    ]
+    if collapsed:
+        verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
+    report = Comparison(str(folder), split, pictures, scores, differences, verdict)
+    write_text(folder / "compare.json", json.dumps(asdict(report), indent=2) + "\n")
+    write_text(folder / "compare.md", f"{report}\n")
+    accuracy_against_labels(scores, folder / "compare.png")
+    return report
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "_" for c in name)

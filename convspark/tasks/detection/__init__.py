@@ -1,0 +1,1 @@
+"""Annotated pictures to a detector of boxes, or of masks: `detect`."""

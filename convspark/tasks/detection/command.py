@@ -1,0 +1,69 @@
+"""`detect`: from weights and annotated pictures to a detector, measured by COCO's average precision."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...runs.run import run_task
+from ..results import DetectResult
+
+if TYPE_CHECKING:
+    from .train import Detecting
+
+
+def detect(
+    weights: str | None = None,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    images: str | None = None,
+    val_images: str | None = None,
+    task: Literal["boxes", "masks"] = "boxes",
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int = 4,
+    size: int = 480,
+    out: str | None = None,
+    resume: str | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+) -> DetectResult:
+    """Train a detector (Faster R-CNN or Mask R-CNN with a feature pyramid) on annotated pictures, and measure it.
+
+    Args:
+        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        train: COCO .json file; folder of Pascal VOC .xml files, or .txt list of them in VOC's ImageSets.
+        val: the same, of pictures to measure with.
+        images: folder of the pictures.
+        val_images: folder of the pictures to measure with, where it is another one.
+        task: boxes, or masks too (instance segmentation).
+        model: the network's name, for weights that do not tell it.
+        epochs: passes over the pictures; by default such that 12,000 pictures are seen, 12 to 100.
+        batch_size: pictures of a step.
+        size: short side of the images in pixels; training varies it from 0.6 to 1.12 of that.
+        out: run folder to make; by default runs/detect-MODEL-DATE-TIME.
+        resume: run folder to go on with; all settings are the run's own.
+        learning_rate: peak learning rate; by default the paper's 2.5e-4 at a batch of 16, by its square root, and up to
+            four times that in fewer than the paper's 90,000 steps.
+        weight_decay: of AdamW.
+        layer_decay: factor of the learning rate from each layer group to the one before; by default 0.65, and 1 for
+            random weights.
+        drop_path: stochastic depth rate.
+        seed: of everything random.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto is bf16 on GPUs that are fast at it.
+        workers: processes that load pictures; by default chosen by the cores there are.
+        checkpoint_minutes: most minutes of work that a crash may cost.
+    """
+    return run_task(detect, locals(), _task)
+
+
+def _task(arguments: dict[str, Any]) -> "Detecting":
+    from .train import Detecting
+
+    return Detecting(arguments)

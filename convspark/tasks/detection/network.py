@@ -1,0 +1,285 @@
+"""Detection and instance segmentation: torchvision's R-CNNs on any backbone, COCO's average precision."""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from ...data import PretrainImages
+from ...data.transforms import Picture
+from ...runs.module import TrainingModule
+from ...runs.schedule import Schedule
+from ...seeds import Counter
+from ..fpn import Pyramid
+from .data import Scene, Scenes, decode_mask
+
+Kind = Literal["bbox", "segm"]
+"""What COCO's precision is of: boxes or masks."""
+
+logger = logging.getLogger(__name__)
+
+# Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800. torchvision measures at
+# the last of them.
+_SCALES = (0.6, 0.7, 0.8, 0.9, 1.12, 1.0)
+_ANCHOR_OF_STRIDE = 8  # torchvision's: 32 pixels at stride 4
+
+
+def build_detector(
+    backbone: nn.Module,
+    scenes: Scenes,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: bool,
+) -> FasterRCNN:
+    """Faster R-CNN, or Mask R-CNN, with a feature pyramid on the backbone's stages.
+
+    Anchors are torchvision's (8 times the stride), made smaller for small objects so that the finest fit the smallest
+    tenth of the boxes.
+
+    Args:
+        size: short side of the images in pixels; the long side is at most 5/3 of it.
+    """
+    pyramid = Pyramid(backbone)
+    levels = len(pyramid.stages.strides) + 1
+    shrink = anchor_share(scenes, size, min(pyramid.stages.strides[0]))
+    strides = [min(stride) for stride in pyramid.stages.strides]
+    sizes = tuple((max(4, round(_ANCHOR_OF_STRIDE * shrink * s)),) for s in [*strides, 2 * strides[-1]])
+    names = [str(i) for i in range(levels - 1)]
+    most = max(len(scene.things) for scene in scenes.scenes)
+    options: dict[str, Any] = {
+        "min_size": tuple(round(share * size) for share in _SCALES),
+        "max_size": round(5 / 3 * size),
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
+        "box_roi_pool": _roi_pool(names, strides, 7),
+        "box_detections_per_img": max(100, round(1.2 * most)),
+        "box_batch_size_per_image": 256,
+    }
+    classes = len(scenes.classes) + 1
+    if masks:
+        network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
+    else:
+        network = FasterRCNN(pyramid, classes, **options)
+    for part in (network.backbone, network.rpn.head, network.roi_heads.box_predictor):
+        assert isinstance(part, nn.Module)
+        part.register_forward_hook(_as_float32)
+    return network
+
+
+def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """Outputs that torchvision makes places of, as float32: bfloat16 tells those beyond pixel 512 from 4 to 4 pixels.
+
+    Anchors are given the maps' dtype, and proposals and true boxes that of the heads' corrections.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    if isinstance(outputs, Mapping):
+        return OrderedDict((name, output.float()) for name, output in outputs.items())
+    return type(outputs)(_as_float32(module, inputs, output) for output in outputs)
+
+
+def _roi_pool(names: Sequence[str], strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Pooling of boxes from the maps of known strides.
+
+    torchvision guesses the strides from the first batch, and keeps them; of small pictures, padded to a multiple of 32,
+    it guesses wrong.
+    """
+    pool = MultiScaleRoIAlign(list(names), side, 2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = initLevelMapper(round(math.log2(strides[0])), round(math.log2(strides[-1])))
+    return pool
+
+
+def anchor_share(scenes: Scenes, size: int, stride: int) -> float:
+    """What torchvision's anchors are multiplied by, from 1/4 to 1: small objects need small anchors."""
+    sides = [
+        np.sqrt((t.box[2] - t.box[0]) * (t.box[3] - t.box[1])) * size / min(scene.size)
+        for scene in scenes.scenes
+        for t in scene.things
+    ]
+    return float(np.clip(np.quantile(sides, 0.1) / (_ANCHOR_OF_STRIDE * stride), 0.25, 1.0))
+
+
+class SceneImages(PretrainImages):
+    """`dataset[(epoch, index)]` is (image (C, H, W) from 0 to 1, torchvision's target), half of them mirrored.
+
+    Pictures are shrunk to the largest size that training uses, and objects in crowds left out.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], channels: int, size: int, masks: bool, seed: int = 0) -> None:
+        super().__init__([scene.path for scene in scenes], _unused, seed)
+        self._scenes = list(scenes)
+        self._channels = channels
+        self._side = round(max(_SCALES) * size)
+        self._masks = masks
+
+    def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
+        assert isinstance(picture, Image.Image)
+        scene = self._scenes[image]
+        scale = min(1.0, self._side / min(scene.size))
+        height, width = (max(1, round(scale * side)) for side in scene.size)
+        flip = bool(np.random.default_rng(counter).random() < 0.5)
+        shown = picture.resize((width, height), Image.Resampling.BILINEAR) if scale < 1 else picture
+        things = [thing for thing in scene.things if not thing.crowd]
+        boxes = torch.tensor([thing.box for thing in things], dtype=torch.float32).reshape(-1, 4) * scale
+        if flip:
+            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+        target = {"boxes": boxes, "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64)}
+        if self._masks:
+            masks = np.zeros((len(things), height, width), dtype=np.uint8)
+            for i, thing in enumerate(things):
+                assert thing.mask is not None
+                whole = Image.fromarray(decode_mask(thing.mask))
+                masks[i] = np.asarray(whole.resize((width, height), Image.Resampling.BOX) if scale < 1 else whole) > 0.5
+            target["masks"] = torch.from_numpy(masks[:, :, ::-1].copy() if flip else masks)
+        tensor = as_tensor(shown, self._channels)
+        # A side of a box may have vanished by rounding, which torchvision refuses.
+        large = ((boxes[:, 2] - boxes[:, 0]) > 0.5) & ((boxes[:, 3] - boxes[:, 1]) > 0.5)
+        return (tensor.flip(2) if flip else tensor), {name: value[large] for name, value in target.items()}
+
+
+def _unused(picture: Picture, counter: Counter) -> Tensor:
+    raise AssertionError("scenes make their own examples")
+
+
+def as_tensor(picture: Image.Image, channels: int) -> Tensor:
+    """(C, H, W) from 0 to 1."""
+    values = torch.from_numpy(np.array(picture.convert("L" if channels == 1 else "RGB")))
+    values = values[None] if values.ndim == 2 else values.permute(2, 0, 1)
+    return values.float() / 255
+
+
+def collate(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images of unequal size stay a list."""
+    return [image for image, _ in examples], [target for _, target in examples]
+
+
+class DetectModule(TrainingModule):
+    """Trains a detector of torchvision's; after an epoch, its average precision on validation pictures.
+
+    Args:
+        network: the detector.
+        scenes: to validate with.
+        kind: "bbox" or "segm", what COCO's precision is of.
+        channels: of the images.
+    """
+
+    measures = ("val_ap", "val_ap50", "val_ap75")
+
+    def __init__(
+        self,
+        network: FasterRCNN,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
+        schedule: Schedule,
+        scenes: Scenes,
+        kind: Kind,
+        channels: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(make_optimizer, schedule, seed)
+        self.network = network
+        self.detections: list[dict[str, Any]] = []
+        self._scenes, self._channels = scenes, channels
+        self._kind: Kind = kind
+
+    def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = batch
+        return torch.stack(list(self.network(images, targets).values())).sum()
+
+    def candidates(self) -> list[tuple[float, str, nn.Module]]:
+        return [(self.measured["val_ap"], "raw", self.network)] if self.measured else []
+
+    def describe_measured(self) -> str:
+        if not self.measured:
+            return ""
+        return f"AP {100 * self.measured['val_ap']:.1f}, AP50 {100 * self.measured['val_ap50']:.1f}"
+
+    def on_validation_epoch_start(self) -> None:
+        self.detections = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        index = int(batch[0])
+        self.detections += detections_in(self.network, self._scenes.scenes[index], index + 1, self._channels)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = average_precision(self._scenes, self.detections, self._kind)
+        self.measured = {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
+
+
+def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int) -> list[dict[str, Any]]:
+    """What a detector finds in one picture, as COCO's result entries."""
+    from faster_coco_eval.core import mask as coding
+
+    from ...data import decode
+
+    device = next(network.parameters()).device
+    image = as_tensor(decode(scene.path), channels).to(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        found = network([image])[0]
+    entries: list[dict[str, Any]] = []
+    for i, (box, label, score) in enumerate(
+        zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    ):
+        left, top, right, bottom = box
+        entry = {
+            "image_id": image_id,
+            "category_id": label,
+            "bbox": [left, top, right - left, bottom - top],
+            "score": score,
+        }
+        if "masks" in found:
+            mask = (found["masks"][i, 0] > 0.5).cpu().numpy().astype(np.uint8)
+            entry["segmentation"] = coding.encode(np.asfortranarray(mask))
+        entries.append(entry)
+    return entries
+
+
+def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Kind) -> dict[str, Any]:
+    """COCO's AP, AP50, AP75 (0 to 1), and AP of each class (None where there is none to find), by faster-coco-eval.
+
+    As many detections of a picture count as there are, COCO's own limit is 100.
+
+    Args:
+        kind: "bbox" or "segm".
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    if not detections:
+        return {**dict.fromkeys(names, 0.0), "by_class": dict.fromkeys(scenes.classes, 0.0)}
+    truth = COCO(scenes.as_coco())
+    run = COCOeval_faster(truth, truth.loadRes([dict(d) for d in detections]), kind, print_function=_silent)
+    most = max(sum(1 for d in detections if d["image_id"] == i) for i in {d["image_id"] for d in detections})
+    run.params.maxDets = [1, 10, max(100, most)]  # type: ignore[union-attr]
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    stats = [float(value) for value in run.stats[:6]]
+    precision = np.asarray(run.eval["precision"])  # (thresholds, recalls, classes, areas, counts)
+    by_class: dict[str, float | None] = {}
+    for i, name in enumerate(scenes.classes):
+        own = precision[:, :, i, 0, -1]
+        by_class[name] = float(own[own > -1].mean()) if (own > -1).any() else None
+    return {**dict(zip(names, stats, strict=True)), "by_class": by_class}
+
+
+def _silent(*_: Any) -> None:
+    pass
+
+
+def scene_indices(scenes: Scenes) -> DataLoader[Any]:
+    """The scenes to validate with, one at a time, by their place."""
+    return DataLoader(range(len(scenes.scenes)), batch_size=1)  # type: ignore[arg-type]

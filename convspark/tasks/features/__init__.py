@@ -1,0 +1,1 @@
+"""A backbone as it is: `probe` and `embed`."""

@@ -1,0 +1,93 @@
+"""`embed`: the features of pictures, in a file that numpy reads."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What was written: `numpy.load(file)` holds features (N, C) float32, paths (N,), and weights, as a text."""
+
+    file: str
+    pictures: int
+    channels: int
+    unreadable: int
+    seconds: float
+
+    def __str__(self) -> str:
+        left_out = f", {self.unreadable} unreadable left out" if self.unreadable else ""
+        return f"{self.pictures} pictures, {self.channels} numbers each{left_out}: {self.file}"
+
+
+def embed(
+    weights: str | None = None,
+    images: str | None = None,
+    *,
+    out: str = "features.npz",
+    model: str | None = None,
+    size: int | str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> EmbedResult:
+    """Write one feature vector for each picture into a .npz file, for search, clustering or classifiers of your own.
+
+    Args:
+        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        images: folder of pictures, text file with one path a line, or one picture; what cannot be read is left out.
+        out: file to write.
+        model: the network's name, for weights that do not tell it.
+        size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        workers: processes that load pictures; by default chosen by the cores there are.
+    """
+    started = time.monotonic()
+    target = Path(out)
+    if target.suffix != ".npz":
+        raise UsageError(f"out is {out!r}: expected the name of a .npz file")
+    if not target.parent.is_dir():
+        raise UsageError(f"out is {out!r}: there is no folder {str(target.parent)!r}")
+    if images is None:
+        raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
+    import numpy as np
+
+    from ...data import list_images, scan
+    from ...files import written_whole
+    from ...runs.device import choose_device, default_workers
+    from ...runs.logs import run_log
+    from ...runs.progress import format_seconds
+    from ..weights import find_weights
+    from .frozen import frozen_features, picture_loader
+
+    with run_log():
+        origin = find_weights(weights, model)
+        origin.check_pictures()
+        found = scan(list_images(images))
+        chosen = choose_device(device)
+        processes = default_workers(chosen) if workers is None else workers
+        backbone, sides = origin.build(), origin.sides(size)
+        origin.check_size(backbone, sides)
+        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes)
+        spoke = begun = time.monotonic()
+
+        def tick(done: int) -> None:
+            nonlocal spoke
+            if time.monotonic() - spoke > 10:
+                spoke = time.monotonic()
+                left = (spoke - begun) / done * (len(found.good) - done)
+                logger.info("%d of %d pictures, %s left", done, len(found.good), format_seconds(left))
+
+        features = frozen_features(backbone, loader, chosen, tick)
+        # Damage in the midst of a file shows only when it is decoded: another picture stood in for it.
+        spoilt = {path for path, _ in loader.dataset.bad_files()}  # type: ignore[attr-defined]
+        kept = [i for i, path in enumerate(found.good) if path not in spoilt]
+        paths = np.array([found.good[i] for i in kept])
+        with written_whole(target) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, features=features[kept], paths=paths, weights=np.array(origin.given))
+    unreadable = len(found.bad) + len(spoilt)
+    return EmbedResult(str(target), len(kept), features.shape[1], unreadable, round(time.monotonic() - started, 1))

@@ -1,0 +1,40 @@
+"""The best weights of a run so far, by what it measures on validation pictures."""
+
+import copy
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..files import written_whole
+from ..runs.folder import RunFolder
+
+
+class KeepBest(Callback):
+    """Keeps `checkpoints/best.safetensors`: of the module's `candidates`, (score, name, network), the best so far."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.checkpoints / "best.safetensors"
+        self.best: dict[str, Any] = {"score": -1.0, "epoch": 0, "weights": "raw"}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for score, weights, network in pl_module.candidates():  # type: ignore[operator]
+            if score > self.best["score"]:
+                self.best = {"score": score, "epoch": trainer.current_epoch + 1, "weights": weights}
+                tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
+                with written_whole(self.path) as temporary:
+                    save_file(tensors, temporary, metadata={"format": "pt"})
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.best)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = dict(state_dict)
+
+    def restore(self, network: nn.Module) -> nn.Module:
+        """The best weights, in a copy of the network on the CPU."""
+        best = copy.deepcopy(network).cpu()
+        best.load_state_dict(load_file(self.path))
+        return best.eval()

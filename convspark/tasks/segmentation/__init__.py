@@ -1,0 +1,1 @@
+"""Pictures with a class at every pixel to a segmenter: `segment`."""

@@ -1,0 +1,69 @@
+"""`segment`: from weights and pictures with a class at every pixel to a segmenter, measured."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...runs.run import run_task
+from ..results import SegmentResult
+
+if TYPE_CHECKING:
+    from .train import Segmenting
+
+
+def segment(
+    weights: str | None = None,
+    *,
+    images: str | None = None,
+    masks: str | None = None,
+    val_images: str | None = None,
+    val_masks: str | None = None,
+    val_share: float = 0.2,
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int = 256,
+    out: str | None = None,
+    resume: str | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    workers: int | None = None,
+    checkpoint_minutes: float = 10.0,
+) -> SegmentResult:
+    """Train a network to name the class of every pixel, and measure it by IoU and Dice.
+
+    Args:
+        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        images: folder of pictures.
+        masks: folder of 8-bit mask files named like the pictures (0 and 255, or 0, 1, 2, … with 255 for pixels that do
+            not count); or a COCO .json file.
+        val_images: folder of pictures to measure with; by default a share of the others.
+        val_masks: their masks.
+        val_share: that share.
+        model: the network's name, for weights that do not tell it.
+        epochs: passes over the pictures; by default such that 12,000 pictures are seen, 20 to 200.
+        batch_size: pictures of a step; by default 8, or fewer where there are fewer.
+        size: side of the crops that are trained on, in pixels; whole pictures are measured.
+        out: run folder to make; by default runs/segment-MODEL-DATE-TIME.
+        resume: run folder to go on with; all settings are the run's own.
+        learning_rate: peak learning rate; by default 5e-4 at a batch of 16, and with its square root.
+        weight_decay: of AdamW.
+        layer_decay: factor of the learning rate from each layer group to the one before; by default 0.7, and 1 for
+            random weights.
+        drop_path: stochastic depth rate.
+        seed: of everything random.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto is bf16 where the device is fast at it.
+        workers: processes that load pictures; by default chosen by the cores there are.
+        checkpoint_minutes: most minutes of work that a crash may cost.
+    """
+    return run_task(segment, locals(), _task)
+
+
+def _task(arguments: dict[str, Any]) -> "Segmenting":
+    from .train import Segmenting
+
+    return Segmenting(arguments)

@@ -1,0 +1,185 @@
+"""Semantic segmentation: a feature pyramid's maps added up, a class for every pixel, IoU and Dice."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from ...data import PretrainImages, decode
+from ...data.transforms import Picture
+from ...runs.module import TrainingModule, channels_last
+from ...runs.schedule import Schedule
+from ...seeds import Counter
+from ..fpn import Pyramid
+from .data import IGNORED, LabelMaps
+
+_WIDTH = 128
+
+
+class Segmenter(nn.Module):
+    """Images (B, C, H, W) -> logits (B, classes, H, W): pyramid maps brought to the finest, added, classified.
+
+    Sides that the deepest stride does not divide are padded by 0 and cut off again.
+    """
+
+    def __init__(self, backbone: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.pyramid = Pyramid(backbone, _WIDTH, extra=False)
+        self.head = nn.Sequential(
+            nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(_WIDTH),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(_WIDTH, classes, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        down, across = self.pyramid.stages.strides[-1]
+        padded = F.pad(images, (0, -width % across, 0, -height % down))
+        maps = list(self.pyramid(padded).values())
+        finest = maps[0].shape[2:]
+        total = maps[0]
+        for each in maps[1:]:
+            total = total + F.interpolate(each, finest, mode="bilinear", align_corners=False)
+        logits = F.interpolate(self.head(total), padded.shape[2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+class MapImages(PretrainImages):
+    """`dataset[(epoch, index)]` is (image (C, S, S), labels (S, S)): a random crop, scaled and mirrored both ways.
+
+    Where a picture is smaller than the crop, the rest is 0 and its labels are ignored.
+    """
+
+    def __init__(self, maps: LabelMaps, size: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> None:
+        super().__init__(maps.pictures, _unused, seed)
+        self._maps, self._side = maps, size
+        self._mean, self._std = mean, std
+
+    def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
+        assert isinstance(picture, Image.Image)
+        rng = np.random.default_rng(counter)
+        labels = self._maps.label_map(image)
+        side = self._side / float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))  # of the crop, before scaling
+        height, width = (min(round(side), n) for n in labels.shape)
+        top, left = int(rng.integers(labels.shape[0] - height + 1)), int(rng.integers(labels.shape[1] - width + 1))
+        scale = self._side / side
+        shape = max(1, min(self._side, round(scale * width))), max(1, min(self._side, round(scale * height)))
+        crop = picture.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.BILINEAR)
+        cut = Image.fromarray(labels[top : top + height, left : left + width]).resize(shape, Image.Resampling.NEAREST)
+        tensor = normalised(crop, self._mean, self._std)
+        target = torch.from_numpy(np.array(cut)).long()
+        room = (0, self._side - shape[0], 0, self._side - shape[1])
+        tensor, target = F.pad(tensor, room), F.pad(target, room, value=IGNORED)
+        flips = [axis for axis in (-1, -2) if rng.random() < 0.5]
+        return (tensor.flip(flips), target.flip(flips)) if flips else (tensor, target)
+
+
+def _unused(picture: Picture, counter: Counter) -> Tensor:
+    raise AssertionError("label maps make their own examples")
+
+
+def normalised(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(C, H, W), (value - mean) / std, grey where there is one mean."""
+    values = torch.from_numpy(np.array(picture.convert("L" if len(mean) == 1 else "RGB")))
+    values = (values[None] if values.ndim == 2 else values.permute(2, 0, 1)).float() / 255
+    return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+class SegmentModule(TrainingModule):
+    """Trains a segmenter on cross-entropy and Dice; after an epoch, IoU and Dice on whole validation pictures."""
+
+    measures = ("val_iou", "val_dice", "val_accuracy")
+
+    def __init__(
+        self,
+        network: Segmenter,
+        make_optimizer: Callable[[], torch.optim.Optimizer],
+        schedule: Schedule,
+        maps: LabelMaps,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+    ) -> None:
+        super().__init__(make_optimizer, schedule, seed)
+        self.network = network
+        self._maps, self._mean, self._std = maps, mean, std
+        self._counts = np.zeros((0, 0), dtype=np.int64)
+
+    def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        return segmentation_loss(self.network(channels_last(images)), labels)
+
+    def candidates(self) -> list[tuple[float, str, nn.Module]]:
+        return [(self.measured["val_iou"], "raw", self.network)] if self.measured else []
+
+    def describe_measured(self) -> str:
+        return f"mean IoU {100 * self.measured['val_iou']:.1f} %" if self.measured else ""
+
+    def on_validation_epoch_start(self) -> None:
+        classes = len(self._maps.classes)
+        self._counts = np.zeros((classes, classes), dtype=np.int64)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        index = int(batch[0])
+        predicted = segment_picture(self.network, self._maps.pictures[index], self._mean, self._std)
+        self._counts += pixel_counts(self._maps.label_map(index), predicted, len(self._maps.classes))
+
+    def on_validation_epoch_end(self) -> None:
+        scores = overlap(self._counts)
+        self.measured = {f"val_{name}": scores[name] for name in ("iou", "dice", "accuracy")}
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy plus 1 - Dice, the mean over classes that are there; (B, K, H, W) and (B, H, W) -> a number."""
+    logits = logits.float()
+    known = labels != IGNORED
+    if not known.any():
+        return logits.sum() * 0
+    entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+    share = logits.softmax(1) * known[:, None]
+    truth = F.one_hot(labels.where(known, labels.new_zeros(())), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
+    both, sizes = (share * truth).sum((0, 2, 3)), (share + truth).sum((0, 2, 3))
+    there = truth.sum((0, 2, 3)) > 0
+    return entropy + 1 - (2 * both[there] / sizes[there]).mean()
+
+
+def segment_picture(network: nn.Module, path: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """(H, W) uint8, the class of each pixel of a picture file."""
+    device = next(network.parameters()).device
+    image = normalised(decode(path), mean, std)[None].to(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return network(channels_last(image)).argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def pixel_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) number of pixels, true class by predicted class, without those that do not count."""
+    known = truth != IGNORED
+    joint = truth[known].astype(np.int64) * classes + predicted[known]
+    return np.bincount(joint, minlength=classes * classes).reshape(classes, classes)
+
+
+def overlap(counts: np.ndarray) -> dict[str, Any]:
+    """Mean IoU and Dice over the classes that are there, the share of right pixels, and both of each class."""
+    both = np.diag(counts).astype(float)
+    true, found = counts.sum(1), counts.sum(0)
+    there = true + found > 0
+    union = np.maximum(1, true + found - both)
+    iou, dice = both / union, 2 * both / np.maximum(1, true + found)
+    return {
+        "iou": float(iou[there].mean()),
+        "dice": float(dice[there].mean()),
+        "accuracy": float(both.sum() / max(1, counts.sum())),
+        "iou_by_class": [float(v) if t else None for v, t in zip(iou, there, strict=True)],
+        "dice_by_class": [float(v) if t else None for v, t in zip(dice, there, strict=True)],
+    }
+
+
+def map_indices(maps: LabelMaps) -> DataLoader[Any]:
+    """The pictures to validate with, one at a time, by their place."""
+    return DataLoader(range(len(maps)), batch_size=1)  # type: ignore[arg-type]

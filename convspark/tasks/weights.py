@@ -1,0 +1,217 @@
+"""WEIGHTS, as every command here takes them: what a user names becomes a network with those weights in it."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoints.weights import load_backbone_weights, read_checkpoint
+from ..errors import UsageError
+from ..model.networks import find_network
+from ..model.stages import evaluating
+from ..runs.folder import RunFolder, read_config
+from ..runs.settings import format_size, normalisation, parse_size
+from ..seeds import Use, counted_seed
+
+logger = logging.getLogger(__name__)
+
+RANDOM = "random:"
+_MOST_MISSING = 0.1  # share of a network's tensors above which it is said aloud that they stay random
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network and its weights come from; a plain record, from which the network is built.
+
+    Attributes:
+        given: what the user named.
+        model: the network's name, as `--model` takes it.
+        source: what the weights are read from; None for random weights.
+        model_args: further arguments of the network.
+        size: side of the images that the weights were trained at, if known.
+        channels: of their images.
+        mean, std: of each channel of their images.
+        classes: names of the classes that a classifier among the weights tells apart.
+    """
+
+    given: str
+    model: str
+    source: str | None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    size: int | str | None = None
+    channels: int = 3
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    classes: Sequence[str] = ()
+
+    @property
+    def is_random(self) -> bool:
+        return self.source is None
+
+    def build(self, seed: int = 0, drop_path: float = 0.0, *, classifier: bool = False) -> nn.Module:
+        """The network with its weights; `seed` of what is random in it.
+
+        Args:
+            classifier: whether to keep the classifier that tells `classes` apart; else timm's networks have none.
+
+        Raises:
+            UsageError: weights that cannot be read, or none that fits.
+        """
+        arguments = dict(self.model_args)
+        if classifier and self.classes:
+            arguments["num_classes"] = len(self.classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(counted_seed(seed, Use.INITIAL_WEIGHTS))
+            network = find_network(self.model, self.channels, drop_path, arguments)
+        if self.source is not None:
+            report = load_backbone_weights(network, self.source)
+            missing = len(report.missing) / (len(report.missing) + len(report.loaded))
+            logger.log(logging.WARNING if missing > _MOST_MISSING else logging.INFO, "%s", report)
+            if missing > _MOST_MISSING:
+                logger.warning(
+                    "%.0f %% of the network stays random: is %s the right --model?", 100 * missing, self.model
+                )
+        return network
+
+    def sides(self, size: int | str | None) -> tuple[int, int]:
+        """(height, width) of images of a size asked for, or else of the weights' own, 224 where none is known."""
+        return parse_size((self.size or 224) if size is None else size)
+
+    def check_size(self, network: nn.Module, sides: tuple[int, int]) -> None:
+        """Raise UsageError unless the network can be run on images of (height, width)."""
+        try:
+            with evaluating(network), torch.no_grad():
+                network(torch.zeros(1, self.channels, *sides))
+        except Exception as error:  # whatever a foreign network raises at a size that it does not take
+            raise UsageError(
+                f"size is {format_size(sides)}: {self.model} cannot be run on images of {sides[0]}x{sides[1]} pixels "
+                f"({str(error).splitlines()[0]}); choose another --size"
+            ) from error
+
+    def check_pictures(self) -> None:
+        """Raise UsageError unless the network takes what picture files hold: three channels, or one."""
+        if self.channels not in (1, 3):
+            raise UsageError(
+                f"weights is {self.given!r}, a network of images of {self.channels} channels; picture files have 3, or "
+                "1 where they are grey. Use it from Python, with your own images"
+            )
+
+
+def find_weights(given: str | None, model: str | None = None) -> Origin:
+    """What WEIGHTS stands for.
+
+    Args:
+        given: a run folder, an export folder, a timm name, a .safetensors or .pth file, or `random:MODEL`.
+        model: the network's name, where the weights do not tell it.
+
+    Raises:
+        UsageError: nothing of that name, or weights that do not tell which network they belong to.
+    """
+    if not given:
+        raise UsageError(
+            "weights are missing: give a run folder, an export folder, a timm name, a weights file, or random:MODEL"
+        )
+    if given.startswith(RANDOM):
+        return _known(given, model or given.removeprefix(RANDOM), None)
+    path = Path(given)
+    if (path / "config.yaml").is_file():
+        return _of_run(given, model)
+    if path.is_dir():
+        return _of_export(given, model)
+    if path.is_file():
+        return _of_file(path, model)
+    return _of_timm(given, model)
+
+
+def _of_run(given: str, model: str | None) -> Origin:
+    config = read_config(RunFolder.open(given))
+    name = model or config["model"]
+    command = RunFolder(given).command
+    if command in ("detect", "segment"):
+        file = Path(given) / ("detector.pth" if command == "detect" else "segmenter.pth")
+        raise UsageError(f"weights is {given!r}, a run of {command}: give its file, {file} --model {name}")
+    if command == "finetune":
+        if not RunFolder(given).export.is_dir():
+            raise UsageError(f"the run {given} has no export yet: `convspark finetune --resume {given}` ends it")
+        return replace(_of_export(f"{given}/export", name), given=given)
+    if name is None:
+        raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
+    return Origin(
+        given,
+        name,
+        given,
+        config.get("model_args") or {},
+        config.get("size"),
+        config.get("channels") or 3,
+        tuple(config["mean"]),
+        tuple(config["std"]),
+    )
+
+
+def _of_export(given: str, model: str | None) -> Origin:
+    file = Path(given) / "config.json"
+    if not file.is_file():
+        if model is None:
+            raise UsageError(
+                f"weights is {given!r}, a folder without config.yaml or config.json: expected a run folder or an "
+                "export; if it holds weights of a network of yours, add --model"
+            )
+        return _known(given, model, given)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        described = config.get("pretrained_cfg", config)
+        channels, height, width = described["input_size"]
+        name = model or config["architecture"]
+    except (json.JSONDecodeError, KeyError, ValueError, AttributeError) as error:
+        raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
+    size = height if height == width else f"{height}x{width}"
+    mean, std, classes = tuple(described["mean"]), tuple(described["std"]), tuple(config.get("label_names") or ())
+    return Origin(given, name, given, {}, size, channels, mean, std, classes)
+
+
+def _of_file(path: Path, model: str | None) -> Origin:
+    """A weights file, whose network `model` names, or the export that it lies in, or a checkpoint of the paper."""
+    if model is None and (path.parent / "config.json").is_file() and path.suffix == ".safetensors":
+        return replace(_of_export(str(path.parent), None), given=str(path), source=str(path))
+    model = model or _papers_network(path)
+    if model is None:
+        raise UsageError(f"weights is {str(path)!r}, a file that does not tell its network: add --model, as resnet50")
+    return _known(str(path), model, str(path))
+
+
+def _papers_network(path: Path) -> str | None:
+    """What a checkpoint of the paper's code says of its network, in timm's words."""
+    import timm
+
+    content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
+    named = content.get("arch") if isinstance(content, Mapping) else None
+    found = re.match(r"(.+?)(?:_\d+)?_(?:withdecoder_)?1kpretrained", path.name)
+    in_brief = re.match(r"convnext([SBL])$", found[1]) if found else None  # convnextS_1kpretrained_official_style.pth
+    sizes = {"S": "small", "B": "base", "L": "large"}
+    candidates = (named, found and found[1], in_brief and f"convnext_{sizes[in_brief[1]]}")
+    return next((name for name in candidates if isinstance(name, str) and timm.is_model(name)), None)
+
+
+def _of_timm(given: str, model: str | None) -> Origin:
+    from ..model.networks import check_name
+
+    check_name(given)
+    return _known(given, model or given.partition(".")[0], given)
+
+
+def _known(given: str, model: str, source: str | None) -> Origin:
+    """With the normalisation that timm has for these weights, ImageNet's where it has none."""
+    import timm
+
+    mean, std = normalisation(3, None, None)
+    if source is not None and not Path(source).exists() and timm.is_model(given.partition(".")[0]):
+        config = timm.get_pretrained_cfg(given)
+        if config is not None:
+            mean, std = tuple(config.mean), tuple(config.std)
+    return Origin(given, model, source, mean=mean, std=std)

@@ -1,1 +1,0 @@
-"""From a backbone to an answer: classification, frozen features, and the comparison of initialisations."""

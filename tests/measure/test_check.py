@@ -1,0 +1,154 @@
+"""`check`: verdicts, reasons and advice for networks whose answer is known; nothing is changed by it."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import convspark
+from convspark.errors import UsageError
+from convspark.measure.check import check
+
+THIN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
+
+
+def thin_resnet(**options):
+    return timm.create_model("resnet10t", **THIN, **options)
+
+
+def test_an_exact_network_is_left_as_it_was():
+    network = thin_resnet(num_classes=3)
+    network.layer1.eval()
+    network.conv1.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    state = torch.get_rng_state()
+    report = check(network, size=64)
+    assert report.exact and report.reason is None and report.proof is not None and report.proof.largest < 1e-10
+    assert report.strides == [(4, 4), (8, 8), (16, 16), (32, 32)]
+    assert (report.channels, report.patch_size) == ([8, 8, 16, 16], (32, 32))
+    assert report.untrained == ["fc"]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training and not network.layer1.training and not network.conv1[0].weight.requires_grad
+    assert all(p.grad is None for p in network.parameters())
+    assert report.cost is not None and report.cost.image_size == (64, 64) and report.cost.visible.peak_bytes > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    text = str(report)
+    assert text.startswith("ResNet: exact on visible patches") and "left out    fc" in text and "0.40" in text
+    json.dumps(report.as_dict())
+
+
+def test_attention_is_refused_by_name_and_place():
+    report = check("levit_128", measure=False)
+    assert not report.exact and "self-attention (Attention at 'stages.0.blocks.0.attn'" in str(report)
+
+
+class Rolled(nn.Module):
+    """Moves the map along: refused."""
+
+    def forward(self, x):
+        return x.roll(1, 3)
+
+
+def test_a_refusal_advises_the_patch_that_leaves_the_culprit_out():
+    network = thin_resnet()
+    network.layer4 = nn.Sequential(network.layer4, Rolled())
+    report = check(network, measure=False)
+    assert not report.exact and "roll (in layer4.1 (Rolled))" in str(report)
+    assert report.advice == "With --patch-size 16 it is exact, which leaves out layer4, fc."
+    assert check(network, patch_size=16, measure=False).exact
+
+
+class SecondPooling(nn.Module):
+    """Pools the deepest map once more and comes back: needs two of its positions in a patch."""
+
+    def forward(self, x):
+        return x + nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), scale_factor=2)
+
+
+def test_a_refusal_advises_the_coarser_patch():
+    network = thin_resnet()
+    network.layer4 = nn.Sequential(network.layer4, SecondPooling())
+    report = check(network, measure=False)
+    assert "does not divide" in str(report) and report.advice == "With --patch-size 64 it is exact."
+
+
+class Coordinates(nn.Module):
+    """Acts by the size of what it sees: runs, and is wrong."""
+
+    def forward(self, x):
+        return x * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).sum()
+
+
+def test_what_runs_and_is_wrong_is_found_and_named():
+    network = thin_resnet()
+    network.layer3 = nn.Sequential(network.layer3, Coordinates())
+    report = check(network, measure=False)
+    assert not report.exact and "The first module to differ is layer3.1 (Coordinates)" in str(report)
+    assert report.proof is not None and report.proof.dense > 1e-3
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3
+
+
+class Doubled(nn.Module):
+    """Right features, wrong gradients, on visible patches alone."""
+
+    def forward(self, x):
+        if isinstance(x, convspark.VisiblePatches):
+            from convspark.sparse import as_patches
+
+            return as_patches(WrongGradient.apply(x.values), x.grid)
+        return x * 2
+
+
+def test_wrong_gradients_are_found():
+    network = thin_resnet()
+    network.layer2 = nn.Sequential(network.layer2, Doubled())
+    report = check(network, measure=False)
+    assert not report.exact and "gives other gradients" in str(report)
+    assert report.proof is not None and report.proof.features < 1e-10 < report.proof.gradients
+
+
+class Leaky(nn.Module):
+    """Remembers what it saw first: an output that depends on masked pixels through a side door."""
+
+    hidden = 0.0
+
+    def forward(self, x):
+        return x + self.hidden
+
+
+def test_a_leak_is_found():
+    network = nn.Sequential(nn.Conv2d(3, 4, 2, 2), Leaky(), nn.Conv2d(4, 8, 2, 2))
+
+    def leak(_module, args):
+        spoilt = isinstance(args[0], convspark.VisiblePatches) and not args[0].grid.visible.all()
+        leak.calls += spoilt
+        network[1].hidden = 1.0 if leak.calls > 1 else 0.0  # the second masked run has other masked pixels
+
+    leak.calls = 0
+    network.register_forward_pre_hook(leak)
+    report = check(network, measure=False)
+    assert report.proof is not None and report.proof.leak and "masked patches" in str(report)
+
+
+def test_wrong_arguments_are_usage_errors():
+    with pytest.raises(UsageError, match="did you mean resnet50"):
+        check("resnet5O")
+    with pytest.raises(UsageError, match="did you mean layer4"):
+        check(thin_resnet(), stages=["layer5"])
+    with pytest.raises(UsageError, match="patch_size=48"):
+        check(thin_resnet(), patch_size=48)
+    with pytest.raises(UsageError, match="size is 100x64"):
+        check(thin_resnet(), size=(100, 64))
+    assert convspark.check is check

@@ -1,0 +1,90 @@
+"""Out of memory: what fits is tried, and told."""
+
+import pytest
+import torch
+
+from convspark import pretrain
+from convspark.errors import ConvsparkError
+from convspark.pretraining.estimate import Measured, estimate
+from convspark.pretraining.module import PretrainModule
+from convspark.runs.memory import most_that_fits
+
+
+@pytest.fixture
+def holds(monkeypatch):
+    """A device that holds so many images a pass."""
+
+    def limit(most):
+        forward = PretrainModule.loss_of
+
+        def loss_of(self, batch, batch_idx):
+            if len(batch) > most:
+                raise torch.OutOfMemoryError(f"{len(batch)} images")
+            return forward(self, batch, batch_idx)
+
+        monkeypatch.setattr(PretrainModule, "loss_of", loss_of)
+
+    return limit
+
+
+SMALL = {
+    "model": "test_resnet",
+    "size": 64,
+    "epochs": 1,
+    "batch_size": 12,
+    "precision": "fp32",
+    "workers": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("most", "says"),
+    [
+        (
+            3,
+            r"12 images a pass in fp32: 3 fit, as tried just now: --accumulate 4 \(the same batch of 12 in 4",
+        ),
+        (5, r"3 fit"),
+        (1, r"--accumulate 12 .* --batch-size 1"),
+        (0, r"not even one image fits: try a smaller --size"),
+    ],
+)
+def test_a_run_says_what_fits(most, says, holds, pictures, tmp_path):
+    holds(most)
+    with pytest.raises(ConvsparkError, match=says):
+        pretrain(str(pictures), out=str(tmp_path / "run"), device="cpu", **SMALL)
+
+
+def test_what_fits_does_fit(holds, pictures, tmp_path):
+    holds(3)
+    assert pretrain(str(pictures), out=str(tmp_path / "run"), device="cpu", accumulate=4, **SMALL).steps == 3
+
+
+def test_halves_are_tried():
+    tried = []
+
+    def step(count):
+        tried.append(count)
+        if count > 20:
+            raise torch.OutOfMemoryError("too many")
+
+    assert most_that_fits(step, 256) == 16 and tried == [128, 64, 32, 16]
+    assert most_that_fits(step, 1) == 0
+
+
+def test_images_that_fit_are_those_that_the_memory_has_room_for():
+    gib = 2**30
+    assert Measured(1.0, peak=12 * gib, kept=2 * gib, total=80 * gib).images_that_fit(100) == 700
+    assert Measured(1.0, peak=12 * gib, kept=0, total=None).images_that_fit(100) is None
+
+
+def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
+    from convspark.pretraining import estimate as module
+
+    found = estimate(str(pictures), device="cpu", **SMALL)
+    assert found.device_bytes is None and "GiB on CPU" in str(found)
+    gib = 2**30
+    monkeypatch.setattr(module, "_measure", lambda plan: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
+    assert "12.0 of 80.0 GiB on CPU, 2 cores; about 84 images a pass would fit" in str(
+        estimate(str(pictures), device="cpu", **SMALL)
+    ).replace("1 cores", "2 cores")

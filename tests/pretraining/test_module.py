@@ -1,0 +1,59 @@
+"""What is counted instead of drawn."""
+
+import torch
+
+from convspark.model.spark import SparK
+from convspark.pretraining import module
+from convspark.pretraining import pictures as drawing
+from convspark.pretraining.command import pretrain
+from convspark.pretraining.module import counted_grid
+from convspark.seeds import Use, counted_seed
+
+
+def test_seeds_differ_in_every_word_and_fit_a_generator():
+    words = [(0, Use.MASK, step) for step in range(1000)] + [
+        (1, Use.MASK, 0),
+        (0, Use.HELD_OUT_MASK, 0),
+        (0, Use.MASK, 0, 0),
+    ]
+    seeds = {counted_seed(*each) for each in words}
+    assert len(seeds) >= len(words) - 1  # trailing zeros may count for nothing
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_masks_are_a_function_of_their_words(small):
+    import timm
+
+    model = SparK(timm.create_model("test_resnet"), image_size=128, decoder_width=32, prove=False)
+    images = torch.zeros(4, 3, 128, 128)
+    before = torch.get_rng_state()
+    first, again, other = (counted_grid(model, images, 0, Use.MASK, step).visible for step in (5, 5, 6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.sum((1, 2)).tolist() == [6] * 4  # round(16 * 0.4)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_step_has_a_mask_of_its_own_and_held_out_images_always_the_same(pictures, small, tmp_path, monkeypatch):
+    asked = []
+
+    def record(model, images, *words):
+        asked.append(words)
+        return counted_grid(model, images, *words)
+
+    for asks in (module, drawing):
+        monkeypatch.setattr(asks, "counted_grid", record)
+    pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, "seed": 7})
+    masks = [words for words in asked if words[1] == Use.MASK]
+    assert [words[:3] for words in masks] == [(7, Use.MASK, step) for step in range(8)]
+    assert [words for words in asked if words[1] == Use.HELD_OUT_MASK] == [
+        (7, Use.HELD_OUT_MASK, 0)
+    ] * 4  # measured and drawn, twice each
+
+
+def test_a_run_leaves_the_global_generator_alone(pictures, small, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, "epochs": 1})
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,352 @@
+"""Whole runs, small: what they leave behind, how they go on, how they fail."""
+
+import csv
+import json
+import signal
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+
+from convspark.errors import DataError, DivergedError, UsageError
+from convspark.pretraining import compile as compiling
+from convspark.pretraining import plan
+from convspark.pretraining.build import load_run
+from convspark.pretraining.command import default_arguments, pretrain
+from convspark.pretraining.estimate import estimate, resolved_config
+from convspark.runs import fit
+
+
+class Pictures(Dataset):
+    """Random pictures; a signal (Ctrl-C) comes while the `stop_at`-th is read."""
+
+    def __init__(self, count: int = 26, stop_at: int | None = None, number: int = signal.SIGINT):
+        rng = np.random.default_rng(1)
+        self.pictures = [rng.integers(0, 256, (70, 90, 3), dtype=np.uint8) for _ in range(count)]
+        self.reads = 0
+        self.stop_at = stop_at
+        self.number = number
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == self.stop_at:
+            signal.raise_signal(self.number)
+        return Image.fromarray(self.pictures[index]), 0
+
+
+class Broken(nn.Module):
+    """Not a number, as soon as it is trained."""
+
+    def forward(self, x):
+        return x * float("nan") if self.training else x
+
+
+class OwnNet(nn.Module):
+    """A network that timm does not know."""
+
+    def __init__(self, broken: bool = False):
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU())
+        middle = Broken() if broken else nn.ReLU()
+        self.layer2 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), middle)
+        self.layer3 = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "export" / "model.safetensors")
+
+
+def metrics(folder) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return pretrain(str(pictures), out=str(folder), **small)
+
+
+def test_leaves_a_whole_run_folder(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "log.txt",
+        "train_files.txt",
+        "held_out_files.txt",
+        "checkpoints",
+        "pictures",
+        "export",
+    }
+    assert [path.name for path in (finished.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {"epoch_1.png", "epoch_2.png", "last.png", "curves.png"} == {
+        path.name for path in (finished.folder / "pictures").iterdir()
+    }
+    assert "loaded again with timm and equal" in (finished.folder / "log.txt").read_text()
+    train = (finished.folder / "train_files.txt").read_text().split()
+    held_out = (finished.folder / "held_out_files.txt").read_text().split()
+    assert len(train) == 25 and len(held_out) == 1 and not set(train) & set(held_out)
+
+
+def test_metrics_have_a_row_an_epoch(finished):
+    rows = metrics(finished.folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["step"] for row in rows] == ["4", "8"]  # 25 images in batches of 8, the last filled up
+    assert float(rows[-1]["held_out_loss"]) == pytest.approx(finished.held_out_loss)
+    assert float(rows[-1]["weight_decay"]) == pytest.approx(0.2)
+
+
+def test_export_loads_in_plain_timm(finished):
+    model = timm.create_model(f"local-dir:{finished.export.folder}", pretrained=True, num_classes=5)
+    assert torch.equal(model.conv1[0].weight, weights(finished.folder)["conv1.0.weight"])
+    trained, _ = load_run(finished.folder)
+    assert torch.equal(model.conv1[0].weight, trained.backbone.conv1[0].weight)
+    fresh = timm.create_model("test_resnet", num_classes=0)
+    assert not torch.equal(model.conv1[0].weight, fresh.conv1[0].weight)
+
+
+def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
+    config = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    assert set(config) == set(default_arguments()) - {"out", "resume"}
+    unresolved = {name for name, value in config.items() if value is None}
+    assert unresolved <= {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
+    images = config.pop("images")
+    again = pretrain(images, out=str(tmp_path / "again"), **config)
+    assert again.train_loss == finished.train_loss
+    ours, theirs = weights(finished.folder), weights(again.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_number_of_workers_changes_nothing(finished, pictures, small, tmp_path):
+    again = pretrain(str(pictures), out=str(tmp_path / "again"), **{**small, "workers": 2})
+    assert again.train_loss == finished.train_loss
+
+
+def test_a_complete_run_goes_on_to_nothing(finished):
+    before = weights(finished.folder)
+    again = pretrain(resume=str(finished.folder))
+    assert (again.steps, again.train_loss) == (finished.steps, finished.train_loss)
+    assert all(torch.equal(before[name], value) for name, value in weights(finished.folder).items())
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "step"), [(20, 2), (84, 10), (99, 12)], ids=["first epoch", "third epoch", "an epoch's end"]
+)
+def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(small, tmp_path, stop_at, step):
+    small = small | {"model": "test_convnext", "drop_path": 0.2, "epochs": 4, "picture_epochs": 0}
+    whole = pretrain(Pictures(), out=str(tmp_path / "whole"), **small)
+    with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 16.*\n.*pretrain --resume"):
+        pretrain(Pictures(stop_at=stop_at), out=str(tmp_path / "part"), **small)
+    assert (tmp_path / "part" / "checkpoints" / "last.ckpt").is_file()
+    assert not (tmp_path / "part" / "export").exists()
+    resumed = pretrain(Pictures(), resume=str(tmp_path / "part"))
+    assert resumed.steps == whole.steps == 16
+    ours, theirs = weights(whole.folder), weights(resumed.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    kept = ("epoch", "step", "train_loss", "held_out_loss", "learning_rate")
+    rows = [[[row[name] for name in kept] for row in metrics(r.folder)] for r in (whole, resumed)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_a_checkpoint_and_the_handlers_as_they_were(small, tmp_path, number):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
+        pretrain(Pictures(stop_at=9, number=number), out=str(tmp_path / "run"), **small)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_resuming_takes_no_other_settings(finished):
+    with pytest.raises(UsageError, match="leave out --epochs, --learning-rate"):
+        pretrain(resume=str(finished.folder), epochs=3, learning_rate=1.0)
+
+
+def test_accumulating_gives_steps_of_the_whole_batch(pictures, small, tmp_path):
+    small = small | {"accumulate": 4, "epochs": 1, "optimizer": "adamw"}
+    result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    assert result.steps == 4
+
+
+def test_own_network_and_its_export(small, tmp_path):
+    small = small | {"model": OwnNet(), "epochs": 1, "size": 32}
+    result = pretrain(Pictures(), out=str(tmp_path / "run"), **small)
+    assert result.export.architecture is None
+    assert set(result.export.untrained) == {"head.weight", "head.bias"}
+    written = weights(result.folder)
+    assert all(torch.equal(written[name], value) for name, value in small["model"].state_dict().items())
+    with pytest.raises(UsageError, match="model="):
+        pretrain(Pictures(), resume=str(result.folder))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(small, tmp_path):
+    small = small | {"model": OwnNet(broken=True), "size": 32}
+    with pytest.raises(DivergedError, match=r"step 1 of 8.*--learning-rate") as error:
+        pretrain(Pictures(), out=str(tmp_path / "run"), **small)
+    assert error.value.exit_code == 4
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_starts_from_a_run(finished, pictures, small, tmp_path):
+    small = small | {"epochs": 1, "learning_rate": 1e-12, "init": str(finished.folder)}
+    result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    before, after = weights(finished.folder), weights(result.folder)
+    torch.testing.assert_close(after["conv1.0.weight"], before["conv1.0.weight"], rtol=1e-6, atol=1e-8)
+    assert "tensors loaded from" in (result.folder / "log.txt").read_text()
+
+
+def test_held_out_images_of_their_own(pictures, small, tmp_path):
+    result = pretrain(Pictures(), held_out=str(pictures), out=str(tmp_path / "run"), **{**small, "epochs": 1})
+    assert result.held_out_loss is not None
+    assert len((result.folder / "held_out_files.txt").read_text().split()) == 26
+
+
+def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
+    class Tracker(DummyLogger):
+        rows: ClassVar[list] = []
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.append((step, metrics))
+
+    monkeypatch.setattr(fit, "make_tracker", lambda name, folder: Tracker())
+    result = pretrain(Pictures(), out=str(tmp_path / "run"), **small)
+    assert [step for step, _ in Tracker.rows] == [4, 8]
+    assert Tracker.rows[-1][1]["train_loss"] == pytest.approx(result.train_loss)
+
+
+def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):
+    small = small | {"model": "resnet10t", "model_args": {"output_stride": 16}, "size": 32, "epochs": 1}
+    result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
+    model, config = load_run(result.folder)
+    assert model.patch_size == (16, 16) and config["patch_size"] == 16
+    loaded = timm.create_model(f"local-dir:{result.export.folder}", pretrained=True)
+    assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
+    assert loaded.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)
+
+
+def test_nothing_held_out(small, tmp_path):
+    result = pretrain(Pictures(), held_out=0, out=str(tmp_path / "run"), **{**small, "epochs": 1})
+    assert result.held_out_loss is None and result.picture is not None
+
+
+def test_bad_files_are_skipped_counted_and_listed(pictures, small, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in pictures.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "empty.png").write_bytes(b"")
+    result = pretrain(str(folder), out=str(tmp_path / "run"), **{**small, "epochs": 1})
+    assert "empty.png" in (result.folder / "bad_files.txt").read_text()
+    assert "1 unreadable" in (result.folder / "log.txt").read_text()
+    (folder / "text.png").write_text("not a picture")
+    with pytest.raises(DataError, match="more than 5"):
+        pretrain(str(folder), out=str(tmp_path / "other"), **small)
+    assert not (tmp_path / "other").exists()
+
+
+def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = estimate(str(pictures), **small)
+    assert found.steps == 8 and found.step_seconds > 0 and found.memory_bytes > 2**20
+    assert found.total_seconds >= 8 * found.step_seconds
+    assert "patches of 32: 2 of 4 visible" in str(found)
+    json.dumps(found.as_dict())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "tolerance"),
+    [
+        # From the second step on, a ReLU's sign may hang on a rounding, after which LAMB takes other steps: with the
+        # lean decoder it does here, with the paper's it does not.
+        ({"batch_size": 25, "epochs": 1}, 1, {"rtol": 1e-4, "atol": 1e-5}),
+        # Eight steps of LAMB, each of up to 2 % of a layer's size, from gradients that differ by roundings.
+        ({"decoder": "paper"}, 8, {"rtol": 1e-3, "atol": 1e-4}),
+    ],
+    ids=["one step", "eight steps"],
+)
+def test_compiled_steps_are_the_same_steps(pictures, small, settings, steps, tolerance, tmp_path, monkeypatch):
+    """Traced by torch.compile, and run without a compiler: the same run but for rounding, with the same names."""
+    traced = []
+
+    def trace(function, **options):
+        traced.append(options)
+        return torch_compile(function, backend="eager", **options)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    plain = pretrain(str(pictures), out=str(tmp_path / "plain"), **small | settings)
+    assert not traced
+    result = pretrain(str(pictures), out=str(tmp_path / "run"), compile=True, **small | settings)
+    assert result.steps == steps
+    assert {"fullgraph": True, "dynamic": False} in traced
+    assert yaml.safe_load((result.folder / "config.yaml").read_text())["compile"] is True
+    names, expected = (
+        torch.load(run.folder / "checkpoints" / "last.ckpt")["state_dict"].keys() for run in (result, plain)
+    )
+    assert names == expected
+    for name, weight in weights(plain.folder).items():
+        torch.testing.assert_close(weights(result.folder)[name], weight, **tolerance)
+    assert estimate(str(pictures), compile=True, **small).step_seconds > 0
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_do(pictures, small, tmp_path, monkeypatch):
+    def missing(x):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(compiling, "_something", missing)
+    with pytest.raises(UsageError, match=r"No working C\+\+ compiler.*such as g\+\+.*leave --compile out"):
+        pretrain(str(pictures), out=str(tmp_path / "run"), compile=True, **small)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resolved_config_without_images_is_a_template(small):
+    config = yaml.safe_load(resolved_config(**{**small, "batch_size": None}))
+    assert config["images"] is None and config["batch_size"] == 64
+    assert config["learning_rate"] is None  # depends on how many steps there will be
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "resnet5o"}, "resnet50"),
+        ({"model": "test_vit"}, "self-attention"),
+        ({"size": 100}, "96x96 or 128x128"),
+        ({"model_args": {"output_strid": 16}}, "cannot be built with.*output_strid"),
+        ({"mask_ratio": 0.99}, "mask_ratio"),
+        ({"mask_ratio": 0.01}, "mask_ratio"),
+        ({"batch_size": 100}, "only 25 images"),
+        ({"learning_rate": 1e-3, "base_learning_rate": 1e-4}, "exclude each other"),
+        ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
+        ({"held_out": 1.5}, "held_out is 1.5"),
+        ({"channels": 5}, "--mean and --std"),
+        ({"model": "test_efficientnet", "drop_path": 1.5}, "drop_path is 1.5"),
+        ({"init": "nowhere"}, "no file or folder 'nowhere'"),
+        ({"device": "abacus"}, "device is 'abacus'"),
+        ({"tracker": "wandb"}, r"pip install 'convspark\[wandb\]'"),
+    ],
+)
+def test_refuses_with_a_word_on_what_to_do(pictures, small, tmp_path, monkeypatch, changes, words):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=words):
+        pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, **changes})
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,305 @@
+"""Detectors and segmenters: learned on drawn pictures, resumed, and their measures beside scikit-learn's."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.metrics import f1_score, jaccard_score
+from torch.nn import functional as F
+
+from convspark.cli.main import main
+from convspark.errors import DataError, UsageError
+from convspark.tasks.detection import network as detection
+from convspark.tasks.detection import train as detecting
+from convspark.tasks.detection.command import detect
+from convspark.tasks.detection.data import read_scenes
+from convspark.tasks.detection.network import build_detector, detections_in
+from convspark.tasks.segmentation.command import segment
+from convspark.tasks.segmentation.data import IGNORED, read_label_maps
+from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
+from convspark.tasks.weights import find_weights
+
+COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Pictures of bright squares on dark noise, with COCO boxes and masks, and mask files."""
+    root = tmp_path_factory.mktemp("drawn")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        (root / part).mkdir()
+        (root / f"{part}_masks").mkdir()
+        images, things = [], []
+        for i in range(count):
+            pixels = rng.integers(0, 60, (64, 80, 3), dtype=np.uint8)
+            labels = np.zeros((64, 80), dtype=np.uint8)
+            for _ in range(2):
+                side, left, top = int(rng.integers(14, 24)), int(rng.integers(0, 56)), int(rng.integers(0, 40))
+                pixels[top : top + side, left : left + side] = (230, 200, 40)
+                labels[top : top + side, left : left + side] = 255
+                polygon = [left, top, left + side, top, left + side, top + side, left, top + side]
+                things.append(
+                    {
+                        "id": len(things) + 1,
+                        "image_id": i,
+                        "category_id": 1,
+                        "bbox": [left, top, side, side],
+                        "segmentation": [polygon],
+                    }
+                )
+            Image.fromarray(pixels).save(root / part / f"{i}.png")
+            Image.fromarray(labels).save(root / f"{part}_masks" / f"{i}.png")
+            images.append({"id": i, "file_name": f"{i}.png"})
+        content = {"images": images, "annotations": things, "categories": [{"id": 1, "name": "square"}]}
+        (root / f"{part}.json").write_text(json.dumps(content))
+    return root
+
+
+def places(drawn):
+    return {
+        "train": str(drawn / "train.json"),
+        "val": str(drawn / "val.json"),
+        "images": str(drawn / "train"),
+        "val_images": str(drawn / "val"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "epochs", "least"),
+    [("boxes", 2, 0.0), ("masks", 2, 0.0), pytest.param("boxes", 8, 0.1, marks=pytest.mark.slow)],
+)
+def test_a_detector_learns(drawn, tmp_path, task, epochs, least):
+    options = {"task": task, "size": 64, "batch_size": 2, "learning_rate": 2e-3, **COMMON}
+    result = detect("random:resnet10t", **places(drawn), epochs=epochs, out=str(tmp_path / "run"), **options)
+    assert result.ap50 >= least and result.pictures == 4 and list(result.by_class) == ["square"]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert least == 0 or losses[-1] < 0.5 * losses[0]
+    found = json.loads((tmp_path / "run" / "detections.json").read_text())
+    assert {d["image_id"] for d in found} <= {1, 2, 3, 4}
+    assert all(("segmentation" in each) == (task == "masks") for each in found)
+    with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
+        assert picture.width > 300
+    file = tmp_path / "run" / "detector.pth"  # whose backbone is WEIGHTS to other commands
+    with pytest.raises(UsageError, match=f"give its file, {file} --model resnet10t"):
+        find_weights(str(tmp_path / "run"))
+    trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
+    assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps", "rate"),
+    [
+        (16, 90_000, 2.5e-4),
+        (16, 500_000, 2.5e-4),
+        (16, 22_500, 5e-4),
+        (16, 10, 1e-3),
+        (4, 206, 5e-4),
+        (4, 90_000, 1.25e-4),
+    ],
+)
+def test_the_learning_rate_is_the_papers_and_higher_in_fewer_steps(batch_size, steps, rate):
+    assert detecting.default_rate(batch_size, steps) == pytest.approx(rate)
+
+
+def test_pictures_are_measured_once_after_the_last_epoch_and_again_when_going_on_behind_it(
+    drawn, tmp_path, monkeypatch
+):
+    measured = []
+
+    def counted(network, scene, *rest):
+        measured.append(scene.path)
+        return detections_in(network, scene, *rest)
+
+    for module in (detection, detecting):
+        monkeypatch.setattr(module, "detections_in", counted)
+    folder = str(tmp_path / "run")
+    first = detect("random:resnet10t", **places(drawn), size=64, batch_size=2, epochs=1, out=folder, **COMMON)
+    assert len(measured) == 4 == len(set(measured))
+    found = (tmp_path / "run" / "detections.json").read_text()
+    again = detect(resume=folder)
+    assert len(measured) == 8
+    assert (again.ap, again.ap50) == (first.ap, first.ap50)
+    assert (tmp_path / "run" / "detections.json").read_text() == found
+
+
+def test_pictures_are_measured_at_the_size_asked_for(drawn):
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(backbone, scenes, 100, (0.5,) * 3, (0.2,) * 3, masks=False).eval()
+    images, _ = network.transform([torch.zeros(3, 64, 80)])
+    assert images.image_sizes == [(100, 125)]
+
+
+def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
+    torch.manual_seed(0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    network = build_detector(
+        timm.create_model("resnet10t", num_classes=0), scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=True
+    ).eval()
+    small, picture = torch.rand(3, 38, 38), torch.rand(3, 64, 64)
+    with torch.no_grad():
+        first = network([picture])[0]
+        network.transform.min_size = (38,)
+        network([small])
+        network.transform.min_size = (64,)
+        again = network([picture])[0]
+    assert len(first["boxes"]) and all(torch.equal(first[name], again[name]) for name in first)
+    assert [pool.scales for pool in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool)] == [
+        [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    ] * 2
+
+
+def test_places_are_not_rounded_to_bfloat16(drawn):
+    """A true box of one pixel, far from the corner, would lose its area, and the loss be no number."""
+    torch.manual_seed(0)
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    backbone = timm.create_model("resnet10t", num_classes=0)
+    network = build_detector(backbone, scenes, 384, (0.5,) * 3, (0.2,) * 3, masks=False).train()
+    network.transform.min_size = (384,)
+    given = []
+    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[1]))
+    box = torch.tensor([[600.2, 300.1, 601.3, 301.2]])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = network([torch.rand(3, 384, 640)], [{"boxes": box, "labels": torch.tensor([1])}])
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert {boxes.dtype for boxes in given} == {torch.float32} and any((boxes == box).all(1).any() for boxes in given)
+
+
+@pytest.mark.parametrize("task", ["boxes", "masks"])
+def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
+    from convspark.tasks.detection.network import average_precision
+
+    Image.new("RGB", (400, 40)).save(tmp_path / "a.png")
+    boxes = [[4 * (i % 100), 10 * (i // 100), 3, 9] for i in range(300)]
+    things = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]
+    images, categories = [{"id": 1, "file_name": "a.png"}], [{"id": 1, "name": "bar"}, {"id": 2, "name": "none"}]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": images, "annotations": things, "categories": categories}))
+    scenes = read_scenes(str(file), str(tmp_path), masks=task == "masks")
+    found = [
+        {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [float(v) for v in box],
+            "score": 0.9 - 0.001 * i,
+            "segmentation": thing.mask,
+        }
+        for i, (box, thing) in enumerate(zip(boxes, scenes.scenes[0].things, strict=True))
+    ]
+    scores = average_precision(scenes, found, "segm" if task == "masks" else "bbox")
+    assert scores["ap"] == pytest.approx(1.0) and scores["by_class"] == {"bar": pytest.approx(1.0), "none": None}
+
+
+def test_detect_says_what_is_wrong(drawn, tmp_path):
+    with pytest.raises(UsageError, match="val is missing: give --val"):
+        detect("random:resnet10t", **{**places(drawn), "val": None})
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"layer_decay": 2.0}, {"weight_decay": -1.0}, {"drop_path": 1.0}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            detect("random:resnet10t", **{**places(drawn), **wrong})
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))} is"):
+            segment("random:resnet10t", images="a", masks="b", **wrong)
+    with pytest.raises(UsageError, match="size is 8"):
+        detect("random:resnet10t", **places(drawn), size=8)
+    with pytest.raises(DataError, match="8 of the 12 pictures"):
+        detect("random:resnet10t", **{**places(drawn), "images": str(drawn / "val")})
+    assert main(["detect", "random:resnet10t", "--train", str(drawn / "none.json")]) == 2
+
+
+@pytest.mark.parametrize("kind", ["files", "coco"])
+def test_a_segmenter_learns(drawn, tmp_path, kind):
+    masks = {"files": ("train_masks", "val_masks"), "coco": ("train.json", "val.json")}[kind]
+    result = segment(
+        "random:resnet10t",
+        images=str(drawn / "train"),
+        masks=str(drawn / masks[0]),
+        val_images=str(drawn / "val"),
+        val_masks=str(drawn / masks[1]),
+        epochs=8,
+        size=64,
+        batch_size=4,
+        learning_rate=2e-3,
+        out=str(tmp_path / "run"),
+        **COMMON,
+    )
+    assert result.iou > 0.6 and len(result.iou_by_class) == 2
+    again = segment(resume=str(tmp_path / "run"))
+    assert (again.iou, again.dice) == (result.iou, result.dice)
+
+
+def test_measures_are_scikit_learns():
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.integers(0, 3, (2, 40, 50)), rng.integers(0, 3, (2, 40, 50))
+    truth[0, :5] = IGNORED
+    found = overlap(pixel_counts(truth, predicted, 3))
+    a, b = truth[truth != IGNORED], predicted[truth != IGNORED]
+    assert found["iou_by_class"] == pytest.approx(jaccard_score(a, b, average=None))
+    assert found["dice_by_class"] == pytest.approx(f1_score(a, b, average=None))
+    assert found["iou"] == pytest.approx(jaccard_score(a, b, average="macro"))
+    assert found["accuracy"] == pytest.approx(np.mean(a == b))
+
+
+def test_the_loss_knows_nothing_of_ignored_pixels():
+    logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 8, 8))
+    labels[:, :4] = IGNORED
+    loss = segmentation_loss(logits, labels)
+    loss.backward()
+    assert torch.equal(logits.grad[:, :, :4], torch.zeros_like(logits.grad[:, :, :4])) and logits.grad[:, :, 4:].any()
+    alone = segmentation_loss(logits[:, :, 4:], labels[:, 4:])
+    assert float(loss.detach()) == pytest.approx(float(alone.detach()))
+    perfect = 50 * F.one_hot(labels[:, 4:], 3).permute(0, 3, 1, 2).float()
+    assert float(segmentation_loss(perfect, labels[:, 4:])) == pytest.approx(0, abs=1e-6)
+    nothing = segmentation_loss(logits, torch.full_like(labels, IGNORED))
+    assert float(nothing.detach()) == 0
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, values in files.items():
+        Image.fromarray(np.asarray(values, dtype=np.uint8)).save(folder / f"{name}.png")
+    return str(folder)
+
+
+def test_masks_are_read_by_their_values(tmp_path):
+    pictures = write(tmp_path / "p", a=np.zeros((4, 4, 3)), b=np.zeros((4, 4, 3)))
+    many = write(tmp_path / "m", a=[[0, 1, 2, 255]] * 4, b=[[0] * 4] * 4)
+    maps = read_label_maps(pictures, many)
+    assert maps.classes == ["background", "class 1", "class 2"]
+    assert maps.label_map(0)[0].tolist() == [0, 1, 2, IGNORED]
+    binary = read_label_maps(pictures, write(tmp_path / "n", a=[[0, 255, 0, 255]] * 4, b=[[0] * 4] * 4))
+    assert binary.classes == ["background", "class 1"] and binary.label_map(0)[0].tolist() == [0, 1, 0, 1]
+    with pytest.raises(DataError, match=r"has the values \[1, 2\], which the masks trained on do not have"):
+        read_label_maps(pictures, many, binary)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"a": [[0, 1]] * 2}, "1 of the 2 pictures .* have no mask"),
+        ({"a": [[0, 1]] * 2, "b": [[0, 1, 1]] * 2}, "has 3x2 pixels, its picture 2x2"),
+        ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
+        ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
+        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "have 4 values up to 217"),
+        ({"a": [[0, 50]] * 2, "b": [[100, 150]] * 2}, "have 4 values up to 150: expected .* 0, 1, 2"),
+        ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
+    ],
+)
+def test_bad_masks_are_told_apart(tmp_path, masks, message):
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)), b=np.zeros((2, 2, 3)))
+    with pytest.raises(DataError, match=message):
+        read_label_maps(pictures, write(tmp_path / "m", **masks))

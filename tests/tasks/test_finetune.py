@@ -1,0 +1,281 @@
+"""Fine-tuning, probing, embedding and comparing, from end to end on small pictures."""
+
+import csv
+import json
+import multiprocessing
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from convspark.cli.main import main
+from convspark.errors import DivergedError, UsageError
+from convspark.runs import callbacks
+from convspark.tasks.classification import network as classify
+from convspark.tasks.classification import train as finetuning
+from convspark.tasks.classification.command import finetune
+from convspark.tasks.classification.network import ClassifyModule, Scores
+from convspark.tasks.comparison.command import compare
+from convspark.tasks.features.embed import embed
+from convspark.tasks.features.probe import probe
+from convspark.tasks.results import read_result
+
+SMALL = {"size": 32, "batch_size": 12, "workers": 0, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def tuned(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tuned"
+    return finetune("random:resnet10t", str(pictures), epochs=12, out=str(out), **SMALL)
+
+
+def test_it_learns_and_its_figures_are_those_of_its_predictions(tuned):
+    with open(f"{tuned.folder}/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    truth, predicted = [r["label"] for r in rows], [r["predicted"] for r in rows]
+    assert tuned.split == "test" and tuned.pictures == len(rows) == 18
+    assert tuned.top1 == pytest.approx(accuracy_score(truth, predicted)) and tuned.top1 > 0.8
+    assert tuned.balanced == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert tuned.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert read_result(tuned.folder) == tuned
+    with Image.open(f"{tuned.folder}/confusion.png") as picture:
+        assert picture.width > 300
+
+
+def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures):
+    network = timm.create_model(f"local-dir:{tuned.folder}/export", pretrained=True).eval()
+    config = json.loads((Path(tuned.folder) / "export" / "config.json").read_text())
+    assert config["label_names"] == ["blue", "green", "red"] and config["num_classes"] == 3
+    with open(f"{tuned.folder}/predictions.csv") as file:
+        row = next(csv.DictReader(file))
+    with Image.open(row["path"]) as picture:
+        side = round(0.95 * 40)
+        part = picture.convert("RGB").crop((1, 1, 1 + side, 1 + side)).resize((32, 32), Image.Resampling.BICUBIC)
+    mean, std = (torch.tensor(config["pretrained_cfg"][key])[:, None, None] for key in ("mean", "std"))
+    image = (torch.from_numpy(np.array(part)).permute(2, 0, 1) / 255 - mean) / std
+    with torch.no_grad():
+        probability = network(image[None]).softmax(1)[0]
+    assert config["label_names"][int(probability.argmax())] == row["predicted"]
+    assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+
+
+def test_balanced_accuracy_and_f1_are_scikit_learns_where_a_class_has_no_picture():
+    labels, logits = torch.tensor([0, 0, 1, 1, 0] * 5), torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
+    scores = Scores(4)
+    for part in (slice(10), slice(10, 25)):
+        scores.update(logits[part], labels[part])
+    found, truth, predicted = scores.compute(), labels.numpy(), logits.argmax(1).numpy()
+    recalls = [float(np.mean(predicted[truth == label] == label)) for label in (0, 1)]
+    assert 2 in predicted and found["balanced"] == pytest.approx(np.mean(recalls))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
+
+
+def test_a_run_goes_on_by_its_own_command_only(tuned, pictures, capsys):
+    assert main(["detect", "--resume", tuned.folder]) == 2
+    assert f"`convspark finetune --resume {tuned.folder}` goes on with it" in capsys.readouterr().err
+    assert main(["pretrain", "--resume", tuned.folder]) == 2
+    assert main(["finetune", "random:resnet10t", str(pictures), "--out", tuned.folder]) == 2
+    assert f"go on with `convspark finetune --resume {tuned.folder}`" in capsys.readouterr().err
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(tuned, pictures, tmp_path, monkeypatch):
+    save = callbacks.Checkpoints._save
+
+    def save_and_stop(self, trainer, module, name=None):
+        save(self, trainer, module, name)
+        if trainer.global_step == 18:  # in the midst of the fifth epoch
+            raise _Stop
+
+    monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_stop)
+    out = str(tmp_path / "run")
+    with pytest.raises(_Stop):
+        finetune("random:resnet10t", str(pictures), epochs=12, out=out, checkpoint_minutes=1e-9, **SMALL)
+    monkeypatch.undo()
+    result = finetune(resume=str(tmp_path / "run"))
+    assert result.last == tuned.last and result.top1 == tuned.top1 and result.best == tuned.best
+    with pytest.raises(UsageError, match="leave out --epochs"):
+        finetune(resume=str(tmp_path / "run"), epochs=3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_is_measured_loses_nothing_and_leaves_no_process(
+    tuned, pictures, tmp_path, monkeypatch, number
+):
+    measure, calls = ClassifyModule.validation_step, []
+
+    def interrupted(self, batch, batch_idx):
+        calls.append(batch_idx)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return measure(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifyModule, "validation_step", interrupted)
+    monkeypatch.setattr(finetuning, "labelled_loader", partial(classify.labelled_loader, batch_size=2))
+    settings = SMALL | {"workers": 1, "epochs": 12, "out": str(tmp_path / "run")}
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
+        finetune("random:resnet10t", str(pictures), **settings)
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    assert finetune(resume=str(tmp_path / "run")).last == tuned.last
+
+
+def test_stopped_at_once_it_leaves_no_process(pictures, tmp_path, monkeypatch):
+    def twice(self, batch, batch_idx):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ClassifyModule, "validation_step", twice)
+    with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **SMALL | {"workers": 1, "epochs": 2})
+    assert not multiprocessing.active_children()
+
+
+def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
+    result = finetune("random:torchvision:resnet18", str(pictures), epochs=2, out=str(tmp_path / "run"), **SMALL)
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file() and result.epochs == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimizer):
+    options = {"optimizer": optimizer, "accumulate": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}
+    result = finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
+    assert result.steps == 12 and np.isfinite(result.loss)
+
+
+def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, caplog):
+    # A rate at which LAMB's steps, each as long as its layer's weights, leave a network that is blind.
+    options = {"optimizer": "lamb", "learning_rate": 0.3, "warmup_epochs": 0.0, "epochs": 4}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
+    assert caplog.text.count("calls every validation picture the same") == 1
+    assert "The network is no better (33.3 %) than calling every picture" in caplog.text
+    assert "Try a third of the --learning-rate (0.1)" in caplog.text
+
+
+def test_batches_too_small_for_batchnorm_are_told(pictures, tmp_path, caplog):
+    options = {**SMALL, "epochs": 1, "fraction": 0.3}
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "a"), **options)
+    finetune("random:convnext_atto", str(pictures), out=str(tmp_path / "b"), **{**options, "batch_size": 2})
+    assert "BatchNorm" not in caplog.text
+    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
+    assert "BatchNorm over 4 pictures at a time" in caplog.text
+
+
+def test_in_small_batches_batchnorm_keeps_the_statistics_that_it_has(tuned, pictures, tmp_path, caplog):
+    def statistics(folder):
+        tensors = load_file(f"{folder}/export/model.safetensors")
+        return {name: tensor for name, tensor in tensors.items() if name.endswith(("running_mean", "running_var"))}
+
+    options = {**SMALL, "epochs": 2, "fraction": 0.3}
+    small = finetune(tuned.folder, str(pictures), out=str(tmp_path / "small"), **{**options, "batch_size": 2})
+    assert "so that it keeps its statistics of before" in caplog.text
+    large = finetune(tuned.folder, str(pictures), out=str(tmp_path / "large"), **options)
+    before, kept, moved = (statistics(run.folder) for run in (tuned, small, large))
+    assert before and all(torch.equal(kept[name], before[name]) for name in before)
+    assert not any(torch.equal(moved[name], before[name]) for name in before)
+
+
+def test_divergence_is_told(pictures, tmp_path):
+    options = {"optimizer": "lamb", "learning_rate": 3.0, "warmup_epochs": 0.0, "epochs": 4}
+    with pytest.raises(DivergedError, match=r"the loss grew to .*epoch 1, .*--learning-rate \(1.5\)"):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "exploded"), **options, **SMALL)
+    assert not (tmp_path / "exploded" / "checkpoints" / "last.ckpt").exists()  # the last good one is kept
+    with pytest.raises(DivergedError, match="no longer a finite number"):
+        finetune("random:resnet10t", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"mixup": -1.0}, "mixup is -1.0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 1000}, "only 48 images"),
+        ({"batch_size": 5}, "an even number of pictures in each forward pass"),
+        ({"batch_size": 12, "accumulate": 4}, "an even number of pictures in each forward pass"),
+        ({"crop_scale": (0.5, 2.0)}, "crop_scale"),
+        ({"smoothing": 1.0}, "smoothing"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_written(pictures, tmp_path, wrong, message):
+    with pytest.raises(UsageError, match=message):
+        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **{**SMALL, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_tells_colours_apart_even_at_random(pictures):
+    report = probe("random:resnet10t", str(pictures), size=32, seeds=2, workers=0, device="cpu")
+    scores = report.scores["random:resnet10t"]
+    assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
+    assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
+
+
+def test_probe_puts_random_weights_beside_others(tuned, pictures):
+    report = probe(tuned.folder, str(pictures), size=32, seeds=1, workers=0, device="cpu")
+    assert list(report.scores) == [tuned.folder, "random:resnet10t"]
+
+
+def test_embed_writes_what_the_backbone_makes_of_each_picture(tuned, pictures, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i, path in enumerate(sorted((pictures / "test" / "red").iterdir())):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(path.read_bytes())
+    result = embed(f"{tuned.folder}/export", str(tmp_path / "pictures"), out=str(tmp_path / "f.npz"), workers=0)
+    stored = np.load(tmp_path / "f.npz")
+    assert stored["features"].shape == (6, 512) and result.pictures == 6 and len(stored["paths"]) == 6
+    network = timm.create_model(f"local-dir:{tuned.folder}/export", pretrained=True, num_classes=0).eval()
+    with Image.open(stored["paths"][2]) as picture:
+        image = torch.from_numpy(np.array(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = network(((image - mean) / std)[None])[0]
+    # Pillow's pixels and ours differ by a rounding, 1 of 255, here and there.
+    assert (torch.from_numpy(stored["features"][2]) - expected).norm() < 0.02 * expected.norm()
+
+
+def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
+    out = tmp_path / "comparison"
+    options = {"seeds": 2, "fractions": [0.5, 1.0], "epochs": 1, "size": 32, "batch_size": 8, "workers": 0}
+    report = compare(
+        "random:resnet10t", str(pictures), against=["random"], out=str(out), settings={"precision": "fp32"}, **options
+    )
+    # The same start, so the very same runs: every difference is exactly nothing.
+    assert [d.points for d in report.differences] == [[0.0, 0.0], [0.0, 0.0]]
+    assert all("made no certain difference to random weights" in line for line in report.verdict[:2])
+    assert {s.labels for s in report.scores} == {24, 48}
+    before = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
+    assert len(before) == 8
+    next(iter(before)).unlink()
+    again = compare(resume=str(out), workers=0)
+    assert again == report
+    after = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
+    assert sum(after[f] != before[f] for f in before) == 1
+    assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
+    with pytest.raises(UsageError, match="leave out --seeds"):
+        compare(resume=str(out), seeds=5)
+    with pytest.raises(UsageError, match=r"without config\.yaml"):  # told at once, not after the first runs
+        compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
+    with pytest.raises(UsageError, match="exists already: go on with"):
+        compare("random:resnet10t", str(pictures), out=str(out))
+
+
+def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--size", "32", "--json", "--workers", "0"]
+    assert main(["embed", "random:resnet10t", str(pictures / "val"), "-o", "f.npz", *small]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 12 and Path("f.npz").is_file()
+    assert main(["probe", "random:resnet10t", str(pictures), "--size", "32", "--seeds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "test"
+    assert main(["finetune", "random:resnet10t"]) == 2
+    assert "data is missing" in capsys.readouterr().err

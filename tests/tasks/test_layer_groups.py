@@ -1,0 +1,81 @@
+"""Layer groups, against the paper's statement of them."""
+
+import pytest
+import timm
+import torch
+from torchvision.models import resnet18
+
+from convspark.tasks.classification.network import Headed
+from convspark.tasks.layer_groups import decayed_groups, layer_groups
+
+
+def groups_of(name):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    return network, *layer_groups(network)
+
+
+# What each part of the network has as its exponent of the decay, by the start of its parameters' names: the groups of
+# the paper's fine-tuning recipe, 7 steps for ResNet-50, 13 for ConvNeXt-S, B and L with three blocks a group.
+RESNET50 = {"conv1.": 7, "bn1.": 7, "layer1.": 6, "layer4.": 1, "fc.": 0}
+RESNET50 |= {f"layer2.{block}.": 5 - block // 2 for block in range(4)}
+RESNET50 |= {f"layer3.{block}.": 3 - block // 3 for block in range(6)}
+CONVNEXT = {"stem.": 13, "stages.0.": 12, "stages.1.": 11, "stages.2.downsample.": 10, "stages.3.": 1, "head.": 0}
+CONVNEXT |= {f"stages.2.blocks.{block}.": 10 - block // 3 for block in range(27)}
+CONVNEXT_T = {"stem.": 7, "stages.0.": 6, "stages.1.": 5, "stages.2.downsample.": 4, "stages.3.": 1, "head.": 0}
+CONVNEXT_T |= {f"stages.2.blocks.{block}.": 4 - block // 3 for block in range(9)}
+
+
+@pytest.mark.parametrize(
+    ("name", "exponents"),
+    [
+        ("resnet50", RESNET50),
+        ("convnext_tiny", CONVNEXT_T),
+        ("convnext_small", CONVNEXT),
+        ("convnext_base", CONVNEXT),
+        ("convnext_large", CONVNEXT),
+    ],
+)
+def test_groups_are_the_papers(name, exponents):
+    network, group_of, count = groups_of(name)
+    found = {id(p): g["lr_scale"] for g in decayed_groups(network, 0.7, group_of, count) for p in g["params"]}
+    for parameter_name, parameter in network.named_parameters():
+        (exponent,) = (e for start, e in exponents.items() if parameter_name.startswith(start))
+        assert found[id(parameter)] == pytest.approx(0.7**exponent), parameter_name
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152"])
+def test_other_deep_resnets_have_seven_steps_too(name):
+    _, group_of, count = groups_of(name)
+    assert count == 8 and group_of["conv1.weight"] == 0 and group_of["fc.weight"] == 7
+
+
+@pytest.mark.parametrize(
+    "name",
+    "resnet18 convnext_atto efficientnet_b0 mobilenetv3_small_050 regnetx_002 densenet121 rexnet_100 xception41 vgg11 "
+    "rdnet_tiny resnetv2_50 hrnet_w18_small dla34".split(),
+)
+def test_any_network_is_grouped_from_stem_to_head_without_gaps(name):
+    network = timm.create_model(name, num_classes=3)
+    group_of, count = layer_groups(network)
+    names = [n for n, _ in network.named_parameters()]
+    classifier = network.pretrained_cfg["classifier"]
+    assert set(group_of) == set(names) and set(group_of.values()) == set(range(count))
+    assert group_of[names[0]] == 0 and group_of[f"{classifier}.weight"] == count - 1
+    assert 5 <= count <= 14  # a group for each of its blocks would hardly train the stem
+
+
+def test_other_networks_are_grouped_by_the_stage_that_first_depends_on_a_parameter():
+    network = Headed(resnet18(), 5)
+    group_of, count = layer_groups(network, network.stages)
+    assert count == 5
+    assert [group_of[f"backbone.{n}"] for n in ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight")] == [
+        0,
+        0,
+        1,
+    ]
+    assert group_of["backbone.layer4.1.bn2.bias"] == 3 and group_of["head.weight"] == 4
+    found = decayed_groups(network, 0.5, group_of, count)
+    assert {g["lr_scale"] for g in found} == {1.0, 0.5, 0.25, 0.125, 0.0625}
+    assert all(p.ndim > 1 for g in found if g["decays"] for p in g["params"])
+    assert sum(len(g["params"]) for g in found) == len(list(network.parameters()))

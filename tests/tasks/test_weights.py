@@ -1,0 +1,97 @@
+"""What WEIGHTS may stand for."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from convspark.checkpoints.export import export_timm
+from convspark.errors import UsageError
+from convspark.tasks.weights import find_weights
+
+
+def test_random_weights_follow_the_seed():
+    origin = find_weights("random:resnet10t")
+    assert origin.is_random and origin.model == "resnet10t" and len(origin.mean) == 3
+    first, again, other = (origin.build(seed).conv1[0].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_an_export_tells_network_size_and_normalisation(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=0, in_chans=1)
+    export_timm(network, tmp_path / "export", mean=(0.4,), std=(0.3,), image_size=(64, 96))
+    origin = find_weights(str(tmp_path / "export"))
+    assert (origin.model, origin.size, origin.channels) == ("resnet10t", "64x96", 1)
+    assert tuple(origin.mean) == (0.4,) and tuple(origin.std) == (0.3,)
+    built = origin.build(seed=5)
+    assert all(
+        torch.equal(a, b) for a, b in zip(built.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+
+
+def test_a_file_needs_the_networks_name(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=0)
+    file = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), file)
+    with pytest.raises(UsageError, match="does not tell its network: add --model"):
+        find_weights(str(file))
+    built = find_weights(str(file), "resnet10t").build()
+    assert torch.equal(built.conv1[0].weight, network.conv1[0].weight)
+    with pytest.raises(UsageError, match=r"belongs to another network|none of the"):
+        find_weights(str(file), "convnext_atto").build()
+
+
+def test_a_file_in_an_export_is_told_by_it(tmp_path, monkeypatch):
+    network = timm.create_model("resnet10t", num_classes=0)
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 96)}
+    export_timm(network, tmp_path / "export", **norm)
+    origin = find_weights(str(tmp_path / "export" / "model.safetensors"))
+    assert (origin.model, origin.size, origin.mean) == ("resnet10t", "64x96", (0.5, 0.4, 0.3))
+    assert torch.equal(origin.build(seed=7).conv1[0].weight, network.conv1[0].weight)
+    # A file named like a network is a file all the same.
+    monkeypatch.chdir(tmp_path)
+    save_file(network.state_dict(), "resnet10t.safetensors")
+    assert find_weights("resnet10t.safetensors", "resnet10t").mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "model"),
+    [
+        ("a.pth", {"arch": "resnet18"}, "resnet18"),
+        ("resnet18_1kpretrained_timm_style.pth", {}, "resnet18"),
+        ("convnextS_1kpretrained_official_style.pth", {}, "convnext_small"),
+        ("resnet18_224_withdecoder_1kpretrained_spark_style.pth", {"arch": 7}, "resnet18"),
+    ],
+)
+def test_the_papers_checkpoints_tell_their_network(tmp_path, file, content, model):
+    torch.save({**content, "module": {"conv1.weight": torch.zeros(2)}}, tmp_path / file)
+    assert find_weights(str(tmp_path / file)).model == model
+
+
+def test_weights_that_leave_much_random_are_told_aloud(tmp_path, caplog):
+    state = timm.create_model("resnet10t", num_classes=0).state_dict()
+    save_file({name: t for name, t in state.items() if not name.startswith("layer4")}, tmp_path / "w.safetensors")
+    find_weights(str(tmp_path / "w.safetensors"), "resnet10t").build()
+    assert "of the network stays random" in caplog.text and "missing: layer4" in caplog.text
+
+
+def test_a_size_that_the_network_cannot_take_is_told():
+    origin = find_weights("random:convnext_atto")
+    with pytest.raises(
+        UsageError, match=r"size is 16: convnext_atto cannot be run on images of 16x16 pixels \(.*--size"
+    ):
+        origin.check_size(origin.build(), (16, 16))
+    origin.check_size(origin.build(), origin.sides("32x64"))
+
+
+def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=0, in_chans=5)
+    export_timm(network, tmp_path / "export", mean=(0.5,) * 5, std=(0.2,) * 5, image_size=(64, 64))
+    with pytest.raises(UsageError, match="images of 5 channels; picture files have 3"):
+        find_weights(str(tmp_path / "export")).check_pictures()
+
+
+@pytest.mark.parametrize(("given", "message"), [(None, "weights are missing"), ("resnet5O", "did you mean")])
+def test_nothing_of_that_name(given, message):
+    with pytest.raises(UsageError, match=message):
+        find_weights(given)
