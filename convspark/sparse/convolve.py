@@ -69,8 +69,9 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
+        values, weight = ctx.saved_tensors  # which activation checkpointing computes again now, by our meanings
         with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches
-            return *ctx.way.gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad[:3]), None
+            return *ctx.way.gradients(grad, values, weight, ctx.needs_input_grad[:3]), None
 
 
 def cast_dtype(values: Tensor) -> torch.dtype:
