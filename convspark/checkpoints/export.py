@@ -1,6 +1,5 @@
 """A pre-trained backbone as a folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
-import copy
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError
+from ..model.networks import copied
+from ..model.stages import image_channels
 from .card import timm_card
 from .weights import load_state
 
@@ -80,9 +81,10 @@ def export_timm(
         ConvsparkError: the reloaded export is not equal to the backbone.
     """
     folder = Path(folder)
-    source = copy.deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format).eval()
+    source = copied(backbone).cpu().to(memory_format=torch.contiguous_format).eval()
     architecture = model_name or _architecture(backbone)
-    plain = _plain_timm(source, architecture, keep_classifier=classes is not None) if architecture else None
+    in_chans = image_channels(source, image_size) if architecture else 0
+    plain = _plain_timm(source, architecture, in_chans, classes is not None) if architecture else None
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -94,9 +96,9 @@ def export_timm(
             difference = _compare_weights(source, fresh)
         else:
             tensors = len(plain.state_dict())
-            _write_timm(plain, fresh, mean, std, image_size, classes)
+            _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes)
             names_untrained = _plain_untrained(source, plain, untrained)
-            difference = _compare_features(source, fresh, image_size)
+            difference = _compare_features(source, fresh, (in_chans, *image_size))
         text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
         (fresh / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +116,7 @@ def _architecture(backbone: nn.Module) -> str | None:
     return name if name and timm.is_model(name) else None
 
 
-def _plain_timm(backbone: nn.Module, architecture: str, keep_classifier: bool) -> nn.Module | None:
+def _plain_timm(backbone: nn.Module, architecture: str, in_chans: int, keep_classifier: bool) -> nn.Module | None:
     """A plain timm model with these weights; None where the module is not what its name says."""
     import timm
 
@@ -124,7 +126,7 @@ def _plain_timm(backbone: nn.Module, architecture: str, keep_classifier: bool) -
             plain.reset_classifier(0)  # type: ignore[operator]
         return plain
     try:
-        plain = timm.create_model(architecture, num_classes=0, in_chans=_in_chans(backbone)).eval()
+        plain = timm.create_model(architecture, num_classes=0, in_chans=in_chans).eval()
         load_state(plain, backbone.state_dict(), "the backbone")
     except Exception:  # a subclass, or built with arguments that are not recorded: exported as any other module
         return None
@@ -153,7 +155,7 @@ def _write_timm(
     folder: Path,
     mean: Sequence[float],
     std: Sequence[float],
-    image_size: tuple[int, int],
+    input_size: tuple[int, int, int],
     classes: Sequence[str] | None,
 ) -> None:
     """Weights and `config.json` as timm itself writes them, less what it says of other weights."""
@@ -162,7 +164,7 @@ def _write_timm(
     data = {
         "mean": tuple(mean),
         "std": tuple(std),
-        "input_size": (_in_chans(plain), *image_size),
+        "input_size": input_size,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
@@ -176,12 +178,12 @@ def _write_timm(
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _compare_features(source: nn.Module, folder: Path, image_size: tuple[int, int]) -> float:
+def _compare_features(source: nn.Module, folder: Path, input_size: tuple[int, int, int]) -> float:
     """Largest difference between the features of the backbone and of the export as plain timm loads it."""
     import timm
 
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, _in_chans(source), *image_size, generator=generator)
+    images = torch.randn(2, *input_size, generator=generator)
     options: dict[str, Any] = {}
     if not hasattr(source, "reset_classifier"):
         options = {"features_only": True, "out_indices": tuple(source.feature_info.out_indices)}  # type: ignore[union-attr]
@@ -219,8 +221,3 @@ def _features(model: nn.Module, images: Tensor) -> list[Tensor]:
     else:
         output = model.forward_features(images)  # type: ignore[operator]
     return list(output) if isinstance(output, list | tuple) else [output]
-
-
-def _in_chans(module: nn.Module) -> int:
-    first = next(m for m in module.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
-    return first.in_channels

@@ -5,12 +5,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError, UsageError
 from ..files import written_whole
+from ..model.stages import image_channels
 
 _MMDET_CONVNEXTS = tuple(f"convnext_{s}" for s in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large"))
 
@@ -80,7 +82,16 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
     """
     from torchvision import models
 
-    architecture = name.partition(".")[0]
+    own = name.startswith("torchvision:")
+    architecture = name.removeprefix("torchvision:") if own else name.partition(".")[0]
+    if own:
+        return _save(
+            {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()},
+            file,
+            "torchvision",
+            "read back, every tensor equal",
+            f'torchvision.models.{architecture}().load_state_dict(torch.load("{file}"), strict=False)',
+        )
     if architecture not in _TORCHVISION:
         raise UsageError(f"torchvision has no network that equals timm's {architecture}: it has {_list(_TORCHVISION)}")
     state = _plain(backbone)
@@ -216,15 +227,21 @@ def _needs_resnet(backbone: nn.Module, name: str, target: str) -> None:
 
 
 def _images(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    channels = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, image_channels(network, size), *size, generator=torch.Generator().manual_seed(0))
 
 
 def _save(content: Mapping[str, object], file: str | os.PathLike[str], target: str, checked: str, use: str) -> Written:
     with written_whole(Path(file)) as temporary:
         torch.save(dict(content), temporary)
-    inner = next((v for v in content.values() if isinstance(v, Mapping)), content)
-    return Written(str(file), target, len(inner), checked, use)
+        tensors, back = _tensors(content), _tensors(torch.load(temporary, weights_only=True))
+        if back.keys() != tensors.keys() or not all(torch.equal(back[n], t) for n, t in tensors.items()):
+            raise ConvsparkError(f"{file} could not be read back as it was written; nothing kept")
+    return Written(str(file), target, len(tensors), checked, use)
+
+
+def _tensors(content: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Bare, or under the one level that they lie in."""
+    return next((v for v in content.values() if isinstance(v, Mapping)), content)
 
 
 def _list(names: Mapping[str, str]) -> str:

@@ -1,9 +1,12 @@
 """Existing weights into a backbone: from a run, an export, a file, timm, or one of the paper's checkpoints."""
 
+import argparse
 import os
 import pickle
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from ..errors import UsageError
 # Levels that checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "backbone")
 _EXPORTED_WEIGHTS = "model.safetensors"
+_MOST = 0.5  # share of a network's tensors above which it is not taken that they stay random
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class LoadReport:
         loaded: names of the backbone's tensors that were filled.
         missing: names of the backbone's tensors that the source has nothing for; they keep their values.
         unused: names of the source's tensors that the backbone has no place for.
+        adapted: names of the loaded tensors that were made for colour images and now take others, as timm does it.
     """
 
     source: str
     loaded: list[str]
     missing: list[str]
     unused: list[str]
+    adapted: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
@@ -40,37 +46,85 @@ class LoadReport:
             text += f", missing: {summarise(self.missing)}"
         if self.unused:
             text += f", not used: {summarise(self.unused)}"
+        if self.adapted:
+            text += f", fitted to the images' channels as timm does it: {summarise(self.adapted)}"
         return text
 
+    def check_whole(self) -> None:
+        """Raise UsageError where most of the network, or a whole kind of its tensors, has nothing from the source.
 
-def load_backbone_weights(backbone: nn.Module, source: str | os.PathLike[str]) -> LoadReport:
+        A kind are the tensors that are called alike in each block (all `stages.#.blocks.#.mlp.grn.weight`). What stands
+        once, as a classifier does, may be missing.
+        """
+        share = len(self.missing) / (len(self.missing) + len(self.loaded))
+        if share > _MOST:
+            lacks = f"{100 * share:.0f} % of the network"
+        else:
+            there = {_kind(name) for name in self.loaded}
+            kinds = list(
+                dict.fromkeys(_kind(name) for name in self.missing if not name.endswith("num_batches_tracked"))
+            )
+            gone = [kind for kind in kinds if "#" in kind and kind not in there]
+            if not gone:
+                return
+            lacks = f"all of {summarise(gone)}"
+        raise UsageError(
+            f"{self.source} has no weights for {lacks}, which would stay random ({self}). Choose the --model it was "
+            "made with, or add --partial to go on"
+        )
+
+
+def load_backbone_weights(backbone: nn.Module, source: str | os.PathLike[str], partial: bool = False) -> LoadReport:
     """Fill a backbone with existing weights.
 
     Args:
         backbone: the network, changed in place.
         source: a run folder, an export folder, a `.safetensors` or PyTorch file (one of the paper's checkpoints,
-            too), or a timm name, whose weights timm then fetches if it does not have them.
+            too), or a timm name, whose weights timm then fetches if it does not have them. `FILE:PREFIX` takes those of
+            a file whose names begin so (`FILE:encoder`).
+        partial: whether to go on where most of the network, or a whole kind of its tensors, stays as it is.
 
     Raises:
-        UsageError: nothing there, a file that holds no weights, no tensor that fits, or one of another shape.
+        UsageError: nothing there, a file that holds no weights, no tensor that fits, one of another shape, or too few.
     """
-    state = read_state(source, backbone)
-    return load_state(backbone, state, str(source))
+    path, prefix = split_prefix(source)
+    report = load_state(backbone, read_state(path, backbone), str(source), prefix)
+    if not partial:
+        report.check_whole()
+    return report
 
 
-def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str) -> LoadReport:
+def split_prefix(source: str | os.PathLike[str]) -> tuple[str | os.PathLike[str], str | None]:
+    """`FILE:PREFIX` to the file and the prefix; None where there is none."""
+    file, colon, prefix = os.fspath(source).rpartition(":")
+    return (file, prefix) if colon and not Path(source).exists() and Path(file).exists() else (source, None)
+
+
+def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, prefix: str | None = None) -> LoadReport:
     """Fill a backbone from a state dict, whatever prefix its names have.
 
-    Names are compared with `.` and `_` alike, so that a `features_only` model (`stages_0.`) fits a plain one.
+    Names are compared with `.` and `_` alike, so that a `features_only` model (`stages_0.`) fits a plain one. Names of
+    other code that timm knows how to read are changed by timm. A first convolution made for colour images is fitted to
+    other channels as timm does it.
+
+    Args:
+        prefix: of the names to take; None finds the one under which most fit.
 
     Raises:
         UsageError: no tensor fits, or a tensor has another shape than the backbone's.
     """
     own = backbone.state_dict()
+    if prefix is not None:
+        prefix = prefix.rstrip(".") + "."
+        if not any(name.startswith(prefix) for name in state):
+            raise UsageError(f"no tensor of {source} begins with {prefix!r}; there: {summarise(_beginnings(state))}")
+        state, prefix = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, None
+    state = _renamed_by_timm(state, backbone)
     prefix = _common_prefix(state, own)
     given = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
     found = {name: state[given[_flat(name)]] for name in own if _flat(name) in given}
     used = {given[_flat(name)] for name in found}
+    adapted = _fit_channels(found, own, backbone)
     misfits = [
         f"{name} is {_shape(tensor)}, the network's is {_shape(own[name])}"
         for name, tensor in found.items()
@@ -84,8 +138,8 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str) ->
     if not any(value.is_floating_point() and value.ndim for value in found.values()):
         raise UsageError(
             f"none of the {len(state)} tensors in {source} has a name of {type(backbone).__name__} "
-            f"(there: {summarise(list(state))}; expected: {summarise(list(own))}). "
-            "Choose the --model it was made with"
+            f"(there: {summarise(_beginnings(state))}; expected: {summarise(list(own))}). "
+            "Choose the --model it was made with, or FILE:PREFIX if it lies under another name"
         )
     backbone.load_state_dict({**own, **found})
     return LoadReport(
@@ -94,7 +148,52 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str) ->
         missing=[name for name in own if name not in found],
         # What lies outside the prefix is not the backbone's: a decoder, an optimiser.
         unused=[name for name in state if name.startswith(prefix) and name not in used],
+        adapted=adapted,
     )
+
+
+def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mapping[str, Tensor]:
+    """By the function with which timm reads others' files of this network, where more names fit then."""
+    rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
+    if rename is None:
+        return state
+    own = backbone.state_dict()
+    try:
+        renamed = rename(dict(state), backbone)
+    except Exception:  # whatever it raises where names are not those that it expects
+        return state
+    fits = [sum(_flat(n) in wanted for n in names) for wanted in [{*map(_flat, own)}] for names in (state, renamed)]
+    return renamed if fits[1] > fits[0] else state
+
+
+def _fit_channels(found: dict[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> list[str]:
+    """Fit the first convolution's weights to the images' channels in `found`; returns their names."""
+    from timm.models import adapt_input_conv
+
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    said = config.get("first_conv") if isinstance(config, Mapping) else None
+    first = next((n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d)), None)
+    names = [f"{n}.weight" for n in ([said] if isinstance(said, str) else said or [first]) if n is not None]
+    adapted = []
+    for name in names:
+        theirs, ours = found.get(name), own.get(name)
+        if theirs is None or ours is None or theirs.shape == ours.shape or theirs.ndim != 4 or theirs.shape[1] != 3:
+            continue
+        if (theirs.shape[0], *theirs.shape[2:]) == (ours.shape[0], *ours.shape[2:]):
+            found[name] = adapt_input_conv(ours.shape[1], theirs)
+            adapted.append(name)
+    return adapted
+
+
+def _kind(name: str) -> str:
+    """`stages.2.blocks.0.conv.weight` -> `stages.#.blocks.#.conv.weight`"""
+    return re.sub(r"(?<![^._])\d+(?![^._])", "#", name)
+
+
+def _beginnings(state: Mapping[str, Tensor]) -> list[str]:
+    """What names begin with, if that is less than all of them."""
+    first = list(dict.fromkeys(name.partition(".")[0] + ".*" for name in state if "." in name))
+    return first if 1 < len(first) < len(state) else list(state)
 
 
 def read_state(source: str | os.PathLike[str], backbone: nn.Module) -> Mapping[str, Tensor]:
@@ -114,15 +213,24 @@ def read_checkpoint(path: Path) -> object:
         UsageError: it is no such file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options, which many training scripts keep
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:200]
         raise UsageError(
-            f"{path} cannot be read as plain weights ({reason}). It may hold code, which is not run here: save its "
-            "state dict with safetensors and give that file"
+            f"{path} cannot be read as plain weights: it holds {_foreign(path, error)}. Code in a file is not run "
+            "here: save its state dict with safetensors and give that file"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UsageError(f"{path} is not a PyTorch file, or is damaged ({error})") from None
+
+
+def _foreign(path: Path, error: Exception) -> str:
+    """What a file holds besides tensors and plain values."""
+    try:
+        types = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged, or of an old format
+        types = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return f"objects of type {', '.join(sorted(types)[:3])}" if types else "what is no checkpoint of PyTorch's"
 
 
 def summarise(names: list[str], most: int = 4) -> str:
@@ -161,16 +269,11 @@ def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
         except SafetensorError as error:
             raise UsageError(f"{path} is not a safetensors file, or is damaged ({error})") from None
     state = _tensors(read_checkpoint(path), path)
-    if _is_papers(state):
+    if any(name.startswith("sparse_encoder.") for name in state):
         from .paper import backbone_state_dict
 
         return backbone_state_dict(path, backbone)
     return state
-
-
-def _is_papers(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the paper's code: its encoder's prefix, or the official ConvNeXt's."""
-    return any(name.startswith(("sparse_encoder.", "downsample_layers.")) for name in state)
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
@@ -197,9 +300,8 @@ def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
             f"there is no file or folder {name!r}, nor does timm know a network of that name{hint}. Expected a run "
             "folder, an export, a .safetensors or .pth file, or a timm name such as resnet50.a1_in1k"
         )
-    in_chans = next(m.in_channels for m in backbone.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans).state_dict()
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # whatever the hub's client raises without a network
         raise UsageError(
             f"timm could not give the weights of {name!r} ({type(error).__name__}: {str(error)[:200]}); "

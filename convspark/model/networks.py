@@ -1,5 +1,6 @@
 """Networks by name: timm's, torchvision's, and those of a user's own code."""
 
+import copy
 import inspect
 import os
 import sys
@@ -8,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UsageError
 
@@ -24,7 +25,7 @@ def find_network(
     Args:
         name: a timm name (`resnet50`), `torchvision:NAME`, or `package.module:factory`, where `factory` is a module, or
             something that returns one when called; the current folder is searched too.
-        channels: channels of the images, for timm networks; others have what they have.
+        channels: channels of the images, for timm networks; others take what they take.
         drop_path: stochastic depth rate, for timm networks.
         model_args: further arguments of `timm.create_model`, of torchvision's builder or of the factory.
 
@@ -36,18 +37,9 @@ def find_network(
         return _timm(name, channels, drop_path, model_args or {})
     if drop_path:
         raise UsageError(f"drop_path is {drop_path}, which is for timm's networks; give {name} its own in model_args")
-    network = (
-        _torchvision(factory, model_args or {})
-        if home == "torchvision"
-        else _own(name, home, factory, model_args or {})
-    )
-    first = next((each for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Conv3d))), None)
-    if channels and first is not None and first.in_channels != channels:
-        raise UsageError(
-            f"channels is {channels}, but {name} takes images of {first.in_channels}; only timm's networks can be "
-            "built for another number"
-        )
-    return network
+    if home == "torchvision":
+        return _torchvision(factory, model_args or {})
+    return _own(name, home, factory, model_args or {})
 
 
 def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
@@ -92,6 +84,26 @@ def _own(name: str, home: str, factory: str, model_args: Mapping[str, Any]) -> n
     if not isinstance(made, nn.Module):
         raise UsageError(f"network is {name!r}, which gives a {type(made).__name__}; expected a torch.nn.Module")
     return made
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network, also of one whose weights a hook computes (`torch.nn.utils.weight_norm`).
+
+    Such a weight is a result of autograd, which Python cannot copy; it is computed anew at the next call.
+    """
+    computed = [
+        (module, name, value)
+        for module in network.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+    for module, name, value in computed:
+        vars(module)[name] = value.detach()
+    try:
+        return copy.deepcopy(network)
+    finally:
+        for module, name, value in computed:
+            vars(module)[name] = value
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -62,8 +62,8 @@ class Stages:
     Args:
         backbone: a convolutional network for 2-D or 3-D images.
         stages: names of the modules whose outputs are the stages, or None to find them.
-        in_chans: channels of the images; None takes those of the backbone's first convolution, or timm's
-            configuration if it begins with something else.
+        in_chans: channels of the images; None takes those of the backbone's first convolution or, if it begins with
+            something else, the first of timm's configuration, 3 and 1 that it runs on.
         image_size: sides in pixels, for networks that run at one size only.
         patch_size: side of a masked patch in pixels, or one a spatial dimension: stages whose stride does not divide
             it are left out, so that a patch finer than the network's total stride trains the stages above; None takes
@@ -101,7 +101,7 @@ class Stages:
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
         self.dtype, self.device = first.weight.dtype, first.weight.device
-        channels = [in_chans] if in_chans else [first.in_channels, *_channels_timm_says(backbone)]
+        channels = [in_chans] if in_chans else _likely_channels(backbone)
         self._run = call or plainly
         self._called_otherwise = call is not None
         sizes = _PROBE_SIZES[self.dims]
@@ -165,7 +165,7 @@ class Stages:
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
             f"{type(failure).__name__}: {failure}. Expected a convolutional network that takes images of any "
-            "size; if its images have another number of channels, pass in_chans"
+            "size; if its images have another number of channels, pass in_chans (--channels)"
         ) from failure
 
     def _find(self, probe: Tensor, names: Sequence[str] | None, to_the_end: bool) -> tuple[_WayOf, list[_Stage]]:
@@ -317,10 +317,33 @@ def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
     return sum(size for name, size in convs.items() if name in finished) > sum(convs.values()) / 2
 
 
-def _channels_timm_says(backbone: nn.Module) -> list[int]:
-    config = getattr(backbone, "pretrained_cfg", None)
-    size = config.get("input_size") if isinstance(config, dict) else None
-    return [size[0]] if size else []
+def image_channels(network: nn.Module, size: Sequence[int]) -> int:
+    """Channels of the images that a network takes, by calling it: it may begin with something else than a convolution.
+
+    Args:
+        size: sides of images that it takes, in pixels.
+
+    Raises:
+        UsageError: it runs on none that are likely.
+    """
+    weight, failure = _first_conv(network).weight, None
+    for channels in _likely_channels(network):
+        try:
+            with evaluating(network), torch.no_grad():
+                network(weight.new_zeros(1, channels, *size))
+            return channels
+        except Exception as error:  # whatever a foreign network raises
+            failure = failure or error
+    raise UsageError(
+        f"{type(network).__name__} cannot be run on images of {'x'.join(map(str, size))} pixels "
+        f"({type(failure).__name__}: {failure})"
+    )
+
+
+def _likely_channels(network: nn.Module) -> list[int]:
+    config = getattr(network, "pretrained_cfg", None)
+    said = config.get("input_size") if isinstance(config, dict) else None
+    return list(dict.fromkeys([_first_conv(network).in_channels, *(said or ())[:1], 3, 1]))
 
 
 def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:

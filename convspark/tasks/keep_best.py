@@ -1,6 +1,5 @@
 """The best weights of a run so far, by what it measures on validation pictures."""
 
-import copy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..files import written_whole
+from ..model.networks import copied
 from ..runs.folder import RunFolder
 
 
@@ -35,6 +35,6 @@ class KeepBest(Callback):
 
     def restore(self, network: nn.Module) -> nn.Module:
         """The best weights, in a copy of the network on the CPU."""
-        best = copy.deepcopy(network).cpu()
+        best = copied(network).cpu()
         best.load_state_dict(load_file(self.path))
         return best.eval()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.weights import load_backbone_weights, read_checkpoint
+from ..checkpoints.weights import load_backbone_weights, read_checkpoint, split_prefix
 from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
@@ -38,6 +38,7 @@ class Origin:
         channels: of their images.
         mean, std: of each channel of their images.
         classes: names of the classes that a classifier among the weights tells apart.
+        partial: whether to go on where the weights leave most of the network, or a whole kind of its tensors, random.
     """
 
     given: str
@@ -49,6 +50,7 @@ class Origin:
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     classes: Sequence[str] = ()
+    partial: bool = False
 
     @property
     def is_random(self) -> bool:
@@ -70,7 +72,7 @@ class Origin:
             torch.manual_seed(counted_seed(seed, Use.INITIAL_WEIGHTS))
             network = find_network(self.model, self.channels, drop_path, arguments)
         if self.source is not None:
-            report = load_backbone_weights(network, self.source)
+            report = load_backbone_weights(network, self.source, self.partial)
             missing = len(report.missing) / (len(report.missing) + len(report.loaded))
             logger.log(logging.WARNING if missing > _MOST_MISSING else logging.INFO, "%s", report)
             if missing > _MOST_MISSING:
@@ -103,12 +105,14 @@ class Origin:
             )
 
 
-def find_weights(given: str | None, model: str | None = None) -> Origin:
+def find_weights(given: str | None, model: str | None = None, partial: bool = False) -> Origin:
     """What WEIGHTS stands for.
 
     Args:
-        given: a run folder, an export folder, a timm name, a .safetensors or .pth file, or `random:MODEL`.
+        given: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part of
+            it), or `random:MODEL`.
         model: the network's name, where the weights do not tell it.
+        partial: see `Origin`.
 
     Raises:
         UsageError: nothing of that name, or weights that do not tell which network they belong to.
@@ -117,6 +121,10 @@ def find_weights(given: str | None, model: str | None = None) -> Origin:
         raise UsageError(
             "weights are missing: give a run folder, an export folder, a timm name, a weights file, or random:MODEL"
         )
+    return replace(_origin(given, model), partial=partial)
+
+
+def _origin(given: str, model: str | None) -> Origin:
     if given.startswith(RANDOM):
         return _known(given, model or given.removeprefix(RANDOM), None)
     path = Path(given)
@@ -124,8 +132,10 @@ def find_weights(given: str | None, model: str | None = None) -> Origin:
         return _of_run(given, model)
     if path.is_dir():
         return _of_export(given, model)
-    if path.is_file():
-        return _of_file(path, model)
+    file, prefix = split_prefix(path)
+    if Path(file).is_file():
+        origin = _of_file(Path(file), model)
+        return origin if prefix is None else replace(origin, given=given, source=given)
     return _of_timm(given, model)
 
 

@@ -34,6 +34,7 @@ def randomised(name: str, **options) -> nn.Module:
         ("test_convnext", {"features_only": True}),
         ("test_efficientnet", {"num_classes": 0, "drop_path_rate": 0.2}),
         ("resnet10t", {"num_classes": 0, "output_stride": 16}),
+        ("tresnet_m", {"num_classes": 0}),  # which begins with space to depth: its first convolution takes 48 channels
     ],
 )
 def test_plain_timm_loads_the_very_weights(tmp_path, name, options):
@@ -91,6 +92,17 @@ def test_a_module_that_timm_does_not_know(tmp_path):
     fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     fresh.load_state_dict(load_file(report.folder / "model.safetensors"))
     assert torch.equal(fresh[0].weight, module[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weights_that_hooks_compute(tmp_path):
+    module = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)))
+    module(torch.randn(1, 3, 8, 8)).sum().backward()
+    weight = module[0].weight
+    report = export_timm(module, tmp_path / "export", **NORM)
+    written = load_file(report.folder / "model.safetensors")
+    assert torch.equal(written["0.weight_g"], module[0].weight_g)
+    assert module[0].weight is weight and weight.grad_fn is not None
 
 
 def test_a_module_that_only_claims_to_be_timms(tmp_path):

@@ -1,5 +1,7 @@
 """Other libraries' layouts, loaded by those that are installed, and held to their own names."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -11,7 +13,7 @@ from convspark.checkpoints.card import read_facts
 from convspark.checkpoints.export import export_timm
 from convspark.cli.export import _warn_of_untrained, export
 from convspark.cli.main import main
-from convspark.errors import UsageError
+from convspark.errors import ConvsparkError, UsageError
 from convspark.tasks.weights import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -49,6 +51,30 @@ def test_a_convnext_becomes_torchvisions(tmp_path):
     with torch.no_grad():
         expected = backbone.forward_features(IMAGES)
         assert torch.allclose(theirs.eval().features(IMAGES), expected, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_network_of_torchvisions_own_goes_back_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    backbone = models.shufflenet_v2_x0_5()
+    written = targets.export_torchvision(backbone, "torchvision:shufflenet_v2_x0_5", tmp_path / "s.pth", (64, 64))
+    theirs = models.shufflenet_v2_x0_5()
+    theirs.load_state_dict(torch.load(written.file, weights_only=True))
+    with torch.no_grad():
+        assert torch.equal(theirs.eval()(IMAGES), backbone.eval()(IMAGES))
+
+
+def test_what_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
+    save = torch.save
+
+    def spoils(content, path):
+        content["state_dict"]["backbone.conv1.weight"] = torch.zeros(1)
+        save(content, path)
+
+    backbone = network("resnet18")
+    monkeypatch.setattr(targets.torch, "save", lambda content, path: spoils(copy.deepcopy(content), path))
+    with pytest.raises(ConvsparkError, match="could not be read back"):
+        targets.export_mmdet(backbone, "resnet18", tmp_path / "m.pth")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_are_those_of_the_other_libraries(tmp_path):

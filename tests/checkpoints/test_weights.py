@@ -1,6 +1,9 @@
 """Existing weights into a backbone: every kind of source, and every way it can be wrong."""
 
+import argparse
+import fractions
 import pickle
+import re
 
 import pytest
 import timm
@@ -85,9 +88,86 @@ def test_the_papers_checkpoints(golden_dir, name, kind):
 def test_refuses_another_shape_and_names_it(source):
     target = resnet(in_chans=5)
     before = {name: value.clone() for name, value in target.state_dict().items()}
-    with pytest.raises(UsageError, match=r"conv1\.0\.weight is 16x3x3x3, the network's is 16x5x3x3.*--model"):
-        load_state(target, source.state_dict(), "x")
+    with pytest.raises(UsageError, match=r"conv1\.0\.weight is 16x2x3x3, the network's is 16x5x3x3.*--model"):
+        load_state(target, resnet(in_chans=2).state_dict(), "x")
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_colour_weights_take_other_channels_as_timm_fits_them(source, tmp_path, channels):
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    target = resnet(in_chans=channels)
+    report = load_backbone_weights(target, tmp_path / "w.safetensors")
+    overlay = {"file": str(tmp_path / "w.safetensors"), "num_classes": 0}
+    timms = resnet(in_chans=channels, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert equal(target, timms)
+    assert report.adapted == ["conv1.0.weight"] and "fitted to the images' channels" in str(report)
+
+
+def test_a_part_of_a_file_by_its_prefix(source, tmp_path):
+    other = resnet()
+    state = {f"student.{n}": t for n, t in source.state_dict().items()}
+    state |= {f"teacher.{n}": t for n, t in other.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    for prefix, expected in (("student", source), ("teacher.", other)):
+        target = resnet()
+        report = load_backbone_weights(target, f"{tmp_path / 'w.pth'}:{prefix}")
+        assert equal(target, expected) and not report.missing
+    with pytest.raises(UsageError, match=r"begins with 'encoder\.'; there: student\.\*, teacher\.\*"):
+        load_backbone_weights(resnet(), f"{tmp_path / 'w.pth'}:encoder")
+
+
+OFFICIAL = (
+    (r"^stem\.(\d)\.", r"downsample_layers.0.\1."),
+    (r"^stages\.(\d)\.downsample\.(\d)\.", r"downsample_layers.\1.\2."),
+    (r"^stages\.(\d)\.blocks\.(\d)\.", r"stages.\1.\2."),
+    (r"conv_dw", "dwconv"),
+    (r"mlp\.fc", "pwconv"),
+    (r"mlp\.grn\.weight", "grn.gamma"),
+    (r"mlp\.grn\.bias", "grn.beta"),
+    (r"^head\.norm", "norm"),
+)
+
+
+def official_convnext_v2():
+    torch.manual_seed(0)
+    network = timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=0, use_grn=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    state = {}
+    for name, tensor in network.state_dict().items():
+        for pattern, replacement in OFFICIAL:
+            name = re.sub(pattern, replacement, name)
+        state[name] = tensor.view(1, 1, 1, -1) if "grn" in name else tensor
+    return network, state
+
+
+def test_names_that_timm_knows_are_changed_by_timm(tmp_path):
+    """Those of the official ConvNeXt-V2, whose GRNs have other shapes as well."""
+    network, state = official_convnext_v2()
+    torch.save({"model": state, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    target = timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=0, use_grn=True)
+    assert not load_backbone_weights(target, tmp_path / "w.pth").missing
+    assert equal(target, network)
+
+
+def test_refuses_to_leave_a_whole_kind_of_tensors_random_or_most_of_a_network(source, tmp_path):
+    _, state = official_convnext_v2()
+    torch.save({n: t for n, t in state.items() if "grn" not in n}, tmp_path / "w.pth")
+    target = timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=0, use_grn=True)
+    with pytest.raises(UsageError, match=r"all of stages\.#\.blocks\.#\.mlp\.grn\.weight.*--partial"):
+        load_backbone_weights(target, tmp_path / "w.pth")
+    assert len(load_backbone_weights(target, tmp_path / "w.pth", partial=True).missing) == 10
+    torch.save({n: t for n, t in source.state_dict().items() if n.startswith(("conv1", "bn1"))}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"no weights for \d\d % of the network.*--partial"):
+        load_backbone_weights(resnet(), tmp_path / "w.pth")
+
+
+def test_says_which_foreign_objects_a_file_holds(source, tmp_path):
+    torch.save({"model": source.state_dict(), "when": fractions.Fraction(1, 2)}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"objects of type fractions\.Fraction\. Code in a file") as caught:
+        load_backbone_weights(resnet(), tmp_path / "w.pth")
+    assert "\x1b" not in str(caught.value) and "torch.load" not in str(caught.value)
 
 
 def test_refuses_when_nothing_fits(source):

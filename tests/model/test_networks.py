@@ -15,7 +15,7 @@ from convspark import SparK
 from convspark.errors import UsageError
 from convspark.measure.check import check
 from convspark.model.networks import find_network
-from convspark.model.stages import Stages
+from convspark.model.stages import Stages, image_channels
 
 # ------------------------------------------------------------------------------------------- torchvision
 
@@ -430,7 +430,6 @@ def test_a_network_by_import(own_module):
         ("my_network_s:tiny", {}, "cannot be imported"),
         ("my_networks:number", {}, "cannot be called without arguments"),
         ("my_networks:tiny", {"model_args": {"depth": 3}}, "cannot be called with {'depth': 3}"),
-        ("my_networks:tiny", {"channels": 1}, "channels is 1, but my_networks:tiny takes images of 3"),
         ("my_networks:tiny", {"drop_path": 0.1}, "give my_networks:tiny its own"),
         ("torchvision:resnet81", {}, "did you mean resnet18"),
         ("torchvision:resnet18", {"model_args": {"width": 3}}, "cannot be built with"),
@@ -439,3 +438,21 @@ def test_a_network_by_import(own_module):
 def test_names_that_cannot_be(own_module, name, options, message):
     with pytest.raises(UsageError, match=message):
         find_network(name, **options)
+
+
+class SpaceToDepth(nn.Module):
+    """Which begins with no convolution: 12 channels are made of 3."""
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(4 * channels, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+
+    def forward(self, x):
+        return self.convs(nn.functional.pixel_unshuffle(x, 2))
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_channels_of_images_are_not_those_of_the_first_convolution(channels):
+    network = SpaceToDepth(channels)
+    assert image_channels(network, (32, 32)) == channels
+    assert SparK(network, 32).in_chans == channels

@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
 from ...data import HeldOutTransform
+from ...model.networks import copied
 from ...model.stages import Stages
 from ...runs.module import TrainingModule, channels_last
 from ...runs.schedule import Schedule
@@ -83,7 +84,7 @@ class ClassifyModule(TrainingModule):
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
         self._keep_statistics = keep_statistics
-        self.average = ModelEmaV3(network, decay=ema)
+        self.average = ModelEmaV3(copied(network), decay=ema)
         self._mix = mix
         self._loss = loss
         self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
