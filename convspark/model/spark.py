@@ -142,8 +142,11 @@ class SparK(nn.Module):
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
             started = time.perf_counter()
-            off = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
-            logger.info("proved exact in %.1f s (largest deviation %.1g)", time.perf_counter() - started, off)
+            proof = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
+            seconds = time.perf_counter() - started
+            logger.info("proved exact in %.1f s (largest deviation %.1g)", seconds, proof.largest)
+            if proof.unmatched:
+                logger.warning("proved in evaluation mode only: in training it draws %s", proof.unmatched)
 
     @property
     def untrained(self) -> list[str]:
