@@ -104,9 +104,13 @@ class SparK(nn.Module):
     ):
         super().__init__()
         self.sync_batchnorm = sync_batchnorm
-        probed = None if isinstance(image_size, int) else image_size
-        self.stages = Stages(backbone, stages, in_chans, probed, patch_size, call)
+        self.stages = Stages(backbone, stages, in_chans, image_size, patch_size, call)
         dims = self.stages.dims
+        if dims == 1:
+            raise UsageError(
+                f"backbone={type(backbone).__name__} takes signals (its convolutions are Conv1d): SparK's decoders are "
+                "for images and volumes. `gather` and `scatter` take signals, (B, C, length), and `check` proves them"
+            )
         self.in_chans = self.stages.in_chans
         self.patch_size = self.stages.patch_size
         self.image_size = sides_of(image_size, dims, "image_size")

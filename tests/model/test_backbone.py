@@ -223,7 +223,7 @@ def test_networks_with_attention_are_refused(name):
         (nn.Linear(3, 3), "Linear is not a convolutional network: it has no Conv2d"),
         (nn.Conv2d(3, 4, 3, padding=1), "Conv2d has no stages"),
         (nn.Conv2d(3, 4, 5, 2), "Conv2d has no stages"),
-        (nn.Sequential(nn.Conv2d(3, 4, 9, 9)), "has no stages"),
+        (nn.Sequential(nn.Conv2d(3, 4, 11, 11)), "has no stages"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
     ],
 )

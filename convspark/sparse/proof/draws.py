@@ -16,7 +16,7 @@ from ..tensor import VisiblePatches, as_patches, gather, scatter
 # By name, as a network calls them. Of these, each element of a tensor draws for itself:
 _BY_ELEMENT = set(
     """rand_like randn_like bernoulli bernoulli_ uniform_ normal_ exponential_ dropout dropout_ alpha_dropout
-    alpha_dropout_ rrelu rrelu_""".split()
+    alpha_dropout_""".split()
 )
 _FILLED = {"rand": Tensor.uniform_, "randn": Tensor.normal_}  # what is made from a shape is filled afterwards
 # Of these, images and channels do, or nothing of the map.
@@ -55,7 +55,9 @@ class SameDraws(TorchFunctionMode):
         args = tuple([torch.float64 if a is torch.float32 else a for a in args])
         name = "" if self.as_they_come else getattr(func, "__name__", "")
         if name in _FILLED and "generator" not in kwargs:
-            return self._draw(_FILLED[name], func(*args, **kwargs))
+            return self._draw(_FILLED[name], _seeded(func, *args, **kwargs))
+        if name == "rrelu":
+            return self._rrelu(*args, **kwargs)
         if name in _BY_ELEMENT and args and isinstance(args[0], Tensor):
             return self._draw(func, *args, **kwargs)
         if name in _BY_ELEMENT or name in _OTHERS:
@@ -71,6 +73,16 @@ class SameDraws(TorchFunctionMode):
         if whole._version != version:  # it was drawn in place
             return x.copy_(cut(out))
         return x if out is whole else cut(out)
+
+    def _rrelu(
+        self, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training=False, inplace=False
+    ) -> Tensor:
+        """PyTorch's own draws for negative elements alone, so that what masked ones are would change the others."""
+        if not training:
+            return torch.nn.functional.rrelu(input, lower, upper, training, inplace)
+        slope = self._draw(Tensor.uniform_, torch.empty_like(input), lower, upper)
+        out = torch.where(input >= 0, input, slope * input)
+        return input.copy_(out) if inplace else out
 
     def _whole(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What a dense network has in place of x, contiguous, and how to cut x out of it."""

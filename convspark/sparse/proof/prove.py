@@ -79,6 +79,7 @@ def examine(
     training: bool = True,
     tolerance: float = TOLERANCE,
     images: int = 3,
+    run_size: Sequence[int] | None = None,
 ) -> Proof:
     """Run a network densely, by mask-and-multiply and on visible patches, and compare.
 
@@ -94,6 +95,8 @@ def examine(
         patch_size: sides of a patch.
         training: in training mode, where norms take their statistics from the batch.
         images: in the batch; the last one shows nothing.
+        run_size: sides of the images that it will be run on, which a network may branch on: one such image as well,
+            with every patch visible, against the dense network.
 
     Returns:
         The verdict, also where mask-and-multiply could not be run.
@@ -101,7 +104,12 @@ def examine(
     Raises:
         NotExactError: a function was refused, or the network cannot be run at these sizes.
     """
-    return _judged(_Trial(forward, module, in_chans, image_size, patch_size, images, most=4), training, tolerance)
+    small = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
+    proof = _judged(small, training, tolerance)
+    if run_size is None or not proof.exact:
+        return proof
+    full = _Trial(forward, module, in_chans, run_size, patch_size, 1)
+    return proof if full.size == small.size else _at_full_size(full, proof, training)
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
@@ -158,6 +166,19 @@ def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
     ), unmatched
 
 
+def _at_full_size(full: _Trial, proof: Proof, training: bool) -> Proof:
+    """The verdict, unless the dense network is another one at this size."""
+    with full.set_up(training):
+        dense, ours = full.run(_densely()), full.run(_on_patches(full.everything))
+        off = _features_apart(dense, ours)
+        if off <= proof.tolerance:
+            return proof
+        unmatched = training and (dense.drawn_otherwise(ours) or full.unseen_draws())
+        if not unmatched:
+            return full.not_dense(off, proof.tolerance)
+    return replace(_at_full_size(full, proof, training=False), unmatched=unmatched)
+
+
 def prove(
     forward: Forward,
     module: nn.Module,
@@ -182,17 +203,8 @@ def prove(
         _Trial(forward, module, in_chans, image_size, patch_size, n, most) for n, most in ((2, 3), (1, None))
     )
     proof = _judged(small, True, tolerance)
-    if proof.exact and full.images.shape[2:] != small.images.shape[2:]:
-        for training in (True, False):
-            with full.set_up(training):
-                dense, ours = full.run(_densely()), full.run(_on_patches(full.everything))
-                off = _features_apart(dense, ours)
-                if off <= tolerance:
-                    break
-                if training and (dense.drawn_otherwise(ours) or full.unseen_draws()):
-                    continue
-                proof = full.not_dense(off, tolerance)
-                break
+    if proof.exact and full.size != small.size:
+        proof = _at_full_size(full, proof, training=True)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
@@ -314,11 +326,11 @@ class _Trial:
     def not_dense(self, deviation: float, tolerance: float) -> Proof:
         """The verdict on a network that differs from its dense self with every patch visible."""
         culprit = self.culprit(_densely(), _on_patches(self.everything), tolerance)
-        truth = f"with every patch visible, at {self._size} pixels, the dense network"
+        truth = f"with every patch visible, at {self.size} pixels, the dense network"
         return _failed(truth, deviation, culprit, tolerance, dense=deviation)
 
     @property
-    def _size(self) -> str:
+    def size(self) -> str:
         return "x".join(map(str, self.images.shape[2:]))
 
     def run(
@@ -333,6 +345,8 @@ class _Trial:
         Args:
             as_it_is: draw random numbers as they come.
         """
+        tied = position_embedding(self.module, self.images.dim() - 2)
+        remark = f" {tied[0].upper()}{tied[1:]}." if tied else ""
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         parameters = {n: p for n, p in self.module.named_parameters() if p.is_floating_point()}
         torch.manual_seed(1)
@@ -350,13 +364,13 @@ class _Trial:
             found = {n: slope for n, slope in zip(parameters, slopes, strict=False) if slope is not None}
             after = {n: b.clone() for n, b in self.module.named_buffers() if b.is_floating_point()}
         except NotExactError as error:
-            raise NotExactError(f"{error}{self._tied_to_the_map()}") from None
+            raise NotExactError(f"{error}{remark if 'spatial extent' in str(error) else ''}") from None
         except Exception as error:  # whatever a foreign network raises at a size that it does not take
             what = "images" if way.grid is None else "visible patches of images"
             said = (str(error).strip() or "no reason given").splitlines()[0]
             raise NotExactError(
-                f"{type(self.module).__name__} cannot be run on {what} of {self._size} pixels: "
-                f"{type(error).__name__}: {said}.{self._tied_to_the_map()}"
+                f"{type(self.module).__name__} cannot be run on {what} of {self.size} pixels: "
+                f"{type(error).__name__}: {said}.{remark}"
             ) from error
         finally:
             with torch.no_grad():
@@ -364,21 +378,6 @@ class _Trial:
                     if name in before:
                         buffer.copy_(before[name])
         return _Outcome([m.detach() for m in maps], found, after, same.drawn, torch.get_rng_state())
-
-    def _tied_to_the_map(self) -> str:
-        """A sentence on position embeddings, if there seems to be one."""
-        dims = self.images.dim() - 2
-        for path, owner in self.module.named_modules():
-            for name, value in owner.named_parameters(prefix=path, recurse=False):
-                rows = value.dim() == 3 and value.shape[0] == 1 < value.shape[1]
-                a_map = value.dim() == dims + 2 and value.shape[0] == 1 and min(value.shape[2:]) > 1
-                if (rows or a_map) and not isinstance(owner, nn.modules.conv._ConvNd):
-                    return (
-                        f" Its parameter {name}, {tuple(value.shape)}, seems to be a position embedding, which is tied "
-                        "to the whole map at one size: visible patches cannot know their rows of it. Build the "
-                        "network without, or take stages before it is added."
-                    )
-        return ""
 
     def leaks(self, clean: _Outcome) -> bool:
         """Whether a bit of the output changes when masked pixels do."""
@@ -428,6 +427,20 @@ class _Trial:
             for handle in handles:
                 handle.remove()
         return seen
+
+
+def position_embedding(module: nn.Module, dims: int) -> str:
+    """A sentence on a parameter that seems to be added to the whole map, (1, C, *sides) or (1, rows, C); "" if none."""
+    for path, owner in module.named_modules():
+        for name, value in owner.named_parameters(prefix=path, recurse=False):
+            rows = value.dim() == 3 and value.shape[0] == 1 < value.shape[1]
+            a_map = value.dim() == dims + 2 and value.shape[0] == 1 and min(value.shape[2:]) > 1
+            if (rows or a_map) and not isinstance(owner, nn.modules.conv._ConvNd):
+                return (
+                    f"its parameter {name}, {tuple(value.shape)}, seems to be a position embedding, which is tied to "
+                    "the whole map of one image size: leave it out, or take stages from before it is added"
+                )
+    return ""
 
 
 def _left(way: _Way, output: Tensor) -> Tensor | None:
