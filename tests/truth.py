@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convspark.sparse import PatchGrid, gather, scatter
-from convspark.sparse.proof.oracle import masked_map, visible_part
+from convspark.sparse.proof.oracle import MaskAndMultiply
 
 TOLERANCE = 1e-8  # relative, float64
 
@@ -54,14 +54,19 @@ def _assert_equal_dense(network, images, everything, run):
 def _assert_equal_oracle(network, images, visible, run):
     ours, theirs = copy.deepcopy(network), copy.deepcopy(network)
     found = [scatter(f) for f in _seeded(run, ours, gather(images, PatchGrid(visible)))]
-    truth = [visible_part(f) for f in _seeded(run, theirs, masked_map(images, visible))]
+    truth = MaskAndMultiply(visible)(lambda x: _seeded(run, theirs, x), images)
     weights = [torch.randn_like(f) for f in truth]
     for maps in (found, truth):
         sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
     for expected, got in zip(truth, found, strict=True):
         assert relative(expected, got) < TOLERANCE, "differs from the oracle"
     _assert_equal_gradients(
-        network, ours, theirs, lambda net, x: _seeded(run, net, masked_map(x, visible)), images, weights
+        network,
+        ours,
+        theirs,
+        lambda net, x: MaskAndMultiply(visible)(lambda x: _seeded(run, net, x), x),
+        images,
+        weights,
     )
     for (name, ours_b), theirs_b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
         if ours_b.is_floating_point():
@@ -79,7 +84,7 @@ def _assert_equal_gradients(network, ours, theirs, oracle, images, weights):
     if max(off.values(), default=0) <= TOLERANCE:
         return
     noisy = copy.deepcopy(network)
-    maps = [visible_part(f) for f in oracle(noisy, images * (1 + 1e-15 * torch.randn_like(images)))]
+    maps = oracle(noisy, images * (1 + 1e-15 * torch.randn_like(images)))
     sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
     reaction = max(float((g - expected[name]).abs().max() / scale[name]) for name, g in _gradients(noisy).items())
     for name, by in off.items():

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from .strides import Sides
 
 StagePoint = tuple[str, int]
@@ -102,6 +103,12 @@ class ModuleCalls:
         finally:
             for remove in removals:
                 remove()
+        if len(found) < len(self.points):
+            missing = next(name for name, _ in (point for point in self.points if point not in found))
+            raise UsageError(
+                f"stages: module {missing!r} is not called at this size of image, though at others it is; name modules "
+                "that always are"
+            )
         return [found[point] for point in self.points]
 
 

@@ -104,9 +104,13 @@ class SparK(nn.Module):
     ):
         super().__init__()
         self.sync_batchnorm = sync_batchnorm
-        probed = None if isinstance(image_size, int) else image_size
-        self.stages = Stages(backbone, stages, in_chans, probed, patch_size, call)
+        self.stages = Stages(backbone, stages, in_chans, image_size, patch_size, call)
         dims = self.stages.dims
+        if dims == 1:
+            raise UsageError(
+                f"backbone={type(backbone).__name__} takes signals (its convolutions are Conv1d): SparK's decoders are "
+                "for images and volumes. `gather` and `scatter` take signals, (B, C, length), and `check` proves them"
+            )
         self.in_chans = self.stages.in_chans
         self.patch_size = self.stages.patch_size
         self.image_size = sides_of(image_size, dims, "image_size")
@@ -142,8 +146,11 @@ class SparK(nn.Module):
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove:
             started = time.perf_counter()
-            off = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
-            logger.info("proved exact in %.1f s (largest deviation %.1g)", time.perf_counter() - started, off)
+            proof = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
+            seconds = time.perf_counter() - started
+            logger.info("proved exact in %.1f s (largest deviation %.1g)", seconds, proof.largest)
+            if proof.unmatched:
+                logger.warning("proved in evaluation mode only: in training it draws %s", proof.unmatched)
 
     @property
     def untrained(self) -> list[str]:

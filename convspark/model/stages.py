@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UsageError
+from ..sparse.proof.prove import position_embedding
 from .find_stages import (
     Call,
     CallBackbone,
@@ -30,8 +31,13 @@ from .find_stages import (
 )
 from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
 
-# Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the last by 7 and 14.
-_PROBE_SIZES: dict[int, list[Sides]] = {2: [(128, 192), (112, 168)], 3: [(64, 96, 64)]}
+# Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the second by 7 and 14,
+# the last ones by 5 and 9.
+_PROBE_SIZES: dict[int, list[Sides]] = {
+    1: [(128,), (112,), (240,), (180,)],
+    2: [(128, 192), (112, 168), (240, 480), (180, 360)],
+    3: [(64, 96, 64), (60, 90, 60)],
+}
 
 
 _HEADS = ("num_heads", "n_heads", "num_attention_heads")  # what attention modules call the number of their heads
@@ -64,7 +70,7 @@ class Stages:
         stages: names of the modules whose outputs are the stages, or None to find them.
         in_chans: channels of the images; None takes those of the backbone's first convolution or, if it begins with
             something else, the first of timm's configuration, 3 and 1 that it runs on.
-        image_size: sides in pixels, for networks that run at one size only.
+        image_size: sides in pixels, for networks that run at one size only, or have an unusual stride.
         patch_size: side of a masked patch in pixels, or one a spatial dimension: stages whose stride does not divide
             it are left out, so that a patch finer than the network's total stride trains the stages above; None takes
             the total stride.
@@ -78,7 +84,7 @@ class Stages:
         channels: of the decoded stages.
         names: where each stage comes from, for people to read.
         in_chans: channels of the images.
-        dims: number of spatial dimensions, 2 or 3.
+        dims: number of spatial dimensions, 1 to 3.
         dtype, device: of the backbone's first convolution.
         untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
             does not reach: they get no gradient and no statistics.
@@ -93,7 +99,7 @@ class Stages:
         backbone: nn.Module,
         stages: Sequence[str] | None = None,
         in_chans: int | None = None,
-        image_size: Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = None,
         patch_size: int | Sequence[int] | None = None,
         call: CallBackbone | None = None,
     ):
@@ -162,10 +168,11 @@ class Stages:
         if nothing is not None:
             return nothing
         shape = " x ".join(str(n) for n in probes[0].shape)
+        advice = "if its images have another number of channels, pass in_chans (--channels)"
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
             f"{type(failure).__name__}: {failure}. Expected a convolutional network that takes images of any "
-            "size; if its images have another number of channels, pass in_chans (--channels)"
+            f"size; {position_embedding(self.backbone, self.dims) or advice}"
         ) from failure
 
     def _find(self, probe: Tensor, names: Sequence[str] | None, to_the_end: bool) -> tuple[_WayOf, list[_Stage]]:
@@ -300,10 +307,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             each.training = mode
 
 
-def _first_conv(backbone: nn.Module) -> nn.Conv2d | nn.Conv3d:
-    for module in backbone.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            return module
+def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    for kinds in ((nn.Conv2d, nn.Conv3d), nn.Conv1d):  # networks for images have a Conv1d over channels at times
+        for module in backbone.modules():
+            if isinstance(module, kinds):
+                return module
     raise UsageError(
         f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
         "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
@@ -313,7 +321,7 @@ def _first_conv(backbone: nn.Module) -> nn.Conv2d | nn.Conv3d:
 def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
     """Whether a run that failed in the end, in a classifier for one size, had come past most of the convolutions."""
     finished = {call.point[0] for call in all_calls(calls) if call.output is not None}
-    convs = {n: each.weight.numel() for n, each in backbone.named_modules() if isinstance(each, (nn.Conv2d, nn.Conv3d))}
+    convs = {n: m.weight.numel() for n, m in backbone.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
     return sum(size for name, size in convs.items() if name in finished) > sum(convs.values()) / 2
 
 
@@ -401,7 +409,7 @@ def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides 
         raise UsageError(
             f"backbone={kind} has no stages: found no map (B, C, *spatial) whose side is a whole fraction "
             "of the image's (all convolutions padded). Expected a convolutional network that makes its maps "
-            "smaller; or name modules in `stages`"
+            "smaller; or name modules in `stages`; or pass an image size that is a multiple of its stride"
         )
     chain = decodable(list(by_stride))
     if patch_size is not None and not (min(patch_size) > 0 and divides(chain[-1], patch_size)):

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import random
+import re
 
 import pytest
 import timm
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import convspark
-from convspark.errors import UsageError
+from convspark.errors import NotExactError, UsageError
 from convspark.measure.check import check
 
 THIN = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}
@@ -140,6 +142,113 @@ def test_a_leak_is_found():
     network.register_forward_pre_hook(leak)
     report = check(network, measure=False)
     assert report.proof is not None and report.proof.leak and "masked patches" in str(report)
+
+
+class AtSomeSizes(nn.Module):
+    """Calls a module where the map is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.more, self.down = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 2, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.down(self.more(x) + x if x.shape[-1] >= 24 else x)
+
+
+def test_a_module_that_is_called_only_at_some_sizes_is_named():
+    report = check(AtSomeSizes(), stages=["stem", "down"], size=96, measure=False)
+    assert not report.exact and "The module more (Conv2d) is called on whole images alone" in str(report)
+    assert (
+        "at 96x96 pixels" in str(report) and check(AtSomeSizes(), size=64, stages=["stem", "down"], measure=False).exact
+    )
+    with pytest.raises(NotExactError, match=r"module more \(Conv2d\) is called on whole images alone"):
+        convspark.SparK(AtSomeSizes(), stages=["stem", "down"], image_size=96, decoder_width=16)
+
+
+def test_a_stage_that_is_called_only_at_some_sizes_is_named():
+    report = check(AtSomeSizes(), stages=["more", "down"], size=96, measure=False)
+    assert "stages: module 'more' is not called at this size" in str(report)
+
+
+class Positions(nn.Module):
+    """Adds a position embedding to the map, or to its positions as rows."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+        self.position = nn.Parameter(torch.zeros(*shape))
+
+    def forward(self, x):
+        x = self.stem(x)
+        rows = self.position.movedim(1, -1).unflatten(-1, x.shape[2:]) if self.position.dim() == 3 else self.position
+        return self.down(x + rows)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 16, 16), (1, 256, 8)])
+def test_a_position_embedding_is_named_and_what_to_do(shape):
+    said = r"position, \(1, .*, seems to be a position embedding, which is tied to the whole map .* leave it out"
+    for size in (None, 64):
+        report = check(Positions(*shape), size=size, measure=False)
+        assert not report.exact and re.search(said, str(report)), str(report)
+    with pytest.raises(NotExactError, match=said):
+        convspark.SparK(Positions(*shape), image_size=64, decoder_width=16)
+
+
+def test_a_network_for_signals():
+    network = nn.Sequential(nn.Conv1d(2, 8, 7, 4, 3), nn.BatchNorm1d(8), nn.GELU(), nn.Conv1d(8, 16, 3, 2, 1))
+    report = check(network)
+    assert report.exact and report.strides == [(4,), (8,)] and report.cost is not None, report.reason
+    with pytest.raises(UsageError, match=r"takes signals .* `check` proves them"):
+        convspark.SparK(network, image_size=64, decoder_width=16)
+
+
+class Parallel(nn.Module):
+    """Three resolutions side by side, joined by strided convolutions and interpolation, as HRNet has them."""
+
+    def __init__(self, **resizing):
+        super().__init__()
+        self.resizing = resizing
+        self.stem, self.down = self.conv(3, 8, 4), self.conv(8, 16, 2)
+        self.fine, self.coarse, self.deep = self.conv(8, 8), self.conv(16, 16), self.conv(16, 32, 2)
+        self.lift, self.lower, self.raise_ = nn.Conv2d(16, 8, 1), self.conv(8, 16, 2), nn.Conv2d(32, 8, 1)
+        self.head = nn.Linear(8, 3)
+
+    @staticmethod
+    def conv(inward, outward, stride=1):
+        return nn.Sequential(nn.Conv2d(inward, outward, 3, stride, 1), nn.BatchNorm2d(outward), nn.ReLU(inplace=True))
+
+    def resized(self, x, like):
+        return nn.functional.interpolate(x, size=like.shape[2:], **self.resizing)
+
+    def forward(self, x):
+        fine = self.stem(x)
+        coarse = self.down(fine)
+        fine, coarse = self.fine(fine), self.coarse(coarse)
+        fine, coarse = fine + self.resized(self.lift(coarse), fine), coarse + self.lower(fine)
+        joined = fine + self.resized(self.raise_(self.deep(coarse)), fine)
+        return self.head(joined.mean((2, 3)))
+
+
+@pytest.mark.parametrize("resizing", [{}, {"mode": "bilinear", "align_corners": True}])
+def test_resolutions_in_parallel(resizing):
+    report = check(Parallel(**resizing), measure=False)
+    assert report.exact and report.strides == [(4, 4), (8, 8), (16, 16)], report.reason
+
+
+@pytest.mark.slow
+def test_hrnet():
+    report = check("hrnet_w18_small", measure=False)
+    assert report.exact and report.strides[-1] == (32, 32), report.reason
+
+
+def test_what_cannot_be_drawn_alike_is_said():
+    class Luck(nn.Module):
+        def forward(self, x):
+            return x * random.random() if self.training else x
+
+    report = check(nn.Sequential(nn.Conv2d(3, 8, 4, 4), Luck(), nn.Conv2d(8, 8, 2, 2)))
+    assert report.exact and "evaluation mode" in str(report) and "random numbers that torch does not" in str(report)
 
 
 def test_wrong_arguments_are_usage_errors():

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convspark import PatchGrid, SparK, gather, scatter
 from convspark.kernels.cpu.build import library_is_there
 from convspark.model.stages import Stages
-from convspark.sparse.proof.oracle import masked_map, visible_part
+from convspark.sparse.proof.oracle import MaskAndMultiply
 
 THIN = {
     "resnet10t": {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)},
@@ -104,12 +104,12 @@ def test_autocast_in_bf16_loses_no_more_than_mask_and_multiply_does(name):
     exact = [scatter(f) for f in stages(gather(images, grid))]
     with torch.autocast("cpu", torch.bfloat16):
         patches = stages(gather(images, grid))
-        truth = stages(masked_map(images, grid.visible))
+        truth = MaskAndMultiply(grid.visible)(stages, images)
         dense = stages(images)
     for fp32, half, oracle, whole in zip(exact, patches, truth, dense, strict=True):
         assert half.dtype == whole.dtype  # where norms return to float32, they do on patches too
         ours = (scatter(half).float() - fp32).abs().mean()
-        theirs = (visible_part(oracle).float() - fp32).abs().mean()
+        theirs = (oracle.float() - fp32).abs().mean()
         assert 0 < ours < 1.5 * theirs  # no more is lost to rounding than by mask-and-multiply
 
 
@@ -256,7 +256,7 @@ def test_hooks_see_visible_patches_and_may_replace_them():
     handle = net.layer1.register_forward_hook(lambda _module, _args, output: output * 2)
     with torch.no_grad():
         found = scatter(net.forward_features(gather(images, grid)))
-        truth = visible_part(net.forward_features(masked_map(images, grid.visible)))
+        truth = MaskAndMultiply(grid.visible)(net.forward_features, images)
     handle.remove()
     torch.testing.assert_close(found, truth)
 

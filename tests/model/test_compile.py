@@ -136,8 +136,27 @@ def test_numbers_on_the_left(function):
         torch.testing.assert_close(compiled(images, grid), changed(images, grid))
 
 
-def test_stochastic_depth_by_rows_drops_whole_images():
-    drop = torchvision.ops.StochasticDepth(0.5, "row").train()
+class Sometimes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.picked(len(x)) * 2
+
+    def picked(self, rows: int) -> Tensor:
+        return (torch.rand(rows, 1, 1, 1) < 0.5).float()
+
+
+class Graded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.arange(len(x)).view(-1, 1, 1, 1)
+
+
+def test_a_factor_for_each_row_that_is_not_drawn_is_refused():
+    compiled = torch.compile(lambda x, grid: Graded()(gather(x, grid.afresh())).values, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="more than one row"):
+        compiled(torch.ones(4, 3, 8, 8), PatchGrid.random(4, (2, 2), 0.5))
+
+
+@pytest.mark.parametrize("drop", [torchvision.ops.StochasticDepth(0.5, "row"), Sometimes()])
+def test_stochastic_depth_by_rows_drops_whole_images(drop):
 
     def dropped(images: Tensor, grid: PatchGrid) -> Tensor:
         return drop(gather(images, grid.afresh())).values

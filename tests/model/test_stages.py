@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from convspark import SparK
 from convspark.errors import UsageError
 from convspark.model.stages import Stages
 
@@ -223,7 +224,10 @@ def test_networks_with_attention_are_refused(name):
         (nn.Linear(3, 3), "Linear is not a convolutional network: it has no Conv2d"),
         (nn.Conv2d(3, 4, 3, padding=1), "Conv2d has no stages"),
         (nn.Conv2d(3, 4, 5, 2), "Conv2d has no stages"),
-        (nn.Sequential(nn.Conv2d(3, 4, 9, 9)), "has no stages"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 11, 11)),
+            "has no stages: .* pass an image size that is a multiple of its stride",
+        ),
         (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
     ],
 )
@@ -248,6 +252,14 @@ def test_a_stride_that_is_no_power_of_two():
     assert Stages(Thirds(), image_size=(96, 96)).strides == ((6, 6),)
     with pytest.raises(UsageError, match=r"strides 11: .* 11 times larger at once; it goes up to 7"):
         Stages(nn.Conv2d(3, 4, 11, 11), image_size=(88, 110))
+
+
+@pytest.mark.parametrize(("stride", "nearest"), [(3, "222x222 or 225x225"), (5, "220x220 or 225x225"), (9, "216x216")])
+def test_sizes_that_an_unusual_stride_divides_are_named(stride, nearest):
+    network = nn.Sequential(nn.Conv2d(3, 4, stride, stride), nn.ReLU())
+    with pytest.raises(UsageError, match=f"224x224 is not divisible by the patch of {stride} pixels.*{nearest}"):
+        SparK(network, image_size=224, decoder_width=8)
+    assert SparK(network, image_size=8 * stride, decoder_width=8).patch_size == (stride, stride)
 
 
 def test_channels_of_a_network_that_begins_with_a_rearrangement():

@@ -219,14 +219,12 @@ def test_small_network_is_exact_where_a_patch_is_one_position(name):
 def test_as_many_patches_as_images():
     """N = B must not turn per-image values into per-patch ones."""
     from convspark import PatchGrid, gather, scatter
-    from convspark.sparse.proof.oracle import masked_map, visible_part
+    from convspark.sparse.proof.oracle import MaskAndMultiply
 
     net = Net(SqueezeExcite(lambda x: x.mean((2, 3)))).double()
     images = torch.randn(3, 4, 8, 8, dtype=torch.float64)
     visible = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]).bool().view(3, 2, 2)
-    torch.testing.assert_close(
-        scatter(net(gather(images, PatchGrid(visible)))), visible_part(net(masked_map(images, visible)))
-    )
+    torch.testing.assert_close(scatter(net(gather(images, PatchGrid(visible)))), MaskAndMultiply(visible)(net, images))
 
 
 class DropPath(nn.Module):
@@ -241,7 +239,52 @@ class DropPath(nn.Module):
         return x.div(keep) * (torch.rand((x.shape[0], 1, 1, 1), dtype=x.dtype) < keep)
 
 
-@pytest.mark.parametrize("form", ["torchvision", "own", "module"])
+class Sometimes(nn.Module):
+    """The same under names that say nothing; what draws is a method, a function, or another module."""
+
+    def __init__(self, share, how):
+        super().__init__()
+        self.share, self.how = share, how
+        self.gate = Gate(share)
+
+    def forward(self, x):
+        drawn = {"method": self.picked, "function": picked, "submodule": lambda x, _: self.gate(x)}[self.how]
+        return x * drawn(x, 1 - self.share)
+
+    def picked(self, x, keep):
+        return (torch.rand(len(x), *[1] * (x.dim() - 1)) < keep).to(x) / keep
+
+
+class Gate(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.keep = 1 - share
+
+    def forward(self, x):
+        return torch.empty(x.size(0), 1, 1, 1).bernoulli_(self.keep) / self.keep
+
+
+def picked(x, keep):
+    return torch.rand(x.shape[0], 1, 1, 1).lt(keep).to(x) / keep
+
+
+class Graded(nn.Module):
+    """A factor for each row that nobody drew."""
+
+    def forward(self, x):
+        return x * torch.arange(1.0, len(x) + 1).view(-1, 1, 1, 1)
+
+
+def test_a_factor_for_each_row_that_is_not_drawn_is_refused():
+    from convspark import PatchGrid, gather
+    from convspark.errors import NotExactError
+
+    patches = gather(torch.rand(2, 4, 8, 8), PatchGrid(torch.rand(2, 2, 2) < 2))
+    with pytest.raises(NotExactError, match="more than one row"):
+        nn.Sequential(nn.Dropout(0.1), Graded())(patches)
+
+
+@pytest.mark.parametrize("form", ["torchvision", "own", "module", "method", "function", "submodule"])
 def test_stochastic_depth_by_rows_drops_whole_images(form):
     """Its noise is a plain tensor made from a shape; all patches of an image must share the image's draw."""
     from convspark import PatchGrid, gather
@@ -255,6 +298,7 @@ def test_stochastic_depth_by_rows_drops_whole_images(form):
         "own": drop_path,
         "torchvision": lambda x, share: stochastic_depth(x, share, "row"),
         "module": lambda x, share: DropPath(share)(x),
+        **{how: lambda x, share, how=how: Sometimes(share, how)(x) for how in ("method", "function", "submodule")},
     }[form]
     visible = torch.rand(64, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     visible[5] = False

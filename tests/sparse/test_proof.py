@@ -1,10 +1,14 @@
 """The proof: a verdict on what the engine runs, at the size and in the mode of the run, with the culprit's name."""
 
+import random
+
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from convspark import SparK
 from convspark.errors import NotExactError
@@ -65,7 +69,7 @@ def test_what_the_engine_runs_exactly_is_proved(name):
     network = Wrapped(EXACT[name])
     proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
     assert proof.exact, proof.reason
-    assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)) < 1e-8
+    assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).largest < 1e-8
 
 
 def test_gated_linear_units():
@@ -75,7 +79,7 @@ def test_gated_linear_units():
 
 def test_a_network_that_branches_on_the_size_of_the_run_is_found_out():
     network = Wrapped(lambda x: x * 2 if x.shape[-1] >= 12 else x)
-    assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)) < 1e-8
+    assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).largest < 1e-8
     with pytest.raises(NotExactError, match="at 64x64 pixels"):
         prove(lambda x: [network(x)], network, 3, (64, 64), (8, 8))
 
@@ -128,6 +132,98 @@ def test_what_mask_and_multiply_does_not_know_is_a_verdict():
     network = Wrapped(lambda x: x + x.sort(1).values.cumsum(1).logcumsumexp(1))
     proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
     assert proof.exact or "nothing is known" in (proof.reason or "")
+
+
+class InTraining(nn.Module):
+    """A function in training alone."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x) if self.training else x
+
+
+def dropped_blocks(x):
+    return x * (1 - F.max_pool2d((torch.rand_like(x[:, :1]) < 0.1).to(x), 3, 1, 1))
+
+
+RANDOM = {
+    "dropout": nn.Dropout(0.3),
+    "dropout in place": nn.Sequential(nn.Identity(), nn.Dropout(0.3, inplace=True)),
+    "dropout of channels": nn.Dropout2d(0.3),
+    "alpha dropout": nn.AlphaDropout(0.3),
+    "alpha dropout of channels": nn.FeatureAlphaDropout(0.3),
+    "rrelu": nn.RReLU(),
+    "rrelu in place": nn.RReLU(inplace=True),
+    "noise": InTraining(lambda x: x + 0.1 * torch.randn_like(x)),
+    "noise in place": InTraining(lambda x: x + torch.empty_like(x).normal_(0, 0.1)),
+    "noise of channels": InTraining(lambda x: x + torch.randn(1, x.shape[1], 1, 1)),
+    "bernoulli": InTraining(lambda x: x * torch.bernoulli(torch.full_like(x, 0.5))),
+    "drop block": InTraining(dropped_blocks),
+    "dropout, channels last": InTraining(lambda x: F.dropout(x.permute(0, 2, 3, 1), 0.5).permute(0, 3, 1, 2)),
+    "dropout of flat positions": InTraining(lambda x: F.dropout(x.flatten(2), 0.5).view(x.shape)),
+    "dropout without channels": InTraining(lambda x: x * F.dropout(x.mean(1), 0.5)[:, None]),
+    "dropout of images": InTraining(lambda x: x * F.dropout(x.mean((2, 3)), 0.5)[:, :, None, None]),
+    "stochastic depth, timm's": timm.layers.DropPath(0.5),
+    "stochastic depth, torchvision's": torchvision.ops.StochasticDepth(0.5, "row"),
+    "stochastic depth of the batch": torchvision.ops.StochasticDepth(0.5, "batch"),
+    "stochastic depth by rand": InTraining(lambda x: x * (torch.rand(x.shape[0], 1, 1, 1) < 0.5)),
+    "a layer left out": InTraining(lambda x: x if torch.rand(1) < 0.5 else x * 2),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_random_is_proved_in_training_with_the_same_draws(name):
+    network = Wrapped(RANDOM[name]).train()
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert proof.exact and proof.unmatched is None, proof.reason
+    assert prove(lambda x: [network(x)], network, 3, (64, 64), (8, 8)).unmatched is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.dropout(x, 0.5 if type(x) is torch.Tensor else 0.4),
+        lambda x: x + torch.randn_like(x) * x.shape[-1],
+        lambda x: x * (torch.rand(x.shape[0], 1, 1, 1) + torch.arange(x.shape[0]).view(-1, 1, 1, 1)),
+    ],
+    ids=["otherwise on patches", "noise by size", "rows that are not drawn"],
+)
+def test_what_is_random_and_wrong_is_found(function):
+    network = Wrapped(InTraining(function)).train()
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert not proof.exact and "function (InTraining)" in (proof.reason or "")
+
+
+@pytest.mark.parametrize("drawn", [lambda x: x * random.random(), lambda x: _more_often_on_images(x)])
+def test_draws_that_cannot_be_matched_are_proved_in_evaluation_and_said(drawn):
+    network = Wrapped(InTraining(drawn)).train()
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert proof.exact and proof.unmatched
+    assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).unmatched
+
+
+def _more_often_on_images(x):
+    for _ in range(2 if type(x) is torch.Tensor else 1):
+        factor = torch.rand(1)
+    return x * factor
+
+
+def test_checkpoints_are_proved_with_their_random_numbers():
+    inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+
+    class Saving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=False)
+
+    network = Wrapped(Saving()).train()
+    assert examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).exact
 
 
 def test_a_network_is_left_as_it_was():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import linecache
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -17,9 +20,11 @@ from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
 from .operands import as_sizes, named
 
-# Functions that draw one number for each row of their input from its shape alone (`torch.rand(x.shape[0], 1, 1, 1)`),
-# which no dispatch can see, to drop whole images. Known by the names that they or their classes go by.
-_ROW_NOISE = re.compile(r"stochastic_?depth|drop_?path|drop_?connect", re.IGNORECASE)
+# Networks drop whole images by one number for each row of their input, drawn from its shape alone
+# (`torch.rand(x.shape[0], 1, 1, 1)`), which no dispatch can see: the code that uses them, or what it calls, draws.
+_DRAWS = set("rand randn rand_like randn_like randint bernoulli bernoulli_ uniform_ normal_ Bernoulli".split())
+_NO_NETWORK = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+_FRAMES = 3  # how many of the network's functions are looked at, from where the numbers are used up to a `forward`
 
 
 @meaning(*named("new_empty new_zeros new_ones", Tensor))
@@ -49,28 +54,78 @@ def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor
 
 
 def is_row_noise(operand: Any, grid: PatchGrid) -> bool:
-    """Whether this plain tensor holds one number a patch, drawn by a function known to mean one number an image."""
+    """Whether this plain tensor holds one number a patch that was drawn at random, and so means one an image."""
     if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.dim() < 2:
         return False
-    return operand.shape[0] == operand.numel() == grid.num_visible > 1 and drops_images()
+    if not operand.shape[0] == operand.numel() == grid.num_visible > 1:
+        return False
+    return _traced_code_draws() if torch.compiler.is_compiling() else _running_code_draws()
 
 
-def drops_images() -> bool:
-    """Whether the code that is running now is some network's stochastic depth."""
-    if torch.compiler.is_compiling():
-        return _traces_stochastic_depth()
-    frame = sys._getframe(1)
-    for _ in range(8):  # the dispatcher's own frames, then the network's
-        if frame is None or _ROW_NOISE.search(frame.f_code.co_qualname):
-            return frame is not None
+def _running_code_draws() -> bool:
+    """Whether the network's code that is running now draws random numbers, itself or by a function that it calls."""
+    frame: FrameType | None = sys._getframe(1)
+    seen = 0
+    while frame is not None and seen < _FRAMES:
+        code = frame.f_code
+        if not _is_ours(code.co_filename):
+            seen += 1
+            if _draws(code) or any(_draws(called) for called in _called_by(frame)):
+                return True
+            if code.co_name == "forward":
+                return False
         frame = frame.f_back
     return False
 
 
 @torch.compiler.assume_constant_result
-def _traces_stochastic_depth() -> bool:
-    """The same of the code that is being traced, of which only the functions' own names are known."""
-    return any(_ROW_NOISE.search(frame.name) for frame in TracingContext.extract_stack()[-8:])
+def _traced_code_draws() -> bool:
+    """The same of the code that is being traced, of which only files and lines are known."""
+    network = [frame for frame in TracingContext.extract_stack() if not _is_ours(frame.filename)]
+    for frame in network[: -_FRAMES - 1 : -1]:
+        functions = list(_functions_in("".join(linecache.getlines(frame.filename))))
+        running = [f for f in functions if f.co_name == frame.name and f.co_firstlineno <= (frame.lineno or 0)]
+        if not running:
+            continue
+        code = max(running, key=lambda f: f.co_firstlineno)
+        if any(_draws(f) for f in functions if f is code or f.co_name in code.co_names):
+            return True
+        if frame.name == "forward":
+            return False
+    return False
+
+
+def _is_ours(filename: str) -> bool:
+    """Whether this is no network's code, but the engine's or PyTorch's."""
+    return filename.startswith(_NO_NETWORK)
+
+
+def _draws(code: CodeType) -> bool:
+    inner = (_draws(const) for const in code.co_consts if isinstance(const, CodeType))
+    return not _DRAWS.isdisjoint(code.co_names) or any(inner)
+
+
+def _called_by(frame: FrameType) -> Iterator[CodeType]:
+    """Functions, methods and modules by the names that they have in this frame's code."""
+    owner = frame.f_locals.get("self")
+    for name in frame.f_code.co_names:
+        submodule = getattr(owner, "_modules", {}).get(name)
+        for called in (
+            frame.f_globals.get(name),
+            getattr(type(owner), name, None),
+            getattr(submodule, "forward", None),
+        ):
+            code = getattr(called, "__code__", None)
+            if isinstance(code, CodeType):
+                yield code
+
+
+def _functions_in(source: str) -> Iterator[CodeType]:
+    waiting = [compile(source, "", "exec")]
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [const for const in code.co_consts if isinstance(const, CodeType)]
 
 
 def one_an_image(noise: Tensor, grid: PatchGrid) -> PerImage:

@@ -1,390 +1,404 @@
 """The oracle: the same semantics by mask-and-multiply on whole maps. Slow, obvious, and used to prove the engine.
 
-A `MaskedMap` is a whole map (B, C, H, W) beside a tensor of the same shape that says which patch each element lies in.
-It shares no code with the engine, and follows one rule: what moves the values' axes moves the places' too; what looks
-around sees zeros at masked positions; what averages counts visible positions only; all else is left to torch.
+A network runs densely, on plain tensors of whole images, under a mode that remembers of each element of a map which
+patch it lies in: its place. It shares no code with the engine, and follows one rule:
+
+* what moves the values' axes moves the places' too;
+* what looks around, or sums products over positions, sees zeros at masked positions;
+* what reduces, compares or normalises positions runs, as torch has it, on the visible ones alone;
+* all else runs as torch has it, and its result lies where its operands lie.
+
+What it does not know is "all else": it does not fail where the dense network runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 NOWHERE = -1  # the place of an element that belongs to no patch: per-image values, which are always visible
 
+Function = Callable[..., Any]
 
-class MaskedMap(Tensor):
-    """Whole maps with masked positions.
 
-    Attributes:
-        place: int64, same shape: which patch of the flattened (B, *grid) an element lies in, or `NOWHERE`.
-        visible: bool (B, *grid), True = visible; more than one patch an image.
-        padded: whether F.pad enlarged it, so that its sides are no multiple of the grid's.
+class MaskAndMultiply(TorchFunctionMode):
+    """The mode: `MaskAndMultiply(visible)(network, images)` is what the network makes of the visible patches.
+
+    Args:
+        visible: bool (B, *grid), True = visible.
     """
 
-    place: Tensor
-    visible: Tensor
-    padded: bool = False
+    def __init__(self, visible: Tensor):
+        super().__init__()
+        self.visible = visible
+        self._places = WeakTensorKeyDictionary()  # int64, of the tensor's shape: index into the flattened (B, *grid)
+        self._partial = WeakTensorKeyDictionary()  # of what was reduced over some of the positions' axes: name, source
 
-    @property
-    def mask(self) -> Tensor:
-        """bool, same shape, True = visible."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.visible.flatten()[self.place.clamp(min=0)] | (self.place < 0)
+    def __call__(self, forward: Function, images: Tensor) -> Any:
+        """Run `forward` on masked images (B, C, *sides); its maps, with 0 at masked positions."""
+        masked = self.masked(images)
+        with self:
+            out = forward(masked)
+        return self.shown(out)
 
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            return _run(func, args, kwargs or {})
+    def masked(self, images: Tensor) -> Tensor:
+        """Images with 0 at masked positions."""
+        return self.put(self.shown(images), self.map_places(images.shape))
 
+    def shown(self, x: Any) -> Any:
+        """A map with 0 at masked positions; of lists, each."""
+        if isinstance(x, (list, tuple)):
+            return [self.shown(one) for one in x]
+        return torch.where(self.mask(x), x, 0) if isinstance(x, Tensor) and self.place(x) is not None else x
 
-def masked_map(images: Tensor, visible: Tensor) -> MaskedMap:
-    """images (B, C, *sides), visible (B, *grid) bool -> MaskedMap with 0 at masked positions."""
-    whole = _wrap(images, _places(visible, images.shape), visible)
-    return _wrap(torch.where(whole.mask, images, 0), whole.place, visible)
+    def mask(self, x: Tensor) -> Tensor:
+        """bool, of its shape, True = visible."""
+        place = self.place(x)
+        if place is None:
+            return torch.ones_like(x, dtype=torch.bool)
+        few = _few(place)
+        return (self.visible.flatten()[few.clamp(min=0)] | (few < 0)).expand(x.shape)
 
+    def place(self, x: Tensor) -> Tensor | None:
+        """Which patch each element lies in; None of parameters and constants.
 
-def visible_part(x: Tensor) -> Tensor:
-    """A MaskedMap as a plain tensor with 0 at masked positions."""
-    assert isinstance(x, MaskedMap)
-    with torch._C.DisableTorchFunctionSubclass():
-        return torch.where(x.mask, x, 0)
+        What a function that torch does not show us (TorchScript) made of a map is told by its shape.
+        """
+        known = self._places.get(x)
+        if known is not None and known.shape == x.shape:
+            return known
+        batched = not isinstance(x, nn.Parameter) and x.dim() and len(x) == len(self.visible)
+        return self.map_places(x.shape) if batched else None
 
+    def put(self, x: Tensor, place: Tensor | None) -> Tensor:
+        """Remember where a tensor's elements lie."""
+        if place is not None:
+            self._places[x] = place
+        return x
 
-def _places(visible: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """(B, *grid) -> (B, C, *sides): the patch of each position."""
-    places = torch.arange(visible.numel(), device=visible.device).view(visible.shape)[:, None]
-    for axis, side in enumerate(shape[2:], start=2):
-        if side % places.shape[axis]:
-            raise NotImplementedError(f"a side of {side} is not a multiple of the grid's {places.shape[axis]}")
-        places = places.repeat_interleave(side // places.shape[axis], axis)
-    return places.expand(shape)
+    def map_places(self, shape: Sequence[int]) -> Tensor | None:
+        """Of a map (B, C, *sides), or of images as groups of channels (1, B * C, *sides), in whole patches."""
+        batch, *grid = self.visible.shape
+        if len(shape) != len(grid) + 2 or shape[0] not in (1, batch) or shape[0] * shape[1] % batch:
+            return None
+        places = torch.arange(self.visible.numel(), device=self.visible.device).view(batch, 1, *grid)
+        for axis, (side, h) in enumerate(zip(shape[2:], grid, strict=True), start=2):
+            if side == 0 or side % h:
+                return None
+            places = places.repeat_interleave(side // h, axis)
+        places = places.expand(batch, shape[0] * shape[1] // batch, *shape[2:])
+        return places if shape[0] == batch else places.reshape(shape)
 
-
-def _wrap(values: Tensor, place: Tensor, visible: Tensor) -> MaskedMap:
-    result = values.as_subclass(MaskedMap)
-    result.place, result.visible = place, visible
-    return result
-
-
-def _nowhere(values: Tensor) -> Tensor:
-    return torch.full_like(values, NOWHERE, dtype=torch.int64)
-
-
-def _grown(x: MaskedMap, values: Tensor) -> Tensor:
-    """The places of what became of per-image values: a map's, where one value an image and channel grew to a map."""
-    sides = values.shape[2:]
-    grid = x.visible.shape[1:]
-    images_first = values.dim() == x.dim() == x.visible.dim() + 1 and len(values) == len(x.visible)
-    grew = set(x.shape[2:]) == {1} != set(sides)
-    if images_first and grew and not any(side % h for side, h in zip(sides, grid, strict=True)):
-        return _places(x.visible, values.shape)
-    return _nowhere(values)
-
-
-def _first(operands: Any) -> MaskedMap:
-    for operand in operands:
-        for item in operand if isinstance(operand, (list, tuple)) else [operand]:
-            if isinstance(item, MaskedMap):
-                return item
-    raise NotImplementedError("no masked map among the arguments")
-
-
-_QUESTIONS = {
-    "__get__",
-    "__set__",
-    "size",
-    "dim",
-    "stride",
-    "is_contiguous",
-    "is_floating_point",
-    "__len__",
-    "__hash__",
-}
-_MOVES = set(
-    """view reshape permute transpose flatten unflatten unsqueeze squeeze movedim chunk split unbind __getitem__ narrow
-    select expand expand_as pixel_shuffle pixel_unshuffle contiguous repeat_interleave tensor_split swapaxes view_as
-    reshape_as repeat tile moveaxis swapdims native_channel_shuffle channel_shuffle""".split()
-)
-_AROUND = set(
-    """conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d conv_transpose2d
-    interpolate""".split()
-)
-_REDUCTIONS = set("sum mean amax amin var std norm vector_norm var_mean std_mean".split())
-
-
-def _run(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    name = func.__name__
-    if name in _QUESTIONS:
-        if getattr(getattr(func, "__self__", None), "__name__", "") == "data":
-            return _wrap(func(*args), args[0].place, args[0].visible)
-        return func(*args, **kwargs)
-    x = _first((*args, *kwargs.values()))
-    if name in ("new_empty", "new_zeros", "new_ones", "new_full"):
-        return func(*args, **kwargs)
-    if name in _MOVES:
-        return _move(func, x, args, kwargs)
-    if name in ("cat", "concat", "concatenate", "stack"):
-        given = dict(kwargs)
-        tensors = given.pop("tensors") if "tensors" in given else args[0]
-        rest = args[1:] if args else ()
-        places = [_place_of(t, x) for t in tensors]
-        return _wrap(func(tensors, *rest, **given), func(places, *rest, **given), x.visible)
-    if name in _ALONG:
-        return _along(func, x, args, kwargs)
-    if name == "pad":
-        # Padded cells keep their values; a convolution or pooling that follows makes a map of the grid again.
-        out = func(torch.where(x.mask, x, 0), *args[1:], **kwargs)
-        padded = _wrap(out, _nowhere(out), x.visible)
-        padded.padded = bool((x.place >= 0).any())
-        return padded
-    if name in _AROUND or isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)):
-        # Custom operators, unknown to us, are taken to look around as well.
-        zeroed = (torch.where(a.mask, a, 0) if isinstance(a, MaskedMap) else a for a in args)
-        out = func(*zeroed, **kwargs)
-        on_grid = x.padded or bool((x.place >= 0).any())
-        if not on_grid:
-            return _wrap(out, _grown(x, out), x.visible)
-        # Conditional convolutions lay the images out as groups of channels, (1, B * C, H, W).
-        batch = len(x.visible)
-        whole = (batch, out.shape[0] * out.shape[1] // batch, *out.shape[2:])
-        return _wrap(out, _places(x.visible, whole).reshape(out.shape), x.visible)
-    if name.startswith("adaptive_") and name.rstrip("123d").endswith("pool"):
-        dims = tuple(range(2, x.dim()))
-        kind = "mean" if "avg" in name else "amax"
-        return _reduce(x, kind, dims, True, {})
-    if name in _REDUCTIONS or func is torch.linalg.norm:
-        return _reduction("vector_norm" if "linalg" in name else name, args, kwargs)
-    if func in (torch.batch_norm, torch.instance_norm):
-        # Affine arguments first, where torch.nn.functional has the statistics first.
-        flag = "training" if name == "batch_norm" else "use_input_stats"
-        names = ("weight", "bias", "running_mean", "running_var", flag, "momentum", "eps")
-        args, kwargs = (x,), dict(zip(names, args[1:], strict=False)) | kwargs
-        kwargs.pop("cudnn_enabled", None)
-    if name == "batch_norm":
-        return _batch_norm(x, *args[1:], **kwargs)
-    if name in ("group_norm", "instance_norm"):
-        return _group_norm(name, x, args, kwargs)
-    return _elementwise(func, x, args, kwargs)
-
-
-_ALONG = {  # functions along one axis, whose results there are one value, several or none, and the axis they take
-    **dict.fromkeys(("max", "min", "argmax", "argmin", "median", "prod", "logsumexp", "glu", "cumsum", "cumprod"), 1),
-    **dict.fromkeys(("sort", "argsort", "index_select", "all", "any"), 1),
-    **dict.fromkeys(("topk", "flip", "roll"), 2),
-}
-
-
-def _place_of(operand: Tensor, x: MaskedMap) -> Tensor:
-    """Of a plain tensor as well: a whole map's positions are those of the map that it meets."""
-    if isinstance(operand, MaskedMap):
-        return operand.place
-    if operand.dim() == x.dim() and operand.shape[0] == x.shape[0] and operand.shape[2:] == x.shape[2:]:
-        return x.place[:, :1].expand(operand.shape)
-    return _nowhere(operand)
-
-
-def _along(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
-    """Along channels each position keeps its place; over all elements, or over positions, visible ones alone."""
-    name = func.__name__
-    at = _ALONG[name]
-    if name in ("roll", "flip"):
-        dim = kwargs.get("dims", args[-1] if len(args) > 1 else None)
-    else:
-        dim = kwargs.get("dim", kwargs.get("axis", args[at] if len(args) > at else None))
-    if isinstance(dim, Tensor):
-        return _elementwise(func, x, args, kwargs)
-    dims = [dim] if isinstance(dim, int) else list(dim) if dim is not None else list(range(x.dim()))
-    if name in ("sort", "topk", "glu") and dim is None:
-        dims = [-1]
-    if any((x.place != x.place.narrow(d, 0, 1)).any() for d in dims):
-        kind = {"max": "amax", "min": "amin", "any": "amax"}.get(name)
-        if kind is None:
-            raise NotImplementedError(f"{name} over positions")
-        reduced = x if name != "any" else _wrap((x != 0).double(), x.place, x.visible)
-        if dim is not None:
-            raise NotImplementedError(f"{name} over positions, with where it was")
-        found = _reduce(reduced, kind, tuple(range(x.dim())), False, {})
-        return found if name != "any" else found != 0
-    out = func(*args, **kwargs)
-    parts = out if isinstance(out, tuple) else (out,)
-    found = []
-    for part in parts:
-        place = x.place
-        for d in dims:
-            kept = part.dim() == x.dim()
-            place = place.narrow(d, 0, 1) if kept else place.select(d, 0)
-        found.append(_wrap(part, place.expand(part.shape), x.visible))
-    return type(out)(found) if isinstance(out, tuple) else found[0]
-
-
-def _move(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
-    """Move the axes of the places as those of the values."""
-    others = tuple(a.place if isinstance(a, MaskedMap) else a for a in args[1:])
-    values = func(*args, **kwargs)
-    if func.__name__ in ("view", "view_as"):  # the places' memory may not allow a view where the values' does
-        return _wrap(values, x.place.reshape(values.shape), x.visible)
-    places = func(x.place, *others, **kwargs)
-    if isinstance(values, Tensor):
-        return _wrap(values, _grown(x, values) if (places < 0).all() else places, x.visible)
-    return tuple(_wrap(value, place, x.visible) for value, place in zip(values, places, strict=True))
-
-
-def _elementwise(func: Callable[..., Any], x: MaskedMap, args: tuple, kwargs: dict) -> Any:
-    """Anything else is taken to act position by position: the engine's refusals are tested elsewhere."""
-    if func.__name__ in ("matmul", "bmm", "__matmul__") and isinstance(args[1], MaskedMap):
-        return _matmul(*args)
-    if func.__name__ == "softmax":
-        return _softmax(x, args, kwargs)
-    out = func(*args, **kwargs)
-    if not isinstance(out, Tensor) or (args and out is args[0]):
+    def follow(self, out: Any, places: Sequence[Tensor]) -> Any:
+        """Let results lie where operands at these places do."""
+        for part in _tensors(out):
+            found = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
+            for place in places:
+                fitting = _fitted(place, part.shape)
+                if fitting is not None and (_few(found) < 0).any():
+                    found = fitting if _nowhere(found) else torch.where(found < 0, fitting, found)
+            if all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
+                grown = self.map_places(part.shape)  # values of images, repeated over a map
+                found = found if grown is None else grown
+            self.put(part, found)
         return out
-    if func.__name__ in ("linear", "matmul"):  # channels, the last axis, changed; positions did not
-        return _wrap(out, x.place[..., :1].expand(out.shape), x.visible)
-    place = x.place
-    for other in (*args, *kwargs.values()):
-        if isinstance(other, MaskedMap):
-            place = torch.where(place < 0, other.place, place)
-    return _wrap(out, place.expand(out.shape), x.visible)
+
+    def __torch_function__(self, func: Function, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        spelt = {str(_SPELLINGS.get(key, key)): value for key, value in kwargs.items()}
+        name = getattr(func, "__name__", "")
+        operands = [x for x in _tensors((args, kwargs)) if x in self._places]
+        operands = operands or [x for x in list(_tensors((args, kwargs)))[:1] if self.place(x) is not None]
+        if not operands:
+            return func(*args, **kwargs)
+        rule = _around if isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)) else _RULES.get(name)
+        if rule is not None:
+            try:
+                return rule(self, func, *args, **spelt)
+            except Exception:  # not as the rule knows it; an error of the network's own comes again
+                pass
+        places = [place for x in operands if (place := self.place(x)) is not None]
+        out = func(*args, **kwargs)
+        known = isinstance(out, Tensor) and out in self._places and out.shape == self._places[out].shape
+        return out if known else self.follow(out, places)
 
 
-def _matmul(a: MaskedMap, b: MaskedMap) -> MaskedMap:
-    """Sums over positions count visible ones; otherwise each position keeps its place."""
-    out = torch.where(a.mask, a, 0) @ torch.where(b.mask, b, 0)
-    if (a.place != a.place[..., :1]).any():
-        return _wrap(out, _nowhere(out), a.visible)
-    rows, columns = a.place[..., :1], b.place[..., :1, :]
-    return _wrap(out, torch.where(rows < 0, columns, rows).expand(out.shape), a.visible)
+_SPELLINGS = {"axis": "dim", "keepdims": "keepdim", "x": "input", "A": "input"}
 
 
-def _softmax(x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap:
-    """Over channels as torch has it; over positions, over the visible ones."""
-    dim = int(kwargs.get("dim", args[-1]))
-    if not (x.place != x.place.narrow(dim, 0, 1)).any():
-        return _wrap(torch.softmax(x, dim), x.place, x.visible)
-    weights = torch.where(x.mask, (x - x.amax(dim, keepdim=True)).exp(), 0)
-    total = weights.sum(dim, keepdim=True)
-    return _wrap(weights / torch.where(total > 0, total, 1), x.place, x.visible)
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
 
 
-def _reduction(name: str, args: tuple, kwargs: dict) -> Any:
-    kwargs = dict(kwargs)
-    args = args if args else (kwargs.pop("input"),)
-    x = args[0]
-    kwargs = {{"axis": "dim", "keepdims": "keepdim"}.get(key, key): value for key, value in kwargs.items()}
-    names = {
-        "norm": ("p", "dim", "keepdim"),
-        "vector_norm": ("ord", "dim", "keepdim"),
-        **dict.fromkeys(("var", "std", "var_mean", "std_mean"), ("dim", "unbiased", "keepdim")),
-    }.get(name, ("dim", "keepdim"))
-    given = dict(zip(names, args[1:], strict=False)) | kwargs
-    wanted = given.get("dim")
-    dims = list(range(x.dim())) if wanted is None else [wanted] if isinstance(wanted, int) else wanted
-    return _reduce(x, name, tuple(d % x.dim() for d in dims), given.get("keepdim", False), given)
+def _few(place: Tensor) -> Tensor:
+    """One of each axis along which it repeats itself in memory."""
+    return place[tuple(slice(0, 1) if step == 0 else slice(None) for step in place.stride())]
 
 
-def _reduce(x: MaskedMap, name: str, dims: tuple[int, ...], keepdim: bool, given: dict) -> Any:
-    """Reduce visible elements; 0 where there is none. The result is visible everywhere positions are gone."""
-    seen = x.mask
-    values = torch.where(seen, x, 0)
-    count = seen.sum(dims, keepdim=True)
-    total = values.sum(dims, keepdim=True)
-    mean = total / count.clamp(min=1)
-    correction = given.get("correction")
-    if correction is None:
-        correction = 1 if given.get("unbiased", True) else 0
-    squares = torch.where(seen, (x - mean).square(), 0).sum(dims, keepdim=True)
-    variance = squares / (count - correction).clamp(min=1)
-    if name in ("norm", "vector_norm"):
-        order = given.get("p", given.get("ord", 2))
-        order = 2 if order in ("fro", None) else order
-        powers = values.abs().pow(order).sum(dims, keepdim=True)
-        results = [torch.where(powers > 0, torch.where(powers > 0, powers, 1).pow(1 / order), 0)]
-    elif name in ("amax", "amin"):
-        empty = -math.inf if name == "amax" else math.inf
-        extreme = getattr(torch.where(seen, x, empty), name)(dims, keepdim=True)
-        results = [torch.where(count > 0, extreme, 0)]
-    else:
-        results = {
-            "sum": [total],
-            "mean": [mean],
-            "var": [variance],
-            "std": [variance.sqrt()],
-            "var_mean": [variance, mean],
-            "std_mean": [variance.sqrt(), mean],
-        }[name]
-    first, last = x.place.amin(dims, keepdim=True), x.place.amax(dims, keepdim=True)
-    place = torch.where(first == last, first, NOWHERE)  # channels reduced, or positions
-    if not keepdim:
-        results, place = [r.squeeze(dims) for r in results], place.squeeze(dims)
-    wrapped = [_wrap(r, place, x.visible) for r in results]
-    return tuple(wrapped) if len(wrapped) > 1 else wrapped[0]
+def _nowhere(place: Tensor) -> bool:
+    return bool((_few(place) < 0).all())
 
 
-def _batch_norm(
-    x: MaskedMap,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> MaskedMap:
-    """Statistics over the visible positions of the batch; running ones with the unbiased variance."""
-    dims = [d for d in range(x.dim()) if d != 1]
-    view = [1, -1] + [1] * (x.dim() - 2)
-    if training:
-        count = x.mask.sum(dims)
-        mean = torch.where(x.mask, x, 0).sum(dims) / count.clamp(min=1)
-        squares = torch.where(x.mask, (x - mean.view(view)).square(), 0).sum(dims)
-        variance = squares / count.clamp(min=1)
-        if running_mean is not None and running_var is not None and count.max() > 0:
-            running_mean.copy_((1 - momentum) * running_mean + momentum * mean.detach())
-            unbiased = squares.detach() / (count - 1).clamp(min=1)
-            running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
-    else:
-        assert running_mean is not None and running_var is not None
-        mean, variance = running_mean, running_var
-    out = (x - mean.view(view)) / (variance.view(view) + eps).sqrt()
-    out = out if weight is None else out * weight.view(view)
-    return _wrap(out if bias is None else out + bias.view(view), x.place, x.visible)
+def _same_along(place: Tensor, *axes: int) -> bool:
+    few = _few(place)
+    return all(bool((few == few.narrow(axis, 0, 1)).all()) for axis in axes if few.shape[axis] > 1)
 
 
-def _group_norm(name: str, x: MaskedMap, args: tuple, kwargs: dict) -> MaskedMap:
-    if name == "group_norm":
-        names = ("num_groups", "weight", "bias", "eps")
-        given = dict(zip(names, args[1:], strict=False)) | kwargs
-        groups = given["num_groups"]
-    else:
-        names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-        given = dict(zip(names, args[1:], strict=False)) | kwargs
-        groups = x.shape[1]
-    values, seen = x.reshape(x.shape[0], groups, -1), x.mask.reshape(x.shape[0], groups, -1)
-    count = seen.sum(2, keepdim=True).clamp(min=1)
-    mean = torch.where(seen, values, 0).sum(2, keepdim=True) / count
-    variance = torch.where(seen, (values - mean).square(), 0).sum(2, keepdim=True) / count
-    if name == "instance_norm" and given.get("running_mean") is not None:
-        if not given.get("use_input_stats", True):
-            statistics, affine = (given["running_mean"], given["running_var"]), (given.get("weight"), given.get("bias"))
-            return _batch_norm(x, *statistics, *affine, False, eps=given.get("eps", 1e-5))
-        shown = (seen.sum(2) > 0).all(1)[:, None]  # images that show anything
-        unbiased = variance * count / (count - 1).clamp(min=1)
-        for key, rows in (("running_mean", mean), ("running_var", unbiased)):
-            over = torch.where(shown, rows.squeeze(2), 0).sum(0) / shown.sum().clamp(min=1)
-            statistic, step = given[key], given.get("momentum", 0.1) * bool(shown.any())
-            statistic.copy_((1 - step) * statistic + step * over.detach())
-    out = ((values - mean) / (variance + given.get("eps", 1e-5)).sqrt()).reshape(x.shape)
-    view = [1, -1] + [1] * (x.dim() - 2)
-    if given.get("weight") is not None:
-        out = out * given["weight"].view(view)
-    return _wrap(out if given.get("bias") is None else out + given["bias"].view(view), x.place, x.visible)
+def _fitted(place: Tensor, shape: torch.Size) -> Tensor | None:
+    """Places in a result's shape: by broadcasting, or where an axis was resized or lost along which they are equal."""
+    if len(shape) == place.dim() - 1:
+        for axis in range(place.dim()):
+            if (*place.shape[:axis], *place.shape[axis + 1 :]) == shape and _same_along(place, axis):
+                return place.select(axis, 0)
+        return None
+    for axis, n in enumerate(shape[len(shape) - place.dim() :]) if len(shape) >= place.dim() else ():
+        if n != place.shape[axis]:
+            if not _same_along(place, axis):
+                return None
+            place = place.narrow(axis, 0, 1)
+    return place.expand(shape) if len(shape) >= place.dim() else None
 
 
-__all__ = ["MaskedMap", "masked_map", "visible_part"]
+# --------------------------------------------------------------------------------------------------- the rules
+
+
+def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **given: Any) -> Any:
+    """The places' axes as those of the values."""
+    place = mode.place(input)
+    assert place is not None
+    out = func(input, *args, **given)
+    if isinstance(out, Tensor) and ("view" in func.__name__ or "reshape" in func.__name__):
+        return mode.put(out, place.reshape(out.shape))  # the places' memory may not allow a view
+    places = func(place.expand(place.shape), *args, **given)  # a view of its own, for what changes axes in place
+    for part, where in zip(_tensors(out), _tensors(places), strict=True):
+        mode.follow(part, [place]) if _nowhere(where) else mode.put(part, where)
+    return out
+
+
+def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **given: Any) -> Tensor:
+    """Also with plain tensors, whose positions are those of the map that they meet."""
+    out = func(tensors, *args, **given)
+    like = next(place for x in tensors if (place := mode.place(x)) is not None)
+    beside = like[:, :1] if like.dim() > 1 else like
+    fitting = None if func.__name__ == "stack" else _fitted(beside, out.shape)
+    if fitting is not None:
+        return mode.put(out, fitting)
+    places = [p if (p := mode.place(x)) is not None else beside.expand(x.shape) for x in tensors]
+    return mode.put(out, func(places, *args, **given))
+
+
+def _write(mode: MaskAndMultiply, func: Function, /, input: Tensor, index: Any, value: Any) -> None:
+    func(input, index, value)
+    there, where = mode.place(input), mode.place(value) if isinstance(value, Tensor) else None
+    if where is not None:
+        place = torch.full(input.shape, NOWHERE, device=input.device) if there is None else there.clone()
+        place[index] = where
+        mode.put(input, place)
+
+
+def _pad(
+    mode: MaskAndMultiply, func: Function, /, input: Tensor, pad: Any, how: str = "constant", value: Any = None, **g
+):
+    """Cells around the map are visible where they are a number, and lie where what they repeat lies."""
+    how, place = g.get("mode", how), mode.place(input)
+    assert place is not None
+    where = func(place.double(), pad, how, NOWHERE if how == "constant" else None).long()
+    return mode.put(func(mode.shown(input), pad, how, value), where)
+
+
+def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **given: Any) -> Any:
+    """Convolutions, poolings, resizing: the result is a map again. So are custom operators, unknown to us."""
+    places = [place for x in _tensors((args, given)) if (place := mode.place(x)) is not None]
+    out = func(*map(mode.shown, args), **{key: mode.shown(value) for key, value in given.items()})
+    for part in _tensors(out):
+        place = None if _nowhere(places[0]) else mode.map_places(part.shape)
+        mode.follow(part, places) if place is None else mode.put(part, place)
+    return out
+
+
+def _adaptive(
+    mode: MaskAndMultiply, func: Function, /, input: Tensor, output_size: Any, *args: Any, **given: Any
+) -> Any:
+    dims = int(func.__name__[-2])
+    sizes = output_size if isinstance(output_size, Sequence) else [output_size] * dims
+    if all(n == 1 for n in sizes):
+        return _reduce(mode, torch.mean if "avg" in func.__name__ else torch.amax, input, tuple(range(-dims, 0)), True)
+    out = func(mode.shown(input), output_size, *args, **given)
+    kept = out.shape == input.shape and mode.place(input) is not None
+    return mode.put(out, mode.place(input) if kept else torch.full(out.shape, NOWHERE, device=out.device))
+
+
+_ARGUMENTS = {
+    "norm": ("p", "dim", "keepdim"),
+    **dict.fromkeys(("linalg_norm", "linalg_vector_norm"), ("ord", "dim", "keepdim")),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), ("dim", "unbiased", "keepdim")),
+}
+
+
+def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Any:
+    """Over positions: of those that are visible, 0 where none is. One axis of them after the other is both at once."""
+    name, place = func.__name__, mode.place(input)
+    out = func(input, *args, **given)  # of all: has the right shape, and is right along channels
+    given = dict(zip(_ARGUMENTS.get(name, ("dim", "keepdim")), args, strict=False)) | given
+    dim = given.pop("dim", None)
+    kept = given.pop("keepdim", False)
+    if isinstance(dim, bool):
+        dim, given["unbiased"] = None, dim
+    if dim is None and name in ("max", "min"):
+        func = torch.amax if name == "max" else torch.amin
+    wanted = range(input.dim()) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+    dims = {d % input.dim() for d in wanted}
+    assert place is not None
+    if _same_along(place, *dims) and input not in mode._partial:
+        return mode.follow(out, [place])
+    source = input
+    before = mode._partial.get(input)
+    if before is not None and before[0] == name:
+        _, source, done, left = before
+        dims = done | {left[d] for d in dims}
+        place = mode.place(source)
+        assert place is not None
+    rest = [axis for axis in range(source.dim()) if axis not in dims]
+    rows = source.permute(*rest, *dims).reshape(math.prod(source.shape[axis] for axis in rest), -1)
+    found = [torch.zeros(len(rows), dtype=part.dtype, device=part.device) for part in _tensors(out)]
+    for which, columns in _kinds(mode, source, rest, dims):
+        some = rows[which][:, columns]
+        more = {"correction": 0} if name[:3] in ("var", "std") and some.shape[1] == 1 else given
+        for whole, part in zip(found, _tensors(func(some, dim=1, **more)), strict=True):
+            whole[which] = part
+    lowest, highest = (extreme(place, tuple(dims)) for extreme in (torch.amin, torch.amax))
+    where = torch.where(lowest == highest, lowest, NOWHERE)
+    results = [part.view(one.shape) for part, one in zip(found, _tensors(out), strict=True)]
+    unfinished = sum(not _same_along(place, axis) for axis in rest) > 1  # positions are left, and not images alone
+    for one in results:
+        mode.put(one, where.view(one.shape))
+        if unfinished:
+            mode._partial[one] = (name, source, dims, list(range(source.dim())) if kept else rest)
+    return results[0] if isinstance(out, Tensor) else type(out)(results)
+
+
+def _kinds(mode: MaskAndMultiply, x: Tensor, rest: Sequence[int], dims: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of x over the axes `dims` that show the same: which they are, and which of their columns are visible."""
+    seen = mode.mask(x).permute(*rest, *dims).reshape(math.prod(x.shape[axis] for axis in rest), -1)
+    patterns, kind = seen.unique(dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.any():
+            yield (kind == number).nonzero().flatten(), pattern.nonzero().flatten()
+
+
+def _softmax(mode: MaskAndMultiply, func: Function, /, input: Tensor, dim: int, *args: Any, **given: Any) -> Tensor:
+    place = mode.place(input)
+    assert place is not None
+    out = func(input, dim, *args, **given)
+    if _same_along(place, dim % input.dim()):
+        return mode.put(out, place)
+    rest = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
+    rows = input.movedim(dim, -1).reshape(-1, input.shape[dim])
+    found = out.new_zeros(rows.shape)
+    for which, columns in _kinds(mode, input, rest, [dim]):
+        found[which[:, None], columns] = func(rows[which][:, columns], 1, *args, **given)
+    return mode.put(found.view(out.movedim(dim, -1).shape).movedim(-1, dim), place)
+
+
+def _matmul(mode: MaskAndMultiply, func: Function, /, input: Tensor, other: Tensor) -> Tensor:
+    """A row of the one by a column of the other."""
+    out = func(mode.shown(input), mode.shown(other))
+    rows, columns = mode.place(input), mode.place(other)
+    if rows is not None and not _same_along(rows, rows.dim() - 1):
+        return mode.follow(out, [])
+    places = [] if rows is None else [rows[..., :1]]
+    return mode.follow(out, places if columns is None else [*places, columns[..., :1, :]])
+
+
+def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: Any) -> Tensor:
+    out = func(equation, *map(mode.shown, operands))
+    sides, _, result = equation.replace(" ", "").partition("->")
+    places = []
+    for names, x in zip(sides.split(","), _tensors(operands), strict=True):
+        place = mode.place(x)
+        gone = [axis for axis, name in enumerate(names) if name not in result]
+        if place is not None and _same_along(place, *gone):
+            order = [axis for name in result if (axis := names.find(name)) >= 0]
+            shape = [n if name in names else 1 for name, n in zip(result, out.shape, strict=True)]
+            places.append((place.amin(gone, keepdim=True) if gone else place).permute(*order, *gone).reshape(shape))
+    return mode.follow(out, places)
+
+
+def _normalise(mode: MaskAndMultiply, x: Tensor, norm: Callable[[Tensor], Tensor], by_image: bool) -> Tensor:
+    """Run a norm on (1, C, n), the visible positions of the batch, or of each image."""
+    place, rows = mode.place(x), x.movedim(1, -1)
+    assert place is not None and _same_along(place, 1)
+    seen = mode.mask(x)[:, 0]
+    image = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.dim() - 2))
+    found = None
+    for positions in [seen & (image == number) for number in range(len(x))] if by_image else [seen]:
+        if positions.any():
+            out = norm(rows[positions].T[None])[0].T
+            found = out.new_zeros(rows.shape) if found is None else found
+            found[positions] = out
+    return mode.put((torch.zeros_like(rows) if found is None else found).movedim(-1, 1), place)
+
+
+def _batch_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
+    return _normalise(mode, input, lambda x: func(x, *args, **given), by_image=False)
+
+
+def _group_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
+    return _normalise(mode, input, lambda x: torch.group_norm(x, *args, **given), by_image=True)
+
+
+def _instance_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
+    """Batch norm of each image alone; running statistics take the mean of what the images' would be."""
+    names = ["running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"]
+    names = [*names[2:4], *names[:2], *names[4:]] if func is torch.instance_norm else names
+    given = {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | dict(zip(names, args, strict=False)) | given
+    affine, of_image = (given.get("weight"), given.get("bias")), given["use_input_stats"]
+    running = [s for name in names if name.startswith("running") and (s := given.get(name)) is not None]
+    updated = []
+
+    def norm(x: Tensor) -> Tensor:
+        own = [s.clone() for s in running]
+        updated.append(own)
+        both = own or [None, None]
+        return torch.batch_norm(x, *affine, *both, of_image, given["momentum"], given["eps"], False)  # type: ignore[arg-type]
+
+    out = _normalise(mode, input, norm, by_image=of_image)
+    for statistic, *of_images in zip(running, *updated, strict=True) if of_image and updated else ():
+        statistic.copy_(torch.stack(of_images).mean(0))
+    return out
+
+
+_RULES: dict[str, Function] = {
+    name: rule
+    for rule, names in {
+        _move: """view reshape permute transpose flatten unflatten unsqueeze squeeze movedim chunk split unbind narrow
+            __getitem__ select expand expand_as pixel_shuffle pixel_unshuffle repeat_interleave tensor_split swapaxes
+            view_as reshape_as repeat tile moveaxis swapdims native_channel_shuffle channel_shuffle unsafe_chunk
+            unsafe_split split_with_sizes broadcast_to flip roll unsqueeze_ squeeze_ transpose_ t T mT""",
+        _join: "cat concat concatenate stack",
+        _write: "__setitem__",
+        _pad: "pad",
+        _around: """conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+            conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample lp_pool2d""",
+        _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
+        _reduce: """sum mean amax amin max min var std norm linalg_norm linalg_vector_norm var_mean std_mean any all
+            prod logsumexp median""",
+        _softmax: "softmax log_softmax",
+        _matmul: "matmul bmm mm __matmul__",
+        _einsum: "einsum",
+        _batch_norm: "batch_norm",
+        _group_norm: "group_norm",
+        _instance_norm: "instance_norm",
+    }.items()
+    for name in names.split()
+}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.autograd.graph import _engine_run_backward
 
 from ...errors import NotExactError
 from ..grid import PatchGrid
-from ..meanings.random import drops_images
 from ..tensor import VisiblePatches, gather, scatter
-from .oracle import MaskedMap, masked_map, visible_part
+from .draws import SameDraws
+from .oracle import MaskAndMultiply
 
 Forward = Callable[[Tensor], Sequence[Tensor]]
 
@@ -45,6 +46,8 @@ class Proof:
             None where no deviation gave reason to ask.
         tolerance: the largest deviation allowed.
         reason: why the network is not exact, or None.
+        unmatched: why it was compared in evaluation mode only, though training was asked for: what it draws at random
+            could not be given the same numbers in both runs. Else None.
     """
 
     dense: float
@@ -55,6 +58,7 @@ class Proof:
     sensitivity: float | None
     tolerance: float
     reason: str | None
+    unmatched: str | None = None
 
     @property
     def exact(self) -> bool:
@@ -75,12 +79,13 @@ def examine(
     training: bool = True,
     tolerance: float = TOLERANCE,
     images: int = 3,
+    run_size: Sequence[int] | None = None,
 ) -> Proof:
     """Run a network densely, by mask-and-multiply and on visible patches, and compare.
 
-    In float64, with slightly changed parameters and without dropout, whose draws cannot be compared. A network that
-    draws random numbers of other kinds in training is compared in evaluation mode. Parameters, buffers, modes and
-    random state are left as they were.
+    In float64, with slightly changed parameters, and with the same random numbers: what a network draws in training
+    (dropout, noise, stochastic depth) is drawn alike. Where that cannot be, it is compared in evaluation mode, and the
+    verdict says so. Parameters, buffers, modes and random state are left as they were.
 
     Args:
         forward: images or visible patches -> the features of each stage.
@@ -90,62 +95,88 @@ def examine(
         patch_size: sides of a patch.
         training: in training mode, where norms take their statistics from the batch.
         images: in the batch; the last one shows nothing.
+        run_size: sides of the images that it will be run on, which a network may branch on: one such image as well,
+            with every patch visible, against the dense network.
 
     Returns:
-        The verdict, also where the network, or mask-and-multiply, could not be run.
+        The verdict, also where mask-and-multiply could not be run.
 
     Raises:
-        NotExactError: a function was refused.
+        NotExactError: a function was refused, or the network cannot be run at these sizes.
     """
-    return _judged(_Trial(forward, module, in_chans, image_size, patch_size, images, most=4), training, tolerance)
+    small = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
+    proof = _judged(small, training, tolerance)
+    if run_size is None or not proof.exact:
+        return proof
+    full = _Trial(forward, module, in_chans, run_size, patch_size, 1)
+    return proof if full.size == small.size else _at_full_size(full, proof, training)
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
-    proof = _compared(trial, training, tolerance)
-    if not proof.exact and training and trial.draws():
-        return _compared(trial, False, tolerance)
-    return proof
+    with trial.set_up(training):
+        proof, unmatched = _compared(trial, tolerance)
+        if proof.exact or not training:
+            return proof
+        unmatched = unmatched or trial.unseen_draws()
+    if unmatched is None:
+        return proof
+    with trial.set_up(training=False):
+        return replace(_compared(trial, tolerance)[0], unmatched=unmatched)
 
 
-def _compared(trial: _Trial, training: bool, tolerance: float) -> Proof:
-    """In one mode."""
-    with trial.quiet(training):
-        dense = trial.run(trial.images.clone())
-        opened = trial.run(gather(trial.images, PatchGrid(trial.everything)))
-        off_dense = _features_apart(dense, opened)
-        if off_dense > tolerance:
-            return trial.not_dense(off_dense, tolerance)
-        if trial.masks_nothing:
-            return Proof(off_dense, 0.0, 0.0, 0.0, False, None, tolerance, None)
-        grid = PatchGrid(trial.some)
-        ours = trial.run(gather(trial.images, grid), gradients=True)
-        try:
-            theirs = trial.run(masked_map(trial.images, trial.some), gradients=True)
-        except Exception as error:  # whatever a network does that mask-and-multiply does not foresee
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = (
-                "with every patch visible it equals the dense network, but with some masked nothing is known: mask-and-"
-                f"multiply, which it is compared with, cannot run it ({type(error).__name__}: {said})."
-            )
-            return Proof(off_dense, math.nan, math.nan, math.nan, False, None, tolerance, reason)
-        off = {
-            "features": _features_apart(theirs, ours),
-            "gradients": _apart(theirs.gradients, ours.gradients),
-            "statistics": _apart(theirs.statistics, ours.statistics),
-        }
-        sensitivity = None
-        if max(off.values()) > tolerance:
-            noisy = trial.images * (1 + _NOISE * torch.randn_like(trial.images))
-            shaken = trial.run(masked_map(noisy, trial.some), gradients=True)
-            sensitivity = max(_features_apart(theirs, shaken), _apart(theirs.gradients, shaken.gradients))
-            if not max(off.values()) <= min(_AMPLIFIED * sensitivity, _BLIND):
-                what = next(name for name, value in off.items() if not value <= tolerance)
-                culprit = trial.culprit(masked_map(trial.images, trial.some), gather(trial.images, grid), tolerance)
-                truth = "with some patches masked, the same network run by mask-and-multiply"
-                return _failed(truth, off[what], culprit, tolerance, off_dense, sensitivity, what, **off)
-        leak = trial.leaks(ours)
-        reason = "its output depends on pixels of masked patches" if leak else None
-        return Proof(off_dense, **off, leak=leak, sensitivity=sensitivity, tolerance=tolerance, reason=reason)
+def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
+    """The verdict in one mode, and what was not drawn alike."""
+    dense, everything = trial.run(_densely()), _on_patches(trial.everything)
+    opened = trial.run(everything)
+    off_dense = _features_apart(dense, opened)
+    unmatched = dense.drawn_otherwise(opened)
+    if off_dense > tolerance:
+        return trial.not_dense(off_dense, tolerance), unmatched
+    if trial.masks_nothing:
+        return Proof(off_dense, 0.0, 0.0, 0.0, False, None, tolerance, None), unmatched
+    ours = trial.run(_on_patches(trial.some), gradients=True)
+    try:
+        theirs = trial.run(_masked(trial.some), gradients=True)
+    except NotExactError as error:  # whatever mask-and-multiply does not foresee
+        reason = (
+            "with every patch visible it equals the dense network, but with some masked nothing is known: "
+            f"mask-and-multiply, which it is compared with, failed. {error}"
+        )
+        return Proof(off_dense, math.nan, math.nan, math.nan, False, None, tolerance, reason), unmatched
+    unmatched = unmatched or theirs.drawn_otherwise(ours)
+    off = {
+        "features": _features_apart(theirs, ours),
+        "gradients": _apart(theirs.gradients, ours.gradients),
+        "statistics": _apart(theirs.statistics, ours.statistics),
+    }
+    sensitivity = None
+    if not max(off.values()) <= tolerance:
+        noisy = trial.images * (1 + _NOISE * torch.randn_like(trial.images))
+        shaken = trial.run(_masked(trial.some), noisy, gradients=True)
+        sensitivity = max(_features_apart(theirs, shaken), _apart(theirs.gradients, shaken.gradients))
+        if not max(off.values()) <= min(_AMPLIFIED * sensitivity, _BLIND):
+            what = next(name for name, value in off.items() if not value <= tolerance)
+            culprit = trial.culprit(_masked(trial.some), _on_patches(trial.some), tolerance)
+            truth = "with some patches masked, the same network run by mask-and-multiply"
+            return _failed(truth, off[what], culprit, tolerance, off_dense, sensitivity, what, **off), unmatched
+    leak = trial.leaks(ours)
+    reason = "its output depends on pixels of masked patches" if leak else None
+    return Proof(
+        off_dense, off["features"], off["gradients"], off["statistics"], leak, sensitivity, tolerance, reason
+    ), unmatched
+
+
+def _at_full_size(full: _Trial, proof: Proof, training: bool) -> Proof:
+    """The verdict, unless the dense network is another one at this size."""
+    with full.set_up(training):
+        dense, ours = full.run(_densely()), full.run(_on_patches(full.everything))
+        off = _features_apart(dense, ours)
+        if off <= proof.tolerance:
+            return proof
+        unmatched = training and (dense.drawn_otherwise(ours) or full.unseen_draws())
+        if not unmatched:
+            return full.not_dense(off, proof.tolerance)
+    return replace(_at_full_size(full, proof, training=False), unmatched=unmatched)
 
 
 def prove(
@@ -155,7 +186,7 @@ def prove(
     image_size: Sequence[int],
     patch_size: Sequence[int],
     tolerance: float = TOLERANCE,
-) -> float:
+) -> Proof:
     """What each new `SparK` does: that the network is exact as it will be trained.
 
     `examine` in training mode, with gradients, on two images of three patches a side; then, with every patch visible,
@@ -163,7 +194,7 @@ def prove(
     refused is refused now.
 
     Returns:
-        The largest deviation.
+        The verdict, exact.
 
     Raises:
         NotExactError: the results differ; names the first module whose output does. Or a function was refused.
@@ -172,21 +203,16 @@ def prove(
         _Trial(forward, module, in_chans, image_size, patch_size, n, most) for n, most in ((2, 3), (1, None))
     )
     proof = _judged(small, True, tolerance)
-    if proof.exact and full.images.shape[2:] != small.images.shape[2:]:
-        off, training = full.apart_from_dense(training=True), True
-        if off > tolerance and full.draws():
-            off, training = full.apart_from_dense(training=False), False
-        if off > tolerance:
-            with full.quiet(training):
-                proof = full.not_dense(off, tolerance)
+    if proof.exact and full.size != small.size:
+        proof = _at_full_size(full, proof, training=True)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
             "Take stages before that module, or give the function a meaning with convspark.sparse.meaning."
         )
-    with in_float64(module, training=True, dropout=True), small.random_state():
-        small.run(gather(small.images, PatchGrid(small.some)))
-    return proof.largest
+    with small.set_up(training=True):
+        small.run(_on_patches(small.some), as_it_is=True)
+    return proof
 
 
 def _failed(
@@ -216,6 +242,43 @@ class _Outcome:
     features: list[Tensor]  # whole maps, 0 where masked
     gradients: dict[str, Tensor]
     statistics: dict[str, Tensor]
+    drawn: list[tuple[str, tuple[int, ...]]]
+    state: Tensor  # of the random numbers, afterwards
+
+    def drawn_otherwise(self, other: _Outcome) -> str | None:
+        """What this run and another one did not draw alike."""
+        for one, two in itertools.zip_longest(self.drawn, other.drawn):
+            if one != two:
+                return (one or two)[0]  # type: ignore[index]
+        return None if torch.equal(self.state, other.state) else "random numbers of an unknown kind"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a network is run: what becomes of images, and of what it returns."""
+
+    enter: Callable[[Tensor], Tensor]
+    leave: Callable[[Tensor], Tensor]
+    mode: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    grid: PatchGrid | None = None
+
+
+def _densely() -> _Way:
+    return _Way(torch.clone, lambda feature: feature)
+
+
+def _on_patches(visible: Tensor) -> _Way:
+    grid = PatchGrid(visible)
+
+    def leave(feature: Tensor) -> Tensor:
+        return scatter(feature) if isinstance(feature, VisiblePatches) else feature
+
+    return _Way(lambda images: gather(images, grid), leave, grid=grid)
+
+
+def _masked(visible: Tensor) -> _Way:
+    oracle = MaskAndMultiply(visible)
+    return _Way(oracle.masked, oracle.shown, oracle)
 
 
 class _Trial:
@@ -248,128 +311,155 @@ class _Trial:
         self.masks_nothing = math.prod(shape) == 1
 
     @contextmanager
-    def quiet(self, training: bool) -> Iterator[None]:
-        """The network as it is compared: in float64, in one mode, without dropout, random state kept."""
-        with in_float64(self.module, training), self.random_state(), _Steady():
+    def set_up(self, training: bool) -> Iterator[None]:
+        """The network as it is compared: in float64, in one mode; random state is left as it was."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with in_float64(self.module, training, dropout=True), torch.random.fork_rng(devices):
             yield
 
-    def random_state(self) -> AbstractContextManager[None]:
-        """Left as it was."""
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
-
-    def apart_from_dense(self, training: bool) -> float:
-        """How far the features are from the dense network's, with every patch visible."""
-        with self.quiet(training):
-            dense = self.run(self.images.clone())
-            return _features_apart(dense, self.run(gather(self.images, PatchGrid(self.everything))))
-
-    def draws(self) -> bool:
-        """Whether the dense network's features in training depend on random numbers, dropout's apart."""
-        with self.quiet(training=True):
-            one, other = self.run(self.images.clone()), self.run(self.images.clone(), seed=2)
-        return any(not torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+    def unseen_draws(self) -> str | None:
+        """Whether two dense runs differ: numbers are drawn by something else than torch."""
+        one, other = self.run(_densely()), self.run(_densely())
+        alike = all(torch.equal(a, b) for a, b in zip(one.features, other.features, strict=True))
+        return None if alike else "random numbers that torch does not draw"
 
     def not_dense(self, deviation: float, tolerance: float) -> Proof:
         """The verdict on a network that differs from its dense self with every patch visible."""
-        culprit = self.culprit(self.images, gather(self.images, PatchGrid(self.everything)), tolerance)
-        truth = f"with every patch visible, at {'x'.join(map(str, self.images.shape[2:]))} pixels, the dense network"
+        culprit = self.culprit(_densely(), _on_patches(self.everything), tolerance)
+        truth = f"with every patch visible, at {self.size} pixels, the dense network"
         return _failed(truth, deviation, culprit, tolerance, dense=deviation)
 
-    def run(self, x: Tensor, gradients: bool = False, seed: int = 1) -> _Outcome:
-        """Features, gradients of a random weighting of them, and statistics; the module is as before afterwards."""
+    @property
+    def size(self) -> str:
+        return "x".join(map(str, self.images.shape[2:]))
+
+    def run(
+        self,
+        way: _Way,
+        images: Tensor | None = None,
+        gradients: bool = False,
+        as_it_is: bool = False,
+    ) -> _Outcome:
+        """Features, gradients of a random weighting of them, and statistics; the module is as before afterwards.
+
+        Args:
+            as_it_is: draw random numbers as they come.
+        """
+        tied = position_embedding(self.module, self.images.dim() - 2)
+        remark = f" {tied[0].upper()}{tied[1:]}." if tied else ""
         before = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         parameters = {n: p for n, p in self.module.named_parameters() if p.is_floating_point()}
-        torch.manual_seed(seed)
+        torch.manual_seed(1)
+        same = SameDraws(way.grid, as_it_is)
         try:
             with torch.set_grad_enabled(gradients):
-                maps = [_whole(feature) for feature in self.forward(x)]
+                x = way.enter(self.images if images is None else images)
+                with same, way.mode:
+                    features = self.forward(x)
+                maps = [way.leave(feature) for feature in features]
             slopes: Sequence[Tensor | None] = ()
-            if gradients and parameters:
-                generator = torch.Generator().manual_seed(2)
-                weights = [torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device) for m in maps]
-                total = torch.stack([(m * w).sum() for m, w in zip(maps, weights, strict=True)]).sum()
-                slopes = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+            if gradients and parameters and any(m.requires_grad for m in maps):
+                with same, way.mode:  # a checkpoint runs again on the way back
+                    slopes = _slopes(maps, list(parameters.values()))
             found = {n: slope for n, slope in zip(parameters, slopes, strict=False) if slope is not None}
             after = {n: b.clone() for n, b in self.module.named_buffers() if b.is_floating_point()}
+        except NotExactError as error:
+            raise NotExactError(f"{error}{remark if 'spatial extent' in str(error) else ''}") from None
+        except Exception as error:  # whatever a foreign network raises at a size that it does not take
+            what = "images" if way.grid is None else "visible patches of images"
+            said = (str(error).strip() or "no reason given").splitlines()[0]
+            raise NotExactError(
+                f"{type(self.module).__name__} cannot be run on {what} of {self.size} pixels: "
+                f"{type(error).__name__}: {said}.{remark}"
+            ) from error
         finally:
             with torch.no_grad():
                 for name, buffer in self.module.named_buffers():
                     if name in before:
                         buffer.copy_(before[name])
-        return _Outcome([m.detach() for m in maps], found, after)
+        return _Outcome([m.detach() for m in maps], found, after, same.drawn, torch.get_rng_state())
 
     def leaks(self, clean: _Outcome) -> bool:
         """Whether a bit of the output changes when masked pixels do."""
         mask = self.some[:, None]
         for axis, side in enumerate(self.images.shape[2:], start=2):
             mask = mask.repeat_interleave(side // mask.shape[axis], axis)
-        spoilt = torch.where(mask, self.images, math.nan)
-        dirty = self.run(gather(spoilt, PatchGrid(self.some)))
+        dirty = self.run(_on_patches(self.some), torch.where(mask, self.images, math.nan))
         return not all(torch.equal(a, b) for a, b in zip(clean.features, dirty.features, strict=True))
 
-    def culprit(self, whole: Tensor, visible: Tensor, tolerance: float) -> str:
+    def culprit(self, one: _Way, other: _Way, tolerance: float) -> str:
         """Sentence naming the first module whose output deviates."""
-        with torch.no_grad():
-            expected, found = self._outputs(whole), self._outputs(visible)
-        for name, kind, output in found:
-            if type(output) is Tensor and output.shape[0] == visible.shape[0] > len(self.images):
+        expected, found = self._outputs(one), self._outputs(other)
+        assert other.grid is not None
+        for name, kind, output, _ in found:
+            if type(output) is Tensor and output.shape[0] == other.grid.num_visible > len(self.images):
                 return (
                     f"The module {name} ({kind}) returned a plain tensor for visible patches: TorchScript, torch.vmap, "
                     "torch.func, torch.autograd.Variable and as_subclass leave them; write that module without."
                 )
-        for (name, kind, e), (_, _, f) in zip(expected, found, strict=False):
-            if e.shape[1:2] == f.shape[1:2] and not _deviation(e, f) <= tolerance:
+        called = [{(name, kind) for name, kind, *_ in outputs} for outputs in (expected, found)]
+        for name, kind, *_ in (*expected, *found):
+            if (name, kind) not in called[0] & called[1]:
+                where = "whole images" if (name, kind) in called[0] else "visible patches"
+                return (
+                    f"The module {name} ({kind}) is called on {where} alone: the network chooses by what size it sees."
+                )
+        for (name, kind, _, e), (_, _, _, f) in zip(expected, found, strict=False):
+            if e is not None and f is not None and e.shape == f.shape and not _relative(e, f) <= tolerance:
                 return f"The first module to differ is {name} ({kind})."
         return "No single module could be made out."
 
-    def _outputs(self, x: Tensor) -> list[tuple[str, str, Tensor]]:
-        """Path, class and output of each module, in the order in which they finish."""
-        seen: list[tuple[str, str, Tensor]] = []
+    def _outputs(self, way: _Way) -> list[tuple[str, str, Tensor, Tensor | None]]:
+        """Path, class and output of each module, as it is and as a whole map, in the order in which they finish."""
+        seen: list[tuple[str, str, Tensor, Tensor | None]] = []
 
         def remember(name: str) -> Callable[..., None]:
             def hook(owner: nn.Module, _args: Any, output: Any) -> None:
                 if isinstance(output, Tensor) and output.dim() >= 3:
-                    seen.append((name or "the network itself", type(owner).__name__, output))
+                    seen.append((name or "the network itself", type(owner).__name__, output, _left(way, output)))
 
             return hook
 
         handles = [owner.register_forward_hook(remember(name)) for name, owner in self.module.named_modules()]
         try:
-            self.run(x)
+            self.run(way)
         finally:
             for handle in handles:
                 handle.remove()
         return seen
 
 
-def _whole(feature: Tensor) -> Tensor:
-    if isinstance(feature, VisiblePatches):
-        return scatter(feature)
-    return visible_part(feature) if isinstance(feature, MaskedMap) else feature
+def position_embedding(module: nn.Module, dims: int) -> str:
+    """A sentence on a parameter that seems to be added to the whole map, (1, C, *sides) or (1, rows, C); "" if none."""
+    for path, owner in module.named_modules():
+        for name, value in owner.named_parameters(prefix=path, recurse=False):
+            rows = value.dim() == 3 and value.shape[0] == 1 < value.shape[1]
+            a_map = value.dim() == dims + 2 and value.shape[0] == 1 and min(value.shape[2:]) > 1
+            if (rows or a_map) and not isinstance(owner, nn.modules.conv._ConvNd):
+                return (
+                    f"its parameter {name}, {tuple(value.shape)}, seems to be a position embedding, which is tied to "
+                    "the whole map of one image size: leave it out, or take stages from before it is added"
+                )
+    return ""
 
 
-_DROPOUTS = {
-    torch.dropout,
-    *(getattr(nn.functional, f"dropout{dims}") for dims in ("", "1d", "2d", "3d")),
-    nn.functional.alpha_dropout,
-    nn.functional.feature_alpha_dropout,
-}
+def _left(way: _Way, output: Tensor) -> Tensor | None:
+    """What became of a module's output, as a whole map, or as it is where it has the rows of images."""
+    try:
+        with torch._C.DisableTorchFunction():  # the run's modes
+            values = way.leave(output) if way.grid is None or isinstance(output, VisiblePatches) else output
+            return values.detach().as_subclass(Tensor).clone()
+    except Exception:  # a form that cannot be put back into an image says nothing
+        return None
 
 
-class _Steady(TorchFunctionMode):
-    """Keeps float64 where a network goes to float32 for its statistics; leaves out dropout and stochastic depth."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is Tensor.float:
-            return args[0].double()
-        if func in _DROPOUTS and isinstance(args[0], Tensor):
-            return args[0]
-        if func in (torch.rand, Tensor.bernoulli_) and drops_images():
-            return args[0].fill_(1) if func is Tensor.bernoulli_ else torch.full_like(func(*args, **kwargs), 0.5)
-        if kwargs.get("dtype") is torch.float32:
-            kwargs["dtype"] = torch.float64
-        return func(*(torch.float64 if a is torch.float32 else a for a in args), **kwargs)
+def _slopes(maps: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of a random weighting of maps."""
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device) for m in maps]
+    maps, weights = zip(*((m, w) for m, w in zip(maps, weights, strict=True) if m.requires_grad), strict=True)
+    # torch.autograd.grad would hand itself over to the mode of the run, and go on without it.
+    return _engine_run_backward(maps, weights, False, False, tuple(parameters), True, accumulate_grad=False)
 
 
 @contextmanager
@@ -434,15 +524,3 @@ def _relative(expected: Tensor, found: Tensor, floor: float = 0.0) -> float:
     if not math.isfinite(scale) or math.isnan(difference):
         return math.inf
     return difference / scale if scale > 0 else difference
-
-
-def _deviation(expected: Tensor, found: Tensor) -> float:
-    """`_relative` of a module's two outputs; 0 where their forms say nothing."""
-    if not isinstance(found, VisiblePatches):
-        values = getattr(found, "values", found)
-        return _relative(expected, values) if isinstance(values, Tensor) and values.shape == expected.shape else 0.0
-    try:
-        found_map = scatter(found)
-    except Exception:  # a form that cannot be put back into an image says nothing
-        return 0.0
-    return _relative(_whole(expected), found_map)
