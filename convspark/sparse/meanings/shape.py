@@ -30,7 +30,10 @@ from .operands import (
 def view(func, input, *sizes, shape=None, size=None):
     """Axes split and merged; `view` as `reshape`, since patches have channels last where a dense tensor has not."""
     if sizes and isinstance(sizes[0], torch.dtype):
-        raise Refusal("it reads the bytes as another type")
+        x = unpadded(input)
+        if sizes[0].itemsize != x.element_size():
+            raise Refusal("it reads the bytes as a type of another size")
+        return as_same_kind(x.view(sizes[0]), x, x.axes)
     given = as_sizes(sizes if sizes else (shape if shape is not None else size,))
     return _reshaped(unpadded(input), sizes_for(unpadded(input), given))
 
@@ -49,6 +52,8 @@ def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
         known = math.prod([max(n, 1) if at == 0 else n for at, n in enumerate(sizes) if n != -1])
         sizes = list(sizes)
         sizes[sizes.index(-1)] = math.prod(shape) // max(known, 1)
+    if math.prod(sizes) != x.numel():
+        raise Refusal(f"a shape of {tuple(sizes)} does not fit {tuple(x.shape)}; it may with larger patches")
     return as_view(as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes)), x)
 
 
@@ -113,12 +118,23 @@ def movedim(func, input, source, destination):
     return as_same_kind(x.movedim(source, destination), x, tuple(x.axes[size - 2] for size in moved.shape))
 
 
-@meaning(*named("unsqueeze", torch, Tensor))
+@meaning(vars(torch._C.TensorBase)["mT"].__get__)
+def matrices_transposed(func, input, owner=None):
+    """The last two axes exchanged."""
+    return transpose(func, input, -2, -1)
+
+
+@meaning(*named("unsqueeze", torch, Tensor), Tensor.unsqueeze_)
 def unsqueeze(func, input, dim):
     """An axis of size 1 more."""
     x = unpadded(input)
     dim = dim + x.dim() + 1 if dim < 0 else dim
-    return as_same_kind(x.unsqueeze(dim), x, (*x.axes[:dim], (), *x.axes[dim:]))
+    layout = (*x.axes[:dim], (), *x.axes[dim:])
+    out = func(x, dim)
+    if out is x:
+        x.axes = layout
+        return x
+    return as_same_kind(out, x, layout)
 
 
 @meaning(*named("squeeze", torch, Tensor))
@@ -211,9 +227,8 @@ def narrow(func, input, dim, start, length):
     """Some channels."""
     x = unpadded(input)
     at = dimension(x, dim)
-    require_plain(x, [at], "taking a part of this axis")
-    out = x.narrow(at, start, length)
-    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
+    axis = _sliced(x.axes[at], slice(start, start + length), x.shape[at])
+    return as_same_kind(x.narrow(at, start, length), x, (*x.axes[:at], axis, *x.axes[at + 1 :]))
 
 
 @meaning(*named("select", torch, Tensor))
@@ -283,7 +298,7 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             continue
         elif lay.is_plain(axis) and _is_vector(part):
             vectors += 1
-            axes.append(lay.plain_axis(len(part)))  # type: ignore[arg-type]
+            axes.append(lay.plain_axis(len(torch.arange(size)[part])))
         else:
             raise Refusal("it picks single patches or positions, or indexes with a mask")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
@@ -293,17 +308,14 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
 
 def _is_vector(part) -> bool:
     if isinstance(part, Tensor):
-        return part.dim() == 1 and part.dtype in (torch.int64, torch.int32) and not isinstance(part, GridTensor)
-    return isinstance(part, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in part)
+        return part.dim() == 1 and not isinstance(part, GridTensor)
+    return isinstance(part, list) and all(isinstance(n, int) for n in part)
 
 
 def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
     start, stop, step = part.indices(size)
-    if part == slice(None) or (start, stop, step) == (0, size, 1):
-        # A slice that happens to end at the patch's edge would end inside the dense map.
-        if not lay.is_plain(axis) and part.stop is not None:
-            raise Refusal("it cuts the map at a fixed position")
-        return axis
+    if (start, stop, step) == (0, size, 1) and (lay.is_plain(axis) or part.stop in (None, size)):
+        return axis  # all of it; a stop that was read off a patch
     if lay.is_plain(axis):
         return lay.plain_axis(len(range(start, stop, step)))
     if (
@@ -314,7 +326,7 @@ def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
         and 0 <= (part.start or 0) < step
     ):
         return ((axis[0][0], size // step),)
-    raise Refusal("it takes a part of the patches or positions")
+    raise Refusal("it takes a part of the patches or positions; a map is cropped by negative numbers in F.pad")
 
 
 @meaning(Tensor.expand_as)
@@ -348,6 +360,8 @@ def expand(func, input, *given, size=None, implicit=False):
         grown = at < lead or n != x.shape[at - lead]
         if grown and at - lead > 1 and isinstance(x, PerImage):
             raise Refusal("it expands per-image values over positions by sizes; multiply or add them instead")
+        if grown and not lay.is_plain(axis):
+            raise Refusal("it repeats patches or positions")
         axes.append(lay.plain_axis(n) if grown else axis)
     return as_same_kind(out, x, tuple(axes))
 
@@ -374,6 +388,8 @@ def repeat(func, input, *times, dims=None, repeats=None):
     x = unpadded(input)
     each = as_sizes(times if times else (dims if dims is not None else repeats,))
     each = [1] * (x.dim() - len(each)) + each if func is not Tensor.repeat else each
+    if isinstance(x, PerImage) and len(each) == x.dim() > 2 and max(each[2:]) > 1 == max(x.shape[2:]) == max(each[:2]):
+        return spread_over_positions(x, each[2:])
     lead = len(each) - x.dim()
     layout: lay.Layout = (*[()] * lead, *x.axes)
     for axis, n in zip(layout, each, strict=True):
