@@ -84,6 +84,7 @@ RECIPES = {
     "sort": lambda f, x: f(x, dim=1)[0],
     "argsort": lambda f, x: f(x, dim=1),
     "topk": lambda f, x: f(x, 3, dim=1)[0],
+    "kthvalue": lambda f, x: f(x, 3, 1, True)[0],
     "batch_norm": lambda f, x: (
         f(x, weights(8), weights(8).abs() + 1)
         if f is F.batch_norm
@@ -334,7 +335,7 @@ OVER_CHANNELS_ALONE = {  # refused over positions
         cosine_similarity normalize glu""".split(),
         lambda f, x: f(*(2 if name_of(f) == "cosine_similarity" else 1) * [x], dim=2),
     ),
-    "topk": lambda f, x: f(x, 2, dim=2),
+    **dict.fromkeys(["topk", "kthvalue"], lambda f, x: f(x, 2, dim=2)),
     "pairwise_distance": lambda f, x: f(x, x + 1),
     **dict.fromkeys(["layer_norm", "rms_norm"], lambda f, x: f(x, x.shape[1:])),
     "local_response_norm": lambda f, x: f(x.movedim(1, -1), 3),

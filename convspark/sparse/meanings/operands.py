@@ -13,7 +13,16 @@ from .. import axes as lay
 from ..axes import Axis, Layout
 from ..grid import PatchGrid
 from ..registry import Refusal
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, become_per_image, repeat_per_patch, unpadded
+from ..tensor import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    as_same_kind,
+    become_per_image,
+    repeat_per_patch,
+    unpadded,
+)
 
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
@@ -165,6 +174,20 @@ WHOLE_MAP = (
     "; patches of one position each are left, and if the whole map was to be pooled, write x.mean((2, 3)) or "
     "F.adaptive_avg_pool2d(x, 1)"
 )
+
+
+def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
+    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "acting along this axis")
+    out = function(x, at)
+
+    def known(part: Tensor) -> GridTensor:
+        axis = [lay.plain_axis(part.shape[at])] if part.dim() == x.dim() else []
+        return as_same_kind(part, x, (*x.axes[:at], *axis, *x.axes[at + 1 :]))
+
+    return type(out)([known(part) for part in out]) if isinstance(out, (tuple, list)) else known(out)
 
 
 def rows_first(tensor: PerImage) -> PerImage:

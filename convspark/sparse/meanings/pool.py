@@ -112,8 +112,7 @@ def _is_whole_map(x: GridTensor, kernel_size: Size, stride: Size | None) -> bool
     """Whether it is `x.shape[2:]`, as networks write that pool over the whole map; a layer's is no `torch.Size`."""
     if isinstance(kernel_size, torch.Size):
         return kernel_size == x.shape[2:]
-    kernel, steps = per_axis(kernel_size, 1), per_axis(stride or kernel_size, 1)
-    if x.dim() > 2 and max(x.shape[2:]) == max(kernel) == max(steps) == 1:
+    if not isinstance(kernel_size, int) and {*kernel_size, *per_axis(stride or 1, 1), *x.shape[2:]} == {1}:
         raise Refusal(f"it pools nothing, a position alone{WHOLE_MAP}")
     return False
 

@@ -25,6 +25,7 @@ from ..tensor import (
     sum_per_image,
 )
 from .operands import (
+    along,
     dimension,
     dimensions,
     each_patch,
@@ -174,18 +175,12 @@ def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> la
 Dims = int | Sequence[int] | None
 
 
-@meaning(*named("sum mean", torch, Tensor))
+@meaning(*named("sum mean amax amin", torch, Tensor))
 def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
     """Over channels: of each position. Over an image's positions: of those that are visible. Over all: likewise."""
     if not isinstance(dim, (int, tuple, list, type(None))):
         raise Refusal("its axes are not given as numbers")
     return _reduce(unpadded(input, partially=True), dim, keepdim, dtype, func.__name__)
-
-
-@meaning(*named("amax amin", torch, Tensor))
-def extreme(func, input, dim: Dims = (), keepdim: bool = False):
-    """The same, of the largest or the smallest."""
-    return _reduce(unpadded(input, partially=True), dim, keepdim, None, func.__name__)
 
 
 @meaning(*named("max min", torch, Tensor))
@@ -197,7 +192,7 @@ def max_or_min(func, input, dim: Any = None, keepdim: bool = False, *, other: An
     if dim is None or not lay.is_plain(x.axes[dim]):
         values = _reduce(x, dim, keepdim, None, f"a{func.__name__}")
         return values if dim is None else getattr(torch.return_types, func.__name__)((values, _nowhere(values)))
-    return _along(func, unpadded(x), dim, keepdim)
+    return along(x, dim, lambda x, at: func(x, at, keepdim))
 
 
 def _nowhere(values: Any) -> GridTensor:
@@ -209,40 +204,27 @@ def _nowhere(values: Any) -> GridTensor:
     return places
 
 
-@meaning(*named("median nanmedian mode cummax cummin", torch, Tensor))
+_ALONG = "median nanmedian mode cummax cummin argmax argmin prod cumsum cumprod logcumsumexp"
+
+
+@meaning(*named(_ALONG, torch, Tensor))
 def chosen(func, input, dim: int | None = None, *args, **kwargs):
-    """Along channels; values and where they were."""
-    return _along(func, unpadded(input), -1 if dim is None and func.__name__ == "mode" else dim, *args, **kwargs)
-
-
-def _along(func, x: GridTensor, dim: int | None, *args: Any, **kwargs: Any):
-    """A function along one plain axis that returns one tensor or several, that axis gone, kept or resized."""
-    if dim is None:
+    """Along channels: values, places or both."""
+    if dim is None and func.__name__ != "mode":
         raise Refusal("it reduces over all patches")
-    at = dimension(x, dim)
-    require_plain(x, [at], "choosing along this axis")
-    out = func(x, dim, *args, **kwargs)
-    parts = out if isinstance(out, tuple) else (out,)
-    found = [as_same_kind(part, x, _without_or_resized(x, at, part)) for part in parts]
-    return type(out)(found) if isinstance(out, tuple) else found[0]
+    return along(input, -1 if dim is None else dim, lambda x, at: func(x, at, *args, **kwargs))
 
 
-def _without_or_resized(x: GridTensor, at: int, out: Tensor) -> lay.Layout:
-    if out.dim() < x.dim():
-        return (*x.axes[:at], *x.axes[at + 1 :])
-    return (*x.axes[:at], lay.plain_axis(out.shape[at]), *x.axes[at + 1 :])
-
-
-@meaning(*named("argmax argmin", torch, Tensor))
-def place_of_extreme(func, input, dim: int | None = None, keepdim: bool = False):
+@meaning(*named("sort argsort", torch, Tensor))
+def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
     """Along channels."""
-    return _along(func, unpadded(input), dim, keepdim)
+    return along(input, dim, lambda x, at: func(x, dim=at, descending=descending, stable=stable))
 
 
-@meaning(*named("prod", torch, Tensor))
-def product(func, input, dim: int | None = None, keepdim: bool = False, *, dtype=None):
+@meaning(*named("topk kthvalue", torch, Tensor))
+def topk(func, input, k: int, dim: int = -1, *args, **kwargs):
     """Along channels."""
-    return _along(func, unpadded(input), dim, keepdim, dtype=dtype)
+    return along(input, dim, lambda x, at: func(x, k, at, *args, **kwargs))
 
 
 @meaning(*named("all any", torch, Tensor))
@@ -260,24 +242,6 @@ def every_or_some(func, input, dim: Dims = None, keepdim: bool = False):
         raise Refusal("whether all of an image's positions are true is not known where some are masked")
     out = func(x) if kind == "batch" and len(dims) == x.dim() and not keepdim else func(x, dims, keepdim)
     return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
-
-
-@meaning(*named("cumsum cumprod logcumsumexp", torch, Tensor))
-def running(func, input, dim: int, *args, **kwargs):
-    """Along channels."""
-    return _along(func, unpadded(input), dim, *args, **kwargs)
-
-
-@meaning(*named("sort argsort", torch, Tensor))
-def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
-    """Along channels."""
-    return _along(lambda x, at: func(x, dim=at, descending=descending, stable=stable), unpadded(input), dim)
-
-
-@meaning(*named("topk", torch, Tensor))
-def topk(func, input, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
-    """Along channels."""
-    return _along(lambda x, at: func(x, k, at, largest, sorted), unpadded(input), dim)
 
 
 @meaning(*named("var std", torch, Tensor), torch.var_mean, torch.std_mean)

@@ -12,6 +12,7 @@ from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, as_view, before_change
 from .operands import (
+    along,
     as_sizes,
     dimension,
     each_patch,
@@ -189,37 +190,27 @@ def stack(func, tensors, dim=0):
 @meaning(*named("chunk unsafe_chunk", torch, Tensor))
 def chunk(func, input, chunks, dim=0):
     """Channels in parts."""
-    return _parts(func, unpadded(input), chunks, dim)
+    return along(input, dim, lambda x, at: func(x, chunks, at))
 
 
 @meaning(*named("split unsafe_split split_with_sizes", torch, Tensor))
 def split(func, input, split_size_or_sections=None, dim=0, *, split_size=None, split_sizes=None, tensor=None):
     """Channels in parts."""
-    given = (split_size_or_sections, split_size, split_sizes)
-    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
+    given = next(n for n in (split_size_or_sections, split_size, split_sizes) if n is not None)
+    return along(input, dim, lambda x, at: func(x, given, at))
 
 
 @meaning(*named("tensor_split", torch, Tensor))
 def tensor_split(func, input, indices_or_sections=None, dim=0, *, indices=None, sections=None):
     """Channels in parts."""
-    given = (indices_or_sections, indices, sections)
-    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
-
-
-def _parts(func, x: GridTensor, how, dim: int):
-    at = dimension(x, dim)
-    require_plain(x, [at], "splitting this axis")
-    parts = func(x, how, at)
-    return type(parts)(as_same_kind(part, x, _resized(x, at, part.shape[at])) for part in parts)
+    given = next(n for n in (indices_or_sections, indices, sections) if n is not None)
+    return along(input, dim, lambda x, at: func(x, given, at))
 
 
 @meaning(*named("unbind", torch, Tensor))
 def unbind(func, input, dim=0):
     """Channels one by one."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "splitting this axis")
-    return tuple(as_same_kind(part, x, _without(x, at)) for part in x.unbind(at))
+    return along(input, dim, func)
 
 
 @meaning(*named("narrow", torch, Tensor))
@@ -231,23 +222,10 @@ def narrow(func, input, dim, start, length):
     return as_same_kind(x.narrow(at, start, length), x, (*x.axes[:at], axis, *x.axes[at + 1 :]))
 
 
-@meaning(*named("select", torch, Tensor))
+@meaning(*named("select index_select", torch, Tensor))
 def select(func, input, dim, index):
-    """One channel."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "taking a part of this axis")
-    return as_same_kind(x.select(at, index), x, _without(x, at))
-
-
-@meaning(*named("index_select", torch, Tensor))
-def index_select(func, input, dim, index):
     """Channels by number."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "choosing along this axis")
-    out = x.index_select(at, index)
-    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
+    return along(input, dim, lambda x, at: func(x, at, index))
 
 
 @meaning(Tensor.__getitem__)
@@ -456,7 +434,3 @@ def _rescaled(x: GridTensor, out: Tensor) -> GridTensor:
 
 def _resized(x: GridTensor, dim: int, size: int) -> lay.Layout:
     return (*x.axes[:dim], lay.plain_axis(size), *x.axes[dim + 1 :])
-
-
-def _without(x: GridTensor, dim: int) -> lay.Layout:
-    return (*x.axes[:dim], *x.axes[dim + 1 :])
