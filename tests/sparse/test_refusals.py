@@ -75,6 +75,11 @@ REFUSED = {
     ),
     "half of a position": (lambda x: F.max_pool2d(x, 4).reshape(len(x), 4, 0, 2, 0, 2), "reshape", "larger patches"),
     "einsum over positions": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), "einsum", "matmul does so"),
+    "einsum of positions and positions": (
+        lambda x: torch.einsum("bchw,bcij->bhwij", x, x),
+        "einsum",
+        "relates positions to each other",
+    ),
     "einsum of positions and channels": (lambda x: torch.einsum("bchw,bhdw->bdw", x, x), "einsum", "in one operand"),
     "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), "dim|size", "torch.vmap runs a function on each row"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
