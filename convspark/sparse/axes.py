@@ -6,7 +6,9 @@ A layout lists, for each axis of the tensor, the factors it is made of, outermos
 * `PATCH`: the visible patches of the batch, N;
 * `IMAGE`: the images of the batch, B (per-image values have this one instead of `PATCH`);
 * `PLAIN`: anything that a dense tensor would have as well, channels above all;
-* 0, 1, 2: the positions of a patch along that spatial axis.
+* 0, 1, 2: the positions of a patch along that spatial axis;
+* one of `BLOCKS`: along a spatial axis, the positions of a block of the map as large as a patch, or of the patch: it
+  cannot be told. Plain as soon as it is merged with channels.
 
 A spatial factor that is followed by a plain one within an axis is a finer spatial factor (depth-to-space); split, its
 inner part is plain (space-to-depth).
@@ -19,6 +21,7 @@ import math
 from collections.abc import Sequence
 
 PATCH, IMAGE, PLAIN = "patch", "image", "plain"
+BLOCKS = ("block along 0", "block along 1", "block along 2")
 Factor = tuple["str | int", int]  # role, size
 Axis = tuple[Factor, ...]
 Layout = tuple[Axis, ...]
@@ -77,8 +80,12 @@ def merged(factors: Sequence[Factor]) -> Axis:
     for role, size in factors:
         if role == PLAIN and size == 1:
             continue
-        if axis and role == PLAIN and (axis[-1][0] == PLAIN or is_spatial(axis[-1][0])):
-            axis[-1] = (axis[-1][0], axis[-1][1] * size)
+        while role == PLAIN and axis and axis[-1][0] in BLOCKS:
+            size *= axis.pop()[1]
+        last = axis[-1][0] if axis else None
+        inner = role in BLOCKS and last in (PLAIN, BLOCKS.index(role))
+        if inner or (role == PLAIN and (last == PLAIN or isinstance(last, int))):
+            axis[-1] = (last, axis[-1][1] * size)  # type: ignore[assignment]
         else:
             axis.append((role, size))
     return tuple(axis)
@@ -86,7 +93,7 @@ def merged(factors: Sequence[Factor]) -> Axis:
 
 def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     """Layout after view(*sizes); the sizes must fit. Raises `LostAxes` where the patches would be split."""
-    _refuse_blocks_of_a_patch(layout, sizes)
+    layout = _blocks_apart(layout, sizes)
     # An axis of size 1 takes part, so that (N, 1, 1, 1) -> (N, 1, 1) leaves the channel where it is.
     rest = [factor for axis in layout for factor in (axis or ((PLAIN, 1),))]
     result: list[Axis] = []
@@ -112,12 +119,14 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
                 needed //= extent
             elif extent % needed == 0 and role != PATCH and role != IMAGE:
                 taken.append((role, needed))
-                rest = [(PLAIN, extent // needed), *rest]
+                rest = [(role if role in BLOCKS else PLAIN, extent // needed), *rest]
                 needed = 1
             else:
                 raise LostAxes(f"a shape of {tuple(sizes)} cuts through the {_name(role)} axis of size {extent}")
         if at + 1 == len(sizes) or sizes[at + 1] != 1:
             ones_given = _leading_ones([factor[1] for factor in rest])  # 1×1 patches merged into this axis
+            if 0 < ones_given < len(rest) and rest[ones_given][0] in BLOCKS:
+                ones_given -= BLOCKS.index(rest[ones_given][0]) == rest[ones_given - 1][0]  # its own block's position
             taken, rest = [*taken, *rest[:ones_given]], rest[ones_given:]
         result.append(merged(taken))
     if any(factor[1] != 1 for factor in rest):
@@ -125,15 +134,24 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     return tuple(result)
 
 
-def _refuse_blocks_of_a_patch(layout: Layout, sizes: Sequence[int]) -> None:
-    """Refuse (N, C, p, p) -> (N, C, 1, p, 1, p): written as (B, C, H / p, p, W / p, p) it cuts the map into blocks.
+def _blocks_apart(layout: Layout, sizes: Sequence[int]) -> Layout:
+    """The layout with each axis of positions as one position and one of `BLOCKS`, if these sizes cut it so.
 
-    In larger patches the blocks show; here they cannot be told from axes of size 1 that stand for themselves.
+    (N, C, p, p) -> (N, C, 1, p, 1, p), written as (B, C, H // p, p, W // p, p), cuts the map into blocks; in larger
+    patches they show. Here axes of size 1 may have been put in as well: what treats the two alike may follow.
     """
     spatial = [size for axis in layout for role, size in axis if is_spatial(role) and size > 1]
     pairs = [size for before, size in itertools.pairwise(sizes[1:]) if before == 1 and size > 1]
-    if len(spatial) > 1 and pairs == spatial:
-        raise LostAxes(f"a shape of {tuple(sizes)} may cut the map into blocks of {tuple(spatial)} positions, or not")
+    if len(spatial) < 2 or pairs != spatial:
+        return layout
+    return tuple(
+        tuple(
+            part
+            for role, n in axis
+            for part in ([(role, 1), (BLOCKS[role], n)] if isinstance(role, int) else [(role, n)])
+        )
+        for axis in layout
+    )
 
 
 def flattened(layout: Layout, start: int, end: int) -> Layout:

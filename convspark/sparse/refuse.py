@@ -31,6 +31,8 @@ def function_name(func: Callable[..., Any]) -> str:
     """`torch.nn.functional.unfold`, `Tensor.roll`: a name that a reader can look up."""
     if type(func).__name__ in ("OpOverloadPacket", "OpOverload"):
         return f"torch.ops.{func}"
+    if isinstance(func, torch.ScriptMethod):
+        return f"TorchScript's {func.name}"
     owner = getattr(func, "__objclass__", None)
     name = getattr(func, "__name__", repr(func))
     if name == "__get__":

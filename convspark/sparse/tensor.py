@@ -33,10 +33,11 @@ class GridTensor(Tensor):
     grid: PatchGrid
     axes: Layout
 
+    # Why a function is not to read it, if so.
+    unreadable: str | None
     # Copies of it, and what it is a copy of, where a dense tensor would have a view: after one was changed in place,
-    # the other is not to be read any more. Not while compiling: Dynamo does not see a class's attributes.
+    # the other is unreadable. Not while compiling: Dynamo does not see a class's attributes.
     twins: list[weakref.ref[GridTensor]] | None = None
-    outdated: bool = False
 
     @property
     def values(self) -> Tensor:  # type: ignore[override]  # hides Tensor.values(), which is for sparse layouts
@@ -79,6 +80,8 @@ class GridTensor(Tensor):
             if _computes_gradients(func):
                 with torch._C.DisableTorchFunctionSubclass():
                     return func(*args, **kwargs or {})
+            if isinstance(func, torch.ScriptMethod):
+                raise refuse(func, "TorchScript does not know visible patches; use the module that it was made from")
             raise refuse(func, "it has no known meaning on visible patches")
         if kwargs and "out" in kwargs:
             kwargs = dict(kwargs)
@@ -214,7 +217,7 @@ def _become(values: Tensor, kind: type[G]) -> G:
 def _know(patches: VisiblePatches, grid: PatchGrid, layout: Layout) -> VisiblePatches:
     patches.grid = grid
     patches.axes = layout
-    patches.pending = patches.partial = None  # Dynamo does not see a class's
+    patches.pending = patches.partial = patches.unreadable = None  # Dynamo does not see a class's
     return patches
 
 
@@ -223,6 +226,7 @@ def _know_per_image(
 ) -> PerImage:
     rows.grid = grid
     rows.axes = layout
+    rows.unreadable = None
     rows.origin = origin if origin is not None and len(origin[1]) == len(layout) else None
     return rows
 
@@ -241,9 +245,12 @@ def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor
 def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     """Cut the visible patches out of images. Inverse of `scatter`.
 
-    A network that is called on the result by itself is not proved: what has no known meaning is refused, but a function
-    may act by the size of what it is given, or leave the patches unseen (TorchScript, `torch.vmap`). `SparK` and
-    `convspark.check` prove a network.
+    A network that is called on the result by itself is not proved: what has no known meaning is refused, but a
+    function may act by the size of what it is given. And PyTorch does not show to tensor subclasses what these do:
+    TorchScript functions (`@torch.jit.script`, `torch.jit.trace` of a function), `torch.func.grad` and `vjp`, and
+    constructors (`torch.autograd.Variable(x)`, `torch.Tensor(x)`, `torch.tensor(x)`). They return a plain tensor with a
+    row a patch. As soon as it meets visible patches or `scatter` it is refused, but a convolution that gets nothing
+    else takes patches for images. `SparK` and `convspark.check` prove a network, and name the module that returned it.
 
     Args:
         images: (B, C, H, W), or one more axis for volumes; each side a multiple of the grid's.
@@ -286,6 +293,12 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     Returns:
         (B, C, H, W), a plain tensor.
     """
+    if not isinstance(patches, VisiblePatches):
+        raise UsageError(
+            f"scatter was given a {type(patches).__name__}, not visible patches. Values of images (a pooled map) are "
+            "not put back. A plain tensor comes of what PyTorch does not show to tensor subclasses: TorchScript "
+            "functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); write the network without."
+        )
     with torch._C.DisableTorchFunctionSubclass():
         try:
             values, grid = canonical_values(patches), patches.grid
@@ -317,7 +330,10 @@ def before_change(tensor: object) -> None:
         return
     for twin in (ref() for ref in tensor.twins or ()):
         if twin is not None:
-            twin.outdated = True
+            twin.unreadable = (
+                "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and here they do not "
+                "share their values as they do in a dense network; change it out of place (relu instead of relu_)"
+            )
     if isinstance(tensor, VisiblePatches) and tensor.padded:
         for padded in (ref() for ref in tensor.padded):
             if padded is not None and padded.pending is not None:
@@ -334,24 +350,16 @@ def as_view(result: G, of: GridTensor) -> G:
 
 
 def unpadded(tensor: T, partially: bool = False) -> T:
-    """The tensor, refused if cells announced by F.pad have not been written, or a view of it that is a copy was.
+    """The tensor, refused if it is padded, partly reduced or otherwise not to be read.
 
     Args:
         partially: whether it may be reduced over some of its positions' axes.
     """
-    if isinstance(tensor, VisiblePatches) and tensor.pending is not None:
-        raise Refusal("the tensor is padded, and only a convolution, a pooling or another pad can follow")
-    if isinstance(tensor, VisiblePatches) and tensor.partial is not None and not partially:
-        raise Refusal(
-            f"it was reduced ({tensor.partial}) over some spatial axes and not others, and only the same reduction of "
-            "the others can follow"
-        )
-    if isinstance(tensor, GridTensor) and not torch.compiler.is_compiling() and tensor.outdated:
-        raise Refusal(
-            "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and here they do not share "
-            "their values as they do in a dense network; change it out of place (relu instead of relu_)"
-        )
-    return tensor
+    if not isinstance(tensor, GridTensor) or tensor.unreadable is None:
+        return tensor
+    if partially and isinstance(tensor, VisiblePatches) and tensor.partial is not None:
+        return tensor
+    raise Refusal(tensor.unreadable)
 
 
 def canonical_values(patches: VisiblePatches) -> Tensor:

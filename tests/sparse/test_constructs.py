@@ -1,6 +1,7 @@
 """What networks write: spellings of arguments, changes in place, pads, precision; against the dense run, or refused."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -81,6 +82,18 @@ ROWS = {
     "space to depth": lambda x: _space_to_depth(x),
     "pad of channels": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2), value=3.0),
     "pad by nothing": lambda x: F.pad(x, (0, 0, 0, 0)).mul_(2) + x,
+    "einsum with an ellipsis": lambda x: torch.einsum("bc...,dc->bd...", x, torch.ones(3, 8).double() / 8),
+    "einsum without a result": lambda x: torch.einsum("bchw,dc", x, torch.ones(3, 8).double() / 8),
+    "einsum of two maps": lambda x: torch.einsum("bchw,bchw->bhw", x, x + 1)[:, None],
+    "weights from the left": lambda x: (torch.ones(3, 8).double() @ x.flatten(2)).view(len(x), 3, *x.shape[2:]),
+    "crop of nothing": lambda x: (x + 1)[..., : x.shape[2], : x.shape[3]],
+    "narrow of everything": lambda x: x.narrow(2, 0, x.shape[2]).narrow(3, 0, x.size(3)),
+    "channels by a mask": lambda x: x[:, torch.arange(8) % 3 == 0],
+    "matrices transposed": lambda x: x.movedim(1, -1).mT.mT.movedim(-1, 1),
+    "unsqueeze in place": lambda x: torch.cat([(x * 2).unsqueeze_(1), x.unsqueeze(1)], 1).sum(1),
+    "maxout of a list": lambda x: torch.stack([x, 2 * x, -x], 0).max(0)[0],
+    "maxout of channels": lambda x: x.view(len(x), 4, 2, *x.shape[2:]).max(2).values,
+    "adaptive pool to the size of another map": lambda x: F.adaptive_avg_pool2d(x, F.max_pool2d(x, 2).shape[2:]),
 }
 
 POOLED = {
@@ -99,7 +112,24 @@ POOLED = {
     "convolution of flat positions": lambda x: F.conv1d(x.flatten(2), torch.ones(4, 8, 1).double()).mean(2),
     "group norm": lambda x: F.group_norm(input=x, num_groups=2),
     "instance norm": lambda x: F.instance_norm(x, eps=0.1),
+    "largest of flat positions and where": lambda x: x.flatten(2).max(-1)[0],
+    "largest of rows, then of them": lambda x: x.max(3, keepdim=True)[0].max(2, keepdim=True).values,
+    "logsumexp": lambda x: x.logsumexp((2, 3)),
+    "pooled by the log of sums": lambda x: _log_sum(x.flatten(2)),
+    "log_softmax of flat positions": lambda x: F.log_softmax(x.flatten(2), -1).unflatten(2, x.shape[2:]),
+    "mean by the number of elements": lambda x: x.sum() / x.numel(),
+    "average pool of the size": lambda x: F.avg_pool2d(x, x.size()[2:]),
+    "largest of the size": lambda x: F.max_pool2d(x, kernel_size=x.shape[-2:]),
+    "pooled and repeated": lambda x: torch.cat([x, x.mean((2, 3), keepdim=True).repeat(1, 1, x.size(2), x.size(3))], 1),
+    "einsum by an image's values": lambda x: torch.einsum("bchw,bc->bchw", x, x.mean((2, 3))),
+    "any of flat positions": lambda x: x * (x > 1.5).flatten(2).any(2)[..., None, None],
 }
+
+
+def _log_sum(flat):
+    """As CBAM pools."""
+    largest, _ = torch.max(flat, dim=2, keepdim=True)
+    return largest + (flat - largest).exp().sum(dim=2, keepdim=True).log()
 
 
 def _assigned(x, part, value):
@@ -151,6 +181,79 @@ def test_over_positions(name):
     found = as_dense(function(gather(x[:1], PatchGrid(visible))))
     expected = function(alone)
     torch.testing.assert_close(found[..., :4, :4] if found.dim() == 4 else found, expected)
+
+
+def bins_of(x, visible, size, pool):
+    """(B, C, *size) from a map, bin by bin: of the values at visible positions, 0 where there is none."""
+    shown = visible.repeat_interleave(x.shape[2] // visible.shape[1], 1)
+    shown = shown.repeat_interleave(x.shape[3] // visible.shape[2], 2)
+    rows = []
+    for image, seen in zip(x, shown, strict=True):
+        for i, j in itertools.product(range(size[0]), range(size[1])):
+            part = tuple(
+                slice(n * side // k, -(-(n + 1) * side // k))
+                for n, side, k in zip((i, j), seen.shape, size, strict=True)
+            )
+            values = image[:, *part][:, seen[part]]
+            rows.append(pool(values) if values.shape[1] else values.sum(1))
+    return torch.stack(rows).view(len(x), *size, -1).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, (5, 6)])
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("function", "pool"),
+    [(F.adaptive_avg_pool2d, lambda values: values.mean(1)), (F.adaptive_max_pool2d, lambda values: values.amax(1))],
+)
+def test_pooling_to_bins_is_of_their_visible_positions(function, pool, patch, size):
+    x = images(patch=patch)
+    torch.testing.assert_close(function(gather(x, EVERYTHING), size).values, function(x, size))
+    visible = torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
+    grid, sizes = PatchGrid(visible), (size, size) if isinstance(size, int) else size
+    torch.testing.assert_close(function(gather(x, grid), size).values, bins_of(x, visible, sizes, pool))
+    ours = gradient(lambda images: function(gather(images, grid), size), x)
+    torch.testing.assert_close(ours, gradient(lambda images: bins_of(images, visible, sizes, pool), x))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_bins_go_back_to_the_size_of_the_map(mode):
+    """As pyramid pooling does (PSPNet)."""
+    head = nn.Sequential(nn.Conv2d(8, 2, 3, padding=1), nn.ReLU()).double()
+    visible = torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool()
+    x = images(patch=2)
+    bins = [bins_of(x, visible, (k, k), lambda values: values.mean(1)) for k in (2, 3)]
+    expected = torch.cat([x, *(F.interpolate(head(b), x.shape[2:], mode=mode) for b in bins)], 1)
+    patches = gather(x, PatchGrid(visible))
+    pooled = [F.adaptive_avg_pool2d(patches, k) for k in (2, 3)]
+    found = torch.cat([patches, *(F.interpolate(head(b), size=patches.shape[2:], mode=mode) for b in pooled)], 1)
+    torch.testing.assert_close(found.values, gather(expected, PatchGrid(visible)).values)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 3, 5, 2, 4), (0, 3, 5, 1, 2, 4)])
+def test_space_to_depth_of_patches_as_large_as_a_block(order):
+    def space_to_depth(x):
+        b, c, h, w = x.shape
+        return x.view(b, c, h // 2, 2, w // 2, 2).permute(order).reshape(b, c * 4, h // 2, w // 2)
+
+    x = images(patch=2)
+    torch.testing.assert_close(scatter(space_to_depth(gather(x, EVERYTHING))), space_to_depth(x))
+
+
+def test_windows_as_large_as_a_patch_and_back():
+    def there_and_back(x):
+        b, c, h, w = x.shape
+        windows = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 2, 2, c) * 2
+        return windows.view(b, h // 2, w // 2, 2, 2, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+
+    x = images(patch=2)
+    torch.testing.assert_close(scatter(there_and_back(gather(x, EVERYTHING))), 2 * x)
+
+
+def test_bytes_read_as_another_type():
+    x = gather(images(), EVERYTHING)
+    assert torch.equal(scatter((x.view(torch.int64) < 0).double()), (images() < 0).double())
+    with pytest.raises(NotExactError, match="another size"):
+        x.view(torch.int32)
 
 
 PADDED = {
@@ -238,7 +341,7 @@ def test_global_pooling_after_a_pad_is_refused():
 def test_blocks_of_a_patch_that_cannot_be_told_are_refused():
     x = gather(images(patch=2), EVERYTHING)
     n, c, h, w = x.shape
-    with pytest.raises(NotExactError, match="may cut the map into blocks"):
+    with pytest.raises(NotExactError, match="blocks as large as a patch"):
         x.view(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 

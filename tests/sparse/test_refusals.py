@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convspark import PatchGrid, VisiblePatches, gather
-from convspark.errors import NotExactError
+from convspark import PatchGrid, VisiblePatches, gather, scatter
+from convspark.errors import NotExactError, UsageError
 from convspark.sparse.proof.prove import prove
 
 
@@ -24,7 +24,6 @@ class Attention(nn.Module):
 REFUSED = {
     "unfold": (lambda x: F.unfold(x, 3), "unfold", "no known meaning"),
     "cumsum": (lambda x: x.cumsum(2), "cumsum", "patches or positions"),
-    "numel": (lambda x: x.sum() / x.numel(), "numel", "no known meaning"),
     "roll over positions": (lambda x: x.roll(1, 2), "roll", "patches or positions"),
     "sort": (lambda x: x.sort(2), "sort", "patches or positions"),
     "roll over all": (lambda x: x.roll(1), "roll", "no dims are given"),
@@ -45,7 +44,44 @@ REFUSED = {
     ),
     "transposed conv that shifts": (nn.ConvTranspose2d(4, 4, 3, 2), "conv_transpose2d", "cannot be cut into"),
     "transposed conv of another size": (nn.ConvTranspose2d(4, 4, 4, 2, 0), "conv_transpose2d", "expected (8, 8)"),
-    "pool to a map": (lambda x: F.adaptive_avg_pool2d(x, 2), "adaptive_avg_pool2d", "no longer lines up"),
+    "pool to rows": (lambda x: F.adaptive_avg_pool2d(x, (None, 1)), "adaptive_avg_pool2d", "rows or columns"),
+    "pool to a size or to bins": (
+        lambda x: F.adaptive_avg_pool2d(x, (2, 2)),
+        "adaptive_avg_pool2d",
+        "write x.shape[2:] for the former, 2 for the latter",
+    ),
+    "positions of the largest": (
+        lambda x: x.flatten(2).max(-1)[1] // 2,
+        "floordiv|floor_divide",
+        "not known among visible patches",
+    ),
+    "position of the largest of all": (lambda x: x.flatten().max(0), "max", "without an axis"),
+    "pooled by the height and width": (
+        lambda x: x * F.avg_pool2d(x, (x.shape[2], x.shape[3])),
+        "mul",
+        "write x.mean((2, 3))",
+    ),
+    "a vector from what was pooled so": (
+        lambda x: F.linear(F.avg_pool2d(x, (x.shape[2], x.shape[3])).flatten(1), torch.ones(1, 4)),
+        "linear",
+        "write x.mean((2, 3))",
+    ),
+    "zeros of the shape": (lambda x: x + torch.zeros(x.shape), "add", "torch.zeros_like(x)"),
+    "expanded positions": (lambda x: F.max_pool2d(x, 4).expand(-1, -1, 4, 4), "expand", "repeats patches or positions"),
+    "groups beside patches": (
+        lambda x: x.reshape(2 * len(x), -1, *x.shape[2:]).mean((2, 3)),
+        "mean",
+        "x.view(b, groups, c // groups, h, w)",
+    ),
+    "half of a position": (lambda x: F.max_pool2d(x, 4).reshape(len(x), 4, 0, 2, 0, 2), "reshape", "larger patches"),
+    "einsum over positions": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), "einsum", "matmul does so"),
+    "einsum of positions and positions": (
+        lambda x: torch.einsum("bchw,bcij->bhwij", x, x),
+        "einsum",
+        "relates positions to each other",
+    ),
+    "einsum of positions and channels": (lambda x: torch.einsum("bchw,bhdw->bdw", x, x), "einsum", "in one operand"),
+    "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), "dim|size", "torch.vmap runs a function on each row"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
     "a row for each patch": (lambda x: x * torch.arange(4.0).view(4, 1, 1, 1), "mul", "more than one row"),
     "unpadded conv": (nn.Conv2d(4, 4, 3), "conv2d", "line up"),
@@ -127,3 +163,48 @@ def test_proof_passes_an_exact_network_and_restores_it():
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)).bfloat16()
     assert prove(lambda x: [network(x)], network, 3, (64, 64), (16, 16)).largest < 1e-8
     assert all(p.dtype == torch.bfloat16 for p in network.parameters()) and network.training
+
+
+def test_pooling_a_single_position_by_the_height_and_width_is_refused():
+    with pytest.raises(NotExactError, match="pools nothing"):
+        F.avg_pool2d(patches(p=1), (1, 1))
+    assert F.max_pool2d(patches(p=4), 1, 2).shape[2:] == (2, 2)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_module_in_a_network_is_refused():
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), torch.compile(nn.Conv2d(4, 4, 1), backend="eager"))
+    with pytest.raises(NotExactError, match="Compile the whole step"):
+        network(patches())
+
+
+def swish(x: torch.Tensor):
+    return x * torch.sigmoid(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 4, 2, 2))])
+def test_modules_compiled_by_torchscript_are_refused(compiled):
+    network = nn.Sequential(nn.Identity(), compiled(nn.Conv2d(4, 4, 1)))
+    with pytest.raises(NotExactError, match=r"TorchScript's forward \(in 1 .* use the module that it was made from"):
+        network(patches())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("leaving", [lambda x: torch.jit.script(swish)(x), torch.Tensor, torch.autograd.Variable])
+def test_what_left_the_patches_unseen_is_refused_beside_them_and_by_scatter(leaving):
+    with pytest.raises(NotExactError, match="more than one row"):
+        patches() + leaving(patches())
+    with pytest.raises(UsageError, match="not visible patches"):
+        scatter(leaving(patches()))
+
+
+def test_values_of_images_are_not_put_back():
+    with pytest.raises(UsageError, match="not visible patches"):
+        scatter(patches().mean((2, 3), keepdim=True))
+
+
+def test_gradients_that_a_network_asks_for_are_patches():
+    x = patches().requires_grad_()
+    (slope,) = torch.autograd.grad((x * x).sum(), x)
+    torch.testing.assert_close((slope / 2 + x).values, 2 * x.values)

@@ -1,14 +1,18 @@
-"""Every function that has a meaning, called as networks call it, against the dense function on the zero-filled map.
+"""Every function that has a meaning, called as networks call it, against the dense function.
 
 Most calls are found by trying forms on a dense tensor; others have a recipe here. A function with neither fails.
 """
+
+import inspect
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from convspark import PatchGrid, VisiblePatches, gather, scatter
+from convspark.errors import NotExactError
 from convspark.sparse import PerImage
 from convspark.sparse.refuse import function_name
 from convspark.sparse.registry import MEANINGS
@@ -24,8 +28,12 @@ MASKS = {
 }
 
 
+TYPES = {"rounded to": torch.float64, "of": torch.float64}
+
+
 def weights(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return drawn.to(TYPES["rounded to"]).to(TYPES["of"])
 
 
 FORMS = (
@@ -42,13 +50,13 @@ FORMS = (
 RECIPES = {
     "where": lambda f, x: f(x > 0, x, 2 * x) if f is torch.where else f(x, x > 0, 2 * x),
     "lerp": lambda f, x: f(x, 2 * x, 0.3),
-    "lerp_": lambda f, x: f(x.clone(), 2 * x, 0.3),
+    "lerp_": lambda f, x: f(x, 2 * x, 0.3),
     "full_like": lambda f, x: f(x, 2.0),
     "clamp": lambda f, x: f(x, min=-0.5, max=0.5),
     "prelu": lambda f, x: f(x, torch.full((CHANNELS,), 0.2, dtype=x.dtype)),
     "rrelu": lambda f, x: f(x, 0.1, 0.3, False),
     "threshold": lambda f, x: f(x, 0.1, 2.0),
-    "threshold_": lambda f, x: f(x.clone(), 0.1, 2.0),
+    "threshold_": lambda f, x: f(x, 0.1, 2.0),
     "erfinv": lambda f, x: f(x.tanh()),
     "log": lambda f, x: f(x.abs() + 1),
     "glu": lambda f, x: f(x, 1),
@@ -76,6 +84,7 @@ RECIPES = {
     "sort": lambda f, x: f(x, dim=1)[0],
     "argsort": lambda f, x: f(x, dim=1),
     "topk": lambda f, x: f(x, 3, dim=1)[0],
+    "kthvalue": lambda f, x: f(x, 3, 1, True)[0],
     "batch_norm": lambda f, x: (
         f(x, weights(8), weights(8).abs() + 1)
         if f is F.batch_norm
@@ -110,6 +119,7 @@ RECIPES = {
     "transpose": lambda f, x: f(x, 1, 2).transpose(1, 2),
     "movedim": lambda f, x: f(x, 1, -1).movedim(-1, 1),
     "unsqueeze": lambda f, x: f(x, 1).flatten(1, 2),
+    "mT": lambda f, x: f(x.movedim(1, -1)).mT.movedim(-1, 1),
     "squeeze": lambda f, x: f(x.unsqueeze(1), 1),
     "cat": lambda f, x: f([x, 2 * x], 1),
     "stack": lambda f, x: f([x, 2 * x], 1).flatten(1, 2),
@@ -168,6 +178,7 @@ for old, others in {
     "new_zeros": "new_ones",
     "interpolate": "upsample",
     "clamp": "clip",
+    "unsqueeze": "unsqueeze_",
 }.items():
     for other in others.split():
         RECIPES[other] = RECIPES[old]
@@ -203,42 +214,57 @@ FUNCTIONS = {
     for number, func in enumerate(MEANINGS)
     if callable(func) and MEANINGS[func].__module__ not in QUESTIONS
 }
+ON_MAPS = {label: func for label, func in FUNCTIONS.items() if func.__name__ not in {*RANDOM, *ELSEWHERE}}
+
+
+def plain(found):
+    """Patches put back, anything else without its grid."""
+    if isinstance(found, VisiblePatches):
+        return scatter(found)
+    return found.values if isinstance(found, PerImage) else found
+
+
+def name_of(func):
+    """Of an attribute, which it is read by, that of the attribute."""
+    return func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
 
 
 def form_of(func):
-    name = func.__name__
+    """How to call it on a tensor (B, C, H, W); it may change that tensor in place."""
+    name = name_of(func)
     if name in RECIPES:
         return RECIPES[name]
     x = weights(2, CHANNELS, 4, 4)
     for form in FORMS:
         try:
             if isinstance(form(func, x.clone()), Tensor):
-                return lambda f, x: form(f, x.clone())
+                return form
         except (TypeError, RuntimeError, ValueError):
             continue
     return None
 
 
 @pytest.mark.filterwarnings("ignore:.*upsample.*deprecated")
-@pytest.mark.parametrize("label", FUNCTIONS)
+@pytest.mark.parametrize("label", ON_MAPS)
 def test_function(label):
-    func = FUNCTIONS[label]
-    name = func.__name__
-    if name in ELSEWHERE:
-        return
-    if name in RANDOM:
-        x = gather(weights(2, CHANNELS, 8, 12).sigmoid(), PatchGrid(MASKS["some"]))
-        out = func(x) if "dropout" not in name or func is F.dropout else func(x, 0.5, True)
-        assert isinstance(out, VisiblePatches) and out.shape == x.shape
-        return
+    func = ON_MAPS[label]
     form = form_of(func)
     assert form is not None, f"{label} has no recipe here"
     for patch in (4, 1):
-        if patch == 1 and name in ("pixel_unshuffle", "max_pool2d"):
+        if patch == 1 and func.__name__ in ("pixel_unshuffle", "max_pool2d"):
             continue
         images = weights(2, CHANNELS, 2 * patch, 3 * patch)
         for kind, visible in MASKS.items():
-            compare(lambda x: form(func, x), images, PatchGrid(visible), f"{kind} visible, patches of {patch}")
+            where = f"{kind} visible, patches of {patch}"
+            compare(lambda x: form(func, x.clone()), images, PatchGrid(visible), where)
+
+
+@pytest.mark.parametrize("label", [label for label, func in FUNCTIONS.items() if func.__name__ in RANDOM])
+def test_random_function(label):
+    func = FUNCTIONS[label]
+    x = gather(weights(2, CHANNELS, 8, 12).sigmoid(), PatchGrid(MASKS["some"]))
+    out = func(x) if "dropout" not in func.__name__ or func is F.dropout else func(x, 0.5, True)
+    assert isinstance(out, VisiblePatches) and out.shape == x.shape
 
 
 def compare(call, images, grid, where):
@@ -273,3 +299,225 @@ def compare(call, images, grid, where):
     (a,) = torch.autograd.grad(mine, ours, slope, allow_unused=True)
     a, b = (torch.zeros_like(images) if slope is None else slope for slope in (a, b))
     torch.testing.assert_close(a, b, equal_nan=True, msg=lambda text: f"{where}, gradients: {text}")
+
+
+# ------------------------------------------------------------------------------------------------ over images
+
+OVER_IMAGES = {
+    **dict.fromkeys(
+        "sum mean amax amin var std norm linalg_vector_norm logsumexp".split(),
+        lambda f, x: f(x, dim=(2, 3), keepdim=True),
+    ),
+    "linalg_norm": lambda f, x: f(x.flatten(2), dim=2),
+    "var_mean": lambda f, x: torch.cat(f(x, dim=(2, 3), keepdim=True), 1),
+    "std_mean": lambda f, x: torch.cat(f(x, dim=(2, 3), keepdim=True), 1),
+    "max": lambda f, x: f(x.flatten(2), 2)[0] + f(x),
+    "min": lambda f, x: f(x.flatten(2), 2)[0] + f(x),
+    "any": lambda f, x: f(x > 2, (2, 3)),
+    "softmax": lambda f, x: f(x.flatten(2), 2).unflatten(2, x.shape[2:]),
+    "log_softmax": lambda f, x: f(x.flatten(2), 2).unflatten(2, x.shape[2:]),
+    "group_norm": lambda f, x: f(x, 2, weights(8), weights(8)),
+    "instance_norm": lambda f, x: (
+        f(x, weight=weights(8)) if f is F.instance_norm else f(x, weights(8), None, None, None, True, 0.1, 1e-5, False)
+    ),
+    "batch_norm": lambda f, x: (
+        f(x, None, None, weights(8), training=True)
+        if f is F.batch_norm
+        else f(x, weights(8), None, None, None, True, 0.1, 1e-5, False)
+    ),
+    **dict.fromkeys(["adaptive_avg_pool2d", "adaptive_max_pool2d"], lambda f, x: f(x, 1)),
+    **dict.fromkeys(["adaptive_avg_pool1d", "adaptive_max_pool1d"], lambda f, x: _first(f(x.flatten(2), 1))),
+    **dict.fromkeys(["matmul", "bmm", "__matmul__"], lambda f, x: f(x.flatten(2), x.flatten(2).transpose(1, 2))),
+}
+OVER_CHANNELS_ALONE = {  # refused over positions
+    **dict.fromkeys(
+        """median nanmedian mode cummax cummin argmax argmin prod all cumsum cumprod logcumsumexp sort argsort softmin
+        cosine_similarity normalize glu""".split(),
+        lambda f, x: f(*(2 if name_of(f) == "cosine_similarity" else 1) * [x], dim=2),
+    ),
+    **dict.fromkeys(["topk", "kthvalue"], lambda f, x: f(x, 2, dim=2)),
+    "pairwise_distance": lambda f, x: f(x, x + 1),
+    **dict.fromkeys(["layer_norm", "rms_norm"], lambda f, x: f(x, x.shape[1:])),
+    "local_response_norm": lambda f, x: f(x.movedim(1, -1), 3),
+}
+REDUCING = {
+    label: func
+    for label, func in FUNCTIONS.items()
+    if MEANINGS[func].__module__.rpartition(".")[2] in ("reduce", "norm") or func.__name__ in OVER_IMAGES
+}
+
+
+def _first(found):
+    return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("label", REDUCING)
+def test_over_the_visible_positions_of_images(label):
+    """Of a rectangle of visible patches: what the dense function makes of the images that are that rectangle."""
+    func = REDUCING[label]
+    name = func.__name__
+    if name in OVER_CHANNELS_ALONE:
+        with pytest.raises(NotExactError):
+            OVER_CHANNELS_ALONE[name](func, gather(weights(2, CHANNELS, 8, 12), PatchGrid(MASKS["some"])))
+        return
+    form = OVER_IMAGES[name]
+    for patch in (4, 2):
+        images = weights(2, CHANNELS, 2 * patch, 3 * patch)
+        for columns in (range(3), range(1, 3), range(2, 3)):
+            visible = torch.zeros(2, 2, 3, dtype=torch.bool)
+            visible[:, :, columns] = True
+            part = (..., slice(columns[0] * patch, columns[-1] * patch + patch))
+            ours, theirs = images.clone().requires_grad_(), images[part].clone().requires_grad_()
+            expected, found = form(func, theirs), form(func, gather(ours, PatchGrid(visible)))
+            found = plain(found)[part] if isinstance(found, VisiblePatches) else plain(found)
+            torch.testing.assert_close(found, expected)
+            if expected.requires_grad:
+                slope = weights(*expected.shape)
+                (a,), (b,) = torch.autograd.grad(found, ours, slope), torch.autograd.grad(expected, theirs, slope)
+                torch.testing.assert_close(a[part], b)
+                assert not (a.abs().sum() - a[part].abs().sum()).abs() > 1e-9
+
+
+# ------------------------------------------------------------------------------------------------ spellings
+
+
+class Keywords(TorchFunctionMode):
+    """Calls of one function with all arguments by keyword, if PyTorch takes them so."""
+
+    def __init__(self, func):
+        self.func, self.names, self.taken = func, None, False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not self.func:
+            return func(*args, **kwargs)
+        kept = int(hasattr(func, "__objclass__") or func.__module__ == "torch._tensor")  # a method's own tensor
+        for names in [self.names] if self.names else spellings(func):
+            try:
+                out = func(*args[:kept], **dict(zip(names[kept : len(args)], args[kept:], strict=True)), **kwargs)
+            except (TypeError, ValueError):  # PyTorch does not take it so, or has fewer names
+                continue
+            self.names, self.taken = names, len(args) > kept
+            return out
+        return func(*args, **kwargs)
+
+
+def spellings(func):
+    """Names of a function's arguments, in each of its forms."""
+    try:
+        return [list(inspect.signature(func).parameters)]
+    except ValueError:  # written in C++
+        pass
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{func.__name__}")
+    named = [[a.name for a in schema.arguments if not a.kwarg_only] for schema in schemas]
+    return [["input" if name == "self" else name for name in names] for names in named]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_by_keyword():
+    images, grid = weights(2, CHANNELS, 8, 12), PatchGrid(MASKS["some"])
+    zero_filled, taken = scatter(gather(images, grid)), []
+    for label, func in ON_MAPS.items():
+        form, mode = form_of(func), Keywords(func)
+        with mode:
+            expected = form(func, zero_filled.clone())
+        if expected is None or not mode.taken:
+            continue
+        taken.append(label)
+        with mode:
+            found = form(func, gather(images, grid))
+        if isinstance(found, VisiblePatches):
+            found, expected = found.values, gather(expected, grid).values
+            torch.testing.assert_close(
+                found, expected, equal_nan=True, msg=lambda text, label=label: f"{label}: {text}"
+            )
+    assert len(taken) > 250, taken
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("label", ON_MAPS)
+def test_after_a_pad(label):
+    """Refused, or what the dense function makes of the padded map."""
+    func, images = ON_MAPS[label], weights(2, CHANNELS, 8, 12)
+    form = form_of(func)
+    try:
+        found = form(func, F.pad(gather(images, PatchGrid(MASKS["all"])), (1, 1, 1, 1)))
+    except NotExactError:
+        return
+    expected = form(func, F.pad(images, (1, 1, 1, 1)))
+    if found is not None and expected is not None:
+        torch.testing.assert_close(plain(found), expected)
+
+
+IN_PLACE = {
+    label: func
+    for label, func in ON_MAPS.items()
+    if (func.__name__.endswith("_") and not func.__name__.endswith("__"))
+    or (func.__name__.startswith("__i") and func.__name__ != "__invert__")
+}
+
+
+VIEWS = {  # and what of them is compared
+    "channels": (lambda x: x[:, :4], lambda x: x.amax((2, 3))),
+    "flat positions": (lambda x: x.flatten(2), lambda x: x.amax(2)),
+    "channels last": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.amax((1, 2))),
+    "flat images, of which visible patches make a copy": (lambda x: x.flatten(1), lambda x: x.amax(1)),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+@pytest.mark.parametrize("label", IN_PLACE)
+def test_in_place_before_and_after_a_view(label, kind):
+    """As in the dense run, or refused where visible patches have a copy."""
+    func, images = IN_PLACE[label], weights(2, CHANNELS, 8, 12).sigmoid()
+    form, (view, compared) = form_of(func), VIEWS[kind]
+
+    def through_a_view(x):
+        form(func, view(x))
+        return x.amax((2, 3))
+
+    def under_a_view(x):
+        seen = view(x)
+        form(func, x)
+        return compared(seen)
+
+    for run in (through_a_view, under_a_view):
+        expected = run(images.clone())
+        try:
+            found = run(gather(images, PatchGrid(MASKS["all"])).clone())
+        except NotExactError:
+            assert "copy" in kind
+            continue
+        torch.testing.assert_close(plain(found), expected)
+
+
+# ------------------------------------------------------------------------------------------------ 16 bits
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("label", {**ON_MAPS, **REDUCING})
+def test_in_16_bits_as_good_as_the_dense_function(label, kind, monkeypatch):
+    func = FUNCTIONS[label]
+    monkeypatch.setitem(TYPES, "rounded to", kind)
+    for form in (form_of(func) if label in ON_MAPS else None, OVER_IMAGES.get(func.__name__)):
+        if form is None:
+            continue
+        monkeypatch.setitem(TYPES, "of", torch.float64)
+        many = form is OVER_IMAGES.get(func.__name__)  # patches, so that sums of them show what they are summed in
+        grid = PatchGrid(torch.ones(2, 8, 8, dtype=torch.bool) if many else MASKS["all"])
+        images = 4 * weights(2, CHANNELS, *(n * 4 for n in grid.shape)) + 8
+        exact = form(func, images.clone())
+        monkeypatch.setitem(TYPES, "of", kind)
+        try:
+            dense = form(func, images.to(kind))
+        except (RuntimeError, NotImplementedError):  # PyTorch has no such kernel
+            continue
+        found = form(func, gather(images.to(kind), grid))
+        if exact is None or found is None or not exact.is_floating_point():
+            continue
+        assert found.dtype == dense.dtype
+        found = plain(found)
+        ours, theirs = ((out.double() - exact).nan_to_num(posinf=0, neginf=0).abs().mean() for out in (found, dense))
+        assert ours <= 1.5 * theirs + 0.1 * torch.finfo(kind).eps * exact.nan_to_num(posinf=0, neginf=0).abs().mean()
+        assert not (found.isfinite() ^ dense.isfinite()).any()

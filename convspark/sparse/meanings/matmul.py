@@ -9,7 +9,7 @@ from torch.nn import functional
 from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
-from .operands import joined_layout, named, require_plain, unpadded, with_rows_of
+from .operands import joined_layout, named, require_plain, rowed, unpadded, with_rows_of
 
 
 @meaning(functional.linear)
@@ -30,6 +30,9 @@ def matmul(func, input, other):
     if isinstance(a, GridTensor) and not isinstance(b, GridTensor) and b.dim() == 2:
         require_plain(a, [a.dim() - 1], "multiplying along the last axis")
         return as_same_kind(a @ b, a, (*a.axes[:-1], lay.plain_axis(b.shape[-1])))
+    if isinstance(b, GridTensor) and not isinstance(a, GridTensor) and a.dim() == 2 <= b.dim():
+        require_plain(b, [b.dim() - 2], "multiplying along the last axis but one")
+        return as_same_kind(a @ b, b, (*b.axes[:-2], lay.plain_axis(a.shape[0]), b.axes[-1]))
     if not isinstance(a, GridTensor) or not isinstance(b, GridTensor) or a.dim() < 3 or b.dim() < 3:
         raise Refusal("it multiplies matrices whose rows or columns may be patches or positions")
     # The leading axes pair up as those of an elementwise function do.
@@ -64,24 +67,45 @@ def _first_of_matrix(x: GridTensor) -> GridTensor:
 
 @meaning(torch.einsum)
 def einsum(func, equation, *operands):
-    """Over channels, by tensors of weights: the axes of patches and positions are all kept, each as it is."""
+    """Over channels: the axes of patches, images and positions are all kept, each as it is."""
     if not isinstance(equation, str):
         raise Refusal("its equation is not given as a text")
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    sides, _, result = equation.replace(" ", "").partition("->")
-    names = sides.split(",")
-    marked = [(unpadded(o), n) for o, n in zip(operands, names, strict=True) if isinstance(o, GridTensor)]
-    if len(marked) != 1 or not result or "." in equation:
-        raise Refusal("only equations of one tensor of patches, with all axes named and a result, are known")
-    x, own = marked[0]
-    axis_of = dict(zip(own, x.axes, strict=True))
-    others = {name for operand, given in zip(operands, names, strict=True) if operand is not x for name in given}
-    for name, axis in axis_of.items():
-        if not lay.is_plain(axis) and (name not in result or name in others or own.count(name) > 1):
-            raise Refusal("it would mix patches or positions")
-    out = torch.einsum(equation, *operands)
-    layout = tuple(
-        axis_of[name] if name in axis_of and not lay.is_plain(axis_of[name]) else lay.plain_axis(size)
-        for name, size in zip(result, out.shape, strict=True)
+    sides, arrow, result = equation.replace(" ", "").partition("->")
+    names = [_without_ellipsis(n, o.dim()) for n, o in zip(sides.split(","), operands, strict=True)]
+    used = [name for own in names for name in own]
+    rest = max([sum(name.isdigit() for name in own) for own in names])
+    if arrow:
+        wanted = _without_ellipsis(result, len(result.replace("...", "")) + rest)
+    else:
+        wanted = [*map(str, range(rest, 0, -1)), *sorted(n for n in used if used.count(n) == 1 and not n.isdigit())]
+    marked = [unpadded(o) for o in operands if isinstance(o, GridTensor)]
+    leader = next((o for o in marked if isinstance(o, VisiblePatches)), marked[0])
+    axis_of: dict[str, lay.Axis] = {}
+    for own, operand in zip(names, operands, strict=True):
+        if isinstance(operand, GridTensor) and operand.grid is not leader.grid:
+            raise Refusal("its operands belong to different grids")
+        layout = rowed(operand, leader) if isinstance(operand, GridTensor) else [*map(lay.plain_axis, operand.shape)]
+        for name, axis in zip(own, layout, strict=True):
+            known = axis_of.setdefault(name, axis)
+            if (known != axis and not (lay.is_plain(known) and lay.is_plain(axis))) or own.count(name) > 1:
+                raise Refusal(f"axis {name!r} is of patches or positions in one operand and not in another")
+    if any(not lay.is_plain(axis) and name not in wanted for name, axis in axis_of.items()):
+        raise Refusal(
+            "it sums over patches or positions; matmul does so for two tensors of (patches, channels, positions)"
+        )
+    kept = [axis_of[name] for name in wanted if not lay.is_plain(axis_of[name])]
+    if len({role for axis in kept for role, _ in axis}) != sum(map(len, kept)):
+        raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
+    out = torch.einsum(equation, *[with_rows_of(operand, leader) for operand in operands])
+    axes = zip(wanted, out.shape, strict=True)
+    return as_same_kind(
+        out, leader, tuple(lay.plain_axis(n) if lay.is_plain(axis_of[name]) else axis_of[name] for name, n in axes)
     )
-    return as_same_kind(out, x, layout)
+
+
+def _without_ellipsis(names: str, dims: int) -> list[str]:
+    """One name for each of so many axes; those that an ellipsis stands for are numbered from the last one on."""
+    before, dots, after = names.partition("...")
+    count = dims - len(before) - len(after) if dots else 0
+    return [*before, *map(str, range(count, 0, -1)), *after]

@@ -13,7 +13,16 @@ from .. import axes as lay
 from ..axes import Axis, Layout
 from ..grid import PatchGrid
 from ..registry import Refusal
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, become_per_image, repeat_per_patch, unpadded
+from ..tensor import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    as_same_kind,
+    become_per_image,
+    repeat_per_patch,
+    unpadded,
+)
 
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
@@ -81,7 +90,8 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             if axis == axes[at] or not axis:
                 continue
             if axes[at] and not (lay.is_plain(axis) and lay.is_plain(axes[at])):
-                raise Refusal("its operands have different axes at the same place")
+                hint = WHOLE_MAP if lay.is_spatial(axis[0][0]) and 1 in (axis[0][1], axes[at][0][1]) else ""
+                raise Refusal(f"its operands have different axes at the same place (axis {at}){hint}")
             axes[at] = axis
     for operand in operands:
         if isinstance(operand, GridTensor) or (operand.shape == leader.shape and _is_gradient()):
@@ -90,7 +100,8 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             if size != 1 and not lay.is_plain(axes[at]):
                 raise Refusal(
                     f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and it "
-                    "cannot be told which patch or position each of its elements belongs to"
+                    "cannot be told which patch or position each of its elements belongs to; make it from the patches "
+                    "(torch.zeros_like(x), x.new_zeros), or leave it to broadcasting (1, C, 1, 1)"
                 )
             if size != 1:
                 axes[at] = lay.plain_axis(size)
@@ -154,7 +165,29 @@ def require_plain(tensor: GridTensor, dims: Iterable[int], what: str) -> None:
     """Refuse unless the axes are ones that a dense tensor has as well (channels)."""
     for dim in dims:
         if not lay.is_plain(tensor.axes[dim]):
-            raise Refusal(f"{what} would mix patches or positions (axis {dim})")
+            pooled = all(size == 1 for role, size in tensor.axes[dim] if lay.is_spatial(role))
+            hint = WHOLE_MAP if pooled and lay.spatial_roles((tensor.axes[dim],)) else ""
+            raise Refusal(f"{what} would mix patches or positions (axis {dim}){hint}")
+
+
+WHOLE_MAP = (
+    "; patches of one position each are left, and if the whole map was to be pooled, write x.mean((2, 3)) or "
+    "F.adaptive_avg_pool2d(x, 1)"
+)
+
+
+def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
+    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size."""
+    x = unpadded(input)
+    at = dimension(x, dim)
+    require_plain(x, [at], "acting along this axis")
+    out = function(x, at)
+
+    def known(part: Tensor) -> GridTensor:
+        axis = [lay.plain_axis(part.shape[at])] if part.dim() == x.dim() else []
+        return as_same_kind(part, x, (*x.axes[:at], *axis, *x.axes[at + 1 :]))
+
+    return type(out)([known(part) for part in out]) if isinstance(out, (tuple, list)) else known(out)
 
 
 def rows_first(tensor: PerImage) -> PerImage:

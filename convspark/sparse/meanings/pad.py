@@ -10,13 +10,13 @@ from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, Padding, PaddingStep, PerImage, VisiblePatches, as_patches, as_same_kind
 from .neighbourhood import with_patches_first
-from .operands import dense_batch
+from .operands import dense_batch, unpadded
 
 
 @meaning(functional.pad)
 def pad(func, input: GridTensor, pad: Sequence[int], mode: str = "constant", value: float | None = None):
     """Along channels: at once. Along positions: announced, for the next convolution, pooling or pad."""
-    x = input
+    x = input if isinstance(input, VisiblePatches) and input.pending is not None else unpadded(input)
     pads = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)][::-1]  # outermost first
     if isinstance(x, PerImage):
         if len(pads) == x.dim() and any(pads[0]):
@@ -61,5 +61,6 @@ def _announce(x: VisiblePatches, pads: dict[int, tuple[int, int]], mode: str, va
     unwritten = core.new_full((1,), float("nan")).expand(*core.shape[:2], *sizes)
     announced = as_patches(unwritten, core.grid, (*core.axes[:2], *(((i, n),) for i, n in enumerate(sizes))))
     announced.pending = padding
+    announced.unreadable = "the tensor is padded, and only a convolution, a pooling or another pad can follow"
     padding.announce(announced)
     return announced

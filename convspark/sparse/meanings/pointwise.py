@@ -12,7 +12,7 @@ from torch.nn import functional
 from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, as_same_kind, before_change, repeat_per_patch
-from .operands import dense_batch, dimension, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
+from .operands import along, dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 from .random import is_row_noise, one_an_image
 
 _ARITHMETIC = """
@@ -141,11 +141,7 @@ def _prelu(func, input, weight):
 @meaning(*named("glu", functional, _NN))
 def glu(func, input, dim=-1):
     """Half of the channels by the sigmoid of the other half."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "splitting this axis")
-    out = func(x, at)
-    return as_same_kind(out, x, (*x.axes[:at], lay.plain_axis(out.shape[at]), *x.axes[at + 1 :]))
+    return along(input, dim, func)
 
 
 @meaning(functional.dropout1d, functional.dropout2d, functional.dropout3d)

@@ -13,10 +13,19 @@ from torch.nn import functional
 from .. import axes as lay
 from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_per_image, as_same_kind, unpadded
+from ..tensor import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    as_per_image,
+    scatter,
+    unpadded,
+    visible_positions,
+)
 from .neighbourhood import Pads, Source, source_of
-from .operands import dense_batch, named, per_axis
-from .reduce import over_image, reduced_kind
+from .operands import WHOLE_MAP, dense_batch, named, per_axis
+from .reduce import over_image, reduced_kind, wide
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
 _DIMS = {
@@ -52,6 +61,8 @@ def max_pool(
         raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
     if isinstance(input, PerImage):
         return dense_batch(func, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+    if _is_whole_map(input, kernel_size, stride):
+        return _adaptive(getattr(functional, f"adaptive_max_pool{_DIMS[func]}d"), input, 1, "amax")
     dims = _DIMS[func]
     kernel, dilations, pads = per_axis(kernel_size, dims), per_axis(dilation, dims), per_axis(padding, dims)
     strides = per_axis(stride or kernel, dims)
@@ -82,6 +93,8 @@ def average_pool(
     given = (ceil_mode, count_include_pad, *more)
     if isinstance(input, PerImage):
         return dense_batch(func, input, kernel_size, stride or kernel_size, padding, *given)
+    if _is_whole_map(input, kernel_size, stride):
+        return _adaptive(getattr(functional, f"adaptive_avg_pool{dims}d"), input, 1, "mean")
     kernel, pads = per_axis(kernel_size, dims), per_axis(padding, dims)
     strides = per_axis(stride or kernel, dims)
     assert isinstance(input, VisiblePatches)
@@ -97,6 +110,15 @@ def average_pool(
     if any(pads) or overhangs:
         means = means * _share_counted(source, plan, around, pads, count_include_pad)
     return source.patches(means)
+
+
+def _is_whole_map(x: GridTensor, kernel_size: Size, stride: Size | None) -> bool:
+    """Whether it is `x.shape[2:]`, as networks write that pool over the whole map; a layer's is no `torch.Size`."""
+    if isinstance(kernel_size, torch.Size):
+        return kernel_size == x.shape[2:]
+    if not isinstance(kernel_size, int) and {*kernel_size, *per_axis(stride or 1, 1), *x.shape[2:]} == {1}:
+        raise Refusal(f"it pools nothing, a position alone{WHOLE_MAP}")
+    return False
 
 
 def _overhangs(plan: Plan, pads: Pads) -> bool:
@@ -123,7 +145,7 @@ def _share_counted(source: Source, plan: Plan, pads: Pads, padding: Sizes, count
 
 @meaning(*named("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", torch, functional))
 def adaptive_average_pool(func, input: GridTensor, output_size: Any):
-    """To one value an image: the mean of its visible positions."""
+    """To one value an image, or one in each of so many bins along each axis: the mean of visible positions."""
     return _adaptive(func, input, output_size, "mean")
 
 
@@ -140,16 +162,33 @@ def _adaptive(func, input: GridTensor, output_size: Any, reduction: str):
     if isinstance(x, PerImage):
         return dense_batch(func, x, output_size)
     dims = _ADAPTIVE[func]
+    size = per_axis(output_size, dims)
     flat = dims == 1 and x.dim() == 3 and [role for role, _ in x.axes[0]] == [lay.PATCH]
-    one = flat and per_axis(output_size, 1) == (1,) and reduced_kind(x, (2,)) == "image"
-    if one and isinstance(x, VisiblePatches):
+    if flat and size == (1,) and isinstance(x, VisiblePatches) and reduced_kind(x, (2,)) == "image":
         return as_per_image(over_image(x, reduction, (2,), keepdim=True), x.grid)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes) or x.dim() != dims + 2:
         raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
-    size = per_axis(output_size, dims)
-    if all(n is None or n == p for n, p in zip(size, x.shape[2:], strict=True)) and max(x.shape[2:]) > 1:
-        return as_same_kind(x.clone(), x, x.axes)  # to the size that it has
-    if any(n != 1 for n in size):
-        raise Refusal(f"it pools to a map of {output_size}, which no longer lines up with the patches; only 1 is known")
-    rows = over_image(x, reduction, tuple(range(2, x.dim())), keepdim=True)
-    return as_per_image(rows, x.grid)
+    divides = all(n is None or n > 0 == p % n for n, p in zip(size, x.shape[2:], strict=True))
+    if divides and (isinstance(output_size, torch.Size) or set(size) == {None}):  # read off patches: of each patch
+        out = func(x, output_size)
+        return as_patches(out, x.grid, lay.canonical(out.shape))
+    if set(size) == {1}:
+        return as_per_image(over_image(x, reduction, tuple(range(2, x.dim())), keepdim=True), x.grid)
+    if None in size:
+        raise Refusal(f"it pools to {output_size}, which leaves rows or columns of masked and visible positions")
+    if divides and not isinstance(output_size, int):
+        raise Refusal(
+            f"{output_size} may be a size that was read off a patch, or a number of bins: write x.shape[2:] for the "
+            f"former, {size[0]} for the latter"
+        )
+    return _in_bins(x, size, reduction)
+
+
+def _in_bins(x: VisiblePatches, size: tuple[int, ...], reduction: str) -> PerImage:
+    """(N, C, *patch) -> (B, C, *size): of the visible positions in each part of the map; 0 where there is none."""
+    kind, functions = wide(x), {"mean": "adaptive_avg_pool", "amax": "adaptive_max_pool"}
+    pool = getattr(functional, f"{functions[reduction]}{len(size)}d")
+    share = pool(visible_positions(x.grid, x.shape[2:]).to(kind), size)  # of positions that are visible, or whether any
+    maps = scatter(as_patches(x.to(kind), x.grid), 0.0 if reduction == "mean" else -math.inf)
+    rows = torch.where(share > 0, pool(maps, size) / torch.where(share > 0, share, 1), 0)
+    return as_per_image(rows.to(x.dtype), x.grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from inspect import signature
 from typing import Any
@@ -10,25 +11,52 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from ...errors import NotExactError
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, VisiblePatches, as_same_kind, as_view
 from .operands import named, unpadded
 
-# What a network may read off visible patches. The shape is that of the packed tensor; nothing else here depends on
-# how many positions are masked. `numel` is missing on purpose: the dense network's would differ.
+# What a network may read off visible patches. The shape is that of the packed tensor, the number of elements that of
+# the visible ones, so that a sum over it is a mean; nothing else here depends on how many positions are masked.
 _ATTRIBUTES = """
     shape dtype device layout requires_grad is_leaf grad_fn grad is_cuda is_cpu is_mps is_meta is_sparse
     is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr _base output_nr retains_grad
 """
 _QUESTIONS = """
-    size dim ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
-    is_same_size is_inference is_signed __hash__ storage_offset _is_view
+    ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
+    numel nelement is_same_size is_inference is_signed __hash__ storage_offset _is_view
 """
+
+
+@meaning(Tensor.size, Tensor.dim)
+def ask_shape(func, x, *args, **kwargs):
+    """The first question of `torch.vmap`, which PyTorch has no other sign of: it takes rows for what they are not."""
+    if not torch.compiler.is_compiling():
+        caller = sys._getframe(3)  # past the binding of arguments and the dispatcher
+        if caller.f_globals.get("__name__") == "torch._functorch.vmap":
+            raise Refusal("torch.vmap runs a function on each row, and a row is a patch; call the function itself")
+    return func(x, *args, **kwargs)
+
+
+@meaning(Tensor.untyped_storage)
+def memory(func, x):
+    """Read by Dynamo, of what comes into the code that it compiles."""
+    if torch.compiler.is_compiling():
+        raise _FromOutside(
+            "A module that torch.compile compiled was given visible patches. Compile the whole step, `gather` included "
+            "(`SparK.forward` is one), or leave its parts uncompiled."
+        )
+    raise Refusal("what it returns would no longer know which patches it holds; see `values`")
+
+
+class _FromOutside(NotExactError, AssertionError):
+    """An error that Dynamo hands on as it is."""
 
 
 @meaning(
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()),
     *named(_QUESTIONS, Tensor),
+    torch.numel,
     torch.is_floating_point,
     torch.is_complex,
     torch.is_same_size,
@@ -65,11 +93,16 @@ def hand_on(func, input, *args, **kwargs):
 def differentiate(func, *args, **kwargs):
     """On plain tensors, and with dispatch on: a checkpointed part of the network runs again on the way back."""
     given = signature(func).bind(*args, **kwargs)
+    wanted = given.arguments.get("inputs", ())
     with torch.enable_grad():
         for name, value in given.arguments.items():
             given.arguments[name] = _each(get_gradient_edge if name == "inputs" else _values, value)
     with torch._C._EnableTorchFunction():
-        return func(*given.args, **given.kwargs)
+        found = func(*given.args, **given.kwargs)
+    if found is None or given.arguments.get("is_grads_batched"):
+        return found
+    pairs = zip(found, wanted if isinstance(wanted, (list, tuple)) else [wanted], strict=True)
+    return tuple(as_same_kind(g, x, x.axes) if isinstance(x, GridTensor) and g is not None else g for g, x in pairs)
 
 
 def _each(change: Callable[[GridTensor], Any], value: Any) -> Any:

@@ -25,6 +25,7 @@ from ..tensor import (
     sum_per_image,
 )
 from .operands import (
+    along,
     dimension,
     dimensions,
     each_patch,
@@ -41,6 +42,10 @@ from .pointwise import elementwise
 def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     """What is left after reducing these axes: "rows" (as before), "image" or "batch"; refuses anything between."""
     factors = {role for dim in dims for role, _ in x.axes[dim]}
+    if not factors.isdisjoint(lay.BLOCKS):
+        raise Refusal(
+            "the map was cut into blocks as large as a patch, or axes of size 1 were put in: it cannot be told"
+        )
     rows = lay.PATCH if isinstance(x, VisiblePatches) else lay.IMAGE
     spatial = {role for role in factors if lay.is_spatial(role)}
     if not spatial and rows not in factors:
@@ -55,7 +60,9 @@ def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     if rows in factors:
         return "batch"
     if not any(len(axis) == 1 and axis[0][0] == lay.PATCH for axis in x.axes):
-        raise Refusal("the axis of patches has been merged with another one")
+        raise Refusal(
+            "the axis of patches has been merged with channels: keep it apart (x.view(b, groups, c // groups, h, w))"
+        )
     return "image"
 
 
@@ -92,7 +99,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
     return result if keepdim else result.squeeze(dims)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def wide(x: Tensor) -> torch.dtype:
     """What to sum in: 16 bits would overflow or lose what is small."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
 
@@ -100,7 +107,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _sum_over_image(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
     """(N, ...) -> (B, ...), axes kept, wide."""
     rows = patch_axis(x)
-    kind = _wide(x) if x.is_floating_point() else None
+    kind = wide(x) if x.is_floating_point() else None
     return sum_per_image(x.sum(dims, keepdim=True, dtype=kind).movedim(rows, 0), x.grid).movedim(0, rows)
 
 
@@ -124,13 +131,15 @@ def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
 def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     dims = dimensions(x, dim)
     if isinstance(x, VisiblePatches):
-        if x.partial not in (None, reduction):
-            unpadded(x)  # refuses
+        unpadded(x, partially=x.partial == reduction)
         if _leaves_positions(x, dims):
-            found = as_patches(
-                getattr(x, reduction)(dims, keepdim=keepdim), x.grid, reduced_layout(x.axes, dims, keepdim)
-            )
+            values = getattr(x, reduction)(dims, keepdim=keepdim)
+            found = as_patches(values, x.grid, reduced_layout(x.axes, dims, keepdim))
             found.partial = reduction
+            found.unreadable = (
+                f"it was reduced ({reduction}) over some spatial axes and not others, and only the same reduction of "
+                "the others can follow"
+            )
             return found
     kind = reduced_kind(x, dims)
     if kind != "image":
@@ -166,7 +175,7 @@ def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> la
 Dims = int | Sequence[int] | None
 
 
-@meaning(*named("sum mean", torch, Tensor))
+@meaning(*named("sum mean amax amin", torch, Tensor))
 def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
     """Over channels: of each position. Over an image's positions: of those that are visible. Over all: likewise."""
     if not isinstance(dim, (int, tuple, list, type(None))):
@@ -174,57 +183,48 @@ def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
     return _reduce(unpadded(input, partially=True), dim, keepdim, dtype, func.__name__)
 
 
-@meaning(*named("amax amin", torch, Tensor))
-def extreme(func, input, dim: Dims = (), keepdim: bool = False):
-    """The same, of the largest or the smallest."""
-    return _reduce(unpadded(input, partially=True), dim, keepdim, None, func.__name__)
-
-
 @meaning(*named("max min", torch, Tensor))
 def max_or_min(func, input, dim: Any = None, keepdim: bool = False, *, other: Any = None):
-    """Of all, along an axis of channels with where it was, or of two tensors element by element."""
+    """Of all, along an axis with where it was, or of two tensors element by element."""
     if isinstance(dim, Tensor) or other is not None:
         return elementwise(func, input, dim if other is None else other)
-    x = unpadded(input)
-    if dim is None:
-        return _reduce(x, None, False, None, f"a{func.__name__}")
-    return _along(func, x, dim, keepdim)
+    x = unpadded(input, partially=True)
+    if dim is None or not lay.is_plain(x.axes[dim]):
+        values = _reduce(x, dim, keepdim, None, f"a{func.__name__}")
+        return values if dim is None else getattr(torch.return_types, func.__name__)((values, _nowhere(values)))
+    return along(x, dim, lambda x, at: func(x, at, keepdim))
 
 
-@meaning(*named("median nanmedian mode cummax cummin", torch, Tensor))
+def _nowhere(values: Any) -> GridTensor:
+    """In place of the positions of these values, which the dense network would number otherwise."""
+    if not isinstance(values, GridTensor):
+        raise Refusal("it tells positions among all visible ones; without an axis it is the largest or smallest of all")
+    places = as_same_kind(torch.zeros_like(values, dtype=torch.int64), values, values.axes)
+    places.unreadable = "these indices are of positions in a map, which are not known among visible patches"
+    return places
+
+
+_ALONG = "median nanmedian mode cummax cummin argmax argmin prod cumsum cumprod logcumsumexp"
+
+
+@meaning(*named(_ALONG, torch, Tensor))
 def chosen(func, input, dim: int | None = None, *args, **kwargs):
-    """Along channels; values and where they were."""
-    return _along(func, unpadded(input), -1 if dim is None and func.__name__ == "mode" else dim, *args, **kwargs)
-
-
-def _along(func, x: GridTensor, dim: int | None, *args: Any, **kwargs: Any):
-    """A function along one plain axis that returns one tensor or several, that axis gone, kept or resized."""
-    if dim is None:
+    """Along channels: values, places or both."""
+    if dim is None and func.__name__ != "mode":
         raise Refusal("it reduces over all patches")
-    at = dimension(x, dim)
-    require_plain(x, [at], "choosing along this axis")
-    out = func(x, dim, *args, **kwargs)
-    parts = out if isinstance(out, tuple) else (out,)
-    found = [as_same_kind(part, x, _without_or_resized(x, at, part)) for part in parts]
-    return type(out)(found) if isinstance(out, tuple) else found[0]
+    return along(input, -1 if dim is None else dim, lambda x, at: func(x, at, *args, **kwargs))
 
 
-def _without_or_resized(x: GridTensor, at: int, out: Tensor) -> lay.Layout:
-    if out.dim() < x.dim():
-        return (*x.axes[:at], *x.axes[at + 1 :])
-    return (*x.axes[:at], lay.plain_axis(out.shape[at]), *x.axes[at + 1 :])
-
-
-@meaning(*named("argmax argmin", torch, Tensor))
-def place_of_extreme(func, input, dim: int | None = None, keepdim: bool = False):
+@meaning(*named("sort argsort", torch, Tensor))
+def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
     """Along channels."""
-    return _along(func, unpadded(input), dim, keepdim)
+    return along(input, dim, lambda x, at: func(x, dim=at, descending=descending, stable=stable))
 
 
-@meaning(*named("prod", torch, Tensor))
-def product(func, input, dim: int | None = None, keepdim: bool = False, *, dtype=None):
+@meaning(*named("topk kthvalue", torch, Tensor))
+def topk(func, input, k: int, dim: int = -1, *args, **kwargs):
     """Along channels."""
-    return _along(func, unpadded(input), dim, keepdim, dtype=dtype)
+    return along(input, dim, lambda x, at: func(x, k, at, *args, **kwargs))
 
 
 @meaning(*named("all any", torch, Tensor))
@@ -237,28 +237,11 @@ def every_or_some(func, input, dim: Dims = None, keepdim: bool = False):
         assert isinstance(x, VisiblePatches)
         truth = as_patches((x != 0).to(torch.float32), x.grid, x.axes)
         if func.__name__ == "any":
-            return _reduce(truth, dim, keepdim, None, "amax").values != 0
+            rows = over_image(truth, "amax", dims, keepdim) != 0
+            return as_per_image(rows, x.grid, _image_layout(x, dims, keepdim), (x.axes, x.shape))
         raise Refusal("whether all of an image's positions are true is not known where some are masked")
     out = func(x) if kind == "batch" and len(dims) == x.dim() and not keepdim else func(x, dims, keepdim)
     return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
-
-
-@meaning(*named("cumsum cumprod logcumsumexp", torch, Tensor))
-def running(func, input, dim: int, *args, **kwargs):
-    """Along channels."""
-    return _along(func, unpadded(input), dim, *args, **kwargs)
-
-
-@meaning(*named("sort argsort", torch, Tensor))
-def sort(func, input, dim: int = -1, descending: bool = False, *, stable: bool = False):
-    """Along channels."""
-    return _along(lambda x, at: func(x, dim=at, descending=descending, stable=stable), unpadded(input), dim)
-
-
-@meaning(*named("topk", torch, Tensor))
-def topk(func, input, k: int, dim: int = -1, largest: bool = True, sorted: bool = True):
-    """Along channels."""
-    return _along(lambda x, at: func(x, k, at, largest, sorted), unpadded(input), dim)
 
 
 @meaning(*named("var std", torch, Tensor), torch.var_mean, torch.std_mean)
@@ -305,8 +288,8 @@ def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 
 
     In float32 at least.
     """
-    mean = _sum_over_image(x, dims) / _per_image_column(x, dims).to(_wide(x))
-    centred = x.to(_wide(x)) - _repeated(mean, x)
+    mean = _sum_over_image(x, dims) / _per_image_column(x, dims).to(wide(x))
+    centred = x.to(wide(x)) - _repeated(mean, x)
     squares = _sum_over_image(as_patches(centred.square(), x.grid, x.axes), dims)
     return mean, squares / _per_image_column(x, dims, correction).to(squares.dtype)
 
@@ -408,22 +391,32 @@ def softmax(func, input, dim: Any = None, *args, dtype=None, **kwargs):
     if dtype is None and args and isinstance(args[-1], torch.dtype):
         dtype = args[-1]
     x = x if dtype is None else as_same_kind(x.to(dtype), x, x.axes)
-    if reduced_kind(x, dims) == "rows":
+    kind = reduced_kind(x, dims)
+    if kind == "rows":
         return as_same_kind(func(x, dim, *args, **kwargs), x, x.axes)
-    if reduced_kind(x, dims) != "image" or not isinstance(x, VisiblePatches) or func.__name__ != "softmax":
+    if kind != "image" or not isinstance(x, VisiblePatches) or func.__name__ == "softmin":
         raise Refusal("normalising along this axis would mix patches or positions")
-    exponentials = (x - _repeated(over_image(x, "amax", dims, keepdim=True).detach(), x)).exp()
-    sums = over_image(as_patches(exponentials, x.grid, x.axes), "sum", dims, keepdim=True)
-    return as_patches(exponentials / _repeated(sums, x), x.grid, x.axes)
+    shifted = x - _repeated(over_image(x, "amax", dims, keepdim=True).detach(), x)
+    sums = _repeated(over_image(as_patches(shifted.exp(), x.grid, x.axes), "sum", dims, keepdim=True), x)
+    return as_patches(shifted - sums.log() if "log" in func.__name__ else shifted.exp() / sums, x.grid, x.axes)
 
 
 @meaning(*named("logsumexp", torch, Tensor))
 def logsumexp(func, input, dim: Dims, keepdim: bool = False):
-    """Over channels."""
+    """Over channels, or over an image's visible positions; 0 where there is none."""
     x = unpadded(input)
     dims = dimensions(x, dim)
-    require_plain(x, dims, "summing along this axis")
-    return as_same_kind(func(x, dims, keepdim), x, reduced_layout(x.axes, dims, keepdim))
+    kind = reduced_kind(x, dims)
+    if kind == "rows":
+        return as_same_kind(func(x, dims, keepdim), x, reduced_layout(x.axes, dims, keepdim))
+    if kind != "image" or not isinstance(x, VisiblePatches):
+        raise Refusal("summing along this axis would mix patches or positions")
+    largest = over_image(x, "amax", dims, keepdim=True).detach()
+    shifted = as_patches((x - _repeated(largest, x)).exp(), x.grid, x.axes)
+    sums = over_image(shifted, "sum", dims, keepdim=True)
+    out = largest + torch.where(sums > 0, sums, 1).log()
+    layout = _image_layout(x, dims, keepdim)
+    return as_per_image(out if keepdim else out.squeeze(dims), x.grid, layout, (x.axes, x.shape))
 
 
 def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:

@@ -9,8 +9,8 @@ from torch.nn import functional
 from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches
-from .neighbourhood import through_images
-from .operands import dense_batch, per_axis, spread_over_positions, unpadded
+from .neighbourhood import cut, through_images
+from .operands import dense_batch, per_axis, rows_first, spread_over_positions, unpadded
 
 
 @meaning(functional.interpolate, functional.upsample)
@@ -29,6 +29,9 @@ def interpolate(
     if isinstance(x, PerImage):
         if size is not None and all(n == 1 for n in x.shape[2:]):
             return spread_over_positions(x, per_axis(size, x.dim() - 2))
+        if size is not None and x.dim() == len(x.grid.shape) + 2:  # bins of the map, back to a size read off a patch
+            sides = [n * h for n, h in zip(per_axis(size, x.dim() - 2), x.grid.shape, strict=True)]
+            return cut(func(rows_first(x).values, sides, None, mode, align_corners, *more, **given), x.grid)
         return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **given)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")

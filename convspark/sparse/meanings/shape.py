@@ -12,6 +12,7 @@ from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, as_view, before_change
 from .operands import (
+    along,
     as_sizes,
     dimension,
     each_patch,
@@ -30,7 +31,10 @@ from .operands import (
 def view(func, input, *sizes, shape=None, size=None):
     """Axes split and merged; `view` as `reshape`, since patches have channels last where a dense tensor has not."""
     if sizes and isinstance(sizes[0], torch.dtype):
-        raise Refusal("it reads the bytes as another type")
+        x = unpadded(input)
+        if sizes[0].itemsize != x.element_size():
+            raise Refusal("it reads the bytes as a type of another size")
+        return as_same_kind(x.view(sizes[0]), x, x.axes)
     given = as_sizes(sizes if sizes else (shape if shape is not None else size,))
     return _reshaped(unpadded(input), sizes_for(unpadded(input), given))
 
@@ -49,6 +53,8 @@ def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
         known = math.prod([max(n, 1) if at == 0 else n for at, n in enumerate(sizes) if n != -1])
         sizes = list(sizes)
         sizes[sizes.index(-1)] = math.prod(shape) // max(known, 1)
+    if math.prod(sizes) != x.numel():
+        raise Refusal(f"a shape of {tuple(sizes)} does not fit {tuple(x.shape)}; it may with larger patches")
     return as_view(as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes)), x)
 
 
@@ -113,12 +119,23 @@ def movedim(func, input, source, destination):
     return as_same_kind(x.movedim(source, destination), x, tuple(x.axes[size - 2] for size in moved.shape))
 
 
-@meaning(*named("unsqueeze", torch, Tensor))
+@meaning(vars(torch._C.TensorBase)["mT"].__get__)
+def matrices_transposed(func, input, owner=None):
+    """The last two axes exchanged."""
+    return transpose(func, input, -2, -1)
+
+
+@meaning(*named("unsqueeze", torch, Tensor), Tensor.unsqueeze_)
 def unsqueeze(func, input, dim):
     """An axis of size 1 more."""
     x = unpadded(input)
     dim = dim + x.dim() + 1 if dim < 0 else dim
-    return as_same_kind(x.unsqueeze(dim), x, (*x.axes[:dim], (), *x.axes[dim:]))
+    layout = (*x.axes[:dim], (), *x.axes[dim:])
+    out = func(x, dim)
+    if out is x:
+        x.axes = layout
+        return x
+    return as_same_kind(out, x, layout)
 
 
 @meaning(*named("squeeze", torch, Tensor))
@@ -173,37 +190,27 @@ def stack(func, tensors, dim=0):
 @meaning(*named("chunk unsafe_chunk", torch, Tensor))
 def chunk(func, input, chunks, dim=0):
     """Channels in parts."""
-    return _parts(func, unpadded(input), chunks, dim)
+    return along(input, dim, lambda x, at: func(x, chunks, at))
 
 
 @meaning(*named("split unsafe_split split_with_sizes", torch, Tensor))
 def split(func, input, split_size_or_sections=None, dim=0, *, split_size=None, split_sizes=None, tensor=None):
     """Channels in parts."""
-    given = (split_size_or_sections, split_size, split_sizes)
-    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
+    given = next(n for n in (split_size_or_sections, split_size, split_sizes) if n is not None)
+    return along(input, dim, lambda x, at: func(x, given, at))
 
 
 @meaning(*named("tensor_split", torch, Tensor))
 def tensor_split(func, input, indices_or_sections=None, dim=0, *, indices=None, sections=None):
     """Channels in parts."""
-    given = (indices_or_sections, indices, sections)
-    return _parts(func, unpadded(input), next(n for n in given if n is not None), dim)
-
-
-def _parts(func, x: GridTensor, how, dim: int):
-    at = dimension(x, dim)
-    require_plain(x, [at], "splitting this axis")
-    parts = func(x, how, at)
-    return type(parts)(as_same_kind(part, x, _resized(x, at, part.shape[at])) for part in parts)
+    given = next(n for n in (indices_or_sections, indices, sections) if n is not None)
+    return along(input, dim, lambda x, at: func(x, given, at))
 
 
 @meaning(*named("unbind", torch, Tensor))
 def unbind(func, input, dim=0):
     """Channels one by one."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "splitting this axis")
-    return tuple(as_same_kind(part, x, _without(x, at)) for part in x.unbind(at))
+    return along(input, dim, func)
 
 
 @meaning(*named("narrow", torch, Tensor))
@@ -211,28 +218,14 @@ def narrow(func, input, dim, start, length):
     """Some channels."""
     x = unpadded(input)
     at = dimension(x, dim)
-    require_plain(x, [at], "taking a part of this axis")
-    out = x.narrow(at, start, length)
-    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
+    axis = _sliced(x.axes[at], slice(start, start + length), x.shape[at])
+    return as_same_kind(x.narrow(at, start, length), x, (*x.axes[:at], axis, *x.axes[at + 1 :]))
 
 
-@meaning(*named("select", torch, Tensor))
+@meaning(*named("select index_select", torch, Tensor))
 def select(func, input, dim, index):
-    """One channel."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "taking a part of this axis")
-    return as_same_kind(x.select(at, index), x, _without(x, at))
-
-
-@meaning(*named("index_select", torch, Tensor))
-def index_select(func, input, dim, index):
     """Channels by number."""
-    x = unpadded(input)
-    at = dimension(x, dim)
-    require_plain(x, [at], "choosing along this axis")
-    out = x.index_select(at, index)
-    return as_same_kind(out, x, _resized(x, at, out.shape[at]))
+    return along(input, dim, lambda x, at: func(x, at, index))
 
 
 @meaning(Tensor.__getitem__)
@@ -283,7 +276,7 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             continue
         elif lay.is_plain(axis) and _is_vector(part):
             vectors += 1
-            axes.append(lay.plain_axis(len(part)))  # type: ignore[arg-type]
+            axes.append(lay.plain_axis(len(torch.arange(size)[part])))
         else:
             raise Refusal("it picks single patches or positions, or indexes with a mask")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
@@ -293,17 +286,14 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
 
 def _is_vector(part) -> bool:
     if isinstance(part, Tensor):
-        return part.dim() == 1 and part.dtype in (torch.int64, torch.int32) and not isinstance(part, GridTensor)
-    return isinstance(part, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in part)
+        return part.dim() == 1 and not isinstance(part, GridTensor)
+    return isinstance(part, list) and all(isinstance(n, int) for n in part)
 
 
 def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
     start, stop, step = part.indices(size)
-    if part == slice(None) or (start, stop, step) == (0, size, 1):
-        # A slice that happens to end at the patch's edge would end inside the dense map.
-        if not lay.is_plain(axis) and part.stop is not None:
-            raise Refusal("it cuts the map at a fixed position")
-        return axis
+    if (start, stop, step) == (0, size, 1) and (lay.is_plain(axis) or part.stop in (None, size)):
+        return axis  # all of it; a stop that was read off a patch
     if lay.is_plain(axis):
         return lay.plain_axis(len(range(start, stop, step)))
     if (
@@ -314,7 +304,7 @@ def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
         and 0 <= (part.start or 0) < step
     ):
         return ((axis[0][0], size // step),)
-    raise Refusal("it takes a part of the patches or positions")
+    raise Refusal("it takes a part of the patches or positions; a map is cropped by negative numbers in F.pad")
 
 
 @meaning(Tensor.expand_as)
@@ -348,6 +338,8 @@ def expand(func, input, *given, size=None, implicit=False):
         grown = at < lead or n != x.shape[at - lead]
         if grown and at - lead > 1 and isinstance(x, PerImage):
             raise Refusal("it expands per-image values over positions by sizes; multiply or add them instead")
+        if grown and not lay.is_plain(axis):
+            raise Refusal("it repeats patches or positions")
         axes.append(lay.plain_axis(n) if grown else axis)
     return as_same_kind(out, x, tuple(axes))
 
@@ -374,6 +366,8 @@ def repeat(func, input, *times, dims=None, repeats=None):
     x = unpadded(input)
     each = as_sizes(times if times else (dims if dims is not None else repeats,))
     each = [1] * (x.dim() - len(each)) + each if func is not Tensor.repeat else each
+    if isinstance(x, PerImage) and len(each) == x.dim() > 2 and max(each[2:]) > 1 == max(x.shape[2:]) == max(each[:2]):
+        return spread_over_positions(x, each[2:])
     lead = len(each) - x.dim()
     layout: lay.Layout = (*[()] * lead, *x.axes)
     for axis, n in zip(layout, each, strict=True):
@@ -440,7 +434,3 @@ def _rescaled(x: GridTensor, out: Tensor) -> GridTensor:
 
 def _resized(x: GridTensor, dim: int, size: int) -> lay.Layout:
     return (*x.axes[:dim], lay.plain_axis(size), *x.axes[dim + 1 :])
-
-
-def _without(x: GridTensor, dim: int) -> lay.Layout:
-    return (*x.axes[:dim], *x.axes[dim + 1 :])
