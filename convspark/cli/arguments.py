@@ -86,6 +86,7 @@ class Command:
     def add_config(self) -> None:
         """`--config FILE`: settings from YAML, which flags given beside it override."""
         self.parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+        self.parser.add_argument("--kind", type=str, help=argparse.SUPPRESS)  # in the files: whose settings they are
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
         """The arguments' values.
@@ -148,10 +149,13 @@ class Command:
             return {}
         if not isinstance(content, dict):
             raise UsageError(f"--config {path} holds a {type(content).__name__}: expected lines of `key: value`")
+        kind = content.get("kind", self.name)
+        if kind != self.name:
+            raise UsageError(f"--config {path} is of `convspark {kind}`, not of {self.name}")
         problems = [
             f"{key!r} is not known{_nearest(str(key), self.keys)}"
             for key in content
-            if str(key).replace("-", "_") not in self.keys
+            if str(key).replace("-", "_") not in (*self.keys, "kind")
         ]
         if problems:
             raise UsageError(f"--config {path}: {'; '.join(problems)}. `convspark {self.name} --help` names them all")

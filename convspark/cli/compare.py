@@ -10,6 +10,7 @@ from .arguments import Command
 
 def run(arguments: Sequence[str]) -> int:
     made = Command("compare", compare, positional=("run", "data"))
+    made.add_config()
     made.add_switch("--json", help="print the result as JSON")
     given = made.parse(arguments)
     result = compare(**made.values(given))

@@ -4,8 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..tasks.classification.command import finetune
-from ..tasks.results import FinetuneResult
+from ..tasks.classification.command import FinetuneResult, finetune
 from .arguments import Command
 
 GROUPS = {

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from dataclasses import fields
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from convspark.errors import DataError, DivergedError, UsageError
 from convspark.pretraining import compile as compiling
 from convspark.pretraining import plan
 from convspark.pretraining.build import load_run
-from convspark.pretraining.command import default_arguments, pretrain
+from convspark.pretraining.command import PretrainSettings, pretrain
 from convspark.pretraining.estimate import estimate, resolved_config
 from convspark.runs import fit
 
@@ -125,7 +126,8 @@ def test_export_loads_in_plain_timm(finished):
 
 def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
-    assert set(config) == set(default_arguments()) - {"out", "resume"}
+    assert config.pop("kind") == "pretrain"
+    assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume"}
     unresolved = {name for name, value in config.items() if value is None}
     assert unresolved <= {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
     images = config.pop("images")
@@ -235,8 +237,8 @@ def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
 def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):
     small = small | {"model": "resnet10t", "model_args": {"output_stride": 16}, "size": 32, "epochs": 1}
     result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
-    model, config = load_run(result.folder)
-    assert model.patch_size == (16, 16) and config["patch_size"] == 16
+    model, settings = load_run(result.folder)
+    assert model.patch_size == (16, 16) and settings.patch_size == 16
     loaded = timm.create_model(f"local-dir:{result.export.folder}", pretrained=True)
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert loaded.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)

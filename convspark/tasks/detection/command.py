@@ -1,38 +1,77 @@
 """`detect`: from weights and annotated pictures to a detector, measured by COCO's average precision."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Literal
 
-from ...runs.run import run_task
-from ..results import DetectResult
+from ...errors import UsageError
+from ...runs.run import carry_out
+from ...runs.settings import command
+from ..settings import TaskSettings
 
-if TYPE_CHECKING:
-    from .train import Detecting
+
+@dataclass(frozen=True)
+class DetectSettings(TaskSettings):
+    """The arguments of `detect`, described there."""
+
+    kind: ClassVar[str] = "detect"
+
+    _: KW_ONLY
+    train: str | None = None
+    val: str | None = None
+    images: str | None = None
+    val_images: str | None = None
+    task: Literal["boxes", "masks"] = "boxes"
+    batch_size: int = 4
+    size: int = 480
+
+    def check(self) -> None:
+        super().check()
+        if self.size < 32:
+            raise UsageError(f"size is {self.size}: expected 32 pixels or more")
 
 
-def detect(
-    weights: str | None = None,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    images: str | None = None,
-    val_images: str | None = None,
-    task: Literal["boxes", "masks"] = "boxes",
-    model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int = 4,
-    size: int = 480,
-    out: str | None = None,
-    resume: str | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.05,
-    layer_decay: float | None = None,
-    drop_path: float = 0.0,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    workers: int | None = None,
-    checkpoint_minutes: float = 10.0,
-) -> DetectResult:
+@dataclass(frozen=True)
+class DetectResult:
+    """What a detector came to; `results.json` in its folder.
+
+    Attributes:
+        folder: the run folder.
+        task: boxes or masks.
+        pictures: validated with.
+        ap, ap50, ap75: COCO's average precision of the last weights, from 0 to 1, of the boxes or masks.
+        by_class: AP of each class; None of one that there is none of to find.
+        best: epoch and AP of `checkpoints/best.safetensors`.
+        epochs, steps, seconds: taken.
+    """
+
+    folder: str
+    task: str
+    weights: str
+    pictures: int
+    ap: float
+    ap50: float
+    ap75: float
+    by_class: dict[str, float | None]
+    best: dict[str, Any]
+    epochs: int
+    steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        classes = ", ".join(f"{name} {'-' if ap is None else f'{100 * ap:.1f}'}" for name, ap in self.by_class.items())
+        return "\n".join(
+            [
+                f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}, AP75 {100 * self.ap75:.1f} of {self.task} on "
+                f"{self.pictures} pictures, last of {self.epochs} epochs",
+                f"  classes       {classes}",
+                f"  run           {self.folder}",
+                f"  pictures      {self.folder}/pictures/predictions.png",
+            ]
+        )
+
+
+@command(DetectSettings)
+def detect(settings: DetectSettings) -> DetectResult:
     """Train a detector (Faster R-CNN or Mask R-CNN with a feature pyramid) on annotated pictures, and measure it.
 
     Args:
@@ -60,10 +99,6 @@ def detect(
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
     """
-    return run_task(detect, locals(), _task)
+    from .train import Detection
 
-
-def _task(arguments: dict[str, Any]) -> "Detecting":
-    from .train import Detecting
-
-    return Detecting(arguments)
+    return carry_out(settings, Detection)
