@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..tasks.classification.command import FinetuneResult, finetune
+from ..tasks.classification.command import finetune
+from ..tasks.classification.settings import FinetuneResult
 from .arguments import Command
 
 GROUPS = {

@@ -13,7 +13,7 @@ from ..model.spark import SparK
 from ..runs.folder import RunFolder
 from ..runs.numbers import parse_size
 from ..runs.settings import read_settings
-from .command import PretrainSettings
+from .settings import PretrainSettings
 
 # The paper's stochastic depth; networks that are not named start without.
 _PAPER_DROP_PATH = {

@@ -20,9 +20,9 @@ from ..runs.progress import format_seconds
 from ..runs.run import Run
 from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use
-from .command import PretrainSettings
 from .module import counted_grid
 from .plan import Plan, make_plan
+from .settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
 

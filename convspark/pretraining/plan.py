@@ -35,9 +35,9 @@ from ..runs.run import Run
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
 from .build import build_model, drop_path_of, named_backbone
-from .command import PretrainResult, PretrainSettings
 from .compile import check_compiler, compiled
 from .module import PretrainModule
+from .settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +133,6 @@ class Plan:
         if self.model.untrained:
             lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (after the deepest stage)")
         return lines
-
-    def train(self, run: Run[PretrainSettings]) -> PretrainResult:
-        from .train import train
-
-        return train(self, run)
 
 
 def make_plan(run: Run[PretrainSettings]) -> Plan:

@@ -1,8 +1,7 @@
-"""A pre-training carried out: trained, exported, its figures read."""
+"""A pre-training, carried out: trained, exported, its figures read."""
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..checkpoints.to_timm import ExportReport, export_timm
 from ..model.strides import as_text
@@ -11,51 +10,64 @@ from ..runs.fit import fit
 from ..runs.folder import command_line
 from ..runs.loading import first_images
 from ..runs.run import Run
-from .command import PretrainResult, PretrainSettings
 from .pictures import Pictures
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from .plan import Plan, make_plan
+from .settings import PretrainResult, PretrainSettings
 
 logger = logging.getLogger(__name__)
 
 
-def train(plan: "Plan", run: Run[PretrainSettings]) -> PretrainResult:
-    """Train to the end, and export the backbone."""
-    s, folder = plan.settings, run.folder
-    if not run.goes_on:
-        plan.images.write_lists(folder)
-    loader, held_out = plan.train_loader(), plan.held_out_loader()
-    pictures = first_images(held_out, loader.dataset)
-    plan.model.train()
-    metrics = fit(
-        plan.module(),
-        folder,
-        loader,
-        held_out,
-        device=plan.device,
-        precision=plan.precision,
-        epochs=s.epochs,
-        gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
-        callbacks=[Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs)],
-        checkpoint_minutes=s.checkpoint_minutes,
-        keep_epochs=s.keep_epochs,
-        tracker=s.tracker,
-        go_on=f"convspark pretrain --resume {folder.path}",
-    )
-    row = _last_row(metrics, run)
-    export = _export(plan, run, row)
-    picture = folder.pictures / "last.png"
-    return PretrainResult(
-        folder=folder.path,
-        export=export,
-        epochs=int(row["epoch"]),
-        steps=int(row["step"]),
-        train_loss=float(row["train_loss"]),
-        held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
-        seconds=run.seconds,
-        picture=picture if picture.is_file() else None,
-    )
+class Pretraining:
+    """A plan, and how it is carried out: the job of `pretrain`."""
+
+    def __init__(self, run: Run[PretrainSettings]) -> None:
+        self.plan = make_plan(run)
+        self.settings = self.plan.settings
+        self.device = self.plan.device
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    def describe(self) -> list[str]:
+        return self.plan.describe()
+
+    def train(self, run: Run[PretrainSettings]) -> PretrainResult:
+        """Train to the end, and export the backbone."""
+        plan, s, folder = self.plan, self.settings, run.folder
+        if not run.goes_on:
+            plan.images.write_lists(folder)
+        loader, held_out = plan.train_loader(), plan.held_out_loader()
+        pictures = first_images(held_out, loader.dataset)
+        plan.model.train()
+        metrics = fit(
+            plan.module(),
+            folder,
+            loader,
+            held_out,
+            device=plan.device,
+            precision=plan.precision,
+            epochs=s.epochs,
+            gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
+            callbacks=[Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs)],
+            checkpoint_minutes=s.checkpoint_minutes,
+            keep_epochs=s.keep_epochs,
+            tracker=s.tracker,
+            go_on=f"convspark pretrain --resume {folder.path}",
+        )
+        row = _last_row(metrics, run)
+        export = _export(plan, run, row)
+        picture = folder.pictures / "last.png"
+        return PretrainResult(
+            folder=folder.path,
+            export=export,
+            epochs=int(row["epoch"]),
+            steps=int(row["step"]),
+            train_loss=float(row["train_loss"]),
+            held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
+            seconds=run.seconds,
+            picture=picture if picture.is_file() else None,
+        )
 
 
 def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]:
@@ -65,7 +77,7 @@ def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]
     return metrics.last
 
 
-def _export(plan: "Plan", run: Run[PretrainSettings], last: Mapping[str, str]) -> ExportReport:
+def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> ExportReport:
     s, numbers = plan.settings, plan.numbers
     card = {
         "pre-trained on": f"{numbers.images} images ({plan.images.description})",

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .._version import __version__
 from ..errors import UsageError
 from ..files import write_text
 from .settings import Settings, kind_of
@@ -135,8 +136,6 @@ def default_path(name: str, parent: str | os.PathLike[str] = "runs") -> Path:
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions, platform, git commit of the working folder, device and command line of this process."""
-    from .. import __version__
-
     versions = {"convspark": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -8,7 +8,7 @@ import yaml
 
 from convspark.cli.main import main
 from convspark.pretraining.build import drop_path_of
-from convspark.pretraining.command import PretrainSettings
+from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.numbers import count
 
 RECIPES = sorted(path for path in files("convspark.recipes").iterdir() if path.name.endswith(".yaml"))

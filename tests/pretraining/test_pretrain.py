@@ -21,8 +21,9 @@ from convspark.errors import DataError, DivergedError, UsageError
 from convspark.pretraining import compile as compiling
 from convspark.pretraining import plan
 from convspark.pretraining.build import load_run
-from convspark.pretraining.command import PretrainSettings, pretrain
+from convspark.pretraining.command import pretrain
 from convspark.pretraining.estimate import estimate, resolved_config
+from convspark.pretraining.settings import PretrainSettings
 from convspark.runs import fit
 
 

@@ -10,7 +10,7 @@ from convspark.errors import UsageError
 from convspark.runs import run as running
 from convspark.runs.logs import run_log
 from convspark.runs.run import Run
-from convspark.tasks.segmentation.command import SegmentSettings
+from convspark.tasks.segmentation.settings import SegmentSettings
 
 HOLD = """
 import fcntl, sys

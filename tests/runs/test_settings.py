@@ -8,13 +8,13 @@ import yaml
 
 import convspark
 from convspark.errors import UsageError
-from convspark.pretraining.command import PretrainSettings
+from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.folder import RunFolder
 from convspark.runs.settings import as_yaml, kind_of, read_settings, resumed
-from convspark.tasks.classification.command import FinetuneSettings
+from convspark.tasks.classification.settings import FinetuneSettings
 from convspark.tasks.comparison.command import CompareSettings
-from convspark.tasks.detection.command import DetectSettings
-from convspark.tasks.segmentation.command import SegmentSettings
+from convspark.tasks.detection.settings import DetectSettings
+from convspark.tasks.segmentation.settings import SegmentSettings
 
 COMMANDS = [PretrainSettings, FinetuneSettings, DetectSettings, SegmentSettings, CompareSettings]
 PRETRAINED = PretrainSettings(

@@ -20,8 +20,9 @@ from convspark.errors import DivergedError, UsageError
 from convspark.runs import callbacks
 from convspark.tasks.classification import network as classify
 from convspark.tasks.classification import train as finetuning
-from convspark.tasks.classification.command import finetune, read_result
+from convspark.tasks.classification.command import finetune
 from convspark.tasks.classification.network import ClassifyModule, Scores
+from convspark.tasks.classification.settings import read_result
 from convspark.tasks.comparison.command import compare
 from convspark.tasks.features.embed import embed
 from convspark.tasks.features.probe import probe

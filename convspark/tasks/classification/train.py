@@ -29,9 +29,9 @@ from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
-from .command import FinetuneResult, FinetuneSettings
 from .data import LabelledData, read_labelled
 from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
+from .settings import FinetuneResult, FinetuneSettings
 
 logger = logging.getLogger(__name__)
 

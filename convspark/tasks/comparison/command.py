@@ -15,7 +15,8 @@ from ...runs.numbers import check_positive
 from ...runs.run import Run
 from ...runs.settings import Settings, command
 from .. import recipe
-from ..classification.command import FinetuneResult, FinetuneSettings, finetune, read_predictions, read_result
+from ..classification.command import finetune
+from ..classification.settings import FinetuneResult, FinetuneSettings, read_predictions, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import Pyramid, pyramid_groups
 from ..task import Chosen, Task, adamw
-from .command import DetectResult, DetectSettings
 from .data import read_scenes
 from .network import (
     DetectModule,
@@ -25,6 +24,7 @@ from .network import (
     detections_in,
     scene_indices,
 )
+from .settings import DetectResult, DetectSettings
 
 _RATE, _RATE_BATCH, _RATE_STEPS = 2.5e-4, 16, 90_000  # the paper's, for COCO
 _HIGHER = 4  # times, at most

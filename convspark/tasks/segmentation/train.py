@@ -11,7 +11,6 @@ from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
 from ..task import Chosen, Task, adamw
-from .command import SegmentResult, SegmentSettings
 from .data import read_label_maps
 from .network import (
     MapImages,
@@ -22,6 +21,7 @@ from .network import (
     pixel_counts,
     segment_picture,
 )
+from .settings import SegmentResult, SegmentSettings
 
 _RATE, _RATE_BATCH = 5e-4, 16
 _DRAWN = 4  # pictures
