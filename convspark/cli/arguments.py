@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,12 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+
+TASK_GROUPS = {
+    "optimisation": ("learning_rate", "weight_decay", "layer_decay", "drop_path"),
+    "machine": ("seed", "device", "precision", "workers", "checkpoint_minutes"),
+}
+"""How the help orders what all tasks share."""
 
 
 class Command:
@@ -42,6 +50,7 @@ class Command:
         doc = parse(inspect.getdoc(function) or "")
         help_of = {p.arg_name: " ".join((p.description or "").split()) for p in doc.params}
         self.name = name
+        self._function = function
         self.parser = ArgumentParser(
             prog=f"convspark {name}",
             usage=" ".join([f"convspark {name}", *map(str.upper, positional), "[options]"]),
@@ -132,6 +141,14 @@ class Command:
                 value = f"[{value}]"
             bracketed.append(f"{flag}={value}" if equals else value)
         return bracketed
+
+    def answer(self, arguments: Sequence[str], describe: Callable[[Any], str] = str) -> int:
+        """Call the function, and print its result, a dataclass, in words or as JSON; the exit code."""
+        self.add_switch("--json", help="print the result as JSON")
+        given = self.parse(arguments)
+        result = self._function(**self.values(given))
+        print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
+        return 0
 
     def values(self, namespace: Namespace) -> dict[str, Any]:
         """The function's arguments out of what was parsed."""
