@@ -91,12 +91,20 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
 def reopen_images(
     folder: RunFolder, images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0
 ) -> Images:
-    """The images of a run that goes on: its own lists of files, or else found as `find_images` does."""
+    """The images of a run that goes on: its own lists of files, or else found as `find_images` does.
+
+    Raises:
+        UsageError: it had a Dataset that was not passed again.
+    """
+    if held_out is None and not folder.held_out_files.is_file():
+        raise UsageError(f"the run {folder.path} held out a Dataset: pass it again, as `held_out`")
     if not folder.train_files.is_file():
         if images is None:
             raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
         return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed)
-    kept = _read_lines(folder.held_out_files) if folder.held_out_files.is_file() else None
+    kept = None if isinstance(held_out, int | float | str) else held_out
+    if folder.held_out_files.is_file():
+        kept = _read_lines(folder.held_out_files)
     train = _read_lines(folder.train_files)
     missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
     if len(missing) > 5:

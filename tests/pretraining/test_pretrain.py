@@ -169,6 +169,19 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(small, tmp_path, 
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("files", [False, True], ids=["dataset", "files"])
+def test_datasets_are_passed_again_where_a_run_goes_on(pictures, small, tmp_path, files):
+    small = small | {"epochs": 1, "picture_epochs": 0, "batch_size": 13}
+    images, kept = str(pictures) if files else Pictures(), Pictures(3)
+    whole = pretrain(images, held_out=kept, out=str(tmp_path / "run"), **small)
+    for name in ("checkpoints/last.ckpt", "metrics.csv"):
+        (whole.folder / name).unlink()
+    with pytest.raises(UsageError, match="held out a Dataset: pass it again"):
+        pretrain(None if files else images, resume=str(whole.folder))
+    again = pretrain(None if files else images, held_out=kept, resume=str(whole.folder))
+    assert again.held_out_loss == whole.held_out_loss is not None
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_leave_a_checkpoint_and_the_handlers_as_they_were(small, tmp_path, number):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
