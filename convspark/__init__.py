@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .cli.export import export
-    from .cli.reconstruct import reconstruct
+    from .checkpoints.export import export
     from .measure.check import CheckReport, check
     from .model.spark import SparK
     from .pretraining.command import pretrain
+    from .pretraining.reconstruct import reconstruct
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
     from .tasks.classification.command import finetune
     from .tasks.comparison.command import Comparison, compare
@@ -30,12 +30,12 @@ _HOME = {
     "compare": ".tasks.comparison.command",
     "detect": ".tasks.detection.command",
     "embed": ".tasks.features.embed",
-    "export": ".cli.export",
+    "export": ".checkpoints.export",
     "finetune": ".tasks.classification.command",
     "gather": ".sparse",
     "pretrain": ".pretraining.command",
     "probe": ".tasks.features.probe",
-    "reconstruct": ".cli.reconstruct",
+    "reconstruct": ".pretraining.reconstruct",
     "scatter": ".sparse",
     "segment": ".tasks.segmentation.command",
 }

@@ -1,6 +1,8 @@
 """Files that are there whole or not at all."""
 
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,3 +31,35 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file, whole or not at all; names of files that are no UTF-8 come back as they were."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+class Taken(Exception):
+    """Another process holds a file."""
+
+
+@contextmanager
+def held(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Within it, no other process can hold this file, an existing one; it may be read.
+
+    Where the file system knows no locks, nothing is held.
+
+    Args:
+        patience: seconds to wait for it.
+
+    Raises:
+        Taken: another process has it.
+    """
+    until = time.monotonic() + patience
+    with path.open("r+b") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise Taken(path) from None
+                time.sleep(0.1)
+                continue
+            except OSError:
+                pass
+            break
+        yield

@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,12 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+
+TASK_GROUPS = {
+    "optimisation": ("learning_rate", "weight_decay", "layer_decay", "drop_path"),
+    "machine": ("seed", "device", "precision", "workers", "checkpoint_minutes"),
+}
+"""How the help orders what all tasks share."""
 
 
 class Command:
@@ -42,6 +50,7 @@ class Command:
         doc = parse(inspect.getdoc(function) or "")
         help_of = {p.arg_name: " ".join((p.description or "").split()) for p in doc.params}
         self.name = name
+        self._function = function
         self.parser = ArgumentParser(
             prog=f"convspark {name}",
             usage=" ".join([f"convspark {name}", *map(str.upper, positional), "[options]"]),
@@ -86,6 +95,7 @@ class Command:
     def add_config(self) -> None:
         """`--config FILE`: settings from YAML, which flags given beside it override."""
         self.parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
+        self.parser.add_argument("--kind", type=str, help=argparse.SUPPRESS)  # in the files: whose settings they are
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
         """The arguments' values.
@@ -132,6 +142,14 @@ class Command:
             bracketed.append(f"{flag}={value}" if equals else value)
         return bracketed
 
+    def answer(self, arguments: Sequence[str], describe: Callable[[Any], str] = str) -> int:
+        """Call the function, and print its result, a dataclass, in words or as JSON; the exit code."""
+        self.add_switch("--json", help="print the result as JSON")
+        given = self.parse(arguments)
+        result = self._function(**self.values(given))
+        print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
+        return 0
+
     def values(self, namespace: Namespace) -> dict[str, Any]:
         """The function's arguments out of what was parsed."""
         return {key: namespace[key] for key in self.keys}
@@ -148,10 +166,13 @@ class Command:
             return {}
         if not isinstance(content, dict):
             raise UsageError(f"--config {path} holds a {type(content).__name__}: expected lines of `key: value`")
+        kind = content.get("kind", self.name)
+        if kind != self.name:
+            raise UsageError(f"--config {path} is of `convspark {kind}`, not of {self.name}")
         problems = [
             f"{key!r} is not known{_nearest(str(key), self.keys)}"
             for key in content
-            if str(key).replace("-", "_") not in self.keys
+            if str(key).replace("-", "_") not in (*self.keys, "kind")
         ]
         if problems:
             raise UsageError(f"--config {path}: {'; '.join(problems)}. `convspark {self.name} --help` names them all")

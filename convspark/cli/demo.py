@@ -7,7 +7,7 @@ from ..runs.folder import default_path
 from .arguments import Command
 
 if TYPE_CHECKING:
-    from ..pretraining.command import PretrainResult
+    from ..pretraining.settings import PretrainResult
 
 # Held out whole; none has a twin among the others.
 _HELD_OUT = ("cat", "flower", "coffee")

@@ -1,36 +1,22 @@
 """`convspark finetune`."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from ..tasks.classification.command import finetune
-from ..tasks.results import FinetuneResult
-from .arguments import Command
+from ..tasks.classification.settings import FinetuneResult
+from .arguments import TASK_GROUPS, Command
 
-GROUPS = {
-    "optimisation": (
-        "optimizer",
-        "learning_rate",
-        "warmup_epochs",
-        "weight_decay",
-        "layer_decay",
-        "drop_path",
-        "accumulate",
-    ),
+_GROUPS = {
+    "optimisation": ("optimizer", "warmup_epochs", "accumulate", *TASK_GROUPS["optimisation"]),
     "pictures": ("mixup", "cutmix", "mix_share", "smoothing", "policy", "erase", "crop_scale", "val_share"),
-    "machine": ("seed", "device", "precision", "workers", "checkpoint_minutes"),
+    "machine": TASK_GROUPS["machine"],
 }
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = Command("finetune", finetune, positional=("weights", "data"), groups=GROUPS)
+    made = Command("finetune", finetune, positional=("weights", "data"), groups=_GROUPS)
     made.add_config()
-    made.add_switch("--json", help="print the result as JSON")
-    given = made.parse(arguments)
-    result = finetune(**made.values(given))
-    print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
-    return 0
+    return made.answer(arguments, describe)
 
 
 def describe(result: FinetuneResult) -> str:

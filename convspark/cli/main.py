@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from .. import __version__
+from .._version import __version__
 from ..errors import ConvsparkError
 
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..pretraining.command import PretrainResult, pretrain
+from ..pretraining.command import pretrain
+from ..pretraining.settings import PretrainResult
 from .arguments import Command
 
 _GROUPS = {

@@ -1,82 +1,9 @@
 """`convspark reconstruct`."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from ..errors import DataError, UsageError
+from ..pretraining.reconstruct import reconstruct
 from .arguments import Command
-
-_MOST = 8
-
-
-def reconstruct(
-    run: str,
-    pictures: list[str],
-    *,
-    output: str = "reconstructions.png",
-    mask_ratio: float | None = None,
-    seed: int = 0,
-    model: Any = None,
-) -> Path:
-    """Draw original, masked and reconstructed, a row a picture.
-
-    Args:
-        run: run folder of a pre-training.
-        pictures: picture files, or folders of them, whose first pictures are taken; eight at most are drawn.
-        output: PNG file to write; an existing one is replaced.
-        mask_ratio: share of the patches to mask; by default the one trained with.
-        seed: of the masks.
-        model: a module like the one trained, where that was not a timm network (Python only).
-
-    Raises:
-        UsageError: no such run, or no picture.
-        DataError: a picture that cannot be read.
-    """
-    if Path(output).suffix.lower() != ".png":
-        raise UsageError(f"output is {output!r}: expected a file that ends in .png")
-    if not pictures:
-        raise UsageError("pictures are missing: give one or more picture files, or a folder")
-
-    import torch
-
-    from ..data import HeldOutTransform, decode, list_images
-    from ..model.spark import check_mask_ratio
-    from ..pretraining.build import load_run
-    from ..pretraining.module import counted_grid
-    from ..report import reconstruction_grid
-    from ..runs.settings import parse_size
-    from ..seeds import Use
-
-    paths: list[str] = []
-    for picture in pictures:
-        paths += list_images(picture) if os.path.isdir(picture) else [picture]
-    paths = paths[:_MOST]
-    for path in paths:
-        if not os.path.exists(path):
-            raise DataError(f"pictures: there is no file {path!r}")
-    network, config = load_run(run, model)
-    size = parse_size(config["size"])
-    if mask_ratio is not None:
-        check_mask_ratio(mask_ratio, network.grid_shape(size))
-        network.mask_ratio = mask_ratio
-    transform = HeldOutTransform(size=size, mean=config["mean"], std=config["std"])
-    images = torch.stack([transform(decode(path, transform.shrink)) for path in paths])
-    shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    names = [os.path.basename(path) for path in paths]
-    reconstruction_grid(
-        images,
-        shown.masked,
-        shown.reconstruction,
-        config["mean"],
-        config["std"],
-        output,
-        names,
-        shown.grid.visible,
-    )
-    return Path(output)
 
 
 def run(arguments: Sequence[str]) -> int:

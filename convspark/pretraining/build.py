@@ -1,49 +1,62 @@
-"""Backbones by name, and the model of a run from its folder."""
+"""The model that a run's settings describe: of a network of their name, of yours, or out of the run's folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from ..checkpoints.weights import load_backbone_weights, read_checkpoint
+from ..checkpoints.weights import read_checkpoint
 from ..errors import ConvsparkError, UsageError
 from ..model.networks import find_network
 from ..model.spark import SparK
-from ..runs.folder import RunFolder, read_config
-from ..runs.settings import drop_path_of, parse_size
+from ..runs.folder import RunFolder
+from ..runs.numbers import parse_size
+from ..runs.settings import read_settings
+from .settings import PretrainSettings
+
+# The paper's stochastic depth; networks that are not named start without.
+_PAPER_DROP_PATH = {
+    "resnet50": 0.05,
+    "resnet101": 0.08,
+    "resnet152": 0.10,
+    "resnet200": 0.15,
+    "convnext_small": 0.2,
+    "convnext_base": 0.3,
+    "convnext_large": 0.4,
+}
 
 
-def build_model(config: Mapping[str, Any], backbone: nn.Module | None = None, *, prove: bool = True) -> SparK:
+def drop_path_of(settings: PretrainSettings) -> float:
+    """The stochastic depth rate of a run: the one set, or else the paper's for the networks that it trained."""
+    if settings.drop_path is not None:
+        return settings.drop_path
+    return _PAPER_DROP_PATH.get(str(settings.model).partition(".")[0], 0.0)
+
+
+def build_model(settings: PretrainSettings, backbone: nn.Module | None = None, *, prove: bool = True) -> SparK:
     """The model that a run's settings describe, around `backbone` or a fresh one of the name they give."""
-    if backbone is None:
-        backbone = named_backbone(config)
     return SparK(
-        backbone,
-        image_size=parse_size(config["size"]),
-        mask_ratio=config["mask_ratio"],
-        decoder=config.get("decoder", "paper"),  # runs of old had no other
-        decoder_width=config["decoder_width"],
-        densify_norm=config["densify_norm"],
-        patch_size=config["patch_size"],
-        stages=config["stages"],
+        named_backbone(settings) if backbone is None else backbone,
+        image_size=parse_size(settings.size),
+        mask_ratio=settings.mask_ratio,
+        decoder=settings.decoder,
+        decoder_width=settings.decoder_width,
+        densify_norm=settings.densify_norm,
+        patch_size=settings.patch_size,
+        stages=settings.stages,
         prove=prove,
     )
 
 
-def named_backbone(config: Mapping[str, Any]) -> nn.Module:
+def named_backbone(settings: PretrainSettings) -> nn.Module:
     """The network that a run's settings name, with random weights."""
-    if not isinstance(config["model"], str):
+    if not isinstance(settings.model, str):
         raise UsageError("the run's network is a module of yours, not a name: pass it again, as `model=`")
-    return find_network(config["model"], config["channels"], drop_path_of(config), config["model_args"])
+    return find_network(settings.model, settings.channels, drop_path_of(settings), settings.model_args)
 
 
-def initialise(backbone: nn.Module, source: str) -> str:
-    """Fill a backbone with existing weights; the sentence to log."""
-    return str(load_backbone_weights(backbone, source))
-
-
-def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK, dict[str, Any]]:
+def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK, PretrainSettings]:
     """The trained model of a run folder, decoder and all, and the run's settings.
 
     Args:
@@ -53,15 +66,14 @@ def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK
     Raises:
         UsageError: no such run, or no checkpoint in it yet.
     """
-    folder = RunFolder.open(path, "pretrain")
-    config = read_config(folder)
+    folder = RunFolder.open(path, PretrainSettings)
+    settings = read_settings(PretrainSettings, folder.config)
     if not folder.last_checkpoint.is_file():
         raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
-    model = build_model(config, backbone, prove=False)
+    model = build_model(settings, backbone, prove=False)
     content = read_checkpoint(folder.last_checkpoint)
     if not isinstance(content, Mapping) or "state_dict" not in content:
         raise ConvsparkError(f"{folder.last_checkpoint} is not a checkpoint of a run")
-    prefix = "model."
-    state = {name.removeprefix(prefix): value for name, value in content["state_dict"].items()}
-    model.load_state_dict(state)
-    return model.eval(), config
+    state = cast("Mapping[str, Any]", content["state_dict"])
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    return model.eval(), settings

@@ -4,96 +4,18 @@ The command line's `convspark pretrain` is this function. Its module imports no 
 describe it at once.
 """
 
-import inspect
-import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from ..files import write_text
-from ..runs.folder import RunFolder, command_line, default_path, write_environment
-from ..runs.logs import RunLog, run_log
+from ..runs.run import carry_out
+from ..runs.settings import command
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..checkpoints.export import ExportReport
-    from ..runs.callbacks import Metrics
-    from .plan import Plan
-
-logger = logging.getLogger(__name__)
+    pass
+from .settings import PretrainResult, PretrainSettings
 
 
-@dataclass(frozen=True)
-class PretrainResult:
-    """What a run came to.
-
-    Attributes:
-        folder: the run folder.
-        export: the backbone, loaded again by timm and found equal.
-        epochs, steps: taken in all.
-        train_loss, held_out_loss: of the last epoch; None where nothing is held out.
-        seconds: this call took.
-        picture: reconstructions after the last epoch, or None.
-    """
-
-    folder: Path
-    export: "ExportReport"
-    epochs: int
-    steps: int
-    train_loss: float
-    held_out_loss: float | None
-    seconds: float
-    picture: Path | None
-
-
-def pretrain(
-    images: Any = None,
-    *,
-    model: "str | nn.Module" = "resnet50",
-    epochs: int = 200,
-    batch_size: int | None = None,
-    size: int | str = 224,
-    mask_ratio: float = 0.6,
-    init: str | None = None,
-    out: str | None = None,
-    resume: str | None = None,
-    model_args: dict[str, Any] | None = None,
-    channels: int = 3,
-    patch_size: int | list[int] | None = None,
-    stages: list[str] | None = None,
-    decoder: Literal["paper", "lean"] = "lean",
-    decoder_width: int | None = None,
-    densify_norm: Literal["auto", "batch", "layer"] = "auto",
-    drop_path: float | None = None,
-    optimizer: Literal["lamb", "adamw"] = "lamb",
-    learning_rate: float | None = None,
-    base_learning_rate: float | None = None,
-    warmup_epochs: float | None = None,
-    weight_decay: float = 0.04,
-    final_weight_decay: float = 0.2,
-    betas: tuple[float, float] | None = None,
-    gradient_clip: float = 5.0,
-    accumulate: int = 1,
-    held_out: Any = 0.02,
-    held_out_most: int = 1000,
-    crop_scale: tuple[float, float] = (0.67, 1.0),
-    flip: bool = True,
-    crops_per_image: int = 1,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    workers: int | None = None,
-    compile: bool = False,
-    picture_epochs: int | None = None,
-    checkpoint_minutes: float = 10.0,
-    keep_epochs: int | None = None,
-    tracker: Literal["none", "tensorboard", "wandb"] = "none",
-) -> PretrainResult:
+@command(PretrainSettings)
+def pretrain(settings: PretrainSettings) -> PretrainResult:
     """Pre-train a convolutional network on unlabelled images, and export it for timm.
 
     Args:
@@ -150,122 +72,6 @@ def pretrain(
         DivergedError: the loss is no longer a number; the last checkpoint is kept.
         KeyboardInterrupt: by Ctrl-C, after the step it came in, with a checkpoint written.
     """
-    arguments = dict(locals())
-    started = time.monotonic()
-    with run_log() as log:
-        import torch
+    from .train import Pretraining
 
-        from .plan import make_plan
-
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            plan = make_plan(arguments, default_arguments())
-            folder = _open_folder(plan, out, log)
-            metrics = _train(plan, folder)
-            export = _export(plan, folder, metrics.last)
-        seconds = time.monotonic() - started
-        return _result(plan, folder, metrics, export, seconds)
-
-
-def default_arguments() -> dict[str, Any]:
-    """What each argument of `pretrain` is when it is not given."""
-    return {name: parameter.default for name, parameter in inspect.signature(pretrain).parameters.items()}
-
-
-def _open_folder(plan: "Plan", out: str | None, log: RunLog) -> RunFolder:
-    """The run folder, with config, environment and lists written."""
-    from ..runs.device import describe_device
-    from .plan import dump_config
-
-    if plan.resumes is not None:
-        folder = plan.resumes
-    else:
-        folder = RunFolder.create(out if out is not None else default_path(plan.model_name))
-        comment = "The settings of this run, resolved. Again, elsewhere: convspark pretrain --config config.yaml"
-        write_text(folder.config, dump_config(plan.config, comment))
-        plan.images.write_lists(folder)
-    write_environment(folder, describe_device(plan.device))
-    log.write_to(folder.log)
-    logger.info("run folder %s", folder.path)
-    for line in plan.describe():
-        logger.info("%s", line)
-    return folder
-
-
-def _train(plan: "Plan", folder: RunFolder) -> "Metrics":
-    from ..runs.fit import fit
-    from ..runs.loading import first_images
-    from .pictures import Pictures
-
-    config = plan.config
-    train, held_out = plan.train_loader(), plan.held_out_loader()
-    pictures = first_images(held_out, train.dataset)
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    plan.model.train()
-    metrics = fit(
-        plan.module(),
-        folder,
-        train,
-        held_out,
-        device=plan.device,
-        precision=plan.precision,
-        epochs=config["epochs"],
-        gradient_clip=config["gradient_clip"] if config["optimizer"] == "adamw" else None,
-        callbacks=[Pictures(folder, pictures, mean, std, config["picture_epochs"])],
-        checkpoint_minutes=config["checkpoint_minutes"],
-        keep_epochs=config["keep_epochs"],
-        tracker=config["tracker"],
-        go_on=f"convspark pretrain --resume {folder.path}",
-    )
-    return _read_back(metrics, folder)
-
-
-def _read_back(metrics: "Metrics", folder: RunFolder) -> "Metrics":
-    """Metrics of a run that was complete already: nothing was trained, so nothing was read."""
-    if not metrics.last:
-        metrics.read(folder.metrics)
-    return metrics
-
-
-def _export(plan: "Plan", folder: RunFolder, last: Mapping[str, str]) -> "ExportReport":
-    from ..checkpoints.export import export_timm
-    from ..model.strides import as_text
-
-    config = plan.config
-    card = {
-        "pre-trained on": f"{plan.numbers.images} images ({plan.images.description})",
-        "epochs": f"{config['epochs']}, batch {plan.numbers.batch_size}, {plan.numbers.steps} steps",
-        "started from": config["init"] or "random weights",
-        "command": f"`{command_line()}`",
-        "mask ratio": f"{config['mask_ratio']:g}, patches of {as_text(plan.model.patch_size)} pixels",
-        "loss on training images": last.get("train_loss"),
-        "loss on held-out images": last.get("held_out_loss") or "not measured",
-    }
-    report = export_timm(
-        plan.model.backbone,
-        folder.export,
-        mean=config["mean"],
-        std=config["std"],
-        image_size=plan.size,
-        untrained=plan.model.untrained,
-        card=card,
-    )
-    by = "timm" if report.architecture else "torch"
-    logger.info("export %s: %d tensors, loaded again with %s and equal", report.folder, report.tensors, by)
-    return report
-
-
-def _result(
-    plan: "Plan", folder: RunFolder, metrics: "Metrics", export: "ExportReport", seconds: float
-) -> PretrainResult:
-    row = metrics.last
-    picture = folder.pictures / "last.png"
-    return PretrainResult(
-        folder=folder.path,
-        export=export,
-        epochs=int(row["epoch"]),
-        steps=int(row["step"]),
-        train_loss=float(row["train_loss"]),
-        held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
-        seconds=seconds,
-        picture=picture if picture.is_file() else None,
-    )
+    return carry_out(settings, Pretraining)

@@ -1,12 +1,11 @@
 """What a run would be and cost, without running it: resolved settings, parameters, memory, time."""
 
-import inspect
 import logging
 import resource
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +14,15 @@ from ..model.networks import check_name
 from ..runs.device import describe_device, quick_products
 from ..runs.logs import run_log
 from ..runs.memory import out_of_memory
+from ..runs.numbers import count
 from ..runs.optimizer import set_rates
 from ..runs.progress import format_seconds
-from ..runs.settings import count
+from ..runs.run import Run
+from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use
-from .command import default_arguments, pretrain
 from .module import counted_grid
-from .plan import NOT_SETTINGS, Plan, dump_config, make_plan
+from .plan import Plan, make_plan
+from .settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +39,19 @@ class Estimate:
     """What a run would be; `str(estimate)` is the report.
 
     Attributes:
-        config: resolved settings.
+        settings: resolved.
         description: the effective numbers, in words.
         device: in words.
         parameters: of the whole model; backbone_parameters of the backbone alone.
         memory_bytes: most memory in use while training, measured: on a GPU what was allocated there, else the process.
         device_bytes: memory of the GPU; None elsewhere.
         images_that_fit: about how many images a pass its memory would hold; None elsewhere.
-        step_seconds: of one optimiser step, measured with real images.
+        step_seconds: of one optimiser step, measured with real images; images_per_second alike.
         steps: of the whole run.
         total_seconds: steps and held-out images together.
     """
 
-    config: dict[str, Any]
+    settings: PretrainSettings
     description: list[str]
     device: str
     parameters: int
@@ -59,20 +60,21 @@ class Estimate:
     device_bytes: int | None
     images_that_fit: int | None
     step_seconds: float
+    images_per_second: float
     steps: int
     total_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        measured = {name: value for name, value in vars(self).items() if name != "settings"}
+        return {"config": as_dict(self.settings), **measured}
 
     def __str__(self) -> str:
-        batch = self.config["batch_size"]
         lines = [
-            dump_config(self.config, "The settings of this run, resolved").rstrip(),
+            as_yaml(self.settings, "The settings of this run, resolved").rstrip(),
             "",
             *self.description,
             f"memory    {self._memory()}",
-            f"speed     {self.step_seconds:.3g} s a step, {batch / self.step_seconds:.1f} images/s",
+            f"speed     {self.step_seconds:.3g} s a step, {self.images_per_second:.1f} images/s",
             f"total     {format_seconds(self.total_seconds)} for {self.steps} steps",
         ]
         return "\n".join(lines)
@@ -90,45 +92,37 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
 
     Takes the arguments of `pretrain`, and raises what that would raise before it starts to train.
     """
-    arguments = _arguments(images, settings)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        plan = make_plan(arguments, default_arguments())
+        plan = make_plan(Run(PretrainSettings(images, **settings)))
         measured = _measured(plan)
-    kept = plan.images.held_out
-    held_out_seconds = _HELD_OUT_SHARE * measured.step_seconds * (len(kept) if kept else 0) / plan.numbers.batch_size
+    kept, numbers = plan.images.held_out, plan.numbers
+    held_out_seconds = _HELD_OUT_SHARE * measured.step_seconds * (len(kept) if kept else 0) / numbers.batch_size
     return Estimate(
-        config=plan.config,
+        settings=plan.settings,
         description=plan.describe(),
         device=describe_device(plan.device),
         parameters=sum(p.numel() for p in plan.model.parameters()),
         backbone_parameters=sum(p.numel() for p in plan.model.backbone.parameters()),
         memory_bytes=measured.peak,
         device_bytes=measured.total,
-        images_that_fit=measured.images_that_fit(plan.numbers.images_a_pass),
+        images_that_fit=measured.images_that_fit(numbers.images_a_pass),
         step_seconds=measured.step_seconds,
-        steps=plan.numbers.steps,
-        total_seconds=plan.numbers.steps * measured.step_seconds + plan.config["epochs"] * held_out_seconds,
+        steps=numbers.steps,
+        images_per_second=numbers.batch_size / measured.step_seconds,
+        total_seconds=numbers.steps * measured.step_seconds + numbers.epochs * held_out_seconds,
     )
 
 
 def resolved_config(images: Any = None, **settings: Any) -> str:
     """The settings of a run as YAML, all resolved; without images, all that does not depend on them."""
-    arguments = _arguments(images, settings)
+    asked = PretrainSettings(images, **settings)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
-        if arguments["images"] is not None or arguments["resume"] is not None:
-            return dump_config(make_plan(arguments, default_arguments()).config)
-        check_name(arguments["model"])  # no images: a template to fill in, for which no network is built
-    config = {name: value for name, value in arguments.items() if name not in NOT_SETTINGS}
-    numbers = count(1 << 30, config["batch_size"], config["epochs"], config["warmup_epochs"], config["accumulate"])
-    config["batch_size"] = numbers.batch_size
-    config["warmup_epochs"] = numbers.warmup_steps / numbers.steps_per_epoch
-    return dump_config(config)
-
-
-def _arguments(images: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(pretrain).bind(images, **settings)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+        if asked.images is not None or asked.resume is not None:
+            return as_yaml(make_plan(Run(asked)).settings)
+        check_name(str(asked.model))  # no images: a template to fill in, for which no network is built
+    numbers = count(1 << 30, asked.batch_size, asked.epochs, asked.warmup_epochs, asked.accumulate)
+    warmup_epochs = numbers.warmup_steps / numbers.steps_per_epoch
+    return as_yaml(replace(asked, batch_size=numbers.batch_size, warmup_epochs=warmup_epochs))
 
 
 class Measured(NamedTuple):

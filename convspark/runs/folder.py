@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .._version import __version__
 from ..errors import UsageError
 from ..files import write_text
+from .settings import Settings, kind_of
 
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "safetensors")
 
@@ -35,21 +34,21 @@ class RunFolder:
     export/              the backbone, for timm
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> None:
         self.path = Path(path)
+        self.config = self.path / settings.file
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> "RunFolder":
+    def create(cls, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> "RunFolder":
         """A new run folder; an existing one is never written into.
 
         Raises:
             UsageError: `path` exists and is not an empty folder, or cannot be made.
         """
-        folder = cls(path)
+        folder = cls(path, settings)
         folder.check_new()
         try:
-            for part in (folder.path, folder.checkpoints, folder.pictures):
-                part.mkdir(parents=True, exist_ok=True)
+            folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
                 f"out is {str(path)!r}: it cannot be made ({error.strerror}); choose another --out"
@@ -57,21 +56,21 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], command: str | None = None) -> "RunFolder":
-        """An existing run folder, of a command if one is named.
+    def open(cls, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> "RunFolder":
+        """An existing run folder, of the command whose settings are named, or of any.
 
         Raises:
             UsageError: there is no run at `path`, or it is one of another command.
         """
-        folder = cls(path)
+        folder = cls(path, settings)
         if not folder.path.is_dir():
             raise UsageError(f"there is no run folder {str(path)!r}{_nearby_runs(folder.path)}")
         if not folder.config.is_file():
-            raise UsageError(f"{str(path)!r} is not a run folder: it has no config.yaml{_nearby_runs(folder.path)}")
-        if command is not None and folder.command != command:
+            raise UsageError(f"{str(path)!r} is not a run folder: it has no {settings.file}{_nearby_runs(folder.path)}")
+        if settings is not Settings and folder.kind != settings.kind:
             raise UsageError(
-                f"{str(path)!r} is a run of `convspark {folder.command}`, not of {command}; "
-                f"`convspark {folder.command} --resume {path}` goes on with it"
+                f"{str(path)!r} is a run of `convspark {folder.kind}`, not of {settings.kind}; "
+                f"`convspark {folder.kind} --resume {path}` goes on with it"
             )
         return folder
 
@@ -80,18 +79,13 @@ class RunFolder:
         if self.path.is_dir() and not any(self.path.iterdir()):
             return
         if self.path.exists():
-            hint = f"go on with `convspark {self.command} --resume {self.path}`, or " if self.config.is_file() else ""
+            hint = f"go on with `convspark {self.kind} --resume {self.path}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
 
     @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def command(self) -> str:
-        """The command that made the run, as the head of its settings says."""
-        said = re.search(r"convspark (\w+) --config", self.config.read_text(encoding="utf-8"))
-        return said[1] if said else "pretrain"
+    def kind(self) -> str:
+        """The command that made the run."""
+        return kind_of(self.config)
 
     @property
     def environment(self) -> Path:
@@ -134,27 +128,14 @@ class RunFolder:
         return self.path / "export"
 
 
-def read_config(folder: RunFolder) -> dict[str, Any]:
-    """The settings of a run, as its `config.yaml` has them."""
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{folder.config} is not valid YAML: {error}") from None
-    if not isinstance(config, dict) or "model" not in config:
-        raise UsageError(f"{folder.config} is not the config of a run: it names no model")
-    return config
-
-
-def default_path(model_name: str, parent: str | os.PathLike[str] = "runs") -> Path:
-    """`runs/MODEL-DATE-TIME`, the place of a run that was not given one."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in model_name)
+def default_path(name: str, parent: str | os.PathLike[str] = "runs") -> Path:
+    """`runs/NAME-DATE-TIME`, the place of a run for which none was asked."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
     return Path(parent) / f"{safe}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def describe_environment(device: str) -> dict:
+def describe_environment(device: str) -> dict[str, Any]:
     """Versions, platform, git commit of the working folder, device and command line of this process."""
-    from .. import __version__
-
     versions = {"convspark": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -196,7 +177,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _git_commit() -> dict | None:
+def _git_commit() -> dict[str, Any] | None:
     """Commit of the repository that the working folder belongs to, and whether it was changed since."""
 
     def git(*arguments: str) -> str:

@@ -88,21 +88,31 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
     return Images(train, kept or None, bad, description)
 
 
-def reopen_images(folder: RunFolder, images: Any, config: dict[str, Any]) -> Images:
-    """The images of a run that goes on: its own lists of files, or else the dataset passed again."""
-    if folder.train_files.is_file():
-        kept = _read_lines(folder.held_out_files) if folder.held_out_files.is_file() else None
-        train = _read_lines(folder.train_files)
-        missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
-        if len(missing) > 5:
-            raise DataError(
-                f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
-                f"put them back, or correct {folder.train_files}"
-            )
-        return Images(train, kept, [], str(config.get("images") or "a list of files"))
-    if images is None:
-        raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
-    return find_images(images, held_out=config["held_out"], held_out_most=config["held_out_most"], seed=config["seed"])
+def reopen_images(
+    folder: RunFolder, images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0
+) -> Images:
+    """The images of a run that goes on: its own lists of files, or else found as `find_images` does.
+
+    Raises:
+        UsageError: it had a Dataset that was not passed again.
+    """
+    if held_out is None and not folder.held_out_files.is_file():
+        raise UsageError(f"the run {folder.path} held out a Dataset: pass it again, as `held_out`")
+    if not folder.train_files.is_file():
+        if images is None:
+            raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
+        return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed)
+    kept = None if isinstance(held_out, int | float | str) else held_out
+    if folder.held_out_files.is_file():
+        kept = _read_lines(folder.held_out_files)
+    train = _read_lines(folder.train_files)
+    missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
+    if len(missing) > 5:
+        raise DataError(
+            f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
+            f"put them back, or correct {folder.train_files}"
+        )
+    return Images(train, kept, [], images if isinstance(images, str) else "a list of files")
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:

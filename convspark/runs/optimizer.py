@@ -1,7 +1,7 @@
 """Parameter groups, optimisers and the learning rate that fits the length of a run."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ OptimizerKind = Literal["lamb", "adamw"]
 _NOT_DECAYED = ("mask_token", "gamma")
 
 
-def parameter_groups(module: nn.Module, exclude: frozenset[str] = frozenset()) -> list[dict]:
+def parameter_groups(module: nn.Module, exclude: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
     """Two optimiser groups: with and without weight decay.
 
     Without are vectors and scalars (norms, layer scales), biases and mask tokens. The groups carry `decays`, which
@@ -36,7 +36,7 @@ def parameter_groups(module: nn.Module, exclude: frozenset[str] = frozenset()) -
 
 
 def build_optimizer(
-    groups: list[dict],
+    groups: list[dict[str, Any]],
     kind: OptimizerKind = "lamb",
     betas: tuple[float, float] = (0.9, 0.95),
     gradient_clip: float = 5.0,

@@ -1,84 +1,150 @@
-"""The frame of `finetune`, `detect` and `segment`: run folder, settings, log, result. Imports no torch by itself."""
+"""A run: one execution of a command that trains. Imports no torch by itself."""
 
-from __future__ import annotations
-
-import inspect
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import yaml
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import UsageError
-from ..files import write_text
+from ..files import Taken, held, write_text
 from .folder import RunFolder, default_path, write_environment
-from .logs import run_log
+from .logs import RunLog, run_log
+from .settings import Settings, as_yaml, read_settings, resumed
 
 if TYPE_CHECKING:
-    from ..tasks.task import Task
+    import torch
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S", bound=Settings)
+R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
-_OF_THE_MACHINE = ("resume", "device", "workers", "checkpoint_minutes")
+
+_PATIENCE = 15.0  # seconds: the loading processes of a run that was killed hold its folder until they notice
 
 
-def run_task(command: Callable[..., R], given: Mapping[str, Any], make: Callable[[dict[str, Any]], Task[R]]) -> R:
-    """Carry out a command, or go on with it, in a run folder of its own; the result is its `results.json` as well.
+class Run(Generic[S]):
+    """One execution of a command: where it leaves things, what it was asked, and whether it goes on.
+
+    Making one reads and checks, and writes nothing.
+
+    Attributes:
+        settings: what was asked for; of a run that goes on, its own, with what may differ.
+        goes_on: whether it was begun before.
+        started: when, as `time.monotonic` has it.
+
+    Raises:
+        UsageError: no such run to go on with, settings that differ from its own, a config that cannot be read, or an
+            `out` that is there already.
+    """
+
+    def __init__(self, asked: S) -> None:
+        self.started = time.monotonic()
+        self.goes_on = asked.resume is not None
+        self.settings = asked
+        self._folder: RunFolder | None = None
+        if asked.resume is not None:
+            self._folder = RunFolder.open(asked.resume, type(asked))
+            self.settings = resumed(read_settings(type(asked), self._folder.config), asked, self._folder.path)
+        elif asked.out is not None:
+            RunFolder(asked.out, type(asked)).check_new()
+
+    @property
+    def folder(self) -> RunFolder:
+        """There from the beginning where the run goes on, else from `begun` on."""
+        assert self._folder is not None, "the run has not begun"
+        return self._folder
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """What training goes on from; None where it starts anew."""
+        last = self._folder.last_checkpoint if self._folder is not None else None
+        return last if last is not None and last.is_file() else None
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started, rounded."""
+        return round(time.monotonic() - self.started, 1)
+
+    @contextmanager
+    def begun(self, settings: S, name: str, log: RunLog) -> Iterator[RunFolder]:
+        """Within it, the run has its folder, for itself: made, with its settings, where it does not go on.
+
+        Args:
+            settings: resolved, to be kept.
+            name: of the folder, where none was asked for.
+
+        Raises:
+            UsageError: another process has it.
+        """
+        self.settings = settings
+        if self._folder is None:
+            asked = self.settings.out
+            self._folder = RunFolder.create(default_path(name) if asked is None else asked, type(settings))
+            write_text(
+                self._folder.config,
+                as_yaml(
+                    settings,
+                    "The settings of this run, resolved. Again, elsewhere: convspark "
+                    f"{settings.kind} --config {settings.file}",
+                ),
+            )
+        try:
+            with held(self._folder.config, _PATIENCE):
+                log.write_to(self._folder.log)
+                yield self._folder
+        except Taken:
+            raise UsageError(
+                f"{self._folder.path} is a run that another process is carrying out: wait for it, or end that process"
+            ) from None
+
+    def keep(self, result: Any, file: str = "results.json") -> None:
+        """Write a result, a dataclass, into the folder."""
+        write_text(self.folder.path / file, json.dumps(asdict(result), indent=2) + "\n")
+
+
+class Job(Protocol[S, R_co]):
+    """What a command that trains does, resolved and ready to start."""
+
+    settings: S
+    device: "torch.device"
+
+    @property
+    def name(self) -> str:
+        """Of the run folder, where none was asked for."""
+        ...
+
+    def describe(self) -> list[str]:
+        """The effective numbers, for the log."""
+        ...
+
+    def train(self, run: Run[S]) -> R_co:
+        """Train, measure, and leave what belongs into the run's folder."""
+        ...
+
+
+def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
+    """Carry out a command, or go on with it, in a run folder.
 
     Args:
-        command: the function that is the command, whose name and defaults count.
-        given: its arguments.
-        make: the task that they stand for.
+        asked: its settings.
+        prepare: the job that a run of them is; whatever is wrong shows here, before anything is written.
     """
-    started = time.monotonic()
-    name, arguments = command.__name__, dict(given)
     with run_log() as log:
         import torch
 
         from .device import describe_device
 
-        folder = None
-        if arguments["resume"] is not None:
-            folder = RunFolder.open(arguments["resume"], name)
-            arguments = _resumed(arguments, command, folder)
+        run = Run(asked)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            task = make(arguments)
-            if folder is None:
-                out = default_path(f"{name}-{task.origin.model}") if arguments["out"] is None else arguments["out"]
-                folder = RunFolder.create(out)
-                write_text(folder.config, _config_text(name, task.config))
-            write_environment(folder, describe_device(task.device))
-            log.write_to(folder.log)
-            logger.info("run folder %s", folder.path)
-            for line in task.describe():
-                logger.info("%s", line)
-            result = task.train(folder, started)
-        write_text(folder.path / "results.json", json.dumps(asdict(result), indent=2) + "\n")  # type: ignore[call-overload]
-        return result
-
-
-def _config_text(command: str, config: Mapping[str, Any]) -> str:
-    """The resolved settings as YAML, usable with --config."""
-    plain = json.loads(json.dumps(dict(config)))  # tuples become lists
-    head = f"# The settings of this run, resolved. Again, elsewhere: convspark {command} --config config.yaml\n"
-    return head + yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, allow_unicode=True)
-
-
-def _resumed(given: Mapping[str, Any], function: Callable[..., Any], folder: RunFolder) -> dict[str, Any]:
-    """The run's own settings; those given beside them may only be the machine's.
-
-    Raises:
-        UsageError: for others.
-    """
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    config = {**defaults, **yaml.safe_load(folder.config.read_text(encoding="utf-8"))}
-    changed = [n for n, v in given.items() if n not in _OF_THE_MACHINE and v != defaults[n] and v != config[n]]
-    if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-        raise UsageError(f"{folder.path} goes on with its own settings: leave out {flags}, or start a new run")
-    config |= {name: given[name] for name in _OF_THE_MACHINE if given[name] != defaults[name]}
-    return {name: config[name] for name in defaults}
+            job = prepare(run)
+            with run.begun(job.settings, job.name, log) as folder:
+                write_environment(folder, describe_device(job.device))
+                logger.info("run folder %s", folder.path)
+                for line in job.describe():
+                    logger.info("%s", line)
+                return job.train(run)

@@ -1,164 +1,199 @@
-"""From what was asked for to the numbers of a run; nothing here needs torch."""
+"""The settings of a command: a frozen dataclass for each, and the one place that writes and reads them as YAML."""
 
+import argparse
+import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, fields, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+import yaml
 
 from ..errors import UsageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="Settings")
+Record = TypeVar("Record")
 
-# The paper's stochastic depth; networks that are not named start without.
-_PAPER_DROP_PATH = {
-    "resnet50": 0.05,
-    "resnet101": 0.08,
-    "resnet152": 0.10,
-    "resnet200": 0.15,
-    "convnext_small": 0.2,
-    "convnext_base": 0.3,
-    "convnext_large": 0.4,
-}
-_DEFAULT_BATCH_SIZE = 64
-_WARMUP_SHARE, _MOST_WARMUP_EPOCHS = 0.1, 40.0
+_NOT_KEPT = ("out", "resume")
+_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The counts of a run.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every command that trains is asked; each has a subclass, whose fields are its arguments, flags and keys.
+
+    A field's metadata may hold `type`, what it is in a file where Python takes more than a file can hold, and `before`,
+    what it was in runs of the versions that did not have it yet.
 
     Attributes:
-        images: images trained on in an epoch.
-        batch_size: images of an optimiser step.
-        accumulate: forward passes that an optimiser step consists of.
-        epochs, steps_per_epoch, warmup_steps: of optimiser steps.
+        kind: the command's name.
+        file: where a run of it keeps its settings.
+        may_change: what belongs to the machine, and may differ where a run goes on.
     """
 
-    images: int
-    batch_size: int
-    accumulate: int
-    epochs: int
-    steps_per_epoch: int
-    warmup_steps: int
+    kind: ClassVar[str]
+    file: ClassVar[str] = "config.yaml"
+    may_change: ClassVar[tuple[str, ...]] = ("device", "workers")
 
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def images_a_pass(self) -> int:
-        """Images of a forward pass."""
-        return self.batch_size // self.accumulate
+    out: str | None = None
+    resume: str | None = None
+    device: str = "auto"
+    workers: int | None = None
 
 
-def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
-    """(height, width) in pixels from `224`, `"224"`, `"192x256"` (height first) or `(192, 256)`."""
-    if isinstance(size, int):
-        sides: Sequence[int] = (size, size)
-    elif isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*[xX×,]\s*(\d+))?\s*", size)
-        sides = (int(match[1]), int(match[2] or match[1])) if match else ()
-    else:
-        sides = tuple(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise UsageError(f"size is {size!r}: expected pixels, as in 224, or height x width, as in 192x256")
-    return sides[0], sides[1]
+def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
+    """Decorator: a function of settings becomes one that takes them as its arguments."""
+
+    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(settings(*args, **kwargs))
+
+        setattr(call, "__signature__", _signature(settings))  # noqa: B010  what help() and the command line show
+        return call
+
+    return decorate
 
 
-def format_size(size: tuple[int, int]) -> int | str:
-    """The shortest that `parse_size` reads back: `224`, `"192x256"`."""
-    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+def _signature(settings: Any) -> inspect.Signature:
+    """That of the constructor, with a command's own arguments before those that it shares."""
+    parts = enumerate(settings.__mro__)
+    shared = {name: depth for depth, part in parts for name in vars(part).get("__annotations__", ())}
+    parameters = inspect.signature(settings).parameters.values()
+    return inspect.Signature(sorted(parameters, key=lambda p: (p.kind, p.kind == p.KEYWORD_ONLY and shared[p.name])))
 
 
-def count(
-    images: int, batch_size: int | None, epochs: int, warmup_epochs: float | None, accumulate: int = 1
-) -> Numbers:
-    """The numbers of a run over so many images; None for a batch size or a warm-up chooses one.
+def _kept(settings: type[Settings]) -> list[str]:
+    """The names of what a file holds, in order."""
+    return [name for name in _signature(settings).parameters if name not in _NOT_KEPT]
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as plain values, `kind` first, without `out` and `resume`."""
+    return {"kind": settings.kind, **{name: _plain(getattr(settings, name)) for name in _kept(type(settings))}}
+
+
+def as_yaml(settings: Settings, comment: str = "") -> str:
+    """Settings as a YAML file, a line each, under a comment; usable with `--config`."""
+    lines = [f"# {line}\n" for line in comment.splitlines()]
+    for name, value in as_dict(settings).items():
+        short = None if isinstance(value, list | dict) else False  # lists and mappings within their line
+        lines.append(yaml.safe_dump({name: value}, default_flow_style=short, allow_unicode=True))
+    return "".join(lines)
+
+
+def kind_of(file: Path) -> str:
+    """The command whose settings a file holds; those of old say so in their comment."""
+    said = re.search(r"^kind: *(\w+)|convspark (\w+) --config", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if said is None:
+        return "compare" if file.stem == "compare" else "pretrain"
+    return said[1] or said[2]
+
+
+def read_settings(settings: type[S], file: Path) -> S:
+    """The settings of a run.
 
     Raises:
-        UsageError: numbers that do not go together.
+        UsageError: a file that is torn or of something else; its first wrong keys are named.
     """
-    if epochs < 1:
-        raise UsageError(f"epochs is {epochs}: expected 1 or more")
-    if accumulate < 1:
-        raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
-    if batch_size is None:
-        batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // accumulate) * accumulate
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}: expected 1 or more images")
-    if batch_size > images:
-        raise UsageError(
-            f"batch_size is {batch_size}, but there are only {images} images to train on: "
-            f"choose --batch-size {max(1, 1 << (images.bit_length() - 1))} or less, or give more images"
-        )
-    if batch_size % accumulate:
-        raise UsageError(
-            f"batch_size is {batch_size} and accumulate {accumulate}: the batch must divide evenly into its "
-            f"forward passes; try --batch-size {-(-batch_size // accumulate) * accumulate}"
-        )
-    if warmup_epochs is None:
-        warmup_epochs = default_warmup_epochs(epochs)
-    if not 0 <= warmup_epochs <= epochs:
-        raise UsageError(f"warmup_epochs is {warmup_epochs}: expected 0 to {epochs}, the epochs of the run")
-    steps_per_epoch = -(-images // batch_size)
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
-    return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
+    content = _content(file)
+    content.pop("kind", None)
+    known = _kept(settings)
+    foreign = [name for name in content if name not in known]
+    if foreign:
+        raise UsageError(f"{file} is not of `convspark {settings.kind}`, which does not know {_some(foreign)}")
+    return settings(**_values(settings, known, content, file))
 
 
-def default_warmup_epochs(epochs: int) -> float:
-    """The paper's 40 epochs for runs of 400 and more, a tenth of shorter ones."""
-    return min(_MOST_WARMUP_EPOCHS, round(_WARMUP_SHARE * epochs, 2))
-
-
-def normalisation(
-    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel; ImageNet's where none are given, for colour and for grey.
+def read_part(record: type[Record], file: Path) -> Record:
+    """Some of the settings of a run: those that are fields of `record`, a dataclass.
 
     Raises:
-        UsageError: one without the other, another number of them than channels, or none for other channels.
+        UsageError: one of them is missing or no such value.
     """
-    if (mean is None) != (std is None):
-        raise UsageError("mean and std belong together: give --mean and --std, or neither")
-    if mean is not None and std is not None:
-        if len(mean) != channels or len(std) != channels:
-            raise UsageError(
-                f"mean has {len(mean)} numbers and std {len(std)}: expected {channels}, one a channel of the images"
-            )
-        if min(std) <= 0:
-            raise UsageError(f"std is {list(std)}: expected positive numbers")
-        return tuple(mean), tuple(std)
-    if channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    if channels == 1:
-        return (0.449,), (0.226,)
-    raise UsageError(
-        f"the images have {channels} channels: give --mean and --std with {channels} numbers each, in the "
-        "images' own units (0 to 1 for whole numbers)"
-    )
+    known = [each.name for each in fields(cast("Any", record))]
+    return record(**_values(record, known, _content(file), file))
 
 
-def paper_drop_path(model_name: str) -> float:
-    """The paper's stochastic depth rate for the networks it trained; 0 for all others."""
-    return _PAPER_DROP_PATH.get(model_name.partition(".")[0], 0.0)
+def resumed(own: S, asked: S, where: Path) -> S:
+    """The settings of a run that goes on: its own, but for what belongs to the machine or can only be passed in Python.
+
+    Raises:
+        UsageError: other settings were asked for.
+    """
+    default, taken, changed = type(asked)(), dict[str, Any](), list[str]()
+    for each in fields(asked):
+        value = getattr(asked, each.name)
+        if "type" in each.metadata and not isinstance(value, str | int | float | None):
+            taken[each.name] = value
+        elif each.name == "resume" or value == getattr(default, each.name):
+            continue
+        elif each.name in asked.may_change:
+            taken[each.name] = value
+        elif _plain(value) != _plain(getattr(own, each.name)):
+            changed.append(each.name)
+    if changed:
+        raise UsageError(
+            f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(asked.may_change)} may "
+            "differ), or start a new run"
+        )
+    return replace(own, **taken)
 
 
-def drop_path_of(config: Mapping[str, Any]) -> float:
-    """The stochastic depth rate of a run: the one set, or else the paper's."""
-    rate = config["drop_path"]
-    return paper_drop_path(config["model"]) if rate is None else rate
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} is not the config of a run: it holds no lines of `key: value`")
+    return cast("dict[str, Any]", content)
 
 
-def check_shares(**shares: float | None) -> None:
-    """Raise UsageError unless each is within 0 and 1 (1 excluded); None passes."""
-    for name, value in shares.items():
-        if value is not None and not 0 <= value < 1:
-            raise UsageError(f"{name} is {value}: expected a share from 0 up to (not including) 1")
+def _values(record: type, names: Iterable[str], content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Of each name the value that the file has, of the type that the record wants."""
+    described: dict[str, Field[Any]] = {each.name: each for each in fields(cast("Any", record))}
+    before = {name: each.metadata["before"] for name, each in described.items() if "before" in each.metadata}
+    values = {name: (before | content)[name] for name in names if name in content or name in before}
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise UsageError(f"{file} lacks {_some(missing)}: it is torn, or not the config of a run")
+    return _checked(values, {name: described[name].metadata.get("type", described[name].type) for name in values}, file)
 
 
-def check_positive(**values: float | None) -> None:
-    """Raise UsageError unless each is a number above 0; None passes."""
-    for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{name} is {value}: expected a number above 0")
+def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Values of the types wanted: lists become tuples, whole numbers fractions."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, print_config=None)
+    for name, wanted in types.items():
+        parser.add_argument(f"--{name}", type=wanted)
+    try:
+        return parser.parse_object(dict(values)).as_dict()
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        named = re.search(r'Parser key "(\w+)"', str(error))
+        if named is None:
+            raise UsageError(f"{file} holds a value of the wrong type: {error}") from None
+        wanted = types[named[1]]
+        words = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+        raise UsageError(f"{file}: {named[1]} is {values[named[1]]!r}: expected {words}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Nested values as YAML knows them: no tuples."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in cast("Mapping[Any, Any]", value).items()}
+    return [_plain(inner) for inner in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -1,6 +1,7 @@
 """A feature pyramid (FPN) on any convnet's stages, for detection and segmentation."""
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -32,7 +33,7 @@ class Pyramid(nn.Module):
         return self.fpn(OrderedDict((str(i), each) for i, each in enumerate(maps)))
 
 
-def pyramid_groups(network: nn.Module, pyramid: Pyramid, decay: float) -> list[dict]:
+def pyramid_groups(network: nn.Module, pyramid: Pyramid, decay: float) -> list[dict[str, Any]]:
     """Optimiser groups: the backbone's decayed layer by layer, all else at the full rate.
 
     What of the backbone lies behind its deepest stage is left out: no gradient reaches it.

@@ -1,11 +1,6 @@
 """The recipe of fine-tuning (SparK paper, appendix), scaled to the data at hand; nothing here needs torch."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
-
-from ..errors import UsageError
-from ..runs.settings import check_positive, check_shares
 
 _MOST_EPOCHS, _FEWEST_EPOCHS = 300, 30
 _EPOCHS_OF_ONE_IMAGE = 5000
@@ -45,29 +40,3 @@ def measure_every(epochs: int) -> int:
     """Epochs between measurements: a divisor of `epochs`, for at most about twenty of them."""
     most = max(1, epochs // 20)
     return max(n for n in range(1, 2 * most + 1) if epochs % n == 0)
-
-
-def check_training(config: Mapping[str, Any]) -> None:
-    """What can be seen to be wrong with the settings of any training here without reading anything."""
-    names = ("epochs", "batch_size", "learning_rate", "layer_decay", "checkpoint_minutes")
-    check_positive(**{name: config[name] for name in names})
-    for name in ("mixup", "cutmix", "weight_decay", "warmup_epochs", "seed", "workers"):
-        if config.get(name) is not None and config[name] < 0:
-            raise UsageError(f"{name} is {config[name]}: expected a number that is not negative")
-    check_shares(drop_path=config["drop_path"])
-    if config["layer_decay"] is not None and config["layer_decay"] > 1:
-        raise UsageError(f"layer_decay is {config['layer_decay']}: expected a number above 0 and at most 1")
-
-
-def check(config: Mapping[str, Any]) -> None:
-    """What can be seen to be wrong with the settings of `finetune` without reading anything."""
-    check_training(config)
-    for name in ("mix_share", "erase"):
-        if not 0 <= config[name] <= 1:
-            raise UsageError(f"{name} is {config[name]}: expected a share from 0 to 1")
-    check_shares(smoothing=config["smoothing"])
-    if not 0 < config["fraction"] <= 1:
-        raise UsageError(f"fraction is {config['fraction']}: expected a share of the labels, above 0 and at most 1")
-    low, high = config["crop_scale"]
-    if not 0 < low <= high <= 1:
-        raise UsageError(f"crop_scale is {[low, high]}: expected two shares of the area, 0 < smallest <= largest <= 1")

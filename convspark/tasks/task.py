@@ -1,76 +1,99 @@
-"""What a fine-tuning, a detector's and a segmenter's training have in common."""
+"""What a task is: the contract that classification, detection and segmentation keep, and what they share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoints.origin import Origin, find_weights
 from ..data.dataset import PretrainImages
-from ..runs import settings
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
-from ..runs.folder import RunFolder
 from ..runs.loading import TrainLoader
 from ..runs.module import TrainingModule
+from ..runs.numbers import count
+from ..runs.run import Run
 from ..runs.schedule import Schedule
 from . import recipe
 from .keep_best import KeepBest
-from .weights import Origin, find_weights
+from .settings import TaskSettings
 
+S = TypeVar("S", bound=TaskSettings)
 R = TypeVar("R")
 
 
-class Task(ABC, Generic[R]):
-    """A command's arguments, resolved, with what they stand for: data read, network built.
+class Chosen(NamedTuple):
+    """How long, in which steps and how fast a task trains: as it was asked, or as it chooses."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_epochs: float | None = None
+    accumulate: int = 1
+
+
+class Task(ABC, Generic[S, R]):
+    """A run of a task that could start: settings resolved, data read, network built.
+
+    A subclass says, in this order, what it reads, what it chooses, what it builds, how it describes itself, and how it
+    trains and measures.
 
     Attributes:
-        config: the arguments but for `out` and `resume`; None of them is to be chosen any more.
+        settings: the run's, resolved.
         origin: of the weights.
         numbers: of the steps.
+        learning_rate: the peak.
+        layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
 
     Raises:
-        ConvsparkError: whatever is wrong with the arguments; nothing was written yet.
+        ConvsparkError: whatever is wrong with the settings; nothing was written yet.
     """
 
-    command: ClassVar[str]
-    layer_decay: ClassVar[float]
-    """By default, of weights that were trained before."""
+    usual_layer_decay: ClassVar[float]
+    """Where none was asked for, of weights that were trained before."""
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        c = self.config = {name: value for name, value in arguments.items() if name not in ("out", "resume")}
-        self.check()
-        if arguments["out"] is not None and arguments["resume"] is None:
-            RunFolder(arguments["out"]).check_new()
-        self.origin: Origin = find_weights(c["weights"], c["model"])
+    can_accumulate: ClassVar[bool] = False
+    """Whether the command can divide a batch into passes."""
+
+    def __init__(self, run: Run[S]) -> None:
+        self.settings: S = run.settings
+        self.settings.check()
+        self.origin: Origin = find_weights(self.settings.weights, self.settings.model)
         self.origin.check_pictures()
         images = self.read()
-        self.device = choose_device(c["device"])
-        c["precision"] = self.choose_precision()
-        c["model"] = self.origin.model  # so that the folder can be used as WEIGHTS
-        self.fill_in(images)
-        if c["layer_decay"] is None:
-            c["layer_decay"] = 1.0 if self.origin.is_random else self.layer_decay
-        self.numbers = settings.count(
-            images, c["batch_size"], c["epochs"], c.get("warmup_epochs"), c.get("accumulate", 1)
+        self.device = choose_device(self.settings.device)
+        precision = self.choose_precision()
+        chosen = self.choose(images)
+        self.numbers = count(images, chosen.batch_size, chosen.epochs, chosen.warmup_epochs, chosen.accumulate)
+        self.learning_rate = chosen.learning_rate
+        self.layer_decay = 1.0 if self.origin.is_random else self.usual_layer_decay
+        if self.settings.layer_decay is not None:
+            self.layer_decay = self.settings.layer_decay
+        workers = self.settings.workers
+        self.workers = default_workers(self.device) if workers is None else workers
+        self.settings = replace(
+            self.settings,
+            model=self.origin.model,  # so that the folder can be used as WEIGHTS
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            learning_rate=chosen.learning_rate,
+            layer_decay=self.layer_decay,
+            precision=precision,
         )
-        self.workers = default_workers(self.device) if c["workers"] is None else c["workers"]
         self.network = self.build().train()
-
-    @abstractmethod
-    def check(self) -> None:
-        """Refuse arguments that can be seen to be wrong without reading anything."""
 
     @abstractmethod
     def read(self) -> int:
         """Read the data; the number of pictures to train on."""
 
     @abstractmethod
-    def fill_in(self, images: int) -> None:
-        """Choose epochs, batch size and learning rate where they were not given."""
+    def choose(self, images: int) -> Chosen:
+        """Epochs, batch size and learning rate for so many pictures, where they were not asked for."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -81,15 +104,22 @@ class Task(ABC, Generic[R]):
         """The effective numbers, for the log."""
 
     @abstractmethod
-    def train(self, folder: RunFolder, started: float) -> R:
-        """Train, measure, and leave what belongs into the folder.
+    def fit_and_measure(self, run: Run[S]) -> R:
+        """Train (`fit`), measure, and leave weights and pictures in the run's folder."""
 
-        Args:
-            started: when the command was called, as `time.monotonic` has it.
-        """
+    @property
+    def name(self) -> str:
+        """Of the run folder, where none was asked for."""
+        return f"{self.settings.kind}-{self.origin.model}"
 
-    def choose_precision(self) -> str:
-        return choose_precision(self.config["precision"], self.device)
+    def train(self, run: Run[S]) -> R:
+        """As `fit_and_measure`, with the result in `results.json` too."""
+        result = self.fit_and_measure(run)
+        run.keep(result)
+        return result
+
+    def choose_precision(self) -> Literal["fp32", "bf16"]:
+        return choose_precision(self.settings.precision, self.device)
 
     def in_channels_last(self, network: nn.Module) -> nn.Module:
         """Its weights where that is faster."""
@@ -97,12 +127,12 @@ class Task(ABC, Generic[R]):
 
     @property
     def schedule(self) -> Schedule:
-        c, n = self.config, self.numbers
-        return Schedule(c["learning_rate"], n.steps, n.warmup_steps, (c["weight_decay"], c["weight_decay"]))
+        decay = self.settings.weight_decay
+        return Schedule(self.learning_rate, self.numbers.steps, self.numbers.warmup_steps, (decay, decay))
 
     def fit(
         self,
-        folder: RunFolder,
+        run: Run[S],
         module: TrainingModule,
         dataset: PretrainImages,
         validation: DataLoader[Any],
@@ -110,24 +140,24 @@ class Task(ABC, Generic[R]):
         collate: Callable[..., Any] | None = None,
     ) -> KeepBest:
         """Train to the end, from the folder's last checkpoint where there is one; keeps the best weights."""
-        c, n = self.config, self.numbers
+        s, n = self.settings, self.numbers
         pin = self.device.type == "cuda"
-        train = TrainLoader(dataset, n.batch_size, n.accumulate, c["seed"], self.workers, pin, collate)
-        best = KeepBest(folder)
+        train = TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate)
+        best = KeepBest(run.folder)
         fit(
             module,
-            folder,
+            run.folder,
             train,
             validation,
             device=self.device,
-            precision=c["precision"],
-            epochs=c["epochs"],
+            precision=s.precision,
+            epochs=n.epochs,
             gradient_clip=gradient_clip,
             callbacks=[best],
-            checkpoint_minutes=c["checkpoint_minutes"],
-            measure_every=recipe.measure_every(c["epochs"]),
-            go_on=f"convspark {self.command} --resume {folder.path}",
-            can_accumulate="accumulate" in c,
+            checkpoint_minutes=s.checkpoint_minutes,
+            measure_every=recipe.measure_every(n.epochs),
+            go_on=f"convspark {s.kind} --resume {run.folder.path}",
+            can_accumulate=self.can_accumulate,
         )
         return best
 

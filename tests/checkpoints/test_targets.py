@@ -10,11 +10,11 @@ from torchvision import models
 
 from convspark.checkpoints import targets
 from convspark.checkpoints.card import read_facts
-from convspark.checkpoints.export import export_timm
-from convspark.cli.export import _warn_of_untrained, export
+from convspark.checkpoints.export import _warn_of_untrained, export
+from convspark.checkpoints.origin import find_weights
+from convspark.checkpoints.to_timm import export_timm
 from convspark.cli.main import main
 from convspark.errors import ConvsparkError, UsageError
-from convspark.tasks.weights import find_weights
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 

@@ -46,9 +46,7 @@ def test_every_step_has_a_mask_of_its_own_and_held_out_images_always_the_same(pi
     pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, "seed": 7})
     masks = [words for words in asked if words[1] == Use.MASK]
     assert [words[:3] for words in masks] == [(7, Use.MASK, step) for step in range(8)]
-    assert [words for words in asked if words[1] == Use.HELD_OUT_MASK] == [
-        (7, Use.HELD_OUT_MASK, 0)
-    ] * 4  # measured and drawn, twice each
+    assert [words for words in asked if words[1] == Use.HELD_OUT_MASK] == [(7, Use.HELD_OUT_MASK, 0)] * 4
 
 
 def test_a_run_leaves_the_global_generator_alone(pictures, small, tmp_path):

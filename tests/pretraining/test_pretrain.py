@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from dataclasses import fields
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +21,9 @@ from convspark.errors import DataError, DivergedError, UsageError
 from convspark.pretraining import compile as compiling
 from convspark.pretraining import plan
 from convspark.pretraining.build import load_run
-from convspark.pretraining.command import default_arguments, pretrain
+from convspark.pretraining.command import pretrain
 from convspark.pretraining.estimate import estimate, resolved_config
+from convspark.pretraining.settings import PretrainSettings
 from convspark.runs import fit
 
 
@@ -125,7 +127,8 @@ def test_export_loads_in_plain_timm(finished):
 
 def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
-    assert set(config) == set(default_arguments()) - {"out", "resume"}
+    assert config.pop("kind") == "pretrain"
+    assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume"}
     unresolved = {name for name, value in config.items() if value is None}
     assert unresolved <= {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
     images = config.pop("images")
@@ -164,6 +167,19 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(small, tmp_path, 
     kept = ("epoch", "step", "train_loss", "held_out_loss", "learning_rate")
     rows = [[[row[name] for name in kept] for row in metrics(r.folder)] for r in (whole, resumed)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("files", [False, True], ids=["dataset", "files"])
+def test_datasets_are_passed_again_where_a_run_goes_on(pictures, small, tmp_path, files):
+    small = small | {"epochs": 1, "picture_epochs": 0, "batch_size": 13}
+    images, kept = str(pictures) if files else Pictures(), Pictures(3)
+    whole = pretrain(images, held_out=kept, out=str(tmp_path / "run"), **small)
+    for name in ("checkpoints/last.ckpt", "metrics.csv"):
+        (whole.folder / name).unlink()
+    with pytest.raises(UsageError, match="held out a Dataset: pass it again"):
+        pretrain(None if files else images, resume=str(whole.folder))
+    again = pretrain(None if files else images, held_out=kept, resume=str(whole.folder))
+    assert again.held_out_loss == whole.held_out_loss is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -235,8 +251,8 @@ def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
 def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):
     small = small | {"model": "resnet10t", "model_args": {"output_stride": 16}, "size": 32, "epochs": 1}
     result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
-    model, config = load_run(result.folder)
-    assert model.patch_size == (16, 16) and config["patch_size"] == 16
+    model, settings = load_run(result.folder)
+    assert model.patch_size == (16, 16) and settings.patch_size == 16
     loaded = timm.create_model(f"local-dir:{result.export.folder}", pretrained=True)
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert loaded.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)

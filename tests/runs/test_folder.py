@@ -10,10 +10,11 @@ from convspark.runs import folder as run_folder
 from convspark.runs.folder import RunFolder, write_environment
 
 
-def test_creates_its_parts_and_takes_an_empty_folder(tmp_path):
+def test_takes_an_empty_folder_and_makes_one_that_is_not_there(tmp_path):
     (tmp_path / "run").mkdir()
-    folder = RunFolder.create(tmp_path / "run")
-    assert folder.checkpoints.is_dir() and folder.pictures.is_dir()
+    for path in (tmp_path / "run", tmp_path / "runs" / "other"):
+        RunFolder.create(path)
+        assert path.is_dir() and not list(path.iterdir())
 
 
 def test_refuses_what_exists_and_tells_how_to_go_on(tmp_path):

@@ -1,62 +1,106 @@
-"""From what was asked for to the numbers of a run."""
+"""Settings are written and read in one place: whole, of the right types, by the right command."""
+
+import inspect
+from dataclasses import fields, replace
 
 import pytest
+import yaml
 
+import convspark
 from convspark.errors import UsageError
-from convspark.runs import settings
+from convspark.pretraining.settings import PretrainSettings
+from convspark.runs.folder import RunFolder
+from convspark.runs.settings import as_yaml, kind_of, read_settings, resumed
+from convspark.tasks.classification.settings import FinetuneSettings
+from convspark.tasks.comparison.command import CompareSettings
+from convspark.tasks.detection.settings import DetectSettings
+from convspark.tasks.segmentation.settings import SegmentSettings
 
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [(224, (224, 224)), ("224", (224, 224)), ("192x256", (192, 256)), ((64, 32), (64, 32)), (" 64 X 32 ", (64, 32))],
+COMMANDS = [PretrainSettings, FinetuneSettings, DetectSettings, SegmentSettings, CompareSettings]
+PRETRAINED = PretrainSettings(
+    "pictures: many",
+    model_args={"output_stride": 16, "nested": {"a": [1, 2]}},
+    stages=["layer1", "layer2"],
+    size="64x96",
+    betas=(0.9, 0.95),
+    mean=[0.5, 0.5, 0.5],
+    held_out="elsewhere",
 )
-def test_sizes(given, expected):
-    assert settings.parse_size(given) == expected
-    assert settings.parse_size(settings.format_size(expected)) == expected
 
 
-@pytest.mark.parametrize("given", [0, -1, "big", "224x", "1x2x3", (1, 2, 3), "0x5"])
-def test_refuses_what_is_no_size(given):
-    with pytest.raises(UsageError, match="192x256"):
-        settings.parse_size(given)
+@pytest.mark.parametrize("settings", [PRETRAINED, *(command() for command in COMMANDS)], ids=lambda s: s.kind)
+def test_reading_gives_back_what_was_written(settings, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(as_yaml(replace(settings, out="somewhere"), "Two\nlines"))
+    assert read_settings(type(settings), file) == settings
+    assert kind_of(file) == settings.kind
+    assert "out" not in yaml.safe_load(file.read_text())
 
 
-def test_counts_steps_with_the_last_batch_filled_up():
-    numbers = settings.count(100, 32, epochs=10, warmup_epochs=0.5)
-    assert (numbers.steps_per_epoch, numbers.steps, numbers.warmup_steps) == (4, 40, 2)
-
-
-def test_chooses_a_batch_that_fits_and_divides():
-    assert settings.count(1000, None, 1, 0).batch_size == 64
-    assert settings.count(10, None, 1, 0).batch_size == 10
-    assert settings.count(10, None, 1, 0, accumulate=4).batch_size == 8
-
-
-def test_warmup_is_a_tenth_and_never_more_than_the_papers():
-    assert settings.count(64, 64, 20, None).warmup_steps == 2
-    assert settings.count(64, 64, 1600, None).warmup_steps == 40
+def test_a_file_that_is_torn_anywhere_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    whole = as_yaml(PRETRAINED)
+    for length in range(whole.rindex(":")):  # within the last value no reader could tell
+        file.write_text(whole[:length])
+        with pytest.raises(UsageError, match=str(file)):
+            read_settings(PretrainSettings, file)
+    file.write_text(whole[: whole.index("mean:")])
+    with pytest.raises(UsageError, match=r"config\.yaml lacks 'mean', 'std', 'seed'.*torn"):
+        read_settings(PretrainSettings, file)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("line", "words"),
     [
-        ({"batch_size": 65}, "batch_size is 65.*64 images.*--batch-size 64"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"warmup_epochs": 11}, "warmup_epochs is 11"),
-        ({"batch_size": 10, "accumulate": 4}, "--batch-size 12"),
-        ({"accumulate": 0}, "accumulate is 0"),
+        ("epochs: many", "epochs is 'many': expected int"),
+        ("betas: [0.9]", r"betas is \[0.9\]: expected tuple"),
+        ("decoder: thin", "decoder is 'thin': expected .*paper"),
+        ("learning_rat: 1", "`convspark pretrain`, which does not know 'learning_rat'"),
     ],
 )
-def test_refuses_numbers_that_do_not_go_together(arguments, words):
+def test_a_foreign_key_or_value_is_named(line, words, tmp_path):
+    file = tmp_path / "config.yaml"
+    key = line.partition(":")[0]
+    file.write_text("".join(f"{each}\n" for each in as_yaml(PRETRAINED).splitlines() if not each.startswith(f"{key}:")))
+    with file.open("a") as opened:
+        opened.write(f"{line}\n")
     with pytest.raises(UsageError, match=words):
-        settings.count(**{"images": 64, "batch_size": 32, "epochs": 10, "warmup_epochs": 1, **arguments})
+        read_settings(PretrainSettings, file)
 
 
-def test_normalisation():
-    assert settings.normalisation(3, None, None)[0] == (0.485, 0.456, 0.406)
-    assert len(settings.normalisation(1, None, None)[1]) == 1
-    assert settings.normalisation(2, [0.1, 0.2], [1, 2]) == ((0.1, 0.2), (1, 2))
-    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0])]:
-        with pytest.raises(UsageError, match=r"mean|std"):
-            settings.normalisation(channels, mean, std)
+def test_a_run_of_old_is_read(tmp_path):
+    """Its kind stood in a comment, and neither `decoder` nor `compile` were settings."""
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "config.yaml"
+    old = yaml.safe_load(as_yaml(PRETRAINED))
+    for name in ("kind", "decoder", "compile"):
+        del old[name]
+    head = "# The settings of this run, resolved. Again, elsewhere: convspark pretrain --config config.yaml\n"
+    file.write_text(head + yaml.safe_dump(old))
+    assert read_settings(PretrainSettings, file) == replace(PRETRAINED, decoder="paper", compile=False)
+    file.write_text(file.read_text().replace("convspark pretrain", "convspark segment"))
+    with pytest.raises(UsageError, match="is a run of `convspark segment`, not of pretrain"):
+        RunFolder.open(file.parent, PretrainSettings)
+
+
+def test_a_run_goes_on_with_its_own_settings_but_for_the_machines(tmp_path):
+    own = replace(PRETRAINED, device="cpu", epochs=7, mask_ratio=0.5)
+    pictures = [object()]
+    asked = PretrainSettings(pictures, resume="run", device="cuda", workers=3, epochs=7, betas=(0.9, 0.95))
+    expected = replace(own, images=pictures, device="cuda", workers=3)
+    assert resumed(own, asked, tmp_path) == expected
+    with pytest.raises(UsageError, match="leave out --out, --mask-ratio, --seed"):
+        resumed(own, PretrainSettings(resume="run", seed=3, mask_ratio=0.7, out="other"), tmp_path)
+
+
+@pytest.mark.parametrize("settings", COMMANDS, ids=lambda each: each.kind)
+def test_a_command_takes_its_settings_as_arguments_and_describes_each(settings):
+    function = getattr(convspark, settings.kind)
+    parameters = inspect.signature(function).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == {
+        each.name: each.default for each in fields(settings)
+    }
+    lines = [line.strip().partition(":")[0] for line in (function.__doc__ or "").splitlines()]
+    assert {each.name for each in fields(settings)} <= set(lines)
+    with pytest.raises(TypeError, match="learning_rat"):
+        function(learning_rat=1)

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional as F
 
+from convspark.checkpoints.origin import find_weights
 from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
 from convspark.tasks.detection import network as detection
@@ -21,7 +22,6 @@ from convspark.tasks.detection.network import build_detector, detections_in
 from convspark.tasks.segmentation.command import segment
 from convspark.tasks.segmentation.data import IGNORED, read_label_maps
 from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
-from convspark.tasks.weights import find_weights
 
 COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
 

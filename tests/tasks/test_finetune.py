@@ -22,10 +22,10 @@ from convspark.tasks.classification import network as classify
 from convspark.tasks.classification import train as finetuning
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.classification.network import ClassifyModule, Scores
+from convspark.tasks.classification.settings import read_result
 from convspark.tasks.comparison.command import compare
 from convspark.tasks.features.embed import embed
 from convspark.tasks.features.probe import probe
-from convspark.tasks.results import read_result
 
 SMALL = {"size": 32, "batch_size": 12, "workers": 0, "device": "cpu", "precision": "fp32"}
 

@@ -4,47 +4,13 @@ The command line's `convspark finetune` is this function. Its module imports no 
 describe it at once.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from ...runs.run import run_task
-from ..results import FinetuneResult
-
-if TYPE_CHECKING:
-    from .train import Finetuning
+from ...runs.run import carry_out
+from ...runs.settings import command
+from .settings import FinetuneResult, FinetuneSettings
 
 
-def finetune(
-    weights: str | None = None,
-    data: str | None = None,
-    *,
-    model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    size: int | str | None = None,
-    fraction: float = 1.0,
-    out: str | None = None,
-    resume: str | None = None,
-    optimizer: Literal["adamw", "lamb"] = "adamw",
-    learning_rate: float | None = None,
-    warmup_epochs: float | None = None,
-    weight_decay: float = 0.05,
-    layer_decay: float | None = None,
-    drop_path: float = 0.0,
-    accumulate: int = 1,
-    mixup: float = 0.1,
-    cutmix: float = 1.0,
-    mix_share: float = 0.5,
-    smoothing: float = 0.1,
-    policy: bool = True,
-    erase: float = 0.25,
-    crop_scale: tuple[float, float] = (0.25, 1.0),
-    val_share: float = 0.2,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    workers: int | None = None,
-    checkpoint_minutes: float = 10.0,
-) -> FinetuneResult:
+@command(FinetuneSettings)
+def finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune a network to classify your own labelled pictures, and measure it.
 
     Args:
@@ -82,10 +48,6 @@ def finetune(
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `pretrain`.
     """
-    return run_task(finetune, locals(), _task)
+    from .train import Classification
 
-
-def _task(arguments: dict[str, Any]) -> "Finetuning":
-    from .train import Finetuning
-
-    return Finetuning(arguments)
+    return carry_out(settings, Classification)

@@ -11,7 +11,7 @@ import torch
 from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
@@ -57,6 +57,11 @@ def with_classifier(network: nn.Module, classes: int, seed: int) -> nn.Module:
         return Headed(network, classes)
 
 
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network that normalise by the pictures of a pass."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
 class ClassifyModule(TrainingModule):
     """Trains a classifier on mixed pictures, with an average of its weights (EMA) measured beside it.
 
@@ -92,9 +97,8 @@ class ClassifyModule(TrainingModule):
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        for module in self.network.modules() if self._keep_statistics else ():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        for module in batch_norms(self.network) if self._keep_statistics else ():
+            module.eval()
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -112,8 +116,12 @@ class ClassifyModule(TrainingModule):
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         """What could be the best weights so far: validation top-1, name, network."""
-        kinds = {"val": ("raw", self.network), "ema": ("EMA", self.average.module)}
-        return [(self.measured[f"{kind}_top1"], *kinds[kind]) for kind in kinds if self.measured]
+        if not self.measured:
+            return []
+        return [
+            (self.measured["val_top1"], "raw", self.network),
+            (self.measured["ema_top1"], "EMA", self.average.module),
+        ]
 
     def describe_measured(self) -> str:
         if not self.measured:

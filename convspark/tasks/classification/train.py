@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,24 +14,24 @@ from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim.lamb import Lamb
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints.export import export_timm
+from ...checkpoints.to_timm import export_timm
 from ...errors import UsageError
 from ...files import write_text
 from ...report.confusion import confusion_matrix
-from ...runs import settings
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
+from ...runs.numbers import format_size
+from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from .. import recipe
 from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
-from ..results import FinetuneResult
-from ..task import Task, adamw
+from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
 from .data import LabelledData, read_labelled
-from .network import ClassifyModule, Headed, Predictions, labelled_loader, predict, remedy, with_classifier
+from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
+from .settings import FinetuneResult, FinetuneSettings
 
 logger = logging.getLogger(__name__)
 
@@ -39,39 +39,36 @@ _FEWEST_TO_NORMALISE = 8  # pictures of a forward pass
 _LEAST_LEARNED = 0.1  # of the way from chance to perfect
 
 
-class Finetuning(Task[FinetuneResult]):
-    """The arguments of `finetune`, resolved, with what they stand for."""
+class Classification(Task[FinetuneSettings, FinetuneResult]):
+    """A linear classifier and the network under it, on labelled pictures."""
 
-    command = "finetune"
-    layer_decay = 0.7
-
-    def check(self) -> None:
-        recipe.check(self.config)
+    usual_layer_decay = 0.7
+    can_accumulate = True
 
     def read(self) -> int:
-        c = self.config
-        every = read_labelled(c["data"], c["val_share"], c["seed"])
-        self.data: LabelledData = every.with_fraction(c["fraction"], c["seed"])
+        s = self.settings
+        self.size = self.origin.sides(s.size)
+        self.settings = replace(s, size=format_size(self.size))
+        every = read_labelled(s.data, s.val_share, s.seed)
+        self.data: LabelledData = every.with_fraction(s.fraction, s.seed)
         return len(self.data.train)
 
-    def fill_in(self, images: int) -> None:
-        c = self.config
-        c["size"] = settings.format_size(self.origin.sides(c["size"]))
-        c["epochs"] = c["epochs"] or recipe.default_epochs(images)
-        c["batch_size"] = c["batch_size"] or recipe.default_batch_size(images)
-        if c["learning_rate"] is None:
-            c["learning_rate"] = recipe.default_learning_rate(c["optimizer"], c["batch_size"])
+    def choose(self, images: int) -> Chosen:
+        s = self.settings
+        batch_size = s.batch_size or recipe.default_batch_size(images)
+        rate = s.learning_rate or recipe.default_learning_rate(s.optimizer, batch_size)
+        return Chosen(s.epochs or recipe.default_epochs(images), batch_size, rate, s.warmup_epochs, s.accumulate)
 
     def build(self) -> nn.Module:
-        c = self.config
-        if self.numbers.images_a_pass % 2:
+        s, n = self.settings, self.numbers
+        if n.images_a_pass % 2:
             raise UsageError(
-                f"batch_size is {c['batch_size']} and accumulate {c['accumulate']}: expected an even number of "
+                f"batch_size is {n.batch_size} and accumulate {n.accumulate}: expected an even number of "
                 "pictures in each forward pass, as they are mixed in pairs"
             )
-        network = self.origin.build(c["seed"], c["drop_path"])
+        network = self.origin.build(s.seed, s.drop_path)
         self.origin.check_size(network, self.size)
-        made = with_classifier(network, len(self.data.classes), counted_seed(c["seed"], Use.CLASSIFIER))
+        made = with_classifier(network, len(self.data.classes), counted_seed(s.seed, Use.CLASSIFIER))
         self._tell_of_small_passes(made)
         return self.in_channels_last(made)
 
@@ -85,7 +82,7 @@ class Finetuning(Task[FinetuneResult]):
 
     def _tell_of_small_passes(self, network: nn.Module) -> None:
         pictures = self.numbers.images_a_pass
-        if pictures >= _FEWEST_TO_NORMALISE or not any(isinstance(m, _BatchNorm) for m in network.modules()):
+        if pictures >= _FEWEST_TO_NORMALISE or not batch_norms(network):
             return
         logger.warning(
             "BatchNorm over %d pictures at a time is mostly noise%s: better %d or more for each forward pass "
@@ -97,12 +94,8 @@ class Finetuning(Task[FinetuneResult]):
             _FEWEST_TO_NORMALISE,
         )
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return settings.parse_size(self.config["size"])
-
     def describe(self) -> list[str]:
-        c, n, d = self.config, self.numbers, self.data
+        s, n, d = self.settings, self.numbers, self.data
         groups = layer_groups(self.network, getattr(self.network, "stages", None))[1]
         split = f"{len(d.val)} to validate with{' (split off)' if d.val_is_split else ''}"
         if d.test:
@@ -110,56 +103,56 @@ class Finetuning(Task[FinetuneResult]):
         return [
             f"network   {self.origin.model}, weights of {self.origin.given}",
             f"pictures  {len(d.train)} of {len(d.classes)} classes to train on, {split}, {len(d.bad)} unreadable",
-            f"training  {c['epochs']} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {c['size']} pixels",
-            f"optimiser {c['optimizer']}, learning rate {c['learning_rate']:.3g}, decayed by {c['layer_decay']:g} over "
-            f"{groups} layer groups, weight decay {c['weight_decay']:g}",
-            f"device    {describe_device(self.device)}, {describe_precision(c['precision'], self.device)}, "
+            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {s.size} pixels",
+            f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, decayed by {self.layer_decay:g} over "
+            f"{groups} layer groups, weight decay {s.weight_decay:g}",
+            f"device    {describe_device(self.device)}, {describe_precision(s.precision, self.device)}, "
             f"{self.workers} workers",
         ]
 
-    def train(self, folder: RunFolder, started: float) -> FinetuneResult:
-        c, n, origin = self.config, self.numbers, self.origin
+    def fit_and_measure(self, run: Run[FinetuneSettings]) -> FinetuneResult:
+        s, origin = self.settings, self.origin
         classes = len(self.data.classes)
         mix = Mixup(
-            c["mixup"],
-            c["cutmix"],
-            prob=c["mix_share"] if c["mixup"] or c["cutmix"] else 0.0,
-            label_smoothing=c["smoothing"],
+            s.mixup,
+            s.cutmix,
+            prob=s.mix_share if s.mixup or s.cutmix else 0.0,
+            label_smoothing=s.smoothing,
             num_classes=classes,
         )
-        if not (c["mixup"] or c["cutmix"]):
+        if not (s.mixup or s.cutmix):
             mix.mixup_enabled = False
-        loss = BinaryCrossEntropy() if c["optimizer"] == "lamb" else SoftTargetCrossEntropy()
-        make = partial(_make_optimizer, self.network, c["optimizer"], c["layer_decay"])
+        loss = BinaryCrossEntropy() if s.optimizer == "lamb" else SoftTargetCrossEntropy()
+        make = partial(_make_optimizer, self.network, s.optimizer, self.layer_decay)
         module = ClassifyModule(
             self.network,
             make,
             self.schedule,
             mix,
             loss,
-            recipe.ema_decay(n.steps),
-            c["seed"],
+            recipe.ema_decay(self.numbers.steps),
+            s.seed,
             keep_statistics=self.keeps_statistics,
         )
         transform = FinetuneTransform(
             size=self.size,
             mean=origin.mean,
             std=origin.std,
-            scale=tuple(c["crop_scale"]),
-            policy=c["policy"],
-            erase=c["erase"],
+            scale=s.crop_scale,
+            policy=s.policy,
+            erase=s.erase,
         )
         best = self.fit(
-            folder,
+            run,
             module,
-            LabelledImages(self.data.train, transform, c["seed"]),
+            LabelledImages(self.data.train, transform, s.seed),
             labelled_loader(self.data.val, self.size, origin.mean, origin.std, workers=self.workers),
-            gradient_clip=None if c["optimizer"] == "lamb" else 5.0,
+            gradient_clip=None if s.optimizer == "lamb" else 5.0,
         )
-        return self._measure(module, best, folder, started)
+        return self._measure(module, best, run)
 
-    def _measure(self, module: ClassifyModule, best: KeepBest, folder: RunFolder, started: float) -> FinetuneResult:
-        origin, names = self.origin, self.data.classes
+    def _measure(self, module: ClassifyModule, best: KeepBest, run: Run[FinetuneSettings]) -> FinetuneResult:
+        folder, origin, names = run.folder, self.origin, self.data.classes
         split, labelled = self.data.final
         loader = labelled_loader(labelled, self.size, origin.mean, origin.std, workers=self.workers)
         network = best.restore(module.network)
@@ -181,9 +174,9 @@ class Finetuning(Task[FinetuneResult]):
             last=last.scores,
             recall=_recall(found, names),
             trained_on=len(self.data.train),
-            epochs=self.config["epochs"],
+            epochs=self.numbers.epochs,
             steps=self.numbers.steps,
-            seconds=round(time.monotonic() - started, 1),
+            seconds=run.seconds,
         )
         self._export(network, result, folder)
         return result
@@ -191,7 +184,7 @@ class Finetuning(Task[FinetuneResult]):
     def _export(self, network: nn.Module, result: FinetuneResult, folder: RunFolder) -> None:
         origin = self.origin
         card = {
-            "fine-tuned on": f"{result.trained_on} labelled pictures ({self.config['data']})",
+            "fine-tuned on": f"{result.trained_on} labelled pictures ({self.settings.data})",
             "started from": origin.given,
             "command": f"`{command_line()}`",
             "epochs": f"{result.epochs}, {result.steps} steps",
@@ -220,7 +213,7 @@ class Finetuning(Task[FinetuneResult]):
                 100 * right / len(found.labels),
                 self.data.classes[int(counts.argmax())],
                 100 * counts.max() / len(found.labels),
-                remedy(self.config["learning_rate"]),
+                remedy(self.learning_rate),
             )
 
 

@@ -1,28 +1,62 @@
 """`compare`: did pre-training help on this data? Each initialisation x share of the labels x seed, and a verdict."""
 
-import inspect
-import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ...errors import DivergedError, UsageError
 from ...files import write_text
-from ...runs.folder import RunFolder, default_path
+from ...runs.folder import RunFolder
 from ...runs.logs import run_log
-from ...runs.settings import check_positive
+from ...runs.numbers import check_positive
+from ...runs.run import Run
+from ...runs.settings import Settings, command
 from .. import recipe
 from ..classification.command import finetune
-from ..results import FinetuneResult, read_predictions, read_result
+from ..classification.settings import FinetuneResult, FinetuneSettings, read_predictions, read_result
 from .verdict import Difference, Score, difference, markdown, sentence, summarise
 
 logger = logging.getLogger(__name__)
 
 PRETRAINED = "pre-trained"
-_SETTINGS = "compare.yaml"
+
+
+@dataclass(frozen=True)
+class CompareSettings(Settings):
+    """The arguments of `compare`, described there."""
+
+    kind: ClassVar[str] = "compare"
+    file: ClassVar[str] = "compare.yaml"
+
+    run: str | None = None
+    data: str | None = None
+    _: KW_ONLY
+    against: list[str] | None = None
+    fractions: list[float] | None = None
+    seeds: int = 3
+    epochs: int | None = None
+    batch_size: int | None = None
+    size: int | str | None = None
+    model: str | None = None
+    settings: dict[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen to be wrong without reading anything."""
+        if self.seeds < 1:
+            raise UsageError(f"seeds is {self.seeds}: expected 1 or more")
+        check_positive(epochs=self.epochs, batch_size=self.batch_size)
+        if not self.run:
+            raise UsageError("run is missing: give a run folder, an export folder or a weights file")
+        own = {each.name for each in fields(self)} | {"weights", "fraction", "seed"}
+        unknown = sorted(set(self.settings or {}) - ({each.name for each in fields(FinetuneSettings)} - own))
+        if unknown:
+            raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
+        for fraction in self.fractions or ():
+            if not 0 < fraction <= 1:
+                raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -52,6 +86,7 @@ class Comparison:
 class _Job:
     arm: str
     weights: str
+    model: str | None
     fraction: float
     seed: int
     epochs: int
@@ -63,23 +98,8 @@ class _Job:
         return self.epochs * self.images
 
 
-def compare(
-    run: str | None = None,
-    data: str | None = None,
-    *,
-    against: list[str] | None = None,
-    fractions: list[float] | None = None,
-    seeds: int = 3,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    size: int | str | None = None,
-    out: str | None = None,
-    resume: str | None = None,
-    model: str | None = None,
-    settings: dict[str, Any] | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-) -> Comparison:
+@command(CompareSettings)
+def compare(settings: CompareSettings) -> Comparison:
     """Tell whether pre-training helped on your data: the same fine-tuning from each of several weights, several times.
 
     Args:
@@ -102,75 +122,57 @@ def compare(
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `finetune`.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("out", "resume", "device", "workers")}
     with run_log(only=__name__) as log:
-        folder = _open(arguments, out, resume)
-        asked = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        log.write_to(folder / "log.txt")
-        jobs = _jobs(asked, folder)
-        try:
-            results = _carry_out(jobs, asked, {"device": device, "workers": workers})
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder}") from None
-        return _report(jobs, results, folder, _pretrained_on(asked["run"]))
+        run = Run(settings)
+        asked = run.settings
+        asked.check()
+        if not run.goes_on:
+            _build_all(asked)  # whatever is wrong shows before anything is written
+        with run.begun(asked, "compare", log) as folder:
+            jobs = _jobs(asked, folder.path)
+            try:
+                results = _carry_out(jobs, asked)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
+            report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
+            run.keep(report, "compare.json")
+            return report
 
 
-def _open(arguments: dict[str, Any], out: str | None, resume: str | None) -> Path:
-    """The folder, with the settings in it; a comparison that goes on keeps its own."""
-    if resume is not None:
-        folder = Path(resume)
-        if not (folder / _SETTINGS).is_file():
-            raise UsageError(f"resume is {resume!r}, which is not the folder of a comparison: it has no {_SETTINGS}")
-        kept = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-        defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
-        changed = [n for n, value in arguments.items() if value != defaults[n] and value != kept[n]]
-        if changed:
-            flags = ", ".join("--" + name.replace("_", "-") for name in changed)
-            raise UsageError(f"{resume} goes on with its own settings: leave out {flags}, or start a new comparison")
-        return folder
-    if arguments["seeds"] < 1:
-        raise UsageError(f"seeds is {arguments['seeds']}: expected 1 or more")
-    check_positive(epochs=arguments["epochs"], batch_size=arguments["batch_size"])
-    if not arguments["run"]:
-        raise UsageError("run is missing: give a run folder, an export folder or a weights file")
-    own = {name for name in inspect.signature(finetune).parameters} - {*arguments, "weights", "fraction", "seed", "out"}
-    unknown = sorted(set(arguments["settings"] or {}) - own)
-    if unknown:
-        raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
-    for fraction in arguments["fractions"] or ():
-        if not 0 < fraction <= 1:
-            raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")
-    folder = Path(out) if out is not None else default_path("compare")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = f"go on with `convspark compare --resume {folder}`, or " if (folder / _SETTINGS).is_file() else ""
-        raise UsageError(f"out is {str(folder)!r}, which exists already: {hint}choose another --out")
-    _build_all(_jobs(arguments, folder), arguments)  # whatever is wrong shows before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / _SETTINGS, json.dumps(arguments, indent=2) + "\n")  # JSON is YAML
-    return folder
+def _arms(asked: CompareSettings) -> dict[str, tuple[str, str | None]]:
+    """Of each initialisation, by name, its weights and the `--model` for them.
+
+    What was asked for as `model` belongs to the run; a mere file is taken to be like it.
+    """
+    from ...checkpoints.origin import RANDOM, find_weights
+
+    run = str(asked.run)
+    origin = find_weights(run, asked.model)
+    arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, asked.model)}
+    for other in asked.against or ["random"]:
+        weights = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}.get(other, other)
+        model = asked.model if weights == run else origin.model if Path(weights).is_file() else None
+        find_weights(weights, model)
+        arms[other] = weights, model
+    if len({_safe(arm) for arm in arms}) < len(arms):
+        raise UsageError(f"against is {asked.against}: two of these would have the same folder; rename one")
+    return arms
 
 
-def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
+def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
     """All runs, the shortest first, and those of a pair together: what is stopped early has compared something."""
     from ..classification.data import read_labelled
-    from ..weights import RANDOM, find_weights
 
-    origin = find_weights(asked["run"], asked["model"])
-    arms = {PRETRAINED: asked["run"]}
-    for other in asked["against"] or ["random"]:
-        known = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}
-        arms[other] = known.get(other, other)
-        find_weights(arms[other], _model_of(arms[other], asked["run"], asked["model"], origin.model))
-    if len({_safe(arm) for arm in arms}) < len(arms):
-        raise UsageError(f"against is {asked['against']}: two of these would have the same folder; rename one")
-    data = read_labelled(asked["data"])
-    fractions = sorted(set(asked["fractions"] or [0.1, 1.0]))
-    epochs = asked["epochs"] or recipe.default_epochs(len(data.train))
+    arms = _arms(asked)
+    data = read_labelled(asked.data)
+    fractions = sorted(set(asked.fractions or [0.1, 1.0]))
+    epochs = asked.epochs or recipe.default_epochs(len(data.train))
     images = {fraction: len(data.with_fraction(fraction, 0).train) for fraction in fractions}
     return [
         _Job(
             arm,
             weights,
+            model,
             fraction,
             seed,
             recipe.epochs_at(fraction, epochs),
@@ -178,18 +180,17 @@ def _jobs(asked: dict[str, Any], folder: Path) -> list[_Job]:
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
         for fraction in fractions
-        for seed in range(asked["seeds"])
-        for arm, weights in arms.items()
+        for seed in range(asked.seeds)
+        for arm, (weights, model) in arms.items()
     ]
 
 
-def _build_all(jobs: Sequence[_Job], asked: dict[str, Any]) -> None:
-    """Load the weights of each initialisation once, so that none is found to be missing after hours."""
-    from ..weights import find_weights
+def _build_all(asked: CompareSettings) -> None:
+    """Load the weights of each initialisation once, so that none turns out to be missing after hours."""
+    from ...checkpoints.origin import find_weights
 
-    origin = find_weights(asked["run"], asked["model"])
-    for weights in dict.fromkeys(job.weights for job in jobs):
-        find_weights(weights, _model_of(weights, asked["run"], asked["model"], origin.model)).build()
+    for job in {job.weights: job for job in _jobs(asked, Path())}.values():
+        find_weights(job.weights, job.model).build()
 
 
 def _pretrained_on(run: str) -> int | None:
@@ -198,42 +199,19 @@ def _pretrained_on(run: str) -> int | None:
     return len(files.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if files.is_file() else None
 
 
-def _model_of(weights: str, run: str, asked: str | None, found: str) -> str | None:
-    """`--model` for one of the weights: what was asked for belongs to the run; a mere file is taken to be like it."""
-    if weights == run:
-        return asked
-    return found if Path(weights).is_file() else None
-
-
-def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, Any]) -> list[FinetuneResult]:
+def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
+    from ...checkpoints.origin import find_weights
     from ...runs.progress import format_seconds
-    from ..weights import find_weights
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0
-    origin = find_weights(asked["run"], asked["model"])
-    size = origin.size if asked["size"] is None else asked["size"]
+    size = find_weights(asked.run, asked.model).size if asked.size is None else asked.size
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:
             try:
-                if (job.folder / "config.yaml").is_file():
-                    result = finetune(resume=str(job.folder), **machine)
-                else:
-                    result = finetune(
-                        job.weights,
-                        asked["data"],
-                        model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
-                        fraction=job.fraction,
-                        seed=job.seed,
-                        epochs=job.epochs,
-                        batch_size=asked["batch_size"],
-                        size=size,
-                        out=str(job.folder),
-                        **(asked["settings"] or {}),
-                        **machine,
-                    )
+                result = _finetune(job, asked, size)
             except DivergedError as error:
                 raise DivergedError(
                     f"{job.folder}: {error}. For all runs of a new comparison alike: --settings '{{learning_rate: …}}'"
@@ -256,6 +234,25 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
         )
         results.append(result)
     return results
+
+
+def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> FinetuneResult:
+    if RunFolder(job.folder, FinetuneSettings).config.is_file():
+        return finetune(resume=str(job.folder), device=asked.device, workers=asked.workers)
+    return finetune(
+        job.weights,
+        asked.data,
+        model=job.model,
+        fraction=job.fraction,
+        seed=job.seed,
+        epochs=job.epochs,
+        batch_size=asked.batch_size,
+        size=size,
+        out=str(job.folder),
+        device=asked.device,
+        workers=asked.workers,
+        **(asked.settings or {}),
+    )
 
 
 def _measured(result: FinetuneResult) -> dict[str, float]:
@@ -294,7 +291,6 @@ def _report(
     if collapsed:
         verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
-    write_text(folder / "compare.json", json.dumps(asdict(report), indent=2) + "\n")
     write_text(folder / "compare.md", f"{report}\n")
     accuracy_against_labels(scores, folder / "compare.png")
     return report

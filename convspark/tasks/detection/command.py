@@ -1,38 +1,12 @@
 """`detect`: from weights and annotated pictures to a detector, measured by COCO's average precision."""
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from ...runs.run import run_task
-from ..results import DetectResult
-
-if TYPE_CHECKING:
-    from .train import Detecting
+from ...runs.run import carry_out
+from ...runs.settings import command
+from .settings import DetectResult, DetectSettings
 
 
-def detect(
-    weights: str | None = None,
-    *,
-    train: str | None = None,
-    val: str | None = None,
-    images: str | None = None,
-    val_images: str | None = None,
-    task: Literal["boxes", "masks"] = "boxes",
-    model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int = 4,
-    size: int = 480,
-    out: str | None = None,
-    resume: str | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.05,
-    layer_decay: float | None = None,
-    drop_path: float = 0.0,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    workers: int | None = None,
-    checkpoint_minutes: float = 10.0,
-) -> DetectResult:
+@command(DetectSettings)
+def detect(settings: DetectSettings) -> DetectResult:
     """Train a detector (Faster R-CNN or Mask R-CNN with a feature pyramid) on annotated pictures, and measure it.
 
     Args:
@@ -60,10 +34,6 @@ def detect(
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
     """
-    return run_task(detect, locals(), _task)
+    from .train import Detection
 
-
-def _task(arguments: dict[str, Any]) -> "Detecting":
-    from .train import Detecting
-
-    return Detecting(arguments)
+    return carry_out(settings, Detection)

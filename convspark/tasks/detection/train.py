@@ -1,8 +1,7 @@
 """A detector's training: settings resolved, data read, network built; and how it is trained and measured."""
 
 import json
-import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,12 +10,10 @@ from torchvision.models.detection import FasterRCNN
 from ...errors import UsageError
 from ...files import write_text
 from ...report.detections import draw_detections
-from ...runs.folder import RunFolder
+from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import Pyramid, pyramid_groups
-from ..recipe import check_training
-from ..results import DetectResult
-from ..task import Task, adamw
+from ..task import Chosen, Task, adamw
 from .data import read_scenes
 from .network import (
     DetectModule,
@@ -27,74 +24,68 @@ from .network import (
     detections_in,
     scene_indices,
 )
+from .settings import DetectResult, DetectSettings
 
 _RATE, _RATE_BATCH, _RATE_STEPS = 2.5e-4, 16, 90_000  # the paper's, for COCO
 _HIGHER = 4  # times, at most
 
 
-class Detecting(Task[DetectResult]):
-    """The arguments of `detect`, resolved, with what they stand for."""
+class Detection(Task[DetectSettings, DetectResult]):
+    """A feature pyramid and an R-CNN, on annotated pictures."""
 
-    command = "detect"
-    layer_decay = 0.65
-
-    def check(self) -> None:
-        c = self.config
-        if c["size"] < 32:
-            raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
-        check_training(c)
+    usual_layer_decay = 0.65
 
     def read(self) -> int:
-        c = self.config
-        self.masks = c["task"] == "masks"
-        for name in ("train", "val"):
-            if not c[name]:
+        s = self.settings
+        self.masks = s.task == "masks"
+        for name, source in (("train", s.train), ("val", s.val)):
+            if not source:
                 raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
-        self.scenes = read_scenes(c["train"], c["images"], masks=self.masks)
-        self.val = read_scenes(c["val"], c["val_images"] or c["images"], self.scenes.classes, self.masks)
+        self.scenes = read_scenes(s.train, s.images, masks=self.masks)
+        self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks)
         return len(self.scenes.scenes)
 
-    def choose_precision(self) -> str:
-        auto_on_cpu = self.config["precision"] == "auto" and self.device.type != "cuda"
+    def choose_precision(self) -> Literal["fp32", "bf16"]:
+        auto_on_cpu = self.settings.precision == "auto" and self.device.type != "cuda"
         return "fp32" if auto_on_cpu else super().choose_precision()  # torchvision's operators want fp32 there
 
-    def fill_in(self, images: int) -> None:
-        c = self.config
-        c["epochs"] = c["epochs"] or min(100, max(12, round(12_000 / images)))
-        if c["learning_rate"] is None:
-            c["learning_rate"] = default_rate(c["batch_size"], c["epochs"] * -(-images // c["batch_size"]))
+    def choose(self, images: int) -> Chosen:
+        s = self.settings
+        epochs = s.epochs or min(100, max(12, round(12_000 / images)))
+        rate = s.learning_rate or default_rate(s.batch_size, epochs * -(-images // s.batch_size))
+        return Chosen(epochs, s.batch_size, rate)
 
     def build(self) -> nn.Module:
-        c, origin = self.config, self.origin
-        torch.manual_seed(counted_seed(c["seed"], Use.DETECTOR))
-        backbone = origin.build(c["seed"], c["drop_path"])
-        detector = build_detector(backbone, self.scenes, c["size"], origin.mean, origin.std, self.masks)
+        s, origin = self.settings, self.origin
+        torch.manual_seed(counted_seed(s.seed, Use.DETECTOR))
+        backbone = origin.build(s.seed, s.drop_path)
+        detector = build_detector(backbone, self.scenes, s.size, origin.mean, origin.std, self.masks)
         return self.in_channels_last(detector)
 
     def describe(self) -> list[str]:
-        c, n = self.config, self.numbers
+        n, size = self.numbers, self.settings.size
         things = sum(len(scene.things) for scene in self.scenes.scenes)
         return [
             f"network   {self.origin.model}, weights of {self.origin.given}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",
             f"pictures  {len(self.scenes.scenes)} with {things} objects of {len(self.scenes.classes)} classes to train "
             f"on, {len(self.val.scenes)} to validate with",
-            f"training  {c['epochs']} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {c['size']} pixels",
-            f"optimiser adamw, learning rate {c['learning_rate']:.3g}, layers decayed by {c['layer_decay']:g}",
+            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {size} pixels",
+            f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 
-    def train(self, folder: RunFolder, started: float) -> DetectResult:
-        c, n, channels = self.config, self.numbers, self.origin.channels
+    def fit_and_measure(self, run: Run[DetectSettings]) -> DetectResult:
+        s, folder, channels = self.settings, run.folder, self.origin.channels
         network, pyramid = self.network, self.network.backbone
         assert isinstance(network, FasterRCNN) and isinstance(pyramid, Pyramid)
         kind = "segm" if self.masks else "bbox"
 
         def make() -> torch.optim.Optimizer:
-            return adamw(pyramid_groups(network, pyramid, c["layer_decay"]))
+            return adamw(pyramid_groups(network, pyramid, self.layer_decay))
 
-        module = DetectModule(network, make, self.schedule, self.val, kind, channels, c["seed"])
-        dataset = SceneImages(self.scenes.scenes, channels, c["size"], self.masks, c["seed"])
-        best = self.fit(folder, module, dataset, scene_indices(self.val), collate=collate)
+        module = DetectModule(network, make, self.schedule, self.val, kind, channels, s.seed)
+        dataset = SceneImages(self.scenes.scenes, channels, s.size, self.masks, s.seed)
+        best = self.fit(run, module, dataset, scene_indices(self.val), collate=collate)
         trained = module.network.to(self.device).eval()
         # What was measured after the last epoch is there already, unless the run goes on after it.
         detections = module.detections if module.measured else self._detections(trained)
@@ -104,7 +95,7 @@ class Detecting(Task[DetectResult]):
         torch.save({"model": trained.state_dict()}, folder.path / "detector.pth")
         return DetectResult(
             folder=str(folder.path),
-            task=c["task"],
+            task=s.task,
             weights=self.origin.given,
             pictures=len(self.val.scenes),
             ap=scores["ap"],
@@ -112,9 +103,9 @@ class Detecting(Task[DetectResult]):
             ap75=scores["ap75"],
             by_class=scores["by_class"],
             best=best.best,
-            epochs=c["epochs"],
-            steps=n.steps,
-            seconds=round(time.monotonic() - started, 1),
+            epochs=self.numbers.epochs,
+            steps=self.numbers.steps,
+            seconds=run.seconds,
         )
 
     def _detections(self, network: nn.Module) -> list[dict[str, Any]]:

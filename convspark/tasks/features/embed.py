@@ -56,12 +56,12 @@ def embed(
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     import numpy as np
 
+    from ...checkpoints.origin import find_weights
     from ...data import list_images, scan
     from ...files import written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
     from ...runs.progress import format_seconds
-    from ..weights import find_weights
     from .frozen import frozen_features, picture_loader
 
     with run_log():

@@ -77,11 +77,11 @@ def probe(
         raise UsageError(f"seeds is {seeds} and neighbours {neighbours}: expected 1 or more")
     import numpy as np
 
+    from ...checkpoints.origin import RANDOM, find_weights
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
     from ..classification.data import read_labelled
     from ..classification.network import labelled_loader
-    from ..weights import RANDOM, find_weights
     from .classifiers import classify_features
     from .frozen import frozen_features
 

@@ -1,38 +1,12 @@
 """`segment`: from weights and pictures with a class at every pixel to a segmenter, measured."""
 
-from typing import TYPE_CHECKING, Any, Literal
-
-from ...runs.run import run_task
-from ..results import SegmentResult
-
-if TYPE_CHECKING:
-    from .train import Segmenting
+from ...runs.run import carry_out
+from ...runs.settings import command
+from .settings import SegmentResult, SegmentSettings
 
 
-def segment(
-    weights: str | None = None,
-    *,
-    images: str | None = None,
-    masks: str | None = None,
-    val_images: str | None = None,
-    val_masks: str | None = None,
-    val_share: float = 0.2,
-    model: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    size: int = 256,
-    out: str | None = None,
-    resume: str | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float = 0.05,
-    layer_decay: float | None = None,
-    drop_path: float = 0.0,
-    seed: int = 0,
-    device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    workers: int | None = None,
-    checkpoint_minutes: float = 10.0,
-) -> SegmentResult:
+@command(SegmentSettings)
+def segment(settings: SegmentSettings) -> SegmentResult:
     """Train a network to name the class of every pixel, and measure it by IoU and Dice.
 
     Args:
@@ -60,10 +34,6 @@ def segment(
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
     """
-    return run_task(segment, locals(), _task)
+    from .train import Segmentation
 
-
-def _task(arguments: dict[str, Any]) -> "Segmenting":
-    from .train import Segmenting
-
-    return Segmenting(arguments)
+    return carry_out(settings, Segmentation)

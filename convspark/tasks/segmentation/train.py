@@ -1,7 +1,5 @@
 """A segmenter's training: settings resolved, data read, network built; and how it is trained and measured."""
 
-import time
-
 import numpy as np
 import torch
 from torch import nn
@@ -9,12 +7,10 @@ from torch import nn
 from ...data.scan import hold_out
 from ...errors import UsageError
 from ...report.label_maps import draw_label_maps
-from ...runs.folder import RunFolder
+from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
-from ..recipe import check_training
-from ..results import SegmentResult
-from ..task import Task, adamw
+from ..task import Chosen, Task, adamw
 from .data import read_label_maps
 from .network import (
     MapImages,
@@ -25,72 +21,64 @@ from .network import (
     pixel_counts,
     segment_picture,
 )
+from .settings import SegmentResult, SegmentSettings
 
 _RATE, _RATE_BATCH = 5e-4, 16
 _DRAWN = 4  # pictures
 
 
-class Segmenting(Task[SegmentResult]):
-    """The arguments of `segment`, resolved, with what they stand for."""
+class Segmentation(Task[SegmentSettings, SegmentResult]):
+    """A feature pyramid and a class for every pixel."""
 
-    command = "segment"
-    layer_decay = 0.7
-
-    def check(self) -> None:
-        c = self.config
-        if c["size"] < 32:
-            raise UsageError(f"size is {c['size']}: expected 32 pixels or more")
-        if (c["val_images"] is None) != (c["val_masks"] is None):
-            raise UsageError("val_images and val_masks belong together: give both, or neither")
-        check_training(c)
+    usual_layer_decay = 0.7
 
     def read(self) -> int:
-        c = self.config
-        every = read_label_maps(c["images"], c["masks"])
-        if c["val_images"] is None:
-            train, val = hold_out(range(len(every)), c["val_share"], len(every), c["seed"])
+        s = self.settings
+        every = read_label_maps(s.images, s.masks)
+        if s.val_images is None:
+            train, val = hold_out(range(len(every)), s.val_share, len(every), s.seed)
             if not val:
                 raise UsageError(
                     "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                 )
             self.maps, self.val = every.part(train), every.part(val)
         else:
-            self.maps, self.val = every, read_label_maps(c["val_images"], c["val_masks"], every)
+            self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every)
         return len(self.maps)
 
-    def fill_in(self, images: int) -> None:
-        c = self.config
-        c["epochs"] = c["epochs"] or min(200, max(20, round(12_000 / images)))
-        c["batch_size"] = c["batch_size"] or max(2, min(8, images))
-        if c["learning_rate"] is None:
-            c["learning_rate"] = _RATE * (c["batch_size"] / _RATE_BATCH) ** 0.5
+    def choose(self, images: int) -> Chosen:
+        s = self.settings
+        batch_size = s.batch_size or max(2, min(8, images))
+        epochs = s.epochs or min(200, max(20, round(12_000 / images)))
+        return Chosen(epochs, batch_size, s.learning_rate or _RATE * (batch_size / _RATE_BATCH) ** 0.5)
 
     def build(self) -> nn.Module:
-        c = self.config
-        torch.manual_seed(counted_seed(c["seed"], Use.SEGMENTER))
-        backbone = self.origin.build(c["seed"], c["drop_path"])
+        s = self.settings
+        torch.manual_seed(counted_seed(s.seed, Use.SEGMENTER))
+        backbone = self.origin.build(s.seed, s.drop_path)
         return self.in_channels_last(Segmenter(backbone, len(self.maps.classes)))
 
     def describe(self) -> list[str]:
-        c, n = self.config, self.numbers
+        n = self.numbers
         return [
             f"network   {self.origin.model}, weights of {self.origin.given}, with a feature pyramid",
             f"pictures  {len(self.maps)} to train on, {len(self.val)} to validate with, classes "
             f"{', '.join(self.maps.classes)}",
-            f"training  {c['epochs']} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of {c['size']}",
-            f"optimiser adamw, learning rate {c['learning_rate']:.3g}, layers decayed by {c['layer_decay']:g}",
+            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of "
+            f"{self.settings.size}",
+            f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 
-    def train(self, folder: RunFolder, started: float) -> SegmentResult:
-        c, n, network = self.config, self.numbers, self.network
+    def fit_and_measure(self, run: Run[SegmentSettings]) -> SegmentResult:
+        s, folder, network = self.settings, run.folder, self.network
         mean, std = self.origin.mean, self.origin.std
         assert isinstance(network, Segmenter)
 
         def make() -> torch.optim.Optimizer:
-            return adamw(pyramid_groups(network, network.pyramid, c["layer_decay"]))
+            return adamw(pyramid_groups(network, network.pyramid, self.layer_decay))
 
-        module = SegmentModule(network, make, self.schedule, self.val, mean, std, c["seed"])
-        best = self.fit(folder, module, MapImages(self.maps, c["size"], mean, std, c["seed"]), map_indices(self.val))
+        module = SegmentModule(network, make, self.schedule, self.val, mean, std, s.seed)
+        best = self.fit(run, module, MapImages(self.maps, s.size, mean, std, s.seed), map_indices(self.val))
         trained = module.network.to(self.device).eval()
         classes = self.maps.classes
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -113,7 +101,7 @@ class Segmenting(Task[SegmentResult]):
             iou_by_class=dict(zip(classes, scores["iou_by_class"], strict=True)),
             dice_by_class=dict(zip(classes, scores["dice_by_class"], strict=True)),
             best=best.best,
-            epochs=c["epochs"],
-            steps=n.steps,
-            seconds=round(time.monotonic() - started, 1),
+            epochs=self.numbers.epochs,
+            steps=self.numbers.steps,
+            seconds=run.seconds,
         )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from convspark.checkpoints import export
-from convspark.checkpoints.export import export_timm
+from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import ConvsparkError
 
 NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 96)}

@@ -5,9 +5,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from convspark.checkpoints.export import export_timm
+from convspark.checkpoints.origin import find_weights
+from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import UsageError
-from convspark.tasks.weights import find_weights
 
 
 def test_random_weights_follow_the_seed():

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoints.weights import load_backbone_weights, read_checkpoint, split_prefix
 from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
-from ..runs.folder import RunFolder, read_config
-from ..runs.settings import format_size, normalisation, parse_size
+from ..runs.folder import RunFolder
+from ..runs.numbers import format_size, normalisation, parse_size
+from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
+from .weights import load_backbone_weights, read_checkpoint, split_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -139,29 +140,39 @@ def _origin(given: str, model: str | None) -> Origin:
     return _of_timm(given, model)
 
 
+@dataclass(frozen=True)
+class _Named:
+    """What every run keeps of its network."""
+
+    model: str | None
+
+
+@dataclass(frozen=True)
+class _Trained(_Named):
+    """What a pre-training keeps of its network and its images."""
+
+    model_args: dict[str, Any] | None
+    size: int | str
+    channels: int
+    mean: list[float]
+    std: list[float]
+
+
 def _of_run(given: str, model: str | None) -> Origin:
-    config = read_config(RunFolder.open(given))
-    name = model or config["model"]
-    command = RunFolder(given).command
-    if command in ("detect", "segment"):
-        file = Path(given) / ("detector.pth" if command == "detect" else "segmenter.pth")
-        raise UsageError(f"weights is {given!r}, a run of {command}: give its file, {file} --model {name}")
-    if command == "finetune":
-        if not RunFolder(given).export.is_dir():
+    folder = RunFolder.open(given)
+    if folder.kind in ("detect", "segment"):
+        name = model or read_part(_Named, folder.config).model
+        file = folder.path / ("detector.pth" if folder.kind == "detect" else "segmenter.pth")
+        raise UsageError(f"weights is {given!r}, a run of {folder.kind}: give its file, {file} --model {name}")
+    if folder.kind == "finetune":
+        if not folder.export.is_dir():
             raise UsageError(f"the run {given} has no export yet: `convspark finetune --resume {given}` ends it")
-        return replace(_of_export(f"{given}/export", name), given=given)
+        return replace(_of_export(str(folder.export), model or read_part(_Named, folder.config).model), given=given)
+    run = read_part(_Trained, folder.config)
+    name = model or run.model
     if name is None:
         raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
-    return Origin(
-        given,
-        name,
-        given,
-        config.get("model_args") or {},
-        config.get("size"),
-        config.get("channels") or 3,
-        tuple(config["mean"]),
-        tuple(config["std"]),
-    )
+    return Origin(given, name, given, run.model_args or {}, run.size, run.channels, tuple(run.mean), tuple(run.std))
 
 
 def _of_export(given: str, model: str | None) -> Origin:

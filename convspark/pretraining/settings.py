@@ -1,0 +1,83 @@
+"""What `pretrain` is asked, and what it comes to; nothing here needs torch."""
+
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..runs.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..checkpoints.to_timm import ExportReport
+
+
+@dataclass(frozen=True)
+class PretrainSettings(Settings):
+    """The arguments of `pretrain`, described there."""
+
+    kind: ClassVar[str] = "pretrain"
+    may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "checkpoint_minutes")
+
+    images: Any = field(default=None, metadata={"type": str | None})
+    _: KW_ONLY
+    model: "str | nn.Module | None" = field(default="resnet50", metadata={"type": str | None})
+    epochs: int = 200
+    batch_size: int | None = None
+    size: int | str = 224
+    mask_ratio: float = 0.6
+    init: str | None = None
+    model_args: dict[str, Any] | None = None
+    channels: int = 3
+    patch_size: int | list[int] | None = None
+    stages: list[str] | None = None
+    decoder: Literal["paper", "lean"] = field(default="lean", metadata={"before": "paper"})
+    decoder_width: int | None = None
+    densify_norm: Literal["auto", "batch", "layer"] = "auto"
+    drop_path: float | None = None
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    learning_rate: float | None = None
+    base_learning_rate: float | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.2
+    betas: tuple[float, float] | None = None
+    gradient_clip: float = 5.0
+    accumulate: int = 1
+    held_out: Any = field(default=0.02, metadata={"type": float | str | None})
+    held_out_most: int = 1000
+    crop_scale: tuple[float, float] = (0.67, 1.0)
+    flip: bool = True
+    crops_per_image: int = 1
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = field(default=False, metadata={"before": False})
+    picture_epochs: int | None = None
+    checkpoint_minutes: float = 10.0
+    keep_epochs: int | None = None
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run came to.
+
+    Attributes:
+        folder: the run folder.
+        export: the backbone, loaded again by timm and found equal.
+        epochs, steps: taken in all.
+        train_loss, held_out_loss: of the last epoch; None where nothing is held out.
+        seconds: this call took.
+        picture: reconstructions after the last epoch, or None.
+    """
+
+    folder: Path
+    export: "ExportReport"
+    epochs: int
+    steps: int
+    train_loss: float
+    held_out_loss: float | None
+    seconds: float
+    picture: Path | None

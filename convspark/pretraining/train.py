@@ -1,0 +1,102 @@
+"""A pre-training, carried out: trained, exported, its figures read."""
+
+import logging
+from collections.abc import Mapping
+
+from ..checkpoints.to_timm import ExportReport, export_timm
+from ..model.strides import as_text
+from ..runs.callbacks import Metrics
+from ..runs.fit import fit
+from ..runs.folder import command_line
+from ..runs.loading import first_images
+from ..runs.run import Run
+from .pictures import Pictures
+from .plan import Plan, make_plan
+from .settings import PretrainResult, PretrainSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """A plan, and how it is carried out: the job of `pretrain`."""
+
+    def __init__(self, run: Run[PretrainSettings]) -> None:
+        self.plan = make_plan(run)
+        self.settings = self.plan.settings
+        self.device = self.plan.device
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    def describe(self) -> list[str]:
+        return self.plan.describe()
+
+    def train(self, run: Run[PretrainSettings]) -> PretrainResult:
+        """Train to the end, and export the backbone."""
+        plan, s, folder = self.plan, self.settings, run.folder
+        if not run.goes_on:
+            plan.images.write_lists(folder)
+        loader, held_out = plan.train_loader(), plan.held_out_loader()
+        pictures = first_images(held_out, loader.dataset)
+        plan.model.train()
+        metrics = fit(
+            plan.module(),
+            folder,
+            loader,
+            held_out,
+            device=plan.device,
+            precision=plan.precision,
+            epochs=s.epochs,
+            gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
+            callbacks=[Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs)],
+            checkpoint_minutes=s.checkpoint_minutes,
+            keep_epochs=s.keep_epochs,
+            tracker=s.tracker,
+            go_on=f"convspark pretrain --resume {folder.path}",
+        )
+        row = _last_row(metrics, run)
+        export = _export(plan, run, row)
+        picture = folder.pictures / "last.png"
+        return PretrainResult(
+            folder=folder.path,
+            export=export,
+            epochs=int(row["epoch"]),
+            steps=int(row["step"]),
+            train_loss=float(row["train_loss"]),
+            held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
+            seconds=run.seconds,
+            picture=picture if picture.is_file() else None,
+        )
+
+
+def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]:
+    """Of a run that was complete already nothing was trained, so nothing was read."""
+    if not metrics.last:
+        metrics.read(run.folder.metrics)
+    return metrics.last
+
+
+def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> ExportReport:
+    s, numbers = plan.settings, plan.numbers
+    card = {
+        "pre-trained on": f"{numbers.images} images ({plan.images.description})",
+        "epochs": f"{s.epochs}, batch {numbers.batch_size}, {numbers.steps} steps",
+        "started from": s.init or "random weights",
+        "command": f"`{command_line()}`",
+        "mask ratio": f"{s.mask_ratio:g}, patches of {as_text(plan.model.patch_size)} pixels",
+        "loss on training images": last.get("train_loss"),
+        "loss on held-out images": last.get("held_out_loss") or "not measured",
+    }
+    report = export_timm(
+        plan.model.backbone,
+        run.folder.export,
+        mean=plan.mean,
+        std=plan.std,
+        image_size=plan.size,
+        untrained=plan.model.untrained,
+        card=card,
+    )
+    by = "timm" if report.architecture else "torch"
+    logger.info("export %s: %d tensors, loaded again with %s and equal", report.folder, report.tensors, by)
+    return report

@@ -1,0 +1,156 @@
+"""From what was asked for to the numbers of a run; nothing here needs torch."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_DEFAULT_BATCH_SIZE = 64
+_WARMUP_SHARE, _MOST_WARMUP_EPOCHS = 0.1, 40.0
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The counts of a run.
+
+    Attributes:
+        images: images trained on in an epoch.
+        batch_size: images of an optimiser step.
+        accumulate: forward passes that an optimiser step consists of.
+        epochs, steps_per_epoch, warmup_steps: of optimiser steps.
+    """
+
+    images: int
+    batch_size: int
+    accumulate: int
+    epochs: int
+    steps_per_epoch: int
+    warmup_steps: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def images_a_pass(self) -> int:
+        """Images of a forward pass."""
+        return self.batch_size // self.accumulate
+
+
+def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels from `224`, `"224"`, `"192x256"` (height first) or `(192, 256)`."""
+    if isinstance(size, int):
+        sides: Sequence[int] = (size, size)
+    elif isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*[xX×,]\s*(\d+))?\s*", size)
+        sides = (int(match[1]), int(match[2] or match[1])) if match else ()
+    else:
+        sides = tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise UsageError(f"size is {size!r}: expected pixels, as in 224, or height x width, as in 192x256")
+    return sides[0], sides[1]
+
+
+def format_size(size: tuple[int, int]) -> int | str:
+    """The shortest that `parse_size` reads back: `224`, `"192x256"`."""
+    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def count(
+    images: int, batch_size: int | None, epochs: int, warmup_epochs: float | None, accumulate: int = 1
+) -> Numbers:
+    """The numbers of a run over so many images; None for a batch size or a warm-up chooses one.
+
+    Raises:
+        UsageError: numbers that do not go together.
+    """
+    if epochs < 1:
+        raise UsageError(f"epochs is {epochs}: expected 1 or more")
+    if accumulate < 1:
+        raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
+    if batch_size is None:
+        batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // accumulate) * accumulate
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}: expected 1 or more images")
+    if batch_size > images:
+        raise UsageError(
+            f"batch_size is {batch_size}, but there are only {images} images to train on: "
+            f"choose --batch-size {max(1, 1 << (images.bit_length() - 1))} or less, or give more images"
+        )
+    if batch_size % accumulate:
+        raise UsageError(
+            f"batch_size is {batch_size} and accumulate {accumulate}: the batch must divide evenly into its "
+            f"forward passes; try --batch-size {-(-batch_size // accumulate) * accumulate}"
+        )
+    if warmup_epochs is None:
+        warmup_epochs = default_warmup_epochs(epochs)
+    if not 0 <= warmup_epochs <= epochs:
+        raise UsageError(f"warmup_epochs is {warmup_epochs}: expected 0 to {epochs}, the epochs of the run")
+    steps_per_epoch = -(-images // batch_size)
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
+
+
+def default_warmup_epochs(epochs: int) -> float:
+    """The paper's 40 epochs for runs of 400 and more, a tenth of shorter ones."""
+    return min(_MOST_WARMUP_EPOCHS, round(_WARMUP_SHARE * epochs, 2))
+
+
+def normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel; ImageNet's where none are given, for colour and for grey.
+
+    Raises:
+        UsageError: one without the other, another number of them than channels, or none for other channels.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("mean and std belong together: give --mean and --std, or neither")
+    if mean is not None and std is not None:
+        if len(mean) != channels or len(std) != channels:
+            raise UsageError(
+                f"mean has {len(mean)} numbers and std {len(std)}: expected {channels}, one a channel of the images"
+            )
+        if min(std) <= 0:
+            raise UsageError(f"std is {list(std)}: expected positive numbers")
+        return tuple(mean), tuple(std)
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    if channels == 1:
+        return (0.449,), (0.226,)
+    raise UsageError(
+        f"the images have {channels} channels: give --mean and --std with {channels} numbers each, in the "
+        "images' own units (0 to 1 for whole numbers)"
+    )
+
+
+def check_shares(**shares: float | None) -> None:
+    """Raise UsageError unless each is within 0 and 1 (1 excluded); None passes."""
+    for name, value in shares.items():
+        if value is not None and not 0 <= value < 1:
+            raise UsageError(f"{name} is {value}: expected a share from 0 up to (not including) 1")
+
+
+def check_positive(**values: float | None) -> None:
+    """Raise UsageError unless each is a number above 0; None passes."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{name} is {value}: expected a number above 0")
+
+
+def check_not_negative(**values: float | None) -> None:
+    """Raise UsageError unless each is 0 or more; None passes."""
+    for name, value in values.items():
+        if value is not None and value < 0:
+            raise UsageError(f"{name} is {value}: expected a number that is not negative")
+
+
+def check_crop_scale(scale: Sequence[float]) -> None:
+    """Raise UsageError unless these are two shares of a picture's area, in order."""
+    low, high = scale
+    if not 0 < low <= high <= 1:
+        raise UsageError(f"crop_scale is {[low, high]}: expected two shares of the area, 0 < smallest <= largest <= 1")

@@ -1,0 +1,93 @@
+"""What `finetune` is asked, and what it comes to; nothing here needs torch."""
+
+import csv
+import json
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ...errors import UsageError
+from ...runs.numbers import check_crop_scale, check_not_negative, check_shares
+from ..settings import TaskSettings
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(TaskSettings):
+    """The arguments of `finetune`, described there."""
+
+    kind: ClassVar[str] = "finetune"
+
+    data: str | None = None
+    _: KW_ONLY
+    size: int | str | None = None
+    fraction: float = 1.0
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    warmup_epochs: float | None = None
+    accumulate: int = 1
+    mixup: float = 0.1
+    cutmix: float = 1.0
+    mix_share: float = 0.5
+    smoothing: float = 0.1
+    policy: bool = True
+    erase: float = 0.25
+    crop_scale: tuple[float, float] = (0.25, 1.0)
+    val_share: float = 0.2
+
+    def check(self) -> None:
+        super().check()
+        check_not_negative(mixup=self.mixup, cutmix=self.cutmix, warmup_epochs=self.warmup_epochs)
+        for name, share in (("mix_share", self.mix_share), ("erase", self.erase)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} is {share}: expected a share from 0 to 1")
+        check_shares(smoothing=self.smoothing)
+        if not 0 < self.fraction <= 1:
+            raise UsageError(f"fraction is {self.fraction}: expected a share of the labels, above 0 and at most 1")
+        check_crop_scale(self.crop_scale)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning came to; `results.json` in its folder.
+
+    Attributes:
+        folder: the run folder.
+        weights: what it started from.
+        split: what the figures are of: "test", or "val" where there are no test pictures.
+        pictures: how many those are.
+        top1, balanced, macro_f1: of the best weights there, from 0 to 1. Balanced accuracy is the mean recall of the
+            classes, macro F1 the mean of their F1 scores.
+        loss: cross-entropy there.
+        best: epoch, kind (raw or EMA) and score (validation top-1) of the best weights, by which they were chosen.
+        last: the same figures, of the last epoch's EMA weights, which nothing was chosen by.
+        recall: of each class.
+        trained_on: labelled pictures trained on.
+        epochs, steps, seconds: taken.
+    """
+
+    folder: str
+    weights: str
+    split: str
+    pictures: int
+    top1: float
+    balanced: float
+    macro_f1: float
+    loss: float
+    best: dict[str, Any]
+    last: dict[str, float]
+    recall: dict[str, float]
+    trained_on: int
+    epochs: int
+    steps: int
+    seconds: float
+
+
+def read_result(folder: str | Path) -> FinetuneResult | None:
+    """The result of a fine-tuning that is done, from its folder; None if it is not."""
+    file = Path(folder) / "results.json"
+    return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:
+    """Of each picture measured, whether it was told right, and as what, by the best ("predicted") or last weights."""
+    with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"]: (row[kind] == row["label"], row[kind]) for row in csv.DictReader(file)}

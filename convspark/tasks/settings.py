@@ -1,0 +1,42 @@
+"""What every task is asked, and what can be seen to be wrong with it; nothing here needs torch."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
+
+from ..errors import UsageError
+from ..runs.numbers import check_not_negative, check_positive, check_shares
+from ..runs.settings import Settings
+
+
+@dataclass(frozen=True)
+class TaskSettings(Settings):
+    """The arguments that all tasks share, described at their commands."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "checkpoint_minutes")
+
+    weights: str | None = None
+    _: KW_ONLY
+    model: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    drop_path: float = 0.0
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_minutes: float = 10.0
+
+    def check(self) -> None:
+        """Raise UsageError for what can be seen to be wrong without reading anything."""
+        check_positive(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            layer_decay=self.layer_decay,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
+        check_not_negative(weight_decay=self.weight_decay, seed=self.seed, workers=self.workers)
+        check_shares(drop_path=self.drop_path)
+        if self.layer_decay is not None and self.layer_decay > 1:
+            raise UsageError(f"layer_decay is {self.layer_decay}: expected a number above 0 and at most 1")

@@ -1,0 +1,62 @@
+"""From what was asked for to the numbers of a run."""
+
+import pytest
+
+from convspark.errors import UsageError
+from convspark.runs import numbers as of_run
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(224, (224, 224)), ("224", (224, 224)), ("192x256", (192, 256)), ((64, 32), (64, 32)), (" 64 X 32 ", (64, 32))],
+)
+def test_sizes(given, expected):
+    assert of_run.parse_size(given) == expected
+    assert of_run.parse_size(of_run.format_size(expected)) == expected
+
+
+@pytest.mark.parametrize("given", [0, -1, "big", "224x", "1x2x3", (1, 2, 3), "0x5"])
+def test_refuses_what_is_no_size(given):
+    with pytest.raises(UsageError, match="192x256"):
+        of_run.parse_size(given)
+
+
+def test_counts_steps_with_the_last_batch_filled_up():
+    numbers = of_run.count(100, 32, epochs=10, warmup_epochs=0.5)
+    assert (numbers.steps_per_epoch, numbers.steps, numbers.warmup_steps) == (4, 40, 2)
+
+
+def test_chooses_a_batch_that_fits_and_divides():
+    assert of_run.count(1000, None, 1, 0).batch_size == 64
+    assert of_run.count(10, None, 1, 0).batch_size == 10
+    assert of_run.count(10, None, 1, 0, accumulate=4).batch_size == 8
+
+
+def test_warmup_is_a_tenth_and_never_more_than_the_papers():
+    assert of_run.count(64, 64, 20, None).warmup_steps == 2
+    assert of_run.count(64, 64, 1600, None).warmup_steps == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": 65}, "batch_size is 65.*64 images.*--batch-size 64"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"warmup_epochs": 11}, "warmup_epochs is 11"),
+        ({"batch_size": 10, "accumulate": 4}, "--batch-size 12"),
+        ({"accumulate": 0}, "accumulate is 0"),
+    ],
+)
+def test_refuses_numbers_that_do_not_go_together(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        of_run.count(**{"images": 64, "batch_size": 32, "epochs": 10, "warmup_epochs": 1, **arguments})
+
+
+def test_normalisation():
+    assert of_run.normalisation(3, None, None)[0] == (0.485, 0.456, 0.406)
+    assert len(of_run.normalisation(1, None, None)[1]) == 1
+    assert of_run.normalisation(2, [0.1, 0.2], [1, 2]) == ((0.1, 0.2), (1, 2))
+    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0])]:
+        with pytest.raises(UsageError, match=r"mean|std"):
+            of_run.normalisation(channels, mean, std)

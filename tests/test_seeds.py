@@ -1,0 +1,19 @@
+"""What random numbers are for stands in one table."""
+
+import numpy as np
+
+from convspark.seeds import Use, counted, counted_seed
+
+
+def test_a_number_stands_for_one_use_and_for_good():
+    """Another one would give other runs under the same seed: these are numpy's own for the numbers of the first day."""
+    assert len({int(use) for use in Use}) == len(Use.__members__)
+    words = {Use.CROP: 1, Use.ORDER: 2, Use.STAND_IN: 3, Use.HOLD_OUT: 4, Use.LABELS: 5}
+    for use, word in words.items():
+        assert counted(7, use, 2, 3).integers(1 << 60) == np.random.default_rng((7, word, 2, 3)).integers(1 << 60)
+    trained = (Use.MASK, Use.HELD_OUT_MASK, Use.STEP, Use.INITIAL_WEIGHTS, Use.MIX)
+    heads = (Use.CLASSIFIER, Use.DETECTOR, Use.SEGMENTER)
+    for word, use in enumerate((*trained, *heads), start=101):
+        drawn = np.random.SeedSequence((7, word, 2)).generate_state(1, np.uint64)[0]
+        assert counted_seed(7, use, 2) == int(drawn) >> 1
+    assert set(Use) == {*words, *trained, *heads}
