@@ -22,6 +22,7 @@ def export(
     to: Literal["timm", "torchvision", "onnx", "detectron2", "mmdet"] = "timm",
     out: str | None = None,
     model: str | None = None,
+    partial: bool = False,
     size: int | str | None = None,
 ) -> "Written":
     """Write a network in another library's layout, check it there, and put a model card beside it.
@@ -33,6 +34,7 @@ def export(
         to: timm (a folder), torchvision, detectron2 or mmdet (a .pth file), or onnx.
         out: file or folder to write; by default MODEL-TO beside the run.
         model: the network's name, for weights that do not tell it.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels that it is compared at; by default that of pre-training, else 224.
     """
     if run is None:
@@ -45,7 +47,7 @@ def export(
     from .to_timm import export_timm
 
     with run_log():
-        origin = find_weights(run, model)
+        origin = find_weights(run, model, partial)
         sides = origin.sides(size)
         suffix = {"timm": "", "onnx": ".onnx"}.get(to, ".pth")
         home = Path(run) if Path(run).is_dir() else Path()

@@ -1,7 +1,6 @@
 """WEIGHTS, as every command here takes them: what a user names becomes a network with those weights in it."""
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,7 @@ from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
 from .weights import load_backbone_weights, read_checkpoint, split_prefix
 
-logger = logging.getLogger(__name__)
-
 RANDOM = "random:"
-_MOST_MISSING = 0.1  # share of a network's tensors above which it is said aloud that they stay random
 
 
 @dataclass(frozen=True)
@@ -73,14 +69,15 @@ class Origin:
             torch.manual_seed(counted_seed(seed, Use.INITIAL_WEIGHTS))
             network = find_network(self.model, self.channels, drop_path, arguments)
         if self.source is not None:
-            report = load_backbone_weights(network, self.source, self.partial)
-            missing = len(report.missing) / (len(report.missing) + len(report.loaded))
-            logger.log(logging.WARNING if missing > _MOST_MISSING else logging.INFO, "%s", report)
-            if missing > _MOST_MISSING:
-                logger.warning(
-                    "%.0f %% of the network stays random: is %s the right --model?", 100 * missing, self.model
-                )
+            load_backbone_weights(network, self.source, self.partial)
         return network
+
+    def warning(self) -> str | None:
+        """What is to be said of the weights beside what they came to."""
+        if self.source is None:
+            return None
+        network = find_network(self.model, self.channels, 0.0, self.model_args)
+        return load_backbone_weights(network, self.source, partial=True).warning
 
     def sides(self, size: int | str | None) -> tuple[int, int]:
         """(height, width) of images of a size asked for, or else of the weights' own, 224 where none is known."""

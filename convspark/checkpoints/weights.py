@@ -1,6 +1,7 @@
 """Existing weights into a backbone: from a run, an export, a file, timm, or one of the paper's checkpoints."""
 
 import argparse
+import logging
 import os
 import pickle
 import re
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 # Levels that checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "backbone")
 _EXPORTED_WEIGHTS = "model.safetensors"
+_SOME = 0.1  # share of a network's tensors above which it is said aloud that they stay random
 _MOST = 0.5  # share of a network's tensors above which it is not taken that they stay random
 
 
@@ -50,15 +54,26 @@ class LoadReport:
             text += f", fitted to the images' channels as timm does it: {summarise(self.adapted)}"
         return text
 
+    @property
+    def missing_share(self) -> float:
+        """Of the backbone's tensors."""
+        return len(self.missing) / (len(self.missing) + len(self.loaded))
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said aloud where much of the network stays as it was."""
+        if self.missing_share <= _SOME:
+            return None
+        return f"{100 * self.missing_share:.0f} % of the network stays random ({self}): is it the right --model?"
+
     def check_whole(self) -> None:
         """Raise UsageError where most of the network, or a whole kind of its tensors, has nothing from the source.
 
         A kind are the tensors that are called alike in each block (all `stages.#.blocks.#.mlp.grn.weight`). What stands
         once, as a classifier does, may be missing.
         """
-        share = len(self.missing) / (len(self.missing) + len(self.loaded))
-        if share > _MOST:
-            lacks = f"{100 * share:.0f} % of the network"
+        if self.missing_share > _MOST:
+            lacks = f"{100 * self.missing_share:.0f} % of the network"
         else:
             there = {_kind(name) for name in self.loaded}
             kinds = list(
@@ -91,6 +106,7 @@ def load_backbone_weights(backbone: nn.Module, source: str | os.PathLike[str], p
     report = load_state(backbone, read_state(path, backbone), str(source), prefix)
     if not partial:
         report.check_whole()
+    logger.log(logging.INFO if report.warning is None else logging.WARNING, "%s", report.warning or report)
     return report
 
 

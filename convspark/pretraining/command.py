@@ -29,6 +29,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         mask_ratio: share of the patches that is masked.
         init: start from these weights: a run, an export, a .safetensors or .pth file, or a timm name such as
             resnet50.a1_in1k. Advised where images are few.
+        partial: go on where `init` leaves most of the network, or a whole kind of its tensors, random.
         out: run folder to make; by default runs/MODEL-DATE-TIME.
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
         model_args: further arguments for building the network, such as {output_stride: 16} for timm's on small images.

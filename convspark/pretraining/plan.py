@@ -1,6 +1,5 @@
 """From what `pretrain` was asked to what a run consists of: settings resolved, network proved, images found."""
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,8 +37,6 @@ from .build import build_model, drop_path_of, named_backbone
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import PretrainSettings
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -153,7 +150,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     torch.manual_seed(counted_seed(s.seed, Use.INITIAL_WEIGHTS))
     backbone = s.model if isinstance(s.model, nn.Module) else named_backbone(s)
     if s.init is not None and run.last_checkpoint is None:
-        logger.info("%s", load_backbone_weights(backbone, s.init))
+        load_backbone_weights(backbone, s.init, s.partial)
     model = build_model(s, backbone)
     if len(model.image_size) != 2:
         raise UsageError(f"model is {type(backbone).__name__}, a network for volumes; this command takes pictures")

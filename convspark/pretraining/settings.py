@@ -27,6 +27,7 @@ class PretrainSettings(Settings):
     size: int | str = 224
     mask_ratio: float = 0.6
     init: str | None = None
+    partial: bool = field(default=False, metadata={"before": True})
     model_args: dict[str, Any] | None = None
     channels: int = 3
     patch_size: int | list[int] | None = None

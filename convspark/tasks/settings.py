@@ -1,6 +1,6 @@
 """What every task is asked, and what can be seen to be wrong with it; nothing here needs torch."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal
 
 from ..errors import UsageError
@@ -17,6 +17,7 @@ class TaskSettings(Settings):
     weights: str | None = None
     _: KW_ONLY
     model: str | None = None
+    partial: bool = field(default=False, metadata={"before": True})
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None

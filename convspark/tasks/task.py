@@ -63,7 +63,7 @@ class Task(ABC, Generic[S, R]):
     def __init__(self, run: Run[S]) -> None:
         self.settings: S = run.settings
         self.settings.check()
-        self.origin: Origin = find_weights(self.settings.weights, self.settings.model)
+        self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         self.origin.check_pictures()
         images = self.read()
         self.device = choose_device(self.settings.device)

@@ -17,6 +17,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors or .pth file, or random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
         model: the network's name, for weights that do not tell it: timm name, torchvision:NAME, package.module:factory.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         epochs: passes over the pictures; by default 300 for few pictures down to 30 for many.
         batch_size: pictures of an optimiser step; by default 64, fewer where there are few pictures.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.

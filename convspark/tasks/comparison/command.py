@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ class CompareSettings(Settings):
     batch_size: int | None = None
     size: int | str | None = None
     model: str | None = None
+    partial: bool = field(default=False, metadata={"before": True})
     settings: dict[str, Any] | None = None
 
     def check(self) -> None:
@@ -115,6 +116,7 @@ def compare(settings: CompareSettings) -> Comparison:
         out: folder to make; by default runs/compare-DATE-TIME.
         resume: folder of a comparison to go on with.
         model: the network's name, for weights that do not tell it.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         settings: further settings of finetune for all runs, such as {mixup: 0}.
         device: auto, cpu, cuda, cuda:1 or mps.
         workers: processes that load pictures.
@@ -190,7 +192,7 @@ def _build_all(asked: CompareSettings) -> None:
     from ...checkpoints.origin import find_weights
 
     for job in {job.weights: job for job in _jobs(asked, Path())}.values():
-        find_weights(job.weights, job.model).build()
+        find_weights(job.weights, job.model, asked.partial).build()
 
 
 def _pretrained_on(run: str) -> int | None:
@@ -243,6 +245,7 @@ def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> Fine
         job.weights,
         asked.data,
         model=job.model,
+        partial=asked.partial,
         fraction=job.fraction,
         seed=job.seed,
         epochs=job.epochs,
@@ -265,6 +268,7 @@ def _measured(result: FinetuneResult) -> dict[str, float]:
 def _report(
     jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
 ) -> Comparison:
+    from ...checkpoints.origin import find_weights
     from ...report.comparison import accuracy_against_labels
 
     cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
@@ -290,6 +294,9 @@ def _report(
     ]
     if collapsed:
         verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
+    for job in {job.arm: job for job in jobs}.values():
+        warning = find_weights(job.weights, job.model, partial=True).warning()
+        verdict += [f"Weights of {job.arm}: {warning}. Mistrust these figures."] if warning else []
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
     write_text(folder / "compare.md", f"{report}\n")
     accuracy_against_labels(scores, folder / "compare.png")

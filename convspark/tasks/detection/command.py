@@ -17,6 +17,7 @@ def detect(settings: DetectSettings) -> DetectResult:
         val_images: folder of the pictures to measure with, where it is another one.
         task: boxes, or masks too (instance segmentation).
         model: the network's name, for weights that do not tell it.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         epochs: passes over the pictures; by default such that 12,000 pictures are seen, 12 to 100.
         batch_size: pictures of a step.
         size: short side of the images in pixels; training varies it from 0.6 to 1.12 of that.

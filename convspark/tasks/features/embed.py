@@ -31,6 +31,7 @@ def embed(
     *,
     out: str = "features.npz",
     model: str | None = None,
+    partial: bool = False,
     size: int | str | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -42,6 +43,7 @@ def embed(
         images: folder of pictures, text file with one path a line, or one picture; what cannot be read is left out.
         out: file to write.
         model: the network's name, for weights that do not tell it.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         device: auto, cpu, cuda, cuda:1 or mps.
         workers: processes that load pictures; by default chosen by the cores there are.
@@ -65,7 +67,7 @@ def embed(
     from .frozen import frozen_features, picture_loader
 
     with run_log():
-        origin = find_weights(weights, model)
+        origin = find_weights(weights, model, partial)
         origin.check_pictures()
         found = scan(list_images(images))
         chosen = choose_device(device)

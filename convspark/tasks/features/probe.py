@@ -53,6 +53,7 @@ def probe(
     data: str | None = None,
     *,
     model: str | None = None,
+    partial: bool = False,
     size: int | str | None = None,
     neighbours: int = 10,
     seeds: int = 3,
@@ -66,6 +67,7 @@ def probe(
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
         model: the network's name, for weights that do not tell it.
+        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         neighbours: of the nearest-neighbour classifier; by cosine similarity.
         seeds: runs, each on another 80 % of the training pictures, with other random weights.
@@ -86,7 +88,7 @@ def probe(
     from .frozen import frozen_features
 
     with run_log():
-        origin = find_weights(weights, model)
+        origin = find_weights(weights, model, partial)
         origin.check_pictures()
         found = read_labelled(data, val_share)
         chosen = choose_device(device)
