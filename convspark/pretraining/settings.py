@@ -60,6 +60,10 @@ class PretrainSettings(Settings):
     keep_epochs: int | None = None
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
 
+    @classmethod
+    def from_weights(cls, run: str) -> str | None:
+        return f"convspark pretrain IMAGES --init {run} --epochs N"
+
 
 @dataclass(frozen=True)
 class PretrainResult:

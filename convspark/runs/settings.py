@@ -44,6 +44,11 @@ class Settings:
     device: str = "auto"
     workers: int | None = None
 
+    @classmethod
+    def from_weights(cls, run: str) -> str | None:
+        """What to type for a new run from the weights of another, if that is a way to train for longer."""
+        return None
+
 
 def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
     """Decorator: a function of settings becomes one that takes them as its arguments."""
@@ -137,9 +142,12 @@ def resumed(own: S, asked: S, where: Path) -> S:
         elif _plain(value) != _plain(getattr(own, each.name)):
             changed.append(each.name)
     if changed:
+        start, longer = "start a new run", asked.from_weights(str(where))
+        if "epochs" in changed and longer is not None:
+            start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(
             f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(asked.may_change)} may "
-            "differ), or start a new run"
+            f"differ), or {start}"
         )
     return replace(own, **taken)
 

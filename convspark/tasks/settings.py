@@ -28,6 +28,10 @@ class TaskSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_minutes: float = 10.0
 
+    @classmethod
+    def from_weights(cls, run: str) -> str | None:
+        return f"convspark {cls.kind} {run} ..."
+
     def check(self) -> None:
         """Raise UsageError for what can be seen to be wrong without reading anything."""
         check_positive(
