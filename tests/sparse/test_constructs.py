@@ -122,8 +122,18 @@ POOLED = {
     "largest of the size": lambda x: F.max_pool2d(x, kernel_size=x.shape[-2:]),
     "pooled and repeated": lambda x: torch.cat([x, x.mean((2, 3), keepdim=True).repeat(1, 1, x.size(2), x.size(3))], 1),
     "einsum by an image's values": lambda x: torch.einsum("bchw,bc->bchw", x, x.mean((2, 3))),
+    "groups beside images": lambda x: _grouped(x).mean((2, 3)).view(len(x), -1),
+    "gates of groups beside images": lambda x: (_grouped(x) * F.adaptive_avg_pool2d(_grouped(x), 1)).reshape(x.shape),
+    "group norm of groups beside images": lambda x: F.group_norm(_grouped(x), 2).reshape(x.shape),
+    "deviation of channels beside images": lambda x: x.reshape(len(x) * 8, -1).std(1).view(len(x), 8),
+    "norm of channels beside images": lambda x: x.reshape(len(x) * 8, -1).norm(dim=1).view(len(x), 8),
+    "softmax of channels beside images": lambda x: F.softmax(x.reshape(len(x) * 8, -1), 1).view(x.shape),
     "any of flat positions": lambda x: x * (x > 1.5).flatten(2).any(2)[..., None, None],
 }
+
+
+def _grouped(x):
+    return x.reshape(2 * len(x), -1, *x.shape[2:])
 
 
 def _log_sum(flat):
@@ -181,6 +191,9 @@ def test_over_positions(name):
     found = as_dense(function(gather(x[:1], PatchGrid(visible))))
     expected = function(alone)
     torch.testing.assert_close(found[..., :4, :4] if found.dim() == 4 else found, expected)
+    if expected.is_floating_point():
+        ours = gradient(lambda x: function(gather(x, PatchGrid(visible))), x[:1])
+        torch.testing.assert_close(ours[..., :4, :4], gradient(function, alone))
 
 
 def bins_of(x, visible, size, pool):

@@ -68,11 +68,6 @@ REFUSED = {
     ),
     "zeros of the shape": (lambda x: x + torch.zeros(x.shape), "add", "torch.zeros_like(x)"),
     "expanded positions": (lambda x: F.max_pool2d(x, 4).expand(-1, -1, 4, 4), "expand", "repeats patches or positions"),
-    "groups beside patches": (
-        lambda x: x.reshape(2 * len(x), -1, *x.shape[2:]).mean((2, 3)),
-        "mean",
-        "x.view(b, groups, c // groups, h, w)",
-    ),
     "half of a position": (lambda x: F.max_pool2d(x, 4).reshape(len(x), 4, 0, 2, 0, 2), "reshape", "larger patches"),
     "einsum over positions": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), "einsum", "matmul does so"),
     "einsum of positions and positions": (

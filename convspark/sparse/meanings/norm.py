@@ -11,7 +11,7 @@ from ..registry import Refusal, meaning
 from ..synchronised import synchronised_batch_norm
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
 from .operands import dense_batch, named, require_plain, rows_first, unpadded
-from .reduce import image_moments
+from .reduce import apart, image_moments
 
 
 @meaning(functional.batch_norm)
@@ -131,6 +131,8 @@ def instance_norm(
         return as_same_kind(out, x, x.axes)
     dims = tuple(range(2, x.dim()))
     if running_mean is not None and running_var is not None:
+        if len(x.axes[0]) > 1:
+            raise Refusal("it takes running statistics of groups of channels beside the patches")
         _update_instance_statistics(x, dims, running_mean, running_var, momentum)
     return as_same_kind(_affine(_normalised(x, dims, eps), weight, bias).to(x.dtype), x, x.axes)
 
@@ -144,17 +146,22 @@ def torch_instance_norm(
 
 
 def _require_channels_second(x: VisiblePatches) -> None:
-    if not lay.is_plain(x.axes[1]) or [r for r, _ in x.axes[0]] != [lay.PATCH]:
+    if (
+        not lay.is_plain(x.axes[1])
+        or x.axes[0][:1] != ((lay.PATCH, x.grid.num_visible),)
+        or not lay.is_plain(x.axes[0][1:])
+    ):
         raise Refusal("its axes are not (patches, channels, *positions)")
     if any(lay.is_plain(axis) for axis in x.axes[2:]):
         raise Refusal("its axes are not (patches, channels, *positions)")
 
 
 def _normalised(x: VisiblePatches, dims: tuple[int, ...], eps: float) -> Tensor:
-    """In float32 at least."""
-    mean, variance = image_moments(x, dims)
+    """In float32 at least; the patches are, or begin, the first axis."""
+    alone, dims = apart(x, dims)
+    mean, variance = image_moments(alone, dims)
     scale = (variance + eps).rsqrt()
-    return (x - repeat_per_patch(mean, x.grid)) * repeat_per_patch(scale, x.grid)
+    return ((alone - repeat_per_patch(mean, x.grid)) * repeat_per_patch(scale, x.grid)).reshape(x.shape)
 
 
 def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

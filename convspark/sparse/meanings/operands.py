@@ -120,8 +120,8 @@ def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
     """The operand's layout once its rows are those of the leader (images repeated for each patch)."""
     if type(operand) is type(leader):
         return operand.axes
-    patch: Axis = ((lay.PATCH, leader.grid.num_visible),)
-    return tuple([patch if any([r == lay.IMAGE for r, _ in axis]) else axis for axis in operand.axes])
+    patch = (lay.PATCH, leader.grid.num_visible)
+    return tuple([tuple([patch if factor[0] == lay.IMAGE else factor for factor in axis]) for axis in operand.axes])
 
 
 def with_rows_of(operand: Any, leader: GridTensor) -> Any:
@@ -134,8 +134,12 @@ def with_rows_of(operand: Any, leader: GridTensor) -> Any:
 
 
 def each_patch(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
-    """Values with one row an image along axis `at`, repeated there for each patch."""
-    return repeat_per_patch(rows.movedim(at, 0), grid).movedim(0, at) if at else repeat_per_patch(rows, grid)
+    """Values with one row (or so many) an image along axis `at`, repeated there for each patch."""
+    if at:
+        return each_patch(rows.movedim(at, 0), 0, grid).movedim(0, at)
+    if len(rows) == grid.batch_size:
+        return repeat_per_patch(rows, grid)
+    return repeat_per_patch(rows.unflatten(0, (grid.batch_size, -1)), grid).flatten(0, 1)
 
 
 def spread_over_positions(rows: PerImage, positions: Sequence[int]) -> VisiblePatches:
@@ -154,11 +158,8 @@ def patch_axis(x: VisiblePatches) -> int:
 
 
 def image_axis(operand: PerImage) -> int:
-    """The axis that is the images and nothing else."""
-    for at, axis in enumerate(operand.axes):
-        if len(axis) == 1 and axis[0][0] == lay.IMAGE:
-            return at
-    raise Refusal("the axis of images has been merged with another one")
+    """The axis that begins with the images."""
+    return next(at for at, axis in enumerate(operand.axes) if axis and axis[0][0] == lay.IMAGE)
 
 
 def require_plain(tensor: GridTensor, dims: Iterable[int], what: str) -> None:
@@ -192,8 +193,8 @@ def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -
 
 def rows_first(tensor: PerImage) -> PerImage:
     """The tensor, refused unless its first axis is the images and all others are plain: then it is a dense batch."""
-    if image_axis(tensor) != 0:
-        raise Refusal("the images are not its first axis")
+    if len(tensor.axes[0]) != 1 or image_axis(tensor) != 0:
+        raise Refusal("the images are not its first axis, alone")
     return tensor
 
 
@@ -208,8 +209,9 @@ def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
     if isinstance(tensor, PerImage) and wanted:
         patches, images = tensor.grid.num_visible, tensor.grid.batch_size
         unfit = -1 not in wanted and math.prod(wanted) != tensor.numel()
+        merged = len(tensor.axes[0]) > 1  # images and channels
         if wanted[0] == patches:
             wanted[0] = images
-        elif unfit and patches and wanted[0] % patches == 0:  # N * channels
+        elif (unfit or merged) and patches and wanted[0] % patches == 0:  # N * channels
             wanted[0] = wanted[0] // patches * images
     return wanted

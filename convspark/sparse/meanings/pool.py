@@ -25,7 +25,7 @@ from ..tensor import (
 )
 from .neighbourhood import Pads, Source, source_of
 from .operands import WHOLE_MAP, dense_batch, named, per_axis
-from .reduce import over_image, reduced_kind, wide
+from .reduce import over_image, per_image, reduced_kind, wide
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
 _DIMS = {
@@ -163,17 +163,17 @@ def _adaptive(func, input: GridTensor, output_size: Any, reduction: str):
         return dense_batch(func, x, output_size)
     dims = _ADAPTIVE[func]
     size = per_axis(output_size, dims)
-    flat = dims == 1 and x.dim() == 3 and [role for role, _ in x.axes[0]] == [lay.PATCH]
-    if flat and size == (1,) and isinstance(x, VisiblePatches) and reduced_kind(x, (2,)) == "image":
-        return as_per_image(over_image(x, reduction, (2,), keepdim=True), x.grid)
-    if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes) or x.dim() != dims + 2:
-        raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
-    divides = all(n is None or n > 0 == p % n for n, p in zip(size, x.shape[2:], strict=True))
+    canonical = isinstance(x, VisiblePatches) and lay.is_canonical(x.axes) and x.dim() == dims + 2
+    divides = canonical and all(n is None or n > 0 == p % n for n, p in zip(size, x.shape[2:], strict=True))
     if divides and (isinstance(output_size, torch.Size) or set(size) == {None}):  # read off patches: of each patch
         out = func(x, output_size)
         return as_patches(out, x.grid, lay.canonical(out.shape))
-    if set(size) == {1}:
-        return as_per_image(over_image(x, reduction, tuple(range(2, x.dim())), keepdim=True), x.grid)
+    positions = tuple(range(2, x.dim()))
+    if set(size) == {1} and x.dim() == dims + 2 and reduced_kind(x, positions) == "image":
+        assert isinstance(x, VisiblePatches)
+        return per_image(x, positions, True, lambda x, dims: over_image(x, reduction, dims))
+    if not isinstance(x, VisiblePatches) or not canonical:
+        raise Refusal(f"its axes are not (patches, channels, {dims} of positions)")
     if None in size:
         raise Refusal(f"it pools to {output_size}, which leaves rows or columns of masked and visible positions")
     if divides and not isinstance(output_size, int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from ..tensor import (
     PerImage,
     VisiblePatches,
     as_patches,
-    as_per_image,
     as_same_kind,
     become_per_image,
     sum_per_image,
@@ -59,10 +58,8 @@ def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
         raise Refusal("it reduces over patches but not over their positions")
     if rows in factors:
         return "batch"
-    if not any(len(axis) == 1 and axis[0][0] == lay.PATCH for axis in x.axes):
-        raise Refusal(
-            "the axis of patches has been merged with channels: keep it apart (x.view(b, groups, c // groups, h, w))"
-        )
+    if not any([axis and axis[0][0] == lay.PATCH and lay.is_plain(axis[1:]) for axis in x.axes]):
+        raise Refusal("the axis of patches has been merged with positions")
     return "image"
 
 
@@ -72,14 +69,39 @@ def reduced_layout(layout: Sequence[lay.Axis], dims: tuple[int, ...], keepdim: b
     return tuple([axis for at, axis in enumerate(layout) if at not in dims])
 
 
-def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+Compute = Callable[[VisiblePatches, tuple[int, ...]], Tensor]
+"""From patches with an axis of their own, (N, ...), and axes to reduce over each image: (B, ...), axes kept."""
+
+
+def per_image(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool, compute: Compute) -> PerImage:
+    """What `compute` makes of the positions (and channels) `dims` of each image."""
+    out, rows = compute(*apart(x, dims)), patch_axis(x)
+    factors = x.axes[rows]
+    out = out.flatten(rows, rows + 1) if len(factors) > 1 else out
+    image = ((lay.IMAGE, x.grid.batch_size), *factors[1:])
+    layout = reduced_layout((*x.axes[:rows], image, *x.axes[rows + 1 :]), dims, keepdim)
+    return become_per_image(out if keepdim else out.squeeze(dims), x.grid, layout, (x.axes, x.shape))
+
+
+def apart(x: VisiblePatches, dims: tuple[int, ...]) -> tuple[VisiblePatches, tuple[int, ...]]:
+    """Patches that share an axis with channels, (N * C, ...), in one of their own, (N, C, ...), and the axes there."""
+    rows = patch_axis(x)
+    axis = x.axes[rows]
+    if len(axis) == 1:
+        return x, dims
+    values = x.unflatten(rows, (x.grid.num_visible, lay.size_of(axis[1:])))
+    layout = (*x.axes[:rows], axis[:1], axis[1:], *x.axes[rows + 1 :])
+    return as_patches(values, x.grid, layout), tuple([dim + (dim > rows) for dim in dims])
+
+
+def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...]) -> Tensor:
     """Reduce the positions (and channels) `dims` of each image; an image without visible patches gives 0.
 
     Args:
         reduction: "sum", "mean", "amax" or "amin"; sums are taken in float32 at least, and rounded once.
 
     Returns:
-        The reduced values with B in place of N, plain.
+        The reduced values with B in place of N and all axes, plain.
     """
     grid = x.grid
     rows = patch_axis(x)
@@ -96,7 +118,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...], keepdim
         if reduction == "mean":
             result = result / _per_image_column(x, dims).to(result.dtype)
         result = result.to(kind)
-    return result if keepdim else result.squeeze(dims)
+    return result
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -147,8 +169,7 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     if kind == "image":
         assert isinstance(x, VisiblePatches)
         x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
-        layout = _image_layout(x, dims, keepdim)
-        return become_per_image(over_image(x, reduction, dims, keepdim), x.grid, layout, (x.axes, x.shape))
+        return per_image(x, dims, keepdim, lambda x, dims: over_image(x, reduction, dims))
     if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
         out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
     elif reduction in ("amax", "amin"):
@@ -163,13 +184,6 @@ def _leaves_positions(x: VisiblePatches, dims: tuple[int, ...]) -> bool:
     if not dims or not all(len(x.axes[dim]) == 1 and lay.is_spatial(x.axes[dim][0][0]) for dim in dims):
         return False
     return any(lay.is_spatial(role) for at, axis in enumerate(x.axes) if at not in dims for role, _ in axis)
-
-
-def _image_layout(x: VisiblePatches, dims: tuple[int, ...], keepdim: bool) -> lay.Layout:
-    """Of what is left of each image."""
-    image: lay.Axis = ((lay.IMAGE, x.grid.batch_size),)
-    layout = [image if axis and axis[0][0] == lay.PATCH else axis for axis in x.axes]
-    return reduced_layout(layout, dims, keepdim)
 
 
 Dims = int | Sequence[int] | None
@@ -235,10 +249,9 @@ def every_or_some(func, input, dim: Dims = None, keepdim: bool = False):
     kind = reduced_kind(x, dims)
     if kind == "image":
         assert isinstance(x, VisiblePatches)
-        truth = as_patches((x != 0).to(torch.float32), x.grid, x.axes)
         if func.__name__ == "any":
-            rows = over_image(truth, "amax", dims, keepdim) != 0
-            return as_per_image(rows, x.grid, _image_layout(x, dims, keepdim), (x.axes, x.shape))
+            truth = as_patches((x != 0).to(torch.float32), x.grid, x.axes)
+            return per_image(truth, dims, keepdim, lambda x, dims: over_image(x, "amax", dims) != 0)
         raise Refusal("whether all of an image's positions are true is not known where some are masked")
     out = func(x) if kind == "batch" and len(dims) == x.dim() and not keepdim else func(x, dims, keepdim)
     return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
@@ -267,14 +280,11 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
         parts = tuple(as_same_kind(part, x, layout) for part in parts)
         return parts if isinstance(out, tuple) else parts[0]
     assert isinstance(x, VisiblePatches)
-    mean, variance = image_moments(x, dims, correction)
-    layout = _image_layout(x, dims, keepdim)
-    first = _root(variance) if func.__name__.startswith("std") else variance
-    both = tuple(
-        as_per_image((v if keepdim else v.squeeze(dims)).to(x.dtype), x.grid, layout, (x.axes, x.shape))
-        for v in (first, mean)
-    )
-    return both if func.__name__.endswith("mean") else both[0]
+    root = _root if func.__name__.startswith("std") else lambda variance: variance
+    first = per_image(x, dims, keepdim, lambda x, dims: root(image_moments(x, dims, correction)[1]).to(x.dtype))
+    if not func.__name__.endswith("mean"):
+        return first
+    return first, per_image(x, dims, keepdim, lambda x, dims: over_image(x, "mean", dims))
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -328,20 +338,18 @@ def _norm(x: GridTensor, order: Any, dim: Dims, keepdim: bool, dtype: torch.dtyp
     if kind == "batch":
         return torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
     assert isinstance(x, VisiblePatches)
-    layout = _image_layout(x, dims, keepdim)
-    return as_per_image(_image_norm(x, order, dims, keepdim), x.grid, layout, (x.axes, x.shape))
+    return per_image(x, dims, keepdim, lambda x, dims: _image_norm(x, order, dims))
 
 
-def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...]) -> Tensor:
     if math.isinf(order):
         magnitude = as_same_kind(x.abs(), x, x.axes)
         assert isinstance(magnitude, VisiblePatches)
-        return over_image(magnitude, "amax" if order > 0 else "amin", dims, keepdim)
+        return over_image(magnitude, "amax" if order > 0 else "amin", dims)
     if order <= 0:
         raise Refusal(f"a norm of order {order} is not known")
     if order == 2:
-        result = _RootOfSquares.apply(x.values, x.grid, dims, patch_axis(x))
-        return result if keepdim else result.squeeze(dims)
+        return _RootOfSquares.apply(x.values, x.grid, dims, patch_axis(x))
     # Norms of norms: each patch first, as torch computes it (finite gradient at 0), then the patches of an image.
     per_patch = torch.linalg.vector_norm(x, order, dims, keepdim=True)
     rows = patch_axis(x)
@@ -354,8 +362,7 @@ def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...], keepdim:
         powers = sum_per_image(per_patch.pow(order), grid)
         some = powers > 0  # the root has no gradient at 0
         result = torch.where(some, torch.where(some, powers, 1).pow(1 / order), 0)
-    result = result.movedim(0, rows)
-    return result if keepdim else result.squeeze(dims)
+    return result.movedim(0, rows)
 
 
 class _RootOfSquares(torch.autograd.Function):
@@ -396,9 +403,11 @@ def softmax(func, input, dim: Any = None, *args, dtype=None, **kwargs):
         return as_same_kind(func(x, dim, *args, **kwargs), x, x.axes)
     if kind != "image" or not isinstance(x, VisiblePatches) or func.__name__ == "softmin":
         raise Refusal("normalising along this axis would mix patches or positions")
-    shifted = x - _repeated(over_image(x, "amax", dims, keepdim=True).detach(), x)
-    sums = _repeated(over_image(as_patches(shifted.exp(), x.grid, x.axes), "sum", dims, keepdim=True), x)
-    return as_patches(shifted - sums.log() if "log" in func.__name__ else shifted.exp() / sums, x.grid, x.axes)
+    alone, dims = apart(x, dims)
+    shifted = alone - _repeated(over_image(alone, "amax", dims).detach(), alone)
+    sums = _repeated(over_image(as_patches(shifted.exp(), x.grid, alone.axes), "sum", dims), alone)
+    out = shifted - sums.log() if "log" in func.__name__ else shifted.exp() / sums
+    return as_patches(out.reshape(x.shape), x.grid, x.axes)
 
 
 @meaning(*named("logsumexp", torch, Tensor))
@@ -411,12 +420,13 @@ def logsumexp(func, input, dim: Dims, keepdim: bool = False):
         return as_same_kind(func(x, dims, keepdim), x, reduced_layout(x.axes, dims, keepdim))
     if kind != "image" or not isinstance(x, VisiblePatches):
         raise Refusal("summing along this axis would mix patches or positions")
-    largest = over_image(x, "amax", dims, keepdim=True).detach()
-    shifted = as_patches((x - _repeated(largest, x)).exp(), x.grid, x.axes)
-    sums = over_image(shifted, "sum", dims, keepdim=True)
-    out = largest + torch.where(sums > 0, sums, 1).log()
-    layout = _image_layout(x, dims, keepdim)
-    return as_per_image(out if keepdim else out.squeeze(dims), x.grid, layout, (x.axes, x.shape))
+    return per_image(x, dims, keepdim, _log_of_sums)
+
+
+def _log_of_sums(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
+    largest = over_image(x, "amax", dims).detach()
+    sums = over_image(as_patches((x - _repeated(largest, x)).exp(), x.grid, x.axes), "sum", dims)
+    return largest + torch.where(sums > 0, sums, 1).log()
 
 
 def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
