@@ -85,10 +85,8 @@ def try_network(name: str, memory: int) -> dict[str, Any]:
         try:
             proof = examine(stages, network, stages.in_chans, (2 * patch[0], 3 * patch[1]), patch)
         except ConvsparkError as error:
-            reason = reason or str(error)
-            continue
-        except Exception as error:  # images of one size only, say
-            reason = reason or refused_without_weights(shape_only) or f"{type(error).__name__}: {error}"
+            foreign = error.__cause__ is not None  # images of one size only, say
+            reason = reason or (refused_without_weights(shape_only) if foreign else None) or str(error)
             continue
         row |= {"patch": patch[0], "deviation": proof.largest, "amplified": proof.largest > proof.tolerance}
         return row | {"verdict": "exact" if proof.exact else "not exact", "reason": proof.reason}

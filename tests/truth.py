@@ -54,7 +54,9 @@ def _assert_equal_dense(network, images, everything, run):
 def _assert_equal_oracle(network, images, visible, run):
     ours, theirs = copy.deepcopy(network), copy.deepcopy(network)
     found = [scatter(f) for f in _seeded(run, ours, gather(images, PatchGrid(visible)))]
-    truth = MaskAndMultiply(visible)(lambda x: _seeded(run, theirs, x), images)
+    oracle = MaskAndMultiply(visible)
+    truth = oracle(lambda x: _seeded(run, theirs, x), images)
+    assert not oracle.unknown, f"no oracle of {oracle.unknown}"
     weights = [torch.randn_like(f) for f in truth]
     for maps in (found, truth):
         sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()

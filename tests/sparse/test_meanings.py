@@ -284,6 +284,23 @@ def test_a_factor_for_each_row_that_is_not_drawn_is_refused():
         nn.Sequential(nn.Dropout(0.1), Graded())(patches)
 
 
+def test_a_scale_of_as_many_channels_as_patches_beside_stochastic_depth_is_none_itself():
+    from convspark import PatchGrid, gather
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.drop = nn.Parameter(torch.arange(4.0)), Sometimes(0.0, "method")
+
+        def forward(self, x):
+            return self.drop(x * self.scale[:, None, None])
+
+    images, visible = torch.rand(2, 4, 8, 8), torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]]).bool()
+    with torch.no_grad():
+        found = Scaled()(gather(images, PatchGrid(visible)))
+    torch.testing.assert_close(found.values, gather(images * torch.arange(4.0)[:, None, None], found.grid).values)
+
+
 @pytest.mark.parametrize("form", ["torchvision", "own", "module", "method", "function", "submodule"])
 def test_stochastic_depth_by_rows_drops_whole_images(form):
     """Its noise is a plain tensor made from a shape; all patches of an image must share the image's draw."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convspark import SparK
 from convspark.errors import NotExactError
+from convspark.sparse.proof.oracle import MaskAndMultiply
 from convspark.sparse.proof.prove import examine, prove
 
 
@@ -53,9 +54,32 @@ EXACT = {
     "flip of channels": lambda x: x.flip(1),
     "stack and maximum": lambda x: torch.stack([x, -x], 1).amax(1),
     "slice assignment": lambda x: _assigned(x),
+    "mean of one axis after the other": lambda x: x * x.mean(3).mean(2)[:, :, None, None],
+    "largest of one axis after the other": lambda x: x * x.amax(2, keepdim=True).amax(3, keepdim=True),
+    "deviation of deviations": lambda x: x / (1 + x.std((2, 3), keepdim=True).std(1, keepdim=True)),
+    "einsum": lambda x: torch.einsum("bchw,dc->bhwd", x, torch.ones(8, 8).double() / 8).permute(0, 3, 1, 2),
+    "convolution of flat positions": lambda x: F.conv1d(x.flatten(2), torch.ones(8, 8, 1).double()).view(x.shape),
+    "pooling of flat positions": lambda x: x * F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None],
+    "cosine similarity": lambda x: x * F.cosine_similarity(x, x.flip(1), dim=1)[:, None],
+    "pad and crop": lambda x: F.avg_pool2d(F.pad(F.pad(x, (1, 1, 1, 1)), (-1, -1, -1, -1)), 3, 1, 1),
+    "group norm": nn.GroupNorm(1, 8),
+    "hand-written gradient": lambda x: Swish.apply(x),
     "dropout of channels": nn.Dropout2d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
 }
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * (s * (1 + x * (1 - s)))
 
 
 def _assigned(x):
@@ -128,10 +152,42 @@ def test_what_leaves_visible_patches_is_named(make):
         prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
 
 
-def test_what_mask_and_multiply_does_not_know_is_a_verdict():
-    network = Wrapped(lambda x: x + x.sort(1).values.cumsum(1).logcumsumexp(1))
-    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
-    assert proof.exact or "nothing is known" in (proof.reason or "")
+SOME = torch.tensor([[[True, False], [True, True]], [[False, False], [False, True]]])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.linalg.svdvals(x),
+        lambda x: torch.fft.fft2(x).abs(),
+        lambda x: torch.cdist(x.flatten(2), x.flatten(2)),
+        lambda x: torch.vmap(lambda one: one * 2)(x),
+        lambda x: torch.unique(x),
+        lambda x: x[x > 0],
+        lambda x: x.flatten(2).logsumexp((1, 2)),
+        lambda x: x.unfold(2, 2, 2),
+        lambda x: torch.histc(x, bins=3),
+        lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[1],
+        lambda x: x.transpose_(2, 3).unsqueeze_(0),
+        lambda x: x.tolist() and x,
+    ],
+)
+def test_the_oracle_runs_whatever_runs_densely(function):
+    images = torch.randn(2, 3, 8, 8)
+    expected = function(images.clone())
+    found = MaskAndMultiply(torch.ones(2, 2, 2, dtype=torch.bool))(function, images)
+    torch.testing.assert_close(found, expected)
+    assert MaskAndMultiply(SOME)(function, images) is not None
+
+
+def test_the_oracle_by_hand():
+    """A mean counts visible positions, a convolution sees zeros, what is added at masked positions stays there."""
+    images, conv = torch.randn(2, 3, 8, 8), nn.Conv2d(3, 3, 3, padding=1)
+    shown = SOME.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    zero_filled = images * shown
+    means = zero_filled.sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
+    found = MaskAndMultiply(SOME)(lambda x: conv(x + x.mean((2, 3), keepdim=True)), images)
+    torch.testing.assert_close(found, shown * conv(shown * (images + means)))
 
 
 class InTraining(nn.Module):

@@ -55,10 +55,10 @@ def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor
 
 def is_row_noise(operand: Any, grid: PatchGrid) -> bool:
     """Whether this plain tensor holds one number a patch that was drawn at random, and so means one an image."""
-    if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.dim() < 2:
+    if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.requires_grad:
         return False
-    if not operand.shape[0] == operand.numel() == grid.num_visible > 1:
-        return False
+    if operand.dim() != len(grid.shape) + 2 or not operand.shape[0] == operand.numel() == grid.num_visible > 1:
+        return False  # of fewer axes it would be a vector of channels
     return _traced_code_draws() if torch.compiler.is_compiling() else _running_code_draws()
 
 

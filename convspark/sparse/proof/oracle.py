@@ -32,11 +32,15 @@ class MaskAndMultiply(TorchFunctionMode):
 
     Args:
         visible: bool (B, *grid), True = visible.
+
+    Attributes:
+        unknown: functions that have a rule which failed with these arguments, so that they ran as all else does.
     """
 
     def __init__(self, visible: Tensor):
         super().__init__()
         self.visible = visible
+        self.unknown: list[str] = []
         self._places = WeakTensorKeyDictionary()  # int64, of the tensor's shape: index into the flattened (B, *grid)
         self._partial = WeakTensorKeyDictionary()  # of what was reduced over some of the positions' axes: name, source
 
@@ -49,37 +53,31 @@ class MaskAndMultiply(TorchFunctionMode):
 
     def masked(self, images: Tensor) -> Tensor:
         """Images with 0 at masked positions."""
-        return self.put(self.shown(images), self.map_places(images.shape))
+        return self.put(self.shown(images), self.place(images))
 
     def shown(self, x: Any) -> Any:
         """A map with 0 at masked positions; of lists, each."""
         if isinstance(x, (list, tuple)):
             return [self.shown(one) for one in x]
-        return torch.where(self.mask(x), x, 0) if isinstance(x, Tensor) and self.place(x) is not None else x
+        return torch.where(self.mask(x), x, 0) if isinstance(x, Tensor) and not _nowhere(self.place(x)) else x
 
     def mask(self, x: Tensor) -> Tensor:
         """bool, of its shape, True = visible."""
-        place = self.place(x)
-        if place is None:
-            return torch.ones_like(x, dtype=torch.bool)
-        few = _few(place)
+        few = _few(self.place(x))
         return (self.visible.flatten()[few.clamp(min=0)] | (few < 0)).expand(x.shape)
 
-    def place(self, x: Tensor) -> Tensor | None:
-        """Which patch each element lies in; None of parameters and constants.
-
-        What a function that torch does not show us (TorchScript) made of a map is told by its shape.
-        """
+    def place(self, x: Tensor) -> Tensor:
+        """Which patch each element lies in. What a function made that torch does not show us is told by its shape."""
         known = self._places.get(x)
         if known is not None and known.shape == x.shape:
             return known
-        batched = not isinstance(x, nn.Parameter) and x.dim() and len(x) == len(self.visible)
-        return self.map_places(x.shape) if batched else None
+        batched = not isinstance(x, nn.Parameter) and x.shape[:1] == self.visible.shape[:1]
+        places = self.map_places(x.shape) if batched else None
+        return torch.full((), NOWHERE, device=x.device).expand(x.shape) if places is None else places
 
-    def put(self, x: Tensor, place: Tensor | None) -> Tensor:
+    def put(self, x: Tensor, place: Tensor) -> Tensor:
         """Remember where a tensor's elements lie."""
-        if place is not None:
-            self._places[x] = place
+        self._places[x] = place
         return x
 
     def map_places(self, shape: Sequence[int]) -> Tensor | None:
@@ -99,10 +97,8 @@ class MaskAndMultiply(TorchFunctionMode):
         """Let results lie where operands at these places do."""
         for part in _tensors(out):
             found = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
-            for place in places:
-                fitting = _fitted(place, part.shape)
-                if fitting is not None and (_few(found) < 0).any():
-                    found = fitting if _nowhere(found) else torch.where(found < 0, fitting, found)
+            for fitting in [one for place in places if (one := _fitted(place, part.shape)) is not None]:
+                found = fitting if _nowhere(found) else torch.where(found < 0, fitting, found)
             if all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
                 grown = self.map_places(part.shape)  # values of images, repeated over a map
                 found = found if grown is None else grown
@@ -111,19 +107,20 @@ class MaskAndMultiply(TorchFunctionMode):
 
     def __torch_function__(self, func: Function, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        spelt = {str(_SPELLINGS.get(key, key)): value for key, value in kwargs.items()}
-        name = getattr(func, "__name__", "")
-        operands = [x for x in _tensors((args, kwargs)) if x in self._places]
-        operands = operands or [x for x in list(_tensors((args, kwargs)))[:1] if self.place(x) is not None]
+        operands = list(_tensors((args, kwargs)))
+        operands = [x for x in operands if x in self._places] or [
+            x for x in operands[:1] if not _nowhere(self.place(x))
+        ]
         if not operands:
             return func(*args, **kwargs)
-        rule = _around if isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)) else _RULES.get(name)
+        custom = isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload))
+        rule = _around if custom else _RULES.get(getattr(func, "__name__", ""))
         if rule is not None:
             try:
-                return rule(self, func, *args, **spelt)
+                return rule(self, func, *args, **{str(_SPELLINGS.get(key, key)): kwargs[key] for key in kwargs})
             except Exception:  # not as the rule knows it; an error of the network's own comes again
-                pass
-        places = [place for x in operands if (place := self.place(x)) is not None]
+                self.unknown.append(getattr(func, "__name__", repr(func)))
+        places = [self.place(x) for x in operands]
         out = func(*args, **kwargs)
         known = isinstance(out, Tensor) and out in self._places and out.shape == self._places[out].shape
         return out if known else self.follow(out, places)
@@ -175,7 +172,6 @@ def _fitted(place: Tensor, shape: torch.Size) -> Tensor | None:
 def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **given: Any) -> Any:
     """The places' axes as those of the values."""
     place = mode.place(input)
-    assert place is not None
     out = func(input, *args, **given)
     if isinstance(out, Tensor) and ("view" in func.__name__ or "reshape" in func.__name__):
         return mode.put(out, place.reshape(out.shape))  # the places' memory may not allow a view
@@ -187,38 +183,32 @@ def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **gi
 
 def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **given: Any) -> Tensor:
     """Also with plain tensors, whose positions are those of the map that they meet."""
-    out = func(tensors, *args, **given)
-    like = next(place for x in tensors if (place := mode.place(x)) is not None)
-    beside = like[:, :1] if like.dim() > 1 else like
-    fitting = None if func.__name__ == "stack" else _fitted(beside, out.shape)
-    if fitting is not None:
-        return mode.put(out, fitting)
-    places = [p if (p := mode.place(x)) is not None else beside.expand(x.shape) for x in tensors]
-    return mode.put(out, func(places, *args, **given))
+    like = next(x for x in tensors if not _nowhere(mode.place(x)))
+    fitted = [_fitted(mode.place(like), x.shape) if _nowhere(mode.place(x)) else None for x in tensors]
+    places = [mode.place(x) if beside is None else beside for x, beside in zip(tensors, fitted, strict=True)]
+    return mode.put(func(tensors, *args, **given), func(places, *args, **given))
 
 
 def _write(mode: MaskAndMultiply, func: Function, /, input: Tensor, index: Any, value: Any) -> None:
     func(input, index, value)
-    there, where = mode.place(input), mode.place(value) if isinstance(value, Tensor) else None
-    if where is not None:
-        place = torch.full(input.shape, NOWHERE, device=input.device) if there is None else there.clone()
-        place[index] = where
-        mode.put(input, place)
+    place = mode.place(input).clone()
+    if isinstance(value, Tensor):
+        place[index] = mode.place(value)
+    mode.put(input, place)
 
 
 def _pad(
     mode: MaskAndMultiply, func: Function, /, input: Tensor, pad: Any, how: str = "constant", value: Any = None, **g
 ):
     """Cells around the map are visible where they are a number, and lie where what they repeat lies."""
-    how, place = g.get("mode", how), mode.place(input)
-    assert place is not None
-    where = func(place.double(), pad, how, NOWHERE if how == "constant" else None).long()
+    how, value = g.get("mode", how), g.get("value", value)
+    where = func(mode.place(input).double(), pad, how, NOWHERE if how == "constant" else None).long()
     return mode.put(func(mode.shown(input), pad, how, value), where)
 
 
 def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **given: Any) -> Any:
     """Convolutions, poolings, resizing: the result is a map again. So are custom operators, unknown to us."""
-    places = [place for x in _tensors((args, given)) if (place := mode.place(x)) is not None]
+    places = [mode.place(x) for x in _tensors((args, given)) if x in mode._places or x is args[0]]
     out = func(*map(mode.shown, args), **{key: mode.shown(value) for key, value in given.items()})
     for part in _tensors(out):
         place = None if _nowhere(places[0]) else mode.map_places(part.shape)
@@ -234,8 +224,7 @@ def _adaptive(
     if all(n == 1 for n in sizes):
         return _reduce(mode, torch.mean if "avg" in func.__name__ else torch.amax, input, tuple(range(-dims, 0)), True)
     out = func(mode.shown(input), output_size, *args, **given)
-    kept = out.shape == input.shape and mode.place(input) is not None
-    return mode.put(out, mode.place(input) if kept else torch.full(out.shape, NOWHERE, device=out.device))
+    return mode.follow(out, [mode.place(input)] if out.shape == input.shape else [])
 
 
 _ARGUMENTS = {
@@ -250,39 +239,33 @@ def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any,
     name, place = func.__name__, mode.place(input)
     out = func(input, *args, **given)  # of all: has the right shape, and is right along channels
     given = dict(zip(_ARGUMENTS.get(name, ("dim", "keepdim")), args, strict=False)) | given
-    dim = given.pop("dim", None)
-    kept = given.pop("keepdim", False)
+    dim, kept = given.pop("dim", None), given.pop("keepdim", False)
     if isinstance(dim, bool):
         dim, given["unbiased"] = None, dim
     if dim is None and name in ("max", "min"):
         func = torch.amax if name == "max" else torch.amin
     wanted = range(input.dim()) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
     dims = {d % input.dim() for d in wanted}
-    assert place is not None
-    if _same_along(place, *dims) and input not in mode._partial:
-        return mode.follow(out, [place])
-    source = input
-    before = mode._partial.get(input)
+    source, before = input, mode._partial.get(input)
     if before is not None and before[0] == name:
         _, source, done, left = before
-        dims = done | {left[d] for d in dims}
-        place = mode.place(source)
-        assert place is not None
+        place, dims = mode.place(source), done | {left[d] for d in dims}
+    if _same_along(place, *dims):
+        return mode.follow(out, [place])
     rest = [axis for axis in range(source.dim()) if axis not in dims]
     rows = source.permute(*rest, *dims).reshape(math.prod(source.shape[axis] for axis in rest), -1)
-    found = [torch.zeros(len(rows), dtype=part.dtype, device=part.device) for part in _tensors(out)]
+    found = [part.new_zeros(len(rows)) for part in _tensors(out)]
     for which, columns in _kinds(mode, source, rest, dims):
         some = rows[which][:, columns]
         more = {"correction": 0} if name[:3] in ("var", "std") and some.shape[1] == 1 else given
         for whole, part in zip(found, _tensors(func(some, dim=1, **more)), strict=True):
             whole[which] = part
-    lowest, highest = (extreme(place, tuple(dims)) for extreme in (torch.amin, torch.amax))
+    lowest, highest = place.amin(tuple(dims)), place.amax(tuple(dims))
     where = torch.where(lowest == highest, lowest, NOWHERE)
     results = [part.view(one.shape) for part, one in zip(found, _tensors(out), strict=True)]
-    unfinished = sum(not _same_along(place, axis) for axis in rest) > 1  # positions are left, and not images alone
     for one in results:
         mode.put(one, where.view(one.shape))
-        if unfinished:
+        if sum(not _same_along(place, axis) for axis in rest) > 1:  # positions are left, not images alone
             mode._partial[one] = (name, source, dims, list(range(source.dim())) if kept else rest)
     return results[0] if isinstance(out, Tensor) else type(out)(results)
 
@@ -297,27 +280,21 @@ def _kinds(mode: MaskAndMultiply, x: Tensor, rest: Sequence[int], dims: Any) -> 
 
 
 def _softmax(mode: MaskAndMultiply, func: Function, /, input: Tensor, dim: int, *args: Any, **given: Any) -> Tensor:
-    place = mode.place(input)
-    assert place is not None
-    out = func(input, dim, *args, **given)
-    if _same_along(place, dim % input.dim()):
-        return mode.put(out, place)
-    rest = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
-    rows = input.movedim(dim, -1).reshape(-1, input.shape[dim])
-    found = out.new_zeros(rows.shape)
-    for which, columns in _kinds(mode, input, rest, [dim]):
-        found[which[:, None], columns] = func(rows[which][:, columns], 1, *args, **given)
-    return mode.put(found.view(out.movedim(dim, -1).shape).movedim(-1, dim), place)
+    out, dim = func(input, dim, *args, **given), dim % input.dim()
+    if not _same_along(mode.place(input), dim):
+        rows, found = input.movedim(dim, -1).flatten(0, -2), torch.zeros_like(out.movedim(dim, -1).flatten(0, -2))
+        for which, columns in _kinds(mode, input, [axis for axis in range(input.dim()) if axis != dim], [dim]):
+            found[which[:, None], columns] = func(rows[which][:, columns], 1, *args, **given)
+        out = found.view(out.movedim(dim, -1).shape).movedim(-1, dim)
+    return mode.put(out, mode.place(input))
 
 
 def _matmul(mode: MaskAndMultiply, func: Function, /, input: Tensor, other: Tensor) -> Tensor:
     """A row of the one by a column of the other."""
     out = func(mode.shown(input), mode.shown(other))
     rows, columns = mode.place(input), mode.place(other)
-    if rows is not None and not _same_along(rows, rows.dim() - 1):
-        return mode.follow(out, [])
-    places = [] if rows is None else [rows[..., :1]]
-    return mode.follow(out, places if columns is None else [*places, columns[..., :1, :]])
+    kept = _same_along(rows, rows.dim() - 1)
+    return mode.follow(out, [rows[..., :1], columns[..., :1, :]] if kept else [])
 
 
 def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: Any) -> Tensor:
@@ -325,20 +302,18 @@ def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: 
     sides, _, result = equation.replace(" ", "").partition("->")
     places = []
     for names, x in zip(sides.split(","), _tensors(operands), strict=True):
-        place = mode.place(x)
-        gone = [axis for axis, name in enumerate(names) if name not in result]
-        if place is not None and _same_along(place, *gone):
-            order = [axis for name in result if (axis := names.find(name)) >= 0]
-            shape = [n if name in names else 1 for name, n in zip(result, out.shape, strict=True)]
-            places.append((place.amin(gone, keepdim=True) if gone else place).permute(*order, *gone).reshape(shape))
+        place, gone = mode.place(x), [axis for axis, name in enumerate(names) if name not in result]
+        if _same_along(place, *gone):
+            place = place.permute(*[names.index(name) for name in result if name in names], *gone)
+            place = place[(..., *[0] * len(gone))]
+            places.append(place[tuple(slice(None) if name in names else None for name in result)])
     return mode.follow(out, places)
 
 
 def _normalise(mode: MaskAndMultiply, x: Tensor, norm: Callable[[Tensor], Tensor], by_image: bool) -> Tensor:
     """Run a norm on (1, C, n), the visible positions of the batch, or of each image."""
-    place, rows = mode.place(x), x.movedim(1, -1)
-    assert place is not None and _same_along(place, 1)
-    seen = mode.mask(x)[:, 0]
+    assert _same_along(mode.place(x), 1)
+    rows, seen = x.movedim(1, -1), mode.mask(x)[:, 0]
     image = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.dim() - 2))
     found = None
     for positions in [seen & (image == number) for number in range(len(x))] if by_image else [seen]:
@@ -346,7 +321,7 @@ def _normalise(mode: MaskAndMultiply, x: Tensor, norm: Callable[[Tensor], Tensor
             out = norm(rows[positions].T[None])[0].T
             found = out.new_zeros(rows.shape) if found is None else found
             found[positions] = out
-    return mode.put((torch.zeros_like(rows) if found is None else found).movedim(-1, 1), place)
+    return mode.put((torch.zeros_like(rows) if found is None else found).movedim(-1, 1), mode.place(x))
 
 
 def _batch_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
@@ -359,22 +334,21 @@ def _group_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: 
 
 def _instance_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
     """Batch norm of each image alone; running statistics take the mean of what the images' would be."""
-    names = ["running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"]
-    names = [*names[2:4], *names[:2], *names[4:]] if func is torch.instance_norm else names
-    given = {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | dict(zip(names, args, strict=False)) | given
-    affine, of_image = (given.get("weight"), given.get("bias")), given["use_input_stats"]
-    running = [s for name in names if name.startswith("running") and (s := given.get(name)) is not None]
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    order = (*names[2:4], *names[:2], *names[4:]) if func is torch.instance_norm else names
+    given = {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | dict(zip(order, args, strict=False)) | given
+    mean, variance, weight, bias, by_image, momentum, eps = (given.get(name) for name in names)
     updated = []
 
     def norm(x: Tensor) -> Tensor:
-        own = [s.clone() for s in running]
+        own = [None if statistic is None else statistic.clone() for statistic in (mean, variance)]
         updated.append(own)
-        both = own or [None, None]
-        return torch.batch_norm(x, *affine, *both, of_image, given["momentum"], given["eps"], False)  # type: ignore[arg-type]
+        return torch.batch_norm(x, weight, bias, *own, by_image, momentum, eps, False)  # type: ignore[arg-type]
 
-    out = _normalise(mode, input, norm, by_image=of_image)
-    for statistic, *of_images in zip(running, *updated, strict=True) if of_image and updated else ():
-        statistic.copy_(torch.stack(of_images).mean(0))
+    out = _normalise(mode, input, norm, by_image)  # type: ignore[arg-type]
+    if by_image and mean is not None and variance is not None:
+        for statistic, of_images in zip((mean, variance), zip(*updated, strict=True), strict=True):
+            statistic.copy_(torch.stack(of_images).mean(0))
     return out
 
 
