@@ -1,15 +1,20 @@
 """From what `pretrain` was asked to what a run consists of: settings resolved, network proved, images found."""
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
 from ..data import list_images
 from ..errors import UsageError
@@ -161,6 +166,8 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     images = reopen_images(run.folder, s.images, **split) if run.goes_on else find_images(s.images, **split)
     numbers = count(len(images.train) * s.crops_per_image, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
+    if not run.goes_on:
+        _check_export(model, mean, std, parse_size(s.size))
     rate = s.learning_rate
     if rate is None:
         rate = (
@@ -193,6 +200,20 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     )
     workers = default_workers(device) if s.workers is None else s.workers
     return Plan(resolved, model, images, numbers, device, precision, workers, rate, betas, mean, std, picture_epochs)
+
+
+def _check_export(model: SparK, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
+    """Export the backbone once as at the end of the run, so that what is wrong with it shows at the start."""
+    with suppress(OSError), TemporaryDirectory() as folder:  # nowhere to try it is no reason not to train
+        try:
+            export_timm(model.backbone, Path(folder) / "export", mean=mean, std=std, image_size=size)
+        except OSError:
+            raise
+        except Exception as error:  # whatever a network of a user's own raises
+            raise UsageError(
+                f"model is {type(model.backbone).__name__}, whose weights could not be exported at the end of the run: "
+                f"{error}"
+            ) from error
 
 
 def _make_optimizer(

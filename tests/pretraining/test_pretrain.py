@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from convspark.checkpoints import to_timm
 from convspark.errors import DataError, DivergedError, UsageError
 from convspark.pretraining import compile as compiling
 from convspark.pretraining import plan
@@ -211,6 +212,19 @@ def test_own_network_and_its_export(small, tmp_path):
     assert all(torch.equal(written[name], value) for name, value in small["model"].state_dict().items())
     with pytest.raises(UsageError, match="model="):
         pretrain(Pictures(), resume=str(result.folder))
+
+
+def test_an_export_that_would_fail_shows_before_anything_is_written(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_timm, "_features", lambda model, images: [torch.rand(3)])
+    with pytest.raises(UsageError, match="weights could not be exported at the end of the run"):
+        pretrain(Pictures(), **small, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_channels_are_those_of_the_images_whatever_the_network_begins_with(small, tmp_path):
+    network = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+    result = pretrain(Pictures(), **small | {"model": network}, out=str(tmp_path / "run"))
+    assert set(weights(result.folder)) == set(network.state_dict())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(small, tmp_path):

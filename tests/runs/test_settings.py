@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -91,6 +92,15 @@ def test_a_run_goes_on_with_its_own_settings_but_for_the_machines(tmp_path):
     assert resumed(own, asked, tmp_path) == expected
     with pytest.raises(UsageError, match="leave out --out, --mask-ratio, --seed"):
         resumed(own, PretrainSettings(resume="run", seed=3, mask_ratio=0.7, out="other"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [(PretrainSettings, "convspark pretrain IMAGES --init RUN --epochs"), (FinetuneSettings, "convspark finetune RUN")],
+)
+def test_more_epochs_are_a_new_run_from_the_weights(settings, words):
+    with pytest.raises(UsageError, match=words):
+        resumed(settings(epochs=7), settings(resume="RUN", epochs=9), Path("RUN"))
 
 
 @pytest.mark.parametrize("settings", COMMANDS, ids=lambda each: each.kind)
