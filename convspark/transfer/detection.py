@@ -21,8 +21,9 @@ from ..data.counters import Counter
 from ..data.transforms import Picture
 from ..training.module import TrainingModule
 from ..training.schedule import Schedule
+from .masks import decode_mask
 from .pyramid import Pyramid
-from .scenes import Scene, Scenes, decode_mask
+from .scenes import Scene, Scenes
 
 Kind = Literal["bbox", "segm"]
 """What COCO's precision is of: boxes or masks."""

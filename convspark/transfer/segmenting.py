@@ -49,12 +49,12 @@ class Segmenting(Task[SegmentResult]):
         c = self.config
         every = read_label_maps(c["images"], c["masks"])
         if c["val_images"] is None:
-            train, val = hold_out(range(len(every)), c["val_share"], len(every), c["seed"])
+            train, val = hold_out(every.pictures, c["val_share"], len(every), c["seed"])
             if not val:
                 raise UsageError(
                     "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                 )
-            self.maps, self.val = every.part(train), every.part(val)
+            self.maps, self.val = every.split(train, val)
         else:
             self.maps, self.val = every, read_label_maps(c["val_images"], c["val_masks"], every)
         return len(self.maps)
