@@ -241,16 +241,16 @@ def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
     tile: Any = tiles[0] if tiles else ("", None, 0, None)
     decoder, _, place, args = tile
     if picture.format == "PNG" and picture.mode != "I;16" and str(args).endswith(";16B"):
-        samples, most = _png_samples(file), 65535
-    elif decoder == "ppm" and picture.mode in ("RGB", "RGBA") and int(args[-1]) > 255:
+        samples = _png_samples(file)
+    elif decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
         file.seek(place)
-        size = picture.height, picture.width, len(picture.mode)
-        samples, most = np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size), int(args[-1])
+        size = picture.height, picture.width, 3
+        samples = np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size)
     else:
         return None
     colours, transparent, opacity = 3 if samples.shape[2] > 2 else 1, picture.info.get("transparency"), None
     if samples.shape[2] > colours:
-        opacity = samples[..., colours].astype(np.float32) / most
+        opacity = samples[..., colours].astype(np.float32) / 65535
     elif isinstance(transparent, tuple):
         opacity = (samples != transparent).any(2).astype(np.float32)
     return picture_of(samples[..., :colours], opacity)
