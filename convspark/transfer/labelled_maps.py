@@ -50,16 +50,15 @@ class LabelMaps:
         return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(mask)]
 
     def part(self, pictures: Iterable[str]) -> "LabelMaps":
-        """Some of the pictures."""
-        chosen = set(pictures)
-        rows = zip(self.pictures, self.masks, self.held, strict=True)
-        kept = [(picture, mask, held) for picture, mask, held in rows if picture in chosen]
+        """Of some pictures, in their order; those that are not here any more have no mask."""
+        rows = {p: (mask, held) for p, mask, held in zip(self.pictures, self.masks, self.held, strict=True)}
+        chosen = [(p, *rows.get(p, ("", frozenset[int]()))) for p in pictures]
         return replace(
-            self, pictures=[p for p, _, _ in kept], masks=[m for _, m, _ in kept], held=[h for *_, h in kept]
+            self, pictures=[p for p, _, _ in chosen], masks=[m for _, m, _ in chosen], held=[h for *_, h in chosen]
         )
 
     def whole(self) -> "LabelMaps":
-        """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
+        """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
         return self.part(whole_pictures(self.pictures))
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:

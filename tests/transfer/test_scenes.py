@@ -397,6 +397,15 @@ def test_pictures_that_cannot_be_read_are_told_before_training(folder):
         read_scenes(coco(folder, [BOX]), str(folder))
 
 
+def test_a_picture_that_is_damaged_in_its_midst_is_not_measured_with(folder, caplog):
+    scenes = read_scenes(coco(folder), str(folder))
+    content = bytearray((folder / "a.png").read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 255
+    (folder / "a.png").write_bytes(content)
+    assert len(read_scenes(coco(folder), str(folder)).scenes) == 2  # its end tells nothing
+    assert scenes.whole().scenes == scenes.scenes[1:] and "a.png: damaged" in caplog.text
+
+
 def test_a_few_boxes_without_area_are_left_out(folder, caplog):
     many = [BOX | {"id": i} for i in range(1, 40)] + [BOX | {"id": 40, "bbox": [5, 6, 0, 0]}]
     scenes = read_scenes(coco(folder, many), str(folder))
