@@ -51,7 +51,7 @@ class Detecting(Task[DetectResult]):
             if not c[name]:
                 raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
         self.scenes = read_scenes(c["train"], c["images"], masks=self.masks)
-        self.val = read_scenes(c["val"], c["val_images"] or c["images"], self.scenes.classes, self.masks)
+        self.val = read_scenes(c["val"], c["val_images"] or c["images"], self.scenes.classes, self.masks).whole()
         return len(self.scenes.scenes)
 
     def choose_precision(self) -> str:

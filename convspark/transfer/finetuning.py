@@ -51,7 +51,10 @@ class Finetuning(Task[FinetuneResult]):
     def read(self) -> int:
         c = self.config
         every = read_labelled(c["data"], c["val_share"], c["seed"])
-        self.data: LabelledData = every.with_fraction(c["fraction"], c["seed"])
+        self.data: LabelledData = (
+            every.like(self.split) if self.split else every.with_fraction(c["fraction"], c["seed"])
+        )
+        self.split = self.split or self.data.split
         return len(self.data.train)
 
     def fill_in(self, images: int) -> None:

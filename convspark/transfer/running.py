@@ -49,6 +49,8 @@ def run_task(command: Callable[..., R], given: Mapping[str, Any], make: Callable
             if folder is None:
                 out = default_path(f"{name}-{task.origin.model}") if arguments["out"] is None else arguments["out"]
                 folder = RunFolder.create(out)
+                if task.split is not None:
+                    write_text(folder.path / task.split.FILE, task.split.as_text())
                 write_text(folder.config, _config_text(name, task.config))
             write_environment(folder, describe_device(task.device))
             log.write_to(folder.log)

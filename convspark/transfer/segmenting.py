@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.scan import hold_out
+from ..data import Split, hold_out
 from ..errors import UsageError
 from ..report.label_maps import draw_label_maps
 from ..training.module import counted_seed
@@ -54,9 +54,11 @@ class Segmenting(Task[SegmentResult]):
                 raise UsageError(
                     "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                 )
-            self.maps, self.val = every.split(train, val)
+            self.split = self.split or Split(train, val)
+            self.maps, self.val = every.split(self.split.train, self.split.val)
         else:
             self.maps, self.val = every, read_label_maps(c["val_images"], c["val_masks"], every)
+        self.val = self.val.whole()
         return len(self.maps)
 
     def fill_in(self, images: int) -> None:

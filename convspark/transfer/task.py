@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data.dataset import PretrainImages
+from ..data import PretrainImages, Split
 from ..training import settings
 from ..training.device import choose_device, choose_precision, default_workers
 from ..training.fit import fit
@@ -31,6 +31,7 @@ class Task(ABC, Generic[R]):
         origin: of the weights.
         numbers: of the steps.
         network: to train, with its new head.
+        split: of the pictures, where it was drawn; that of the run that goes on.
 
     Raises:
         ConvsparkError: whatever is wrong with the arguments; nothing was written yet.
@@ -47,6 +48,7 @@ class Task(ABC, Generic[R]):
             RunFolder(arguments["out"]).check_new()
         self.origin: Origin = find_weights(c["weights"], c["model"])
         self.origin.check_pictures()
+        self.split = Split.kept_in(arguments["resume"])
         images = self.read()
         self.device = choose_device(c["device"])
         c["precision"] = self.choose_precision()
@@ -66,7 +68,7 @@ class Task(ABC, Generic[R]):
 
     @abstractmethod
     def read(self) -> int:
-        """Read the data; the number of pictures to train on."""
+        """Read the data, and draw `split` or keep to it; the number of pictures to train on."""
 
     @abstractmethod
     def fill_in(self, images: int) -> None:
