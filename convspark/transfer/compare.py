@@ -222,7 +222,7 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
                 else:
                     result = finetune(
                         job.weights,
-                        asked["data"],
+                        _data_of(job, asked),
                         model=_model_of(job.weights, asked["run"], asked["model"], origin.model),
                         fraction=job.fraction,
                         seed=job.seed,
@@ -255,6 +255,20 @@ def _carry_out(jobs: Sequence[_Job], asked: dict[str, Any], machine: dict[str, A
         )
         results.append(result)
     return results
+
+
+def _data_of(job: _Job, asked: dict[str, Any]) -> str:
+    """The data of all jobs with a seed: with the split that the first of them drew, kept in the comparison's folder."""
+    from .labels import read_labelled
+
+    file = job.folder.parent / f"data-seed{job.seed}.csv"
+    if not file.is_file():
+        own = {name: value for name, value in (asked["settings"] or {}).items() if name == "val_share"}
+        data = read_labelled(asked["data"], seed=job.seed, **own)
+        if not data.val_is_split:
+            return asked["data"]
+        write_text(file, data.as_csv())
+    return str(file)
 
 
 def _measured(result: FinetuneResult) -> dict[str, float]:
