@@ -90,7 +90,7 @@ class LabelledData:
         return self if fraction == 1 else replace(self, train=_drawn(self.train, fraction, seed)[0])
 
 
-def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> LabelledData:
+def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole: bool = False) -> LabelledData:
     """Find pictures and their classes, leaving out what cannot be read.
 
     Args:
@@ -98,6 +98,7 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
             with the columns path, label and, if wanted, split (train, val or test), paths relative to the file.
         val_share: of the training pictures of each class that become `val` where there is none.
         seed: of that choice.
+        whole: decode the pictures to train on to their last pixel, too, where none can stand in for a damaged one.
 
     Raises:
         DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
@@ -142,12 +143,15 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
             raise DataError(f"data: {_some(few)}: a single picture cannot be both trained on and validated with")
         kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
     # Of those that are measured with none may be damaged anywhere: nothing can stand in for it.
-    measured = scan([path for part in ("val", "test") for path, _ in kept[part]], whole=True, most_bad=_MOST_DAMAGED)
-    whole = set(measured.good)
-    val, test = ([(path, label) for path, label in kept[part] if path in whole] for part in ("val", "test"))
+    checked = ("train", "val", "test") if whole else ("val", "test")
+    decoded = scan([path for part in checked for path, _ in kept[part]], whole=True, most_bad=_MOST_DAMAGED)
+    damaged = {path for path, _ in decoded.bad}
+    train, val, test = (
+        [(p, label) for p, label in kept[part] if p not in damaged] for part in ("train", "val", "test")
+    )
     if not val:
         raise DataError(f"data: no picture to validate with is left in {data!r}")
-    return LabelledData(classes, kept["train"], val, test, result.bad + measured.bad, val_is_split)
+    return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
 def _from_folders(root: Path) -> list[tuple[str, str, str]]:

@@ -124,7 +124,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_directory_that_leads_to_itself_ends(tmp_path: Path) -> None:
-    content = bytearray(tiff(np.arange(72, dtype=np.uint16).reshape(8, 9, 1), pages=2))
+    content = bytearray(tiff(np.arange(72, dtype=np.uint16).reshape(8, 9, 1), pages=2, more={254: ("I", [1])}))
     first = int.from_bytes(content[4:8], "little")
     content[-4:] = first.to_bytes(4, "little")  # after the last one, the first again
     (tmp_path / "a.tif").write_bytes(content)

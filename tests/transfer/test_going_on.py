@@ -8,6 +8,8 @@ import pytest
 from labelled_pictures import write_pictures
 from PIL import Image
 
+from convspark.errors import DataError
+from convspark.transfer import compare
 from convspark.transfer.finetune import finetune
 from convspark.transfer.labels import read_labelled
 from convspark.transfer.segment import segment
@@ -69,6 +71,23 @@ def test_damaged_pictures_are_left_out_before_they_are_measured_with(tmp_path, c
     assert not any("red/1.png" in path for path, _ in data.val + data.test)
     assert {path[-13:] for path, _ in data.bad} == {"val/red/1.png", "est/red/1.png"}
     assert "2 of 18 pictures cannot be read" in caplog.text
+    probed = read_labelled(str(tmp_path), whole=True)  # whose features have a label each
+    assert len(probed.train) == 11 and len(probed.bad) == 3
+
+
+def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
+    data = write_pictures(tmp_path / "data", 8)
+    job = compare._Job("random", "random:resnet10t", 1.0, 3, 1, 24, tmp_path / "out" / "random-1-seed3")
+    job.folder.parent.mkdir()
+    asked = {"data": str(data), "settings": {"val_share": 0.4}}
+    drawn = read_labelled(str(data), 0.4, seed=3)
+    first = read_labelled(compare._data_of(job, asked))
+    assert (first.train, first.val) == (drawn.train, drawn.val)
+    Image.new("RGB", (40, 40)).save(data / "blue" / "new.png")
+    assert read_labelled(compare._data_of(job, asked)) == first
+    Path(first.train[0][0]).unlink()
+    with pytest.raises(DataError, match=r"1 of the 24 pictures .*data-seed3.csv.* do not exist"):
+        read_labelled(compare._data_of(job, asked))
 
 
 def test_labelled_data_comes_back_from_a_csv_in_its_parts(tmp_path):
@@ -81,8 +100,6 @@ def test_labelled_data_comes_back_from_a_csv_in_its_parts(tmp_path):
 
 @pytest.mark.parametrize("kind", ["nowhere", "itself"])
 def test_a_class_that_is_a_broken_link_is_not_passed_over(tmp_path, kind):
-    from convspark.errors import DataError
-
     write_pictures(tmp_path, 2)
     (tmp_path / "yellow").symlink_to("yellow" if kind == "itself" else "nowhere")
     with pytest.raises(DataError, match=r"links that lead nowhere: .*yellow"):
