@@ -32,14 +32,24 @@ def picture_of(
     low, high = 0.0, white
     if high is None:
         known = np.isfinite(values) & ~absent
-        counted = values[known if opacity is None else known & (opacity > 0)[..., None]]
-        if not counted.size:
+        if opacity is not None:
+            known &= (opacity > 0)[..., None]
+        low, high = (
+            float(end(values, where=known, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf))
+        )
+        if low > high:
             raise ValueError("no finite value")
-        low, high = float(counted.min()), float(counted.max())
-    half = high / 2 - low / 2  # of the range, which as a whole may be no finite number
-    share = (values / 2 - low / 2).clip(0, half) / (half or 1)
-    share = np.where(absent, 0, 1 - share if inverted else share)
+    values /= 2  # the range as a whole may be no finite number
+    values -= low / 2
+    half = high / 2 - low / 2
+    np.clip(values, 0, half, out=values)
+    values /= half or 1
+    if inverted:
+        np.subtract(1, values, out=values)
+    values[absent] = 0
     if opacity is not None:
-        share = share * opacity[..., None] + (1 - opacity[..., None])
-    levels = np.rint(255 * share).astype(np.uint8)
+        values *= opacity[..., None]
+        values += 1 - opacity[..., None]
+    values *= 255
+    levels = np.rint(values, out=values).astype(np.uint8)
     return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)

@@ -22,15 +22,18 @@ _FIRST_SEGMENT = 8  # where the data begin in what libtiff is given
 _KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 _STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _NO_DATA = 322, 323, 324, 325, 338, 339, 42113
+_SUBSAMPLING = 530
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5  # photometric interpretations
+_YCBCR, _CIELAB = 6, 8
 _GREY = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-_KNOWN_TO_PILLOW = (*_GREY, _RGB, 3, _CMYK, 6, 8)  # also of palettes, YCbCr, CIELAB
+_KNOWN_TO_PILLOW = (*_GREY, _RGB, 3, _CMYK, _YCBCR, _CIELAB)  # 3 is of palettes
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # of sample formats; 4 does not say
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of opacity among the extra samples
 _PLAIN_COMPRESSIONS = (1, 32773)  # none, PackBits
 _PREDICTING_COMPRESSIONS = (5, 8, 32946, 34925, 50000)  # LZW, deflate by two numbers, LZMA, Zstandard
 _HORIZONTAL, _OF_FLOATS = 2, 3  # predictors
+_MOST_BYTES_A_PIXEL = 24  # where there are `PIL.Image.MAX_IMAGE_PIXELS`
 
 
 class NotReadError(ValueError):
@@ -71,6 +74,8 @@ class Tiff:
             return False
         if self._photometric == _CMYK and bits == {16}:
             return not self._is_planar
+        if self._photometric == _YCBCR and self._compression not in (6, 7) and self._list(_SUBSAMPLING, []) != [1, 1]:
+            return False  # only of JPEGs the colours of neighbours may be shared
         few = bits == {8} or (bits <= {1, 2, 4} and self._bands == 1)
         return few and not (self._extra and (self._is_planar or self._photometric in _GREY))
 
@@ -154,11 +159,16 @@ class Tiff:
         tile_width = self._number(_TILE_WIDTH, width)
         tile_height = self._number(_TILE_HEIGHT, min(height, self._number(_ROWS, height)))
         across, down = -(-width // tile_width), -(-height // tile_height)
+        each = self._bands // planes
+        row_bytes = -(-tile_width * each * self._bits[0] // 8)  # of a tile
+        count, most = height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
+        if most is not None and count > _MOST_BYTES_A_PIXEL * most:
+            raise Image.DecompressionBombError(
+                f"{count} bytes; {_MOST_BYTES_A_PIXEL * most} are the most that are read"
+            )
         offsets, counts = self._segments
         if len(offsets) < planes * across * down:
             raise OSError(f"{len(offsets)} strips or tiles of {planes * across * down}")
-        each = self._bands // planes
-        row_bytes = -(-tile_width * each * self._bits[0] // 8)  # of a tile
         found: list[np.ndarray] = []
         for plane in range(planes):
             part = slice(plane * across * down, (plane + 1) * across * down)
@@ -244,7 +254,7 @@ class Tiff:
     @property
     def _extra(self) -> list[int]:
         """What the bands are that are no colours: 0 is not said."""
-        colours = {_RGB: 3, _CMYK: 4, 6: 3, 8: 3}.get(self._photometric, 1)
+        colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
         count = self._bands - colours
         told = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])
         return (told + [0] * count)[: max(0, count)]

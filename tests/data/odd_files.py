@@ -331,6 +331,11 @@ def tiff_cases() -> list[Case]:
     )
     of_24_bits = {277: ("H", [1]), 258: ("H", [24])}
     add("24 bits", "numbers of 24 bits", _numbers("u1", (*_SHAPE, 3)), photometric=BLACK_IS_ZERO, more=of_24_bits)
+    ycbcr = _numbers("u1", (*_SHAPE, 3), 10)
+    shown = np.asarray(Image.fromarray(ycbcr, "YCbCr").convert("RGB"))
+    shared = "photometric interpretation 6. that"
+    add("YCbCr", shown, ycbcr, photometric=6, more={530: ("H", [1, 1])})
+    add("YCbCr, colours shared", shared, ycbcr, photometric=6, more={530: ("H", [2, 2])})
     cases += [("JPEG 2000", tiff(grey, more={259: ("H", [34712])}), "compression 34712, which is not read")]
     cases += [("floats by horizontal", tiff(holes, compression=DEFLATE, more={317: ("H", [2])}), "predictor 2, which")]
     return cases
