@@ -1,7 +1,7 @@
 """TIFF pictures of other samples than plain bytes: Pillow reads some of them wrong, and some not at all.
 
-Pillow's libtiff undoes their compression all the same: it is told that the picture is a grey one, as many times wider
-as a pixel has bytes, and what the bytes mean is worked out here.
+Pillow's libtiff undoes their compression all the same: for it the picture is a grey one, as many times wider as a
+pixel has bytes, and what the bytes mean is worked out here.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from .stretch import picture_of
 
 _HEADS = (b"II*\0", b"MM\0*", b"II+\0")  # the last with offsets of 8 bytes
-_FIRST_SEGMENT = 8  # where the data begin in what libtiff is given
+_FIRST_SEGMENT = 8  # where the data begin in what libtiff reads
 
 # Numbers of tags.
 _KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
@@ -107,6 +107,7 @@ class Tiff:
         if most is not None and height * width > 2 * most:
             raise Image.DecompressionBombError(f"{height * width} pixels; {2 * most} are the most that are read")
         bits, kind, is_rgb = self._bits[0], self._kind, self._photometric == _RGB
+        fitting = _OF_FLOATS if kind == "f" else 0 if bits % 8 else _HORIZONTAL  # predictor
         why = None
         if len(set(self._bits)) > 1 or kind is None:
             why = "bands of different types, or of complex numbers"
@@ -118,12 +119,7 @@ class Tiff:
             why = f"{self._bands} bands, which are not said to be red, green and blue"
         elif self._compression not in (*_PLAIN_COMPRESSIONS, *_PREDICTING_COMPRESSIONS):
             why = f"compression {self._compression}, which is not read for samples of this type"
-        elif self._predictor not in (1, _HORIZONTAL, _OF_FLOATS) or (
-            self._predictor != 1
-            and (
-                bits % 8 or self._compression in _PLAIN_COMPRESSIONS or (self._predictor == _OF_FLOATS) != (kind == "f")
-            )
-        ):
+        elif self._predictor != 1 and (self._predictor != fitting or self._compression in _PLAIN_COMPRESSIONS):
             why = f"predictor {self._predictor}, which is not read for samples of this type"
         if why:
             raise NotReadError(f"a TIFF with {why}: save it as grey or RGB of 8 bits, or pass a Dataset of arrays")
@@ -159,8 +155,8 @@ class Tiff:
         tile_width = self._number(_TILE_WIDTH, width)
         tile_height = self._number(_TILE_HEIGHT, min(height, self._number(_ROWS, height)))
         across, down = -(-width // tile_width), -(-height // tile_height)
-        each = self._bands // planes
-        row_bytes = -(-tile_width * each * self._bits[0] // 8)  # of a tile
+        bands = self._bands // planes  # of a plane
+        row_bytes = -(-tile_width * bands * self._bits[0] // 8)  # of a tile
         count, most = height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
         if most is not None and count > _MOST_BYTES_A_PIXEL * most:
             raise Image.DecompressionBombError(
@@ -169,15 +165,15 @@ class Tiff:
         offsets, counts = self._segments
         if len(offsets) < planes * across * down:
             raise OSError(f"{len(offsets)} strips or tiles of {planes * across * down}")
-        found: list[np.ndarray] = []
+        samples: list[np.ndarray] = []
         for plane in range(planes):
             part = slice(plane * across * down, (plane + 1) * across * down)
             rows = self._decompressed(
                 offsets[part], counts[part], (height, across * row_bytes), (tile_height, row_bytes)
             )
-            tiles = [self._unpacked(tile, each) for tile in np.split(rows, across, axis=1)]
-            found.append(np.concatenate(tiles, axis=1)[:, :width])
-        return np.concatenate(found, axis=2)
+            tiles = [self._unpacked(tile, bands) for tile in np.split(rows, across, axis=1)]
+            samples.append(np.concatenate(tiles, axis=1)[:, :width])
+        return np.concatenate(samples, axis=2)
 
     def _decompressed(
         self, offsets: list[int], counts: list[int], shape: tuple[int, int], tile: tuple[int, int]
@@ -256,8 +252,8 @@ class Tiff:
         """What the bands are that are no colours: 0 is not said."""
         colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
         count = self._bands - colours
-        told = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])
-        return (told + [0] * count)[: max(0, count)]
+        stated = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])
+        return (stated + [0] * count)[: max(0, count)]
 
     @property
     def _has_opacity(self) -> bool:

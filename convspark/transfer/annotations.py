@@ -43,7 +43,7 @@ class Annotated:
     Attributes:
         name: its file, as it is written.
         stems: names without suffix that its file may have where there is none of that name.
-        size: (height, width) that it was annotated at, if that is told.
+        size: (height, width) that it was annotated at, where the file says it.
     """
 
     name: str
@@ -91,23 +91,23 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
     try:
         names: dict[str, str] = {}
         pictures: dict[str, Annotated] = {}
-        for where, each in _entries(content, "categories"):
-            names[_new_id(names, each, where)] = str(_needed(each, "name"))
-        for where, each in _entries(content, "images"):
-            file = _needed(each, "file_name")
+        for where, entry in _entries(content, "categories"):
+            names[_new_id(names, entry, where)] = str(_needed(entry, "name"))
+        for where, entry in _entries(content, "images"):
+            file = _needed(entry, "file_name")
             if not isinstance(file, str) or not file:
                 raise ValueError(f"has the file_name {_short(file)}: expected the name of a picture file")
-            size = _size(each.get("height"), each.get("width"))
-            pictures[_new_id(pictures, each, where)] = Annotated(file, size, [])
-        for where, each in _entries(content, "annotations"):
-            image, category = _id(each, "image_id"), _id(each, "category_id")
+            size = _size(entry.get("height"), entry.get("width"))
+            pictures[_new_id(pictures, entry, where)] = Annotated(file, size, [])
+        for where, entry in _entries(content, "annotations"):
+            image, category = _id(entry, "image_id"), _id(entry, "category_id")
             if image not in pictures:
                 raise ValueError(f"belongs to image {image}, which is not in `images`")
             if category not in names:
                 raise ValueError(f"has category {category}, which is not in `categories`")
-            crowd = str(each.get("iscrowd", 0)).lower() not in ("0", "0.0", "false", "none", "")
-            entry = Entry(where, names[category], _box(each.get("bbox")), each.get("segmentation"), crowd)
-            pictures[image].entries.append(entry)
+            crowd = str(entry.get("iscrowd", 0)).lower() not in ("0", "0.0", "false", "none", "")
+            thing = Entry(where, names[category], _box(entry.get("bbox")), entry.get("segmentation"), crowd)
+            pictures[image].entries.append(thing)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a COCO file: {where} {error}") from None
     order = sorted(names, key=lambda id: (0, int(id), id) if id.isdecimal() else (1, 0, id))
@@ -179,20 +179,20 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
         files = [file if file.is_file() else folder / f"{file.stem.split()[0]}.xml" for file in whole]
     if not files:
         raise DataError(f"{path} holds no .xml file")
-    found: list[Annotated] = []
+    pictures: list[Annotated] = []
     names: set[str] = set()
     for file in files:
         try:
             root = ET.parse(file).getroot()
-            entries = [_voc_entry(number, each) for number, each in enumerate(root.iter("object"), start=1)]
+            entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
             size = _size(root.findtext("size/height"), root.findtext("size/width"))
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
             raise DataError(f"{file} is not a VOC annotation ({error})") from None
         names.update(entry.kind for entry in entries)
         name = (root.findtext("filename") or "").strip()
-        told = PurePosixPath(name.replace("\\", "/"))
-        found.append(Annotated(name or file.stem, size, entries, (told.name, told.stem, file.stem)))
-    return found, sorted(names)
+        stated = PurePosixPath(name.replace("\\", "/"))
+        pictures.append(Annotated(name or file.stem, size, entries, (stated.name, stated.stem, file.stem)))
+    return pictures, sorted(names)
 
 
 def _voc_entry(number: int, entry: ET.Element) -> Entry:
@@ -212,7 +212,7 @@ def _voc_entry(number: int, entry: ET.Element) -> Entry:
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
-    """None where the file does not tell, or has 0 as some tools write."""
+    """None where the file does not say, or has 0 as some tools write."""
     try:
         sides = tuple(float(side or 0) for side in (height, width))
     except (TypeError, ValueError):

@@ -127,13 +127,13 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
 
 
 def _from_scenes(file: str, images: str) -> LabelMaps:
-    found = read_scenes(file, images, masks=True)
-    if len(found.classes) >= IGNORED:
-        raise DataError(f"{file} has {len(found.classes)} classes: expected fewer than {IGNORED}")
-    held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in found.scenes]
-    names = ["background", *found.classes]
-    paths = [scene.path for scene in found.scenes]
-    return LabelMaps(paths, list(found.scenes), held, {i: i for i in range(len(names))}, names)
+    source = read_scenes(file, images, masks=True)
+    if len(source.classes) >= IGNORED:
+        raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
+    held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
+    names = ["background", *source.classes]
+    paths = [scene.path for scene in source.scenes]
+    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names)
 
 
 def _from_folders(images: str, masks: str, like: LabelMaps | None) -> LabelMaps:
@@ -174,16 +174,16 @@ def _from_folders(images: str, masks: str, like: LabelMaps | None) -> LabelMaps:
 
 def _by_place(root: str) -> dict[str, str]:
     """Path of each picture by its place below `root`, without the suffix."""
-    found: dict[str, str] = {}
+    by_place: dict[str, str] = {}
     for path in list_images(root):
         place = os.path.splitext(os.path.relpath(path, root))[0]
-        if place in found:
+        if place in by_place:
             raise DataError(
-                f"{found[place]} and {path} differ by nothing but their suffix, so that it is not clear which picture "
-                "and which mask belong together: rename or remove one of them"
+                f"{by_place[place]} and {path} differ by nothing but their suffix, so that it is not clear which "
+                "picture and which mask belong together: rename or remove one of them"
             )
-        found[place] = os.path.abspath(path)
-    return found
+        by_place[place] = os.path.abspath(path)
+    return by_place
 
 
 def _labels_of(seen: frozenset[int], masks: str) -> tuple[dict[int, int], list[str]]:

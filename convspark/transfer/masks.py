@@ -78,9 +78,9 @@ def _checked_code(code: dict[str, Any], size: tuple[int, int], faults: list[str]
     """A run-length code of just the picture's pixels: of others the library reads and writes where it must not."""
     from faster_coco_eval.core import mask as coding
 
-    told, counts = code.get("size"), code.get("counts")
-    if not isinstance(told, list) or told != list(size):
-        of = f"{told[1]}x{told[0]}" if isinstance(told, list) and len(told) == 2 else reprlib.repr(told)
+    stated, counts = code.get("size"), code.get("counts")
+    if not isinstance(stated, list) or stated != list(size):
+        of = f"{stated[1]}x{stated[0]}" if isinstance(stated, list) and len(stated) == 2 else reprlib.repr(stated)
         faults.append(f"its mask has {of} pixels, the picture {size[1]}x{size[0]}")
         return None
     runs = _uncompressed(counts) if isinstance(counts, str) else counts
@@ -88,7 +88,8 @@ def _checked_code(code: dict[str, Any], size: tuple[int, int], faults: list[str]
     if not is_code or sum(runs or ()) != math.prod(size):
         faults.append(f"its run-length code {reprlib.repr(counts)} is not one of {math.prod(size)} pixels")
         return None
-    return {"size": told, "counts": counts} if isinstance(counts, str) else coding.frPyObjects(code, *size)  # type: ignore[return-value]
+    checked: Mask = {"size": list(size), "counts": counts}
+    return checked if isinstance(counts, str) else coding.frPyObjects(checked, *size)  # type: ignore[return-value]
 
 
 def _uncompressed(counts: str) -> list[int] | None:

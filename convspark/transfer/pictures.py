@@ -25,21 +25,22 @@ def find_pictures(annotated: Sequence[Annotated], source: str, images: str) -> l
         DataError: pictures that are not there, or that could be several, or two entries of one picture.
     """
     there = _Folder(images)
-    chosen = [there.named(each.name) or there.like(each) for each in annotated]
-    lacking = [each.name for each, paths in zip(annotated, chosen, strict=True) if not paths]
+    chosen = [there.named(picture.name) or there.like(picture) for picture in annotated]
+    lacking = [picture.name for picture, paths in zip(annotated, chosen, strict=True) if not paths]
     if lacking:
         raise DataError(
             f"{len(lacking)} of the {len(annotated)} pictures of {source} are not in {images}: {some(lacking)}"
         )
-    unclear = [f"{each.name} ({some(paths)})" for each, paths in zip(annotated, chosen, strict=True) if len(paths) > 1]
+    pairs = zip(annotated, chosen, strict=True)
+    unclear = [f"{picture.name} ({some(paths)})" for picture, paths in pairs if len(paths) > 1]
     if unclear:
         raise DataError(
             f"{source}: {len(unclear)} pictures are not where it says below {images}, and could be one of several "
             f"there: {some(unclear)}; correct their names"
         )
     names: dict[str, list[str]] = defaultdict(list)
-    for each, (path,) in zip(annotated, chosen, strict=True):
-        names[path].append(each.name)
+    for picture, (path,) in zip(annotated, chosen, strict=True):
+        names[path].append(picture.name)
     doubled = [f"{path} ({some(several)})" for path, several in names.items() if len(several) > 1]
     if doubled:
         raise DataError(f"{source} names {len(doubled)} pictures more than once: {some(doubled)}")
@@ -55,14 +56,14 @@ def upright_sizes(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(height, width) in pixels of each readable picture, the right way up, as it is decoded.
 
     Raises:
-        DataError: no picture, or more than 5 % of them, can be read; fewer are left out and told.
+        DataError: no picture, or more than 5 % of them, can be read; fewer are left out and named.
     """
     with quiet():
         return {path: upright_size(path) for path in scan(paths).good}
 
 
 def whole_pictures(paths: Sequence[str]) -> list[str]:
-    """Those that can be decoded to their last pixel, before they are measured with; the others are told.
+    """Those that can be decoded to their last pixel, before they are measured with; the others are named.
 
     Raises:
         DataError: more than half of them cannot.
@@ -79,22 +80,24 @@ class _Folder:
     def named(self, name: str) -> list[str]:
         """The file of that name, as it is or with slashes for backslashes; never one outside the folder."""
         for path in (PurePosixPath(name), PurePosixPath(name.replace("\\", "/"))):
-            found = os.path.join(self._root, path)
-            if not path.is_absolute() and ".." not in path.parts and os.path.isfile(found):
-                return [found]
+            file = os.path.join(self._root, path)
+            if not path.is_absolute() and ".." not in path.parts and os.path.isfile(file):
+                return [file]
         return []
 
-    def like(self, each: Annotated) -> list[str]:
+    def like(self, picture: Annotated) -> list[str]:
         """The pictures whose path ends with most parts of its name; or that have one of its stems, the first that any
         has.
         """
-        parts = PurePosixPath(each.name.replace("\\", "/")).parts
+        parts = PurePosixPath(picture.name.replace("\\", "/")).parts
         alike = [
             (_common_end(parts, path.parts), str(path)) for path in self._by_name.get(parts[-1] if parts else "", [])
         ]
         if alike:
             return [path for length, path in alike if length == max(alike)[0]]
-        return next(([str(path) for path in self._by_stem[stem]] for stem in each.stems if stem in self._by_stem), [])
+        return next(
+            ([str(path) for path in self._by_stem[stem]] for stem in picture.stems if stem in self._by_stem), []
+        )
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:

@@ -89,12 +89,12 @@ def read_scenes(
 
     Boxes that reach over the picture's edge are cut there; they are an error where more than 5 % do, as such files have
     corners where COCO has sizes. Objects without area, outside their picture, or whose mask cannot be used are left out
-    and told, and are an error where they are more than 5 % of all. So are pictures that cannot be read.
+    and named, and are an error where they are more than 5 % of all. So are pictures that cannot be read.
 
     Args:
         source: a COCO .json file; a folder of Pascal VOC .xml files, or a .txt list of their names in VOC's ImageSets.
         images: folder of the pictures; nothing outside it is opened. Names of other folders are matched by their last
-            part, where it is that of one picture only, and that is told.
+            part, where it is that of one picture only, and that is said.
         classes: names that are allowed, in order; None takes those that the file has.
         masks: whether every object needs a mask. Else masks are read only to make boxes of them where there are none.
 
@@ -107,22 +107,22 @@ def read_scenes(
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
     known = classes or names
-    unknown = sorted({entry.kind for each in annotated for entry in each.entries} - set(known))
+    unknown = sorted({entry.kind for picture in annotated for entry in picture.entries} - set(known))
     if unknown:
         raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
     paths = find_pictures(annotated, source, images)
     sizes = upright_sizes(paths)
-    readable = [(path, each, sizes[path]) for path, each in zip(paths, annotated, strict=True) if path in sizes]
+    readable = [(path, picture, sizes[path]) for path, picture in zip(paths, annotated, strict=True) if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
-    total = sum(len(each.entries) for _, each, _ in readable)
+    total = sum(len(picture.entries) for _, picture, _ in readable)
     bad: list[str] = []
     over: list[str] = []
     scenes: list[Scene] = []
-    for path, each, size in readable:
+    for path, picture, size in readable:
         kept: list[Thing] = []
-        for entry in each.entries:
-            where = f"{entry.where} of {each.name}"
+        for entry in picture.entries:
+            where = f"{entry.where} of {picture.name}"
             if masks and entry.segmentation is None:
                 raise DataError(
                     f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
@@ -146,10 +146,10 @@ def read_scenes(
             "(left, top, right, bottom) where COCO has left, top, width, height, or of pictures of another size?"
         )
     if bad:
-        told = f"{source}: {len(bad)} of {total} objects have faults: {some(bad)}"
+        faulty = f"{source}: {len(bad)} of {total} objects have faults: {some(bad)}"
         if len(bad) > _MOST_BAD * total:
-            raise DataError(f"{told}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
-        logger.warning("%s; what is faulty is left out", told)
+            raise DataError(f"{faulty}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
+        logger.warning("%s; what is faulty is left out", faulty)
     if all(thing.crowd for scene in scenes for thing in scene.things):
         raise DataError(f"{source} holds no annotated object")
     return Scenes(scenes, known, source)
@@ -157,15 +157,16 @@ def read_scenes(
 
 def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:
     """Boxes and masks of a picture that was shrunk or turned since would be silently wrong."""
-    wrong = [(each.name, each.size, size) for _, each, size in readable if each.size not in (None, size)]
+    wrong = [(p.name, p.size, size) for _, p, size in readable if p.size not in (None, size)]
     if not wrong:
         return
-    name, told, size = wrong[0]
-    turned = all(told == size[::-1] for _, told, size in wrong)
+    name, stated, size = wrong[0]
+    turned = all(stated == size[::-1] for _, stated, size in wrong)
     why = "turned by its EXIF orientation since?" if turned else "shrunk or cut since?"
     raise DataError(
         f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {name} has "
-        f"{size[1]}x{size[0]} pixels, annotated were {told[1]}x{told[0]}; {why} Give the pictures that were annotated"
+        f"{size[1]}x{size[0]} pixels, annotated were {stated[1]}x{stated[0]}; {why} Give the pictures that were "
+        "annotated"
     )
 
 
