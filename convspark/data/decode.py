@@ -126,7 +126,7 @@ def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | S
             stored = width, height = picture.size
             deep = _deep_colour(picture, file)
             if deep is not None:
-                return _upright(deep.convert("RGB"), _orientation(picture))
+                return deep
             if shrink is None or picture.format not in ("JPEG", "MPO"):
                 return to_rgb(picture)
             full_size = (width, height) if _orientation(picture) >= 5 else (height, width)
@@ -236,12 +236,14 @@ def _of_deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
-    """A picture of 16-bit colours, of which Pillow would keep the upper 8 bits; None of other pictures."""
+    """A picture of 16-bit colours, of which Pillow keeps the upper 8 bits, as by `to_rgb`; None of other pictures."""
     tiles = getattr(picture, "tile", [])  # what is to be decoded, and how
     tile: Any = tiles[0] if tiles else ("", None, 0, None)
     decoder, _, place, args = tile
+    orientation = 1
     if picture.format == "PNG" and picture.mode != "I;16" and str(args).endswith(";16B"):
-        samples = _png_samples(file)
+        orientation = _orientation(picture)  # before others read from the file
+        samples = _png_samples(file, args)
     elif decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
         file.seek(place)
         size = picture.height, picture.width, 3
@@ -253,20 +255,25 @@ def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
         opacity = samples[..., colours].astype(np.float32) / 65535
     elif isinstance(transparent, tuple):
         opacity = (samples != transparent).any(2).astype(np.float32)
-    return picture_of(samples[..., :colours], opacity)
+    return _upright(picture_of(samples[..., :colours], opacity).convert("RGB"), orientation)
 
 
-def _png_samples(file: BinaryIO) -> np.ndarray:
-    """(H, W, bands)."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_png
+def _png_samples(file: BinaryIO, rawmode: str) -> np.ndarray:
+    """(H, W, bands) of 16 bits. Pillow gives one byte of a sample: the first, or the second where it is said to be the
+    higher one; grey and opacity, of four bytes a pixel, pass as RGBA.
+    """
+    if rawmode == "LA;16B":
+        return _decoded_by(file, "RGBA").view(">u2")
+    high, low = (_decoded_by(file, rawmode[:-1] + end).astype(np.uint16) for end in "BL")
+    return high << 8 | low
 
+
+def _decoded_by(file: BinaryIO, rawmode: str) -> np.ndarray:
+    """The pixels of a PNG file, its bytes taken for what `rawmode` says."""
     file.seek(0)
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    try:
-        return decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    except RuntimeError:
-        raise OSError("the picture is truncated or damaged") from None
+    picture: Any = Image.open(file, formats=["PNG"])
+    picture.tile = [picture.tile[0]._replace(args=rawmode)]
+    return np.array(picture)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

@@ -33,6 +33,7 @@ _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of opacity among the extra samples
 _PLAIN_COMPRESSIONS = (1, 32773)  # none, PackBits
 _PREDICTING_COMPRESSIONS = (5, 8, 32946, 34925, 50000)  # LZW, deflate by two numbers, LZMA, Zstandard
 _HORIZONTAL, _OF_FLOATS = 2, 3  # predictors
+_LARGEST_RATIO = 20_000  # of what compressions come to
 _MOST_BYTES_A_PIXEL = 24  # where there are `PIL.Image.MAX_IMAGE_PIXELS`
 
 
@@ -163,6 +164,8 @@ class Tiff:
                 f"{count} bytes; {_MOST_BYTES_A_PIXEL * most} are the most that are read"
             )
         offsets, counts = self._segments
+        if count > _LARGEST_RATIO * sum(counts):  # before so much memory is taken
+            raise OSError("the picture is truncated")
         if len(offsets) < planes * across * down:
             raise OSError(f"{len(offsets)} strips or tiles of {planes * across * down}")
         samples: list[np.ndarray] = []

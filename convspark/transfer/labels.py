@@ -69,6 +69,8 @@ class LabelledData:
         if gone:
             logger.warning("data: %d pictures of the run are no longer there or readable: %s", len(gone), _some(gone))
         val, test = ([(path, label_of[path]) for path in part if path in label_of] for part in (split.val, split.test))
+        if not val:
+            raise DataError("data: no picture that the run validated with is there any more")
         return replace(self, train=[(path, label_of.get(path, 0)) for path in split.train], val=val, test=test)
 
     def as_csv(self) -> str:

@@ -38,9 +38,10 @@ def check(folder: Path, cases: list[odd_files.Case]) -> None:
     assert scan([str(folder / str(number)) for number in range(len(cases))], most_bad=1.0).good == readable
 
 
-def test_tiff(tmp_path: Path) -> None:
-    cases = odd_files.tiff_cases()
-    assert len(cases) > 1000
+@pytest.mark.parametrize(("every", "least"), [(4, 400), pytest.param(1, 1600, marks=pytest.mark.slow)])
+def test_tiff(tmp_path: Path, every: int, least: int) -> None:
+    cases = odd_files.tiff_cases(every)
+    assert len(cases) > least
     check(tmp_path, cases)
 
 
@@ -96,6 +97,22 @@ def test_orientation(tmp_path: Path, kind: str, orientation: int) -> None:
     assert upright_size(str(path)) == upright.shape
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_deep_png_is_turned_upright(tmp_path: Path, after: bool) -> None:
+    samples = np.arange(6 * 10 * 3, dtype=np.uint16).reshape(6, 10, 3) * 300
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = (b"eXIf", exif.tobytes()[6:])
+    content = odd_files.png(samples, 16, 2, chunk)
+    if after:  # the pixels
+        start, end = content.index(b"eXIf") - 4, content.index(b"IDAT") - 4
+        content = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    (tmp_path / "a.png").write_bytes(content)
+    upright = odd_files.stretched(samples).transpose(1, 0, 2)[:, ::-1]
+    np.testing.assert_allclose(np.asarray(decode(tmp_path / "a.png")), upright, atol=1)
+    assert upright_size(str(tmp_path / "a.png")) == (10, 6)
+
+
 def test_an_orientation_that_is_none_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 9
@@ -142,16 +159,22 @@ def test_more_pixels_than_may_be_are_refused_before_they_are_decoded(tmp_path: P
         decode(tmp_path / "a.tif")
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_flipped_bytes_never_crash(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    path = tmp_path / "a.tif"
-    for compression in (NONE, LZW, DEFLATE, PACKBITS):
-        whole = tiff(rng.integers(0, 4096, (21, 37, 3), np.uint16), compression=compression, rows=30)
-        directory = int.from_bytes(whole[4:8], "little")
-        for _ in range(150):
+    samples = rng.integers(0, 4096, (21, 37, 3), np.uint16)
+    files = [tiff(samples, compression=compression, rows=30) for compression in (NONE, LZW, DEFLATE, PACKBITS)]
+    files += [
+        tiff(samples, tile=(16, 16), compression=LZW),
+        odd_files.png(samples, 16, 2),
+        odd_files.pnm(samples, 4095),
+    ]
+    path = tmp_path / "a"
+    for whole in files:
+        for _ in range(100):
             content = bytearray(whole)
-            for place in rng.integers(directory, len(whole), 2):
+            for place in rng.integers(max(0, len(whole) - rng.choice([200, 10_000])), len(whole), 3):
                 content[place] = rng.integers(256)
-            path.write_bytes(content)
+            path.write_bytes(content[: rng.integers(8, len(whole))] if rng.random() < 0.2 else content)
             with contextlib.suppress(BadPictureError):
                 decode(path)
