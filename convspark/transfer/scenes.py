@@ -140,11 +140,14 @@ def read_scenes(
             if cut is not None and (mask is not None or not masks):
                 kept.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
         scenes.append(Scene(path, size, kept))
-    if len(over) > _MOST_BAD * total:
-        raise DataError(
-            f"{source}: {len(over)} of {total} boxes reach over their picture's edge: {some(over)}. Are they corners "
-            "(left, top, right, bottom) where COCO has left, top, width, height, or of pictures of another size?"
-        )
+    if over:
+        beyond = f"{source}: {len(over)} of {total} boxes reach over their picture's edge: {some(over)}"
+        if len(over) > _MOST_BAD * total:
+            raise DataError(
+                f"{beyond}. Are they corners (left, top, right, bottom) where COCO has left, top, width, height, or of "
+                "pictures of another size?"
+            )
+        logger.warning("%s; they are cut there", beyond)
     if bad:
         faulty = f"{source}: {len(bad)} of {total} objects have faults: {some(bad)}"
         if len(bad) > _MOST_BAD * total:

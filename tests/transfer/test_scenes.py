@@ -266,7 +266,7 @@ def test_a_box_that_is_missing_is_made_from_the_mask(folder, bbox):
         read_scenes(coco(folder, [BOX | {"bbox": bbox}]), str(folder))
 
 
-def test_corners_in_the_place_of_sizes_stop_it(folder):
+def test_corners_in_the_place_of_sizes_stop_it(folder, caplog):
     corners = [BOX | {"id": i, "bbox": [20, 10, 21 + i, 18]} for i in range(1, 11)]
     with pytest.raises(DataError, match=r"10 of 10 boxes reach over .*edge.* Are they corners \(left, top, right"):
         read_scenes(coco(folder, corners), str(folder))
@@ -274,6 +274,7 @@ def test_corners_in_the_place_of_sizes_stop_it(folder):
     assert read_scenes(coco(folder, rounded), str(folder)).scenes[0].things[0].box == (20, 10, 40, 28)
     few = [BOX | {"id": i} for i in range(1, 20)] + [BOX | {"id": 20, "bbox": [20, 10, 40, 18]}]
     assert read_scenes(coco(folder, few), str(folder)).scenes[0].things[-1].box == (20, 10, 40, 28)
+    assert "1 of 20 boxes reach over their picture's edge" in caplog.text and "they are cut there" in caplog.text
 
 
 def test_ids_are_compared_as_text_and_those_of_annotations_are_not_needed(folder):
