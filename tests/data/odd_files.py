@@ -354,7 +354,8 @@ def other_cases() -> list[Case]:
                 continue
             samples = rng.integers(0, most + 1, (*_SHAPE, bands), np.uint16)
             if bands in (2, 4):
-                samples[3:6, :, -1] = 0
+                samples[..., :-1] //= 2
+                samples[3:6, :, :-1], samples[3:6, :, -1] = most, 0  # the brightest is not seen
             samples = samples.astype(np.uint8 if bits <= 8 else np.uint16)
             colours = samples[..., :1] if bands < 3 else samples[..., :3]
             opacity = samples[..., -1] / most if bands in (2, 4) else np.ones(_SHAPE)
