@@ -2,10 +2,11 @@
 
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
-from .files import list_images
+from .files import as_lines, list_images, names_in
 from .photographs import demo_photographs
 from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
 from .sources import DatasetSource, FileSource, ImageSource, adapt
+from .splits import Split
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainTransform
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "PretrainTransform",
     "ScanResult",
     "Shrunk",
+    "Split",
     "TooManyBadPicturesError",
     "adapt",
+    "as_lines",
     "decode",
     "demo_photographs",
     "hold_out",
     "list_images",
+    "names_in",
     "scan",
 ]

@@ -1,17 +1,22 @@
 """From a file to an 8-bit RGB picture, the right way up, decoded no larger than it will be needed."""
 
+import errno
+import math
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import BinaryIO, TypeAlias, overload
+from typing import Any, BinaryIO, TypeAlias, overload
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ..errors import DataError
+from .stretch import picture_of
+from .tiff import NotReadError, Tiff
 
 # Listed by Pillow but not decoded by it: stubs for other programs, and EPS, which starts Ghostscript.
 _NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -28,6 +33,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+
+# Formats of which many writers know nothing of opacity, and leave it 0.
+_MAY_LACK_OPACITY = ("BMP", "DIB", "CUR", "ICO", "TGA")
+# Formats that hold a picture several times, in other sizes or layers.
+_OF_ONE_PICTURE = ("MPO", "ICO", "CUR", "ICNS", "PSD")
 
 _DRAFTS = (8, 4, 2)  # factors by which libjpeg decodes a picture smaller
 
@@ -74,9 +84,11 @@ def decode(path: str | os.PathLike[str], shrink: Shrink | None = None) -> Image.
     * EXIF orientation is applied. Of an animation or a multi-page file, the first picture is taken.
     * Grey is repeated, palettes are looked up, CMYK and YCbCr are converted (colour profiles are ignored).
     * What is transparent becomes white, the paper that cut-out objects, logos and drawings are made for.
-    * Grey of more than 8 bits (16 and 32 bit integers, floats) is stretched from its own darkest to its own
-      brightest finite value: such files rarely use their whole range, and a fixed scale would turn what a
-      12-bit microscope took black. Colour of 16 bits keeps its upper 8.
+    * Samples of more than 8 bits, or with a sign (integers, floats; grey, and colour in TIFF, PNG and PPM), are
+      stretched from their own darkest to their own brightest finite value: such files rarely use their whole range,
+      and a fixed scale would turn what a 12-bit camera took black. Where there is no number, or GDAL's value for no
+      data, the picture is black.
+    * Bands after red, green and blue that are no opacity are left out; other pictures of several bands are refused.
 
     Args:
         path: the file. Its content decides on the format, not its suffix.
@@ -106,9 +118,15 @@ def quiet() -> Iterator[None]:
 def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | Shrunk:
     """`decode` without the silence."""
     try:
-        with open(path, "rb") as file:
-            picture = Image.open(file, formats=readable_formats())
+        with open_regular(path) as file:
+            tiff = Tiff.read(file)
+            if tiff is not None and not tiff.is_read_by_pillow:
+                return _upright(tiff.picture().convert("RGB"), tiff.orientation)
+            picture = open_header(file)
             stored = width, height = picture.size
+            deep = _deep_colour(picture, file)
+            if deep is not None:
+                return deep
             if shrink is None or picture.format not in ("JPEG", "MPO"):
                 return to_rgb(picture)
             full_size = (width, height) if _orientation(picture) >= 5 else (height, width)
@@ -121,7 +139,15 @@ def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | S
             return rgb if picture.size == stored else Shrunk(rgb, full_size)
     # Damaged files make Pillow's decoders raise nearly anything, from SyntaxError to struct.error.
     except Exception as error:
-        raise BadPictureError(path, _reason(path, error)) from error
+        raise BadPictureError(path, reason_of(path, error)) from error
+
+
+def open_regular(path: str) -> BinaryIO:
+    """The file at `path`; a pipe, which might be waited for without end, is refused."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotReadError("a pipe, socket or device, not a picture")
+    return open(path, "rb")
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -130,25 +156,23 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     orientation = _orientation(picture)
     mode = picture.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
-        picture = _stretch(picture)
+        picture = _of_deep_grey(picture)
     elif mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         picture = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB") or picture
     elif picture.has_transparency_data:
         picture = _on_white(picture)
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    return picture.transpose(_UPRIGHT[orientation]) if orientation > 1 else picture
+    return _upright(picture.convert("RGB"), orientation)
 
 
 def sniff(path: str) -> bool:
     """Whether a file begins like one of the common picture formats."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(12)
-    except OSError:
+    except (OSError, NotReadError):
         return False
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")):
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"BM")):
         return True
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 
@@ -172,6 +196,23 @@ def open_header(file: BinaryIO) -> Image.Image:
     return Image.open(file, formats=readable_formats())
 
 
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of a readable picture as it is decoded, from its header."""
+    with open_regular(path) as file:
+        tiff = Tiff.read(file)
+        if tiff is not None:  # of which Pillow tells the size the right way up already
+            return tiff.upright_size
+        picture = open_header(file)
+        width, height = picture.size
+        return (width, height) if _orientation(picture) >= 5 else (height, width)
+
+
+def left_out(picture: Image.Image) -> str | None:
+    """What a file holds beside the picture that is taken, if anything."""
+    several = picture.format not in _OF_ONE_PICTURE and getattr(picture, "is_animated", False)
+    return "hold several pictures, of which the first is taken" if several else None
+
+
 def _orientation(picture: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) if there is none, or damage: the pixels may still be good."""
     try:
@@ -181,34 +222,80 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _stretch(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).astype(np.float64)  # (H, W)
-    finite = np.isfinite(values)
-    if not finite.any():
-        raise ValueError("no finite value")
-    low, high = values[finite].min(), values[finite].max()
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def _of_deep_grey(picture: Image.Image) -> Image.Image:
+    samples = np.asarray(picture)[..., None]  # (H, W, 1)
+    if picture.format == "FITS" and picture.mode == "I;16":
+        samples = samples.view("<i2")  # Pillow leaves out the sign
+    transparent = picture.info.get("transparency")  # a value, in PNG
+    opacity = (samples[..., 0] != transparent).astype(np.float32) if isinstance(transparent, int) else None
+    return picture_of(samples, opacity)
+
+
+def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
+    """A picture of 16-bit colours, of which Pillow keeps the upper 8 bits, as by `to_rgb`; None of other pictures."""
+    tiles = getattr(picture, "tile", [])  # what is to be decoded, and how
+    tile: Any = tiles[0] if tiles else ("", None, 0, None)
+    decoder, _, place, args = tile
+    orientation = 1
+    if picture.format == "PNG" and picture.mode != "I;16" and str(args).endswith(";16B"):
+        orientation = _orientation(picture)  # before others read from the file
+        samples = _png_samples(file, args)
+    elif decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
+        file.seek(place)
+        size = picture.height, picture.width, 3
+        samples = np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size)
+    else:
+        return None
+    colours, transparent, opacity = 3 if samples.shape[2] > 2 else 1, picture.info.get("transparency"), None
+    if samples.shape[2] > colours:
+        opacity = samples[..., colours].astype(np.float32) / 65535
+    elif isinstance(transparent, tuple):
+        opacity = (samples != transparent).any(2).astype(np.float32)
+    return _upright(picture_of(samples[..., :colours], opacity).convert("RGB"), orientation)
+
+
+def _png_samples(file: BinaryIO, rawmode: str) -> np.ndarray:
+    """(H, W, bands) of 16 bits. Pillow gives one byte of a sample: the first, or the second where it is said to be the
+    higher one; grey and opacity, of four bytes a pixel, pass as RGBA.
+    """
+    if rawmode == "LA;16B":
+        return _decoded_by(file, "RGBA").view(">u2")
+    high, low = (_decoded_by(file, rawmode[:-1] + end).astype(np.uint16) for end in "BL")
+    return high << 8 | low
+
+
+def _decoded_by(file: BinaryIO, rawmode: str) -> np.ndarray:
+    """The pixels of a PNG file, its bytes taken for what `rawmode` says."""
+    file.seek(0)
+    picture: Any = Image.open(file, formats=["PNG"])
+    picture.tile = [picture.tile[0]._replace(args=rawmode)]
+    return np.array(picture)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
     if picture.mode == "La":  # premultiplied grey: Pillow converts it to its plain form only
         picture = picture.convert("LA")
+    may_lack = picture.format in _MAY_LACK_OPACITY
     picture = picture.convert("RGBA")
     alpha = picture.getchannel("A")
-    if alpha.getextrema() == (255, 255):
+    if alpha.getextrema() == (255, 255) or (may_lack and alpha.getextrema() == (0, 0)):
         return picture.convert("RGB")
     page = Image.new("RGB", picture.size, "white")
     page.paste(picture, mask=alpha)
     return page
 
 
-def _reason(path: str, error: Exception) -> str:
+def reason_of(path: str, error: Exception) -> str:
     """Why a file could not be read, in a few words for the list of bad files."""
     match error:
+        case NotReadError():
+            return str(error)
         case FileNotFoundError():
-            return "no such file"
+            return "a link that leads nowhere" if os.path.islink(path) else "no such file"
         case IsADirectoryError():
             return "a folder, not a picture"
         case PermissionError():
@@ -217,6 +304,10 @@ def _reason(path: str, error: Exception) -> str:
             return f"too large: {error}"
         case UnidentifiedImageError():
             return _what_instead(path)
+        case OSError() if error.errno == errno.ELOOP:
+            return "a link that leads in a circle"
+        case OSError() if error.errno is not None:
+            return f"cannot be read: {error.strerror}"
     words = str(error) or "no details"
     if "truncated" in words.lower():
         return f"truncated: {words}"

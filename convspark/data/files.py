@@ -1,15 +1,16 @@
 """Where the pictures are: a folder, a text file of paths, or a list of paths become one list of paths."""
 
 import difflib
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
-from .decode import picture_suffixes, sniff
+from .decode import open_regular, picture_suffixes, sniff
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def list_images(source: Source) -> list[str]:
               files are left out, links are followed. Sorted by path.
             * a text file (UTF-8) with one path a line, relative to the file's own folder, or to the working
               directory if the first path is not found there. Blank lines and lines that begin with `#` are
-              skipped; order and repetitions are kept.
+              skipped; order and repetitions are kept. Names that no plain line can hold are JSON texts (`as_lines`).
             * one picture.
             * an iterable of paths, kept as it is.
 
@@ -67,6 +68,7 @@ def _from_folder(root: str) -> list[str]:
     suffixes = picture_suffixes()
     found: list[str] = []
     other: Counter[str] = Counter()
+    nowhere: list[str] = []
     entered: set[tuple[int, int]] = set()  # by device and inode: a link to a parent folder must not recurse for ever
     folders = [root]
     while folders:
@@ -86,15 +88,22 @@ def _from_folder(root: str) -> list[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if _leads_to(entry.is_dir):
                     if entry.name not in _SKIPPED_FOLDERS:
                         folders.append(entry.path)
-                elif entry.is_file() or entry.is_symlink():  # a dangling link is a bad file, not a missing one
-                    suffix = os.path.splitext(entry.name)[1].lower()
-                    if suffix in suffixes or (not suffix and sniff(entry.path)):
+                elif suffix in suffixes:
+                    # A link that leads nowhere is a bad file, not a missing one.
+                    if _leads_to(entry.is_file) or entry.is_symlink():
                         found.append(entry.path)
-                    else:
-                        other[suffix or "without suffix"] += 1
+                elif not suffix and sniff(entry.path):
+                    found.append(entry.path)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    nowhere.append(entry.path)
+                elif _leads_to(entry.is_file):
+                    other[suffix or "without suffix"] += 1
+    if nowhere:
+        _log.warning("%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), nowhere[0])
     if not found:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"
         raise DataError(
@@ -107,9 +116,41 @@ def _from_folder(root: str) -> list[str]:
     return found
 
 
+def as_lines(names: Iterable[str]) -> str:
+    """Names of any kind as a text of one line each, for `names_in`.
+
+    A name that would not come back as it is, or that some reader of lines would cut, becomes a JSON text in ASCII.
+    """
+    lines = (name if name.isprintable() and names_in(name) == [name] else json.dumps(name) for name in names)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a text of one line each; blank lines and comments are left out."""
+    lines = (line.strip(" \t\r") for line in text.split("\n"))
+    return [_unquoted(line) for line in lines if line and not line.startswith("#")]
+
+
+def _unquoted(line: str) -> str:
+    if line.startswith('"'):
+        with suppress(ValueError):
+            name = json.loads(line)
+            return name if isinstance(name, str) else line
+    return line
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Whether an entry, or what it links to, is of a kind; not if the link leads in a circle."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
 def _from_text(path: str) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(
             f"images: {path!r} is neither a folder, nor a picture by its suffix, "
@@ -117,8 +158,7 @@ def _from_text(path: str) -> list[str]:
         ) from None
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error.strerror}") from None
-    lines = [line.strip() for line in text.splitlines()]
-    paths = [line for line in lines if line and not line.startswith("#")]
+    paths = names_in(text)
     if not paths:
         raise DataError(f"images: {path!r} holds no path; expected one path a line")
     base = os.path.dirname(os.path.abspath(path))

@@ -3,16 +3,19 @@
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
 from ..errors import DataError, UsageError
 from ..seeds import Use, counted
-from .decode import BadPictureError, decode_unquietly, open_header, quiet
+from .decode import BadPictureError, decode_unquietly, left_out, open_header, open_regular, quiet
+from .tiff import Tiff
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ def scan(
     paths: Sequence[str],
     workers: int | None = None,
     *,
+    whole: bool = False,
     most_bad: float = MOST_BAD,
     progress: bool | None = None,
 ) -> ScanResult:
@@ -53,11 +57,13 @@ def scan(
     That is quick (no pixels are decoded) and finds what goes wrong with real collections: empty and cut-off
     files, other things under a picture's name, pictures too large to decode. Whatever looks wrong or
     unfamiliar is then decoded in full, so that no good picture is turned away. Damage in the midst of a file
-    shows only in training (`PretrainImages` replaces such a picture).
+    shows only in training (`PretrainImages` replaces such a picture), or where `whole` asks for it. What of files is
+    not taken (further pages, further bands) is said.
 
     Args:
         paths: files, see `list_images`.
         workers: threads; None for 8, which is more than there are cores because they wait for the disk.
+        whole: decode every picture to its last pixel: for those that are measured with.
         most_bad: share of bad files above which this fails.
         progress: a progress bar on stderr; None for one if stderr is a terminal.
 
@@ -69,16 +75,23 @@ def scan(
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     good: list[str] = []
     bad: list[tuple[str, str]] = []
+    partly: dict[str, list[str]] = defaultdict(list)  # by what is left out
     with quiet(), ThreadPoolExecutor(workers or 8) as pool:
-        for chunk, reasons in zip(chunks, _watched(pool.map(_examine_all, chunks), chunks, progress), strict=True):
-            for path, reason in zip(chunk, reasons, strict=True):
+        examined = pool.map(partial(_examine_all, whole), chunks)
+        for chunk, results in zip(chunks, _watched(examined, chunks, progress), strict=True):
+            for path, (reason, left_out) in zip(chunk, results, strict=True):
                 if reason is None:
                     good.append(path)
                 else:
                     bad.append((path, reason))
+                if left_out is not None and not whole:
+                    partly[left_out].append(path)
     check_bad_share(bad, len(paths), most_bad)
     if bad:
         _log.warning("%s", describe_bad(bad, len(paths)))
+    for what, holders in partly.items():
+        more = ", …" if len(holders) > _LISTED else ""
+        _log.warning("%d of %d files %s: %s%s", len(holders), len(paths), what, ", ".join(holders[:_LISTED]), more)
     return ScanResult(good, bad)
 
 
@@ -117,23 +130,34 @@ def hold_out(items: Sequence[T], share: float = 0.02, most: int = 1000, seed: in
     return train, [item for index, item in enumerate(items) if index in chosen]
 
 
-def _examine_all(paths: Iterable[str]) -> list[str | None]:
-    return [_examine(path) for path in paths]
+def _examine_all(whole: bool, paths: Iterable[str]) -> list[tuple[str | None, str | None]]:
+    return [_examine(path, whole) for path in paths]
 
 
-def _examine(path: str) -> str | None:
-    """None for a picture that looks whole, else why it cannot be read."""
+def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
+    """Why a picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
+    beside: str | None = None
     try:
-        with open(path, "rb") as file:
-            if _looks_whole(open_header(file), file):
-                return None
+        with open_regular(path) as file:
+            tiff = Tiff.read(file)
+            if tiff is not None:
+                beside = tiff.left_out
+            if tiff is not None and not tiff.is_read_by_pillow:
+                tiff.check()
+                looks_whole = tiff.is_whole
+            else:
+                picture = open_header(file)
+                beside = beside or left_out(picture)
+                looks_whole = tiff.is_whole if tiff is not None else _looks_whole(picture, file)
+            if looks_whole and not whole:
+                return None, beside
     except Exception:  # whatever Pillow raised, decoding raises it again and gives it a name
         pass
     try:
         decode_unquietly(path)
     except BadPictureError as error:
-        return error.reason
-    return None
+        return error.reason, None
+    return None, beside
 
 
 def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
@@ -154,11 +178,6 @@ def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
         case "WEBP":
             file.seek(4)
             return int.from_bytes(file.read(4), "little") + 8 <= size
-        case "TIFF":
-            tags = getattr(picture, "tag_v2", {})
-            offsets = tags.get(273) or tags.get(324) or ()  # of strips, of tiles
-            counts = tags.get(279) or tags.get(325) or ()
-            return 0 < max((sum(pair) for pair in zip(offsets, counts, strict=True)), default=0) <= size
     return False
 
 

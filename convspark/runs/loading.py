@@ -19,8 +19,10 @@ from ..data import (
     PretrainImages,
     PretrainTransform,
     adapt,
+    as_lines,
     hold_out,
     list_images,
+    names_in,
     scan,
 )
 from ..errors import DataError, UsageError
@@ -76,7 +78,7 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
     bad: list[tuple[str, str]] = []
     found, description = _open(images, bad)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        return Images(found, _open(held_out, bad)[0], bad, description)
+        return Images(found, _whole(_open(held_out, bad)[0], bad), bad, description)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(found, list):
@@ -85,7 +87,7 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
         order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
         train = torch.utils.data.Subset(found, order)
         kept = torch.utils.data.Subset(found, kept_order) if kept_order else None
-    return Images(train, kept or None, bad, description)
+    return Images(train, _whole(kept or None, bad), bad, description)
 
 
 def reopen_images(
@@ -116,10 +118,12 @@ def reopen_images(
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
-    """List what could not be read, with the reason; no file where there is nothing to list."""
+    """Add to the list of what could not be read, with the reasons; no file where there is nothing to list."""
     if bad:
-        lines = [f"{path}\t{' '.join(reason.split())}" for path, reason in dict(bad).items()]
-        _write_lines(folder.bad_files, lines)
+        before = folder.bad_files.read_text(encoding="utf-8").split("\n") if folder.bad_files.is_file() else []
+        reasons = dict(line.split("\t", 1) for line in before if line)
+        reasons |= {as_lines([path]).rstrip("\n"): " ".join(reason.split()) for path, reason in bad}
+        write_text(folder.bad_files, "".join(f"{path}\t{reason}\n" for path, reason in reasons.items()))
 
 
 class TrainLoader(DataLoader[Tensor]):
@@ -273,6 +277,15 @@ def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
     return images, type(images).__name__
 
 
+def _whole(held_out: Any, bad: list[tuple[str, str]]) -> Any:
+    """Held-out files without those that are damaged anywhere: none can stand in for what is measured with."""
+    if not isinstance(held_out, list):
+        return held_out
+    result = scan(held_out, whole=True, most_bad=0.5)
+    bad += result.bad
+    return result.good
+
+
 def _is_list_of_paths(images: Any) -> bool:
     return isinstance(images, list | tuple) and all(isinstance(path, str | os.PathLike) for path in images)
 
@@ -290,8 +303,8 @@ def _prepare_worker(_worker: int) -> None:
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, as_lines(lines))
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return names_in(path.read_text(encoding="utf-8", errors="surrogateescape"))

@@ -1,28 +1,125 @@
-"""Picture files that annotations and masks belong to: which are readable, and how large they are."""
+"""Picture files that annotations and masks belong to: where they are, which are readable, and how large."""
 
-from collections.abc import Sequence
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
 
-from ..data import scan
-from ..data.decode import open_header, quiet
+from ..data import list_images, scan
+from ..data.decode import quiet, upright_size
+from ..errors import DataError
+from .detection.annotations import Annotated, some
 
-_ORIENTATION_TAG, _FIRST_LYING = 0x0112, 5  # EXIF: from 5 on, height and width change places
+logger = logging.getLogger(__name__)
+
+_MOST_DAMAGED = 0.5  # of the pictures to validate with, which may be few
+
+
+def find_pictures(annotated: Sequence[Annotated], source: str, images: str) -> list[str]:
+    """The path of each annotated picture: of its name below the folder `images`, or else of the only picture there
+    whose path ends most like it, which is said. Nothing outside the folder is opened, whatever the names are.
+
+    Raises:
+        DataError: pictures that are not there, or that could be several, or two entries of one picture.
+    """
+    there = _Folder(images)
+    chosen = [there.named(picture.name) or there.like(picture) for picture in annotated]
+    lacking = [picture.name for picture, paths in zip(annotated, chosen, strict=True) if not paths]
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of the {len(annotated)} pictures of {source} are not in {images}: {some(lacking)}"
+        )
+    pairs = zip(annotated, chosen, strict=True)
+    unclear = [f"{picture.name} ({some(paths)})" for picture, paths in pairs if len(paths) > 1]
+    if unclear:
+        raise DataError(
+            f"{source}: {len(unclear)} pictures are not where it says below {images}, and could be one of several "
+            f"there: {some(unclear)}; correct their names"
+        )
+    names: dict[str, list[str]] = defaultdict(list)
+    for picture, (path,) in zip(annotated, chosen, strict=True):
+        names[path].append(picture.name)
+    doubled = [f"{path} ({some(several)})" for path, several in names.items() if len(several) > 1]
+    if doubled:
+        raise DataError(f"{source} names {len(doubled)} pictures more than once: {some(doubled)}")
+    moved = [f"{name} ({path})" for path, (name,) in names.items() if not there.named(name)]
+    if moved:
+        logger.warning(
+            "%s: %d of %d pictures are taken by the end of their names: %s", source, len(moved), len(names), some(moved)
+        )
+    return list(names)
 
 
 def upright_sizes(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(height, width) in pixels of each readable picture, the right way up, as it is decoded.
 
     Raises:
-        DataError: no picture, or more than 5 % of them, can be read; fewer are left out and told.
+        DataError: no picture, or more than 5 % of them, can be read; fewer are left out and named.
     """
     with quiet():
-        return {path: _upright_size(path) for path in scan(paths).good}
+        return {path: upright_size(path) for path in scan(paths).good}
 
 
-def _upright_size(path: str) -> tuple[int, int]:
-    with open(path, "rb") as file:
-        picture = open_header(file)
-        try:
-            lies = int(picture.getexif().get(_ORIENTATION_TAG, 1)) >= _FIRST_LYING
-        except Exception:  # damaged metadata: decoding takes such a picture as it lies, too
-            lies = False
-        return (picture.width, picture.height) if lies else (picture.height, picture.width)
+def whole_pictures(paths: Sequence[str]) -> list[str]:
+    """Those that can be decoded to their last pixel, before they are measured with; the others are named.
+
+    Raises:
+        DataError: more than half of them cannot.
+    """
+    return scan(paths, whole=True, most_bad=_MOST_DAMAGED).good
+
+
+class _Folder:
+    """A folder of pictures, listed when it must be."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def named(self, name: str) -> list[str]:
+        """The file of that name, as it is or with slashes for backslashes; never one outside the folder."""
+        for path in (PurePosixPath(name), PurePosixPath(name.replace("\\", "/"))):
+            file = os.path.join(self._root, path)
+            if not path.is_absolute() and ".." not in path.parts and os.path.isfile(file):
+                return [file]
+        return []
+
+    def like(self, picture: Annotated) -> list[str]:
+        """The pictures whose path ends with most parts of its name; or that have one of its stems, the first that any
+        has.
+        """
+        parts = PurePosixPath(picture.name.replace("\\", "/")).parts
+        alike = [
+            (_common_end(parts, path.parts), str(path)) for path in self._by_name.get(parts[-1] if parts else "", [])
+        ]
+        if alike:
+            return [path for length, path in alike if length == max(alike)[0]]
+        return next(
+            ([str(path) for path in self._by_stem[stem]] for stem in picture.stems if stem in self._by_stem), []
+        )
+
+    @cached_property
+    def _paths(self) -> list[PurePosixPath]:
+        return [PurePosixPath(path) for path in list_images(self._root)]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[PurePosixPath]]:
+        return _grouped(self._paths, lambda path: path.name)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[PurePosixPath]]:
+        return _grouped(self._paths, lambda path: path.stem)
+
+
+def _grouped(paths: Sequence[PurePosixPath], key: Callable[[PurePosixPath], str]) -> dict[str, list[PurePosixPath]]:
+    groups: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for path in paths:
+        groups[key(path)].append(path)
+    return groups
+
+
+def _common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths have in common, from the last on."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

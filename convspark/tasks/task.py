@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoints.origin import Origin, find_weights
-from ..data.dataset import PretrainImages
+from ..data import PretrainImages, Split
+from ..files import write_text
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
 from ..runs.loading import TrainLoader
@@ -49,6 +50,7 @@ class Task(ABC, Generic[S, R]):
         learning_rate: the peak.
         layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
+        split: of the pictures, where it was drawn; that of the run that goes on.
 
     Raises:
         ConvsparkError: whatever is wrong with the settings; nothing was written yet.
@@ -65,6 +67,7 @@ class Task(ABC, Generic[S, R]):
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         self.origin.check_pictures()
+        self.split = Split.kept_in(str(run.folder.path)) if run.goes_on else None
         images = self.read()
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
@@ -89,7 +92,7 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def read(self) -> int:
-        """Read the data; the number of pictures to train on."""
+        """Read the data, and draw `split` or keep to it; the number of pictures to train on."""
 
     @abstractmethod
     def choose(self, images: int) -> Chosen:
@@ -114,6 +117,8 @@ class Task(ABC, Generic[S, R]):
 
     def train(self, run: Run[S]) -> R:
         """As `fit_and_measure`, with the result in `results.json` too."""
+        if self.split is not None and not run.goes_on:
+            write_text(run.folder.path / self.split.FILE, self.split.as_text())
         result = self.fit_and_measure(run)
         run.keep(result)
         return result

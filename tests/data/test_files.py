@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from convspark.data.files import list_images
+from convspark.data.files import as_lines, list_images, names_in
+from convspark.data.scan import scan
 from convspark.errors import DataError, UsageError
 
 
@@ -40,6 +43,69 @@ def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
     (tree / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")  # to be counted as a bad file, not passed over
     found = [os.path.relpath(path, tree) for path in list_images(tree)]
     assert "linked/z.jpg" in found and "gone.jpg" in found and len(found) == 10
+
+
+ODD_NAMES = [
+    "new\nline.png",
+    "form\x0cfeed.png",
+    "nel\x85.png",
+    "separator\u2028.png",
+    "return\r.png",
+    "tab\t.png",
+    " blank .png",
+    "#hash.png",
+    '"quoted".png',
+    b"\xff\xfe.png".decode("utf-8", "surrogateescape"),
+]
+
+
+def test_names_of_any_kind_come_back_from_a_list(tmp_path: Path) -> None:
+    text = as_lines(ODD_NAMES)
+    assert names_in(text) == ODD_NAMES and len(text.splitlines()) == len(ODD_NAMES)
+    for name in ODD_NAMES:
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    found = list_images(tmp_path)
+    assert sorted(os.path.basename(path) for path in found) == sorted(ODD_NAMES)
+    (tmp_path / "list.txt").write_text(as_lines(found))
+    assert list_images(tmp_path / "list.txt") == found and scan(found).good == found
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1)))
+def test_any_names_come_back_from_a_list(names: list[str]) -> None:
+    assert names_in(as_lines(names)) == names
+
+
+def test_links_and_pipes_of_all_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """None is waited for, none is passed over without a word."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for i in range(100):
+        Image.new("RGB", (2, 2)).save(folder / f"{i}.png")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(folder / "own_pipe")
+    os.mkfifo(folder / "own_pipe.png")
+    links = {
+        "itself.png": "itself.png",
+        "nowhere.png": "nowhere",
+        "to_pipe.png": "../pipe",
+        "to_pipe": "../pipe",
+        "itself": "itself",
+        "classes": "../gone",
+        "through_a_file.png": "0.png/x.png",
+    }
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    (folder / "one").symlink_to("two")
+    (folder / "two").symlink_to("one")
+    found = list_images(folder)
+    bad = {os.path.basename(path): reason for path, reason in scan(found).bad}
+    assert len(found) == 104 and bad == {
+        "itself.png": "a link that leads in a circle",
+        "nowhere.png": "a link that leads nowhere",
+        "to_pipe.png": "a pipe, socket or device, not a picture",
+        "through_a_file.png": "cannot be read: Not a directory",
+    }
+    assert "4 links lead nowhere, and may have been folders of pictures" in caplog.text
 
 
 def test_text_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from convspark.tasks.detection.command import detect
 from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.detection.network import build_detector, detections_in
 from convspark.tasks.segmentation.command import segment
-from convspark.tasks.segmentation.data import IGNORED, read_label_maps
+from convspark.tasks.segmentation.data import IGNORED
 from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
 
 COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
@@ -266,40 +266,3 @@ def test_the_loss_knows_nothing_of_ignored_pixels():
     assert float(segmentation_loss(perfect, labels[:, 4:])) == pytest.approx(0, abs=1e-6)
     nothing = segmentation_loss(logits, torch.full_like(labels, IGNORED))
     assert float(nothing.detach()) == 0
-
-
-def write(folder, **files):
-    folder.mkdir(exist_ok=True)
-    for name, values in files.items():
-        Image.fromarray(np.asarray(values, dtype=np.uint8)).save(folder / f"{name}.png")
-    return str(folder)
-
-
-def test_masks_are_read_by_their_values(tmp_path):
-    pictures = write(tmp_path / "p", a=np.zeros((4, 4, 3)), b=np.zeros((4, 4, 3)))
-    many = write(tmp_path / "m", a=[[0, 1, 2, 255]] * 4, b=[[0] * 4] * 4)
-    maps = read_label_maps(pictures, many)
-    assert maps.classes == ["background", "class 1", "class 2"]
-    assert maps.label_map(0)[0].tolist() == [0, 1, 2, IGNORED]
-    binary = read_label_maps(pictures, write(tmp_path / "n", a=[[0, 255, 0, 255]] * 4, b=[[0] * 4] * 4))
-    assert binary.classes == ["background", "class 1"] and binary.label_map(0)[0].tolist() == [0, 1, 0, 1]
-    with pytest.raises(DataError, match=r"has the values \[1, 2\], which the masks trained on do not have"):
-        read_label_maps(pictures, many, binary)
-
-
-@pytest.mark.parametrize(
-    ("masks", "message"),
-    [
-        ({"a": [[0, 1]] * 2}, "1 of the 2 pictures .* have no mask"),
-        ({"a": [[0, 1]] * 2, "b": [[0, 1, 1]] * 2}, "has 3x2 pixels, its picture 2x2"),
-        ({"a": [[0, 0]] * 2, "b": [[0, 0]] * 2}, "are empty"),
-        ({"a": [[1, 1]] * 2, "b": [[1, 1]] * 2}, "single class"),
-        ({"a": [[0, 217]] * 2, "b": [[3, 4]] * 2}, "have 4 values up to 217"),
-        ({"a": [[0, 50]] * 2, "b": [[100, 150]] * 2}, "have 4 values up to 150: expected .* 0, 1, 2"),
-        ({"a": np.zeros((2, 2, 3)), "b": [[0, 1]] * 2}, "mode RGB: expected 8-bit grey or a palette"),
-    ],
-)
-def test_bad_masks_are_told_apart(tmp_path, masks, message):
-    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)), b=np.zeros((2, 2, 3)))
-    with pytest.raises(DataError, match=message):
-        read_label_maps(pictures, write(tmp_path / "m", **masks))

@@ -1,6 +1,7 @@
 """DATA, as the commands for classification take it: class folders or a CSV become lists of (path, label)."""
 
 import csv
+import io
 import logging
 import os
 from collections import Counter
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...data import list_images, scan
+from ...data import Split, list_images, scan
 from ...errors import DataError, UsageError
 from ...seeds import Use, counted
 
@@ -23,6 +24,7 @@ _SPLITS = {
     "test": "test",
 }
 _SHOWN = 5
+_MOST_DAMAGED = 0.5  # of the pictures to measure with, which may be few
 
 Labelled = list[tuple[str, int]]
 """(path, index of the class)."""
@@ -51,6 +53,35 @@ class LabelledData:
         """What the result is measured on, and its name: the test pictures, where there are some."""
         return ("test", self.test) if self.test else ("val", self.val)
 
+    @property
+    def split(self) -> Split:
+        """The pictures of each part, by path."""
+        return Split(*([path for path, _ in part] for part in (self.train, self.val, self.test)))
+
+    def like(self, split: Split) -> "LabelledData":
+        """The same pictures in the parts that they had before.
+
+        Those that are not there any more are left out of what is measured with, which is said. In training others stand
+        in for them, so that the order of the others stays: their labels are not looked at.
+        """
+        label_of = dict(self.train + self.val + self.test)
+        gone = [path for path in (*split.train, *split.val, *split.test) if path not in label_of]
+        if gone:
+            logger.warning("data: %d pictures of the run are no longer there or readable: %s", len(gone), _some(gone))
+        val, test = ([(path, label_of[path]) for path in part if path in label_of] for part in (split.val, split.test))
+        if not val:
+            raise DataError("data: no picture that the run validated with is there any more")
+        return replace(self, train=[(path, label_of.get(path, 0)) for path in split.train], val=val, test=test)
+
+    def as_csv(self) -> str:
+        """As a CSV file for `read_labelled`, with the parts that the pictures have here."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", "split"])
+        for part, labelled in (("train", self.train), ("val", self.val), ("test", self.test)):
+            writer.writerows([path, self.classes[label], part] for path, label in labelled)
+        return text.getvalue()
+
     def with_fraction(self, fraction: float, seed: int) -> "LabelledData":
         """With a share of each class's training labels, drawn by `seed`, at least one a class.
 
@@ -61,7 +92,7 @@ class LabelledData:
         return self if fraction == 1 else replace(self, train=_drawn(self.train, fraction, seed)[0])
 
 
-def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> LabelledData:
+def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole: bool = False) -> LabelledData:
     """Find pictures and their classes, leaving out what cannot be read.
 
     Args:
@@ -69,6 +100,7 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
             with the columns path, label and, if wanted, split (train, val or test), paths relative to the file.
         val_share: of the training pictures of each class that become `val` where there is none.
         seed: of that choice.
+        whole: decode the pictures to train on to their last pixel, too, where none can stand in for a damaged one.
 
     Raises:
         DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
@@ -79,6 +111,8 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
         raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
     if not os.path.exists(data):
         list_images(data)  # raises, and suggests the nearest name
+    if not os.path.isdir(data) and not os.path.isfile(data):
+        raise UsageError(f"data is {data!r}, which is neither a folder nor a file")
     named = _from_csv(Path(data)) if os.path.isfile(data) else _from_folders(Path(data))
     parts = {
         part: [(path, label) for path, label, split in named if split == part] for part in ("train", "val", "test")
@@ -110,12 +144,21 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0) -> La
         if few:
             raise DataError(f"data: {_some(few)}: a single picture cannot be both trained on and validated with")
         kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
-    return LabelledData(classes, kept["train"], kept["val"], kept["test"], result.bad, val_is_split)
+    # Of those that are measured with none may be damaged anywhere: nothing can stand in for it.
+    checked = ("train", "val", "test") if whole else ("val", "test")
+    decoded = scan([path for part in checked for path, _ in kept[part]], whole=True, most_bad=_MOST_DAMAGED)
+    damaged = {path for path, _ in decoded.bad}
+    train, val, test = (
+        [(p, label) for p, label in kept[part] if p not in damaged] for part in ("train", "val", "test")
+    )
+    if not val:
+        raise DataError(f"data: no picture to validate with is left in {data!r}")
+    return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
 def _from_folders(root: Path) -> list[tuple[str, str, str]]:
     """(path, class, split) of every picture."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class, or train/ and val/")
     splits = [f for f in folders if f.name.lower() in _SPLITS]
@@ -133,7 +176,7 @@ def _from_folders(root: Path) -> list[tuple[str, str, str]]:
 
 
 def _class_folders(root: Path, split: str) -> list[tuple[str, str, str]]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class")
     found: list[tuple[str, str, str]] = []
@@ -148,6 +191,15 @@ def _class_folders(root: Path, split: str) -> list[tuple[str, str, str]]:
             f"data: classes without pictures in {str(root)!r}: {_some(empty)}; fill or remove their folders"
         )
     return found
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders in a folder, by name; a class that is a link that leads nowhere must not go unnoticed."""
+    seen = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    broken = [str(path) for path in seen if path.is_symlink() and not os.path.exists(path)]
+    if broken:
+        raise DataError(f"data: links that lead nowhere: {_some(broken)}; mend or remove them")
+    return [path for path in seen if os.path.isdir(path)]
 
 
 def _from_csv(file: Path) -> list[tuple[str, str, str]]:

@@ -50,7 +50,8 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         self.size = self.origin.sides(s.size)
         self.settings = replace(s, size=format_size(self.size))
         every = read_labelled(s.data, s.val_share, s.seed)
-        self.data: LabelledData = every.with_fraction(s.fraction, s.seed)
+        self.data: LabelledData = every.like(self.split) if self.split else every.with_fraction(s.fraction, s.seed)
+        self.split = self.split or self.data.split
         return len(self.data.train)
 
     def choose(self, images: int) -> Chosen:

@@ -243,7 +243,7 @@ def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> Fine
         return finetune(resume=str(job.folder), device=asked.device, workers=asked.workers)
     return finetune(
         job.weights,
-        asked.data,
+        _data_of(job, asked),
         model=job.model,
         partial=asked.partial,
         fraction=job.fraction,
@@ -256,6 +256,20 @@ def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> Fine
         workers=asked.workers,
         **(asked.settings or {}),
     )
+
+
+def _data_of(job: _Job, asked: CompareSettings) -> str:
+    """The data of all jobs with a seed: with the split that the first of them drew, kept in the comparison's folder."""
+    from ..classification.data import read_labelled
+
+    file = job.folder.parent / f"data-seed{job.seed}.csv"
+    if not file.is_file():
+        own = {name: value for name, value in (asked.settings or {}).items() if name == "val_share"}
+        data = read_labelled(asked.data, seed=job.seed, **own)
+        if not data.val_is_split:
+            return str(asked.data)
+        write_text(file, data.as_csv())
+    return str(file)
 
 
 def _measured(result: FinetuneResult) -> dict[str, float]:

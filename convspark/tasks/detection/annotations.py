@@ -1,16 +1,20 @@
 """Annotation files, as they are written: COCO JSON and Pascal VOC XML, before anything is known of the pictures."""
 
 import json
+import math
+import reprlib
 import xml.etree.ElementTree as ET
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import DataError
 
 _SHOWN = 3
+
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels, from the picture's left and upper edge."""
 
 
 @dataclass(frozen=True)
@@ -20,41 +24,47 @@ class Entry:
     Attributes:
         where: what to call it in a message.
         kind: the name of its class.
-        box: left, top, right, bottom in pixels.
-        segmentation: COCO's polygons or run-length code, or None.
+        box: None where there is none.
+        segmentation: COCO's polygons or run-length code, as it is written; None where there is none.
         crowd: COCO's `iscrowd`, VOC's `difficult`: neither trained on nor counted as missed.
     """
 
     where: str
     kind: str
-    box: tuple[float, float, float, float]
+    box: Box | None
     segmentation: Any
     crowd: bool
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture's file name, the (height, width) it was annotated at, if told, and its objects."""
+    """A picture and its objects.
+
+    Attributes:
+        name: its file, as it is written.
+        stems: names without suffix that its file may have where there is none of that name.
+        size: (height, width) that it was annotated at, where the file says it.
+    """
 
     name: str
     size: tuple[int, int] | None
     entries: list[Entry]
+    stems: tuple[str, ...] = ()
 
 
 def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
     """Pictures with their objects, and the names of all classes.
 
+    COCO's boxes are (left, top, width, height). VOC's name their first and last pixels, counted from 1: the box of a
+    whole picture is 1, 1, width, height.
+
     Args:
         path: COCO .json file; folder of VOC .xml files, or a .txt list of their names in VOC's ImageSets.
 
     Raises:
-        DataError: it is neither, lacks something, or names a picture twice.
+        DataError: it is neither, or an entry lacks or garbles something; names file and entry.
     """
-    found, names = _from_json(path) if path.suffix.lower() == ".json" else _from_voc(path)
-    doubled = [name for name, n in Counter(each.name for each in found).items() if n > 1]
-    if doubled:
-        raise DataError(f"{path} names {len(doubled)} pictures more than once: {some(doubled)}")
-    return found, names
+    return _from_json(path) if path.suffix.lower() == ".json" else _from_voc(path)
 
 
 def some(names: Iterable[str]) -> str:
@@ -66,38 +76,93 @@ def some(names: Iterable[str]) -> str:
 
 def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_bytes())  # whose byte order mark tells the encoding
+    except RecursionError:
+        raise DataError(f"{path} is not a COCO file: it is nested too deeply") from None
+    except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from None
     needed = {"images", "annotations", "categories"}
     if not isinstance(content, dict) or not needed <= set(content):
-        has = sorted(content) if isinstance(content, dict) else f"a {type(content).__name__}"
+        has = some(sorted(content)) or "nothing" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise DataError(f"{path} is not a COCO file: expected an object with {some(sorted(needed))}; it has {has}")
+    where = ""
     try:
-        names = {each["id"]: each["name"] for each in sorted(content["categories"], key=lambda each: each["id"])}
-        pictures = {
-            each["id"]: Annotated(each["file_name"], _size(each.get("height"), each.get("width")), [])
-            for each in content["images"]
-        }
-        for each in content["annotations"]:
-            where = f"annotation {each['id']}"
-            if each["image_id"] not in pictures:
-                raise DataError(f"{path}: {where} belongs to image {each['image_id']}, which is not in `images`")
-            if each["category_id"] not in names:
-                raise DataError(f"{path}: {where} has category {each['category_id']}, which is not in `categories`")
-            left, top, width, height = map(float, each["bbox"])
-            pictures[each["image_id"]].entries.append(
-                Entry(
-                    where,
-                    names[each["category_id"]],
-                    (left, top, left + width, top + height),
-                    each.get("segmentation") or None,
-                    bool(each.get("iscrowd", 0)),
-                )
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not a COCO file: an entry lacks or garbles {error}") from None
-    return list(pictures.values()), list(names.values())
+        names: dict[str, str] = {}
+        pictures: dict[str, Annotated] = {}
+        for where, entry in _entries(content, "categories"):
+            names[_new_id(names, entry, where)] = str(_needed(entry, "name"))
+        for where, entry in _entries(content, "images"):
+            file = _needed(entry, "file_name")
+            if not isinstance(file, str) or not file:
+                raise ValueError(f"has the file_name {_short(file)}: expected the name of a picture file")
+            size = _size(entry.get("height"), entry.get("width"))
+            pictures[_new_id(pictures, entry, where)] = Annotated(file, size, [])
+        for where, entry in _entries(content, "annotations"):
+            image, category = _id(entry, "image_id"), _id(entry, "category_id")
+            if image not in pictures:
+                raise ValueError(f"belongs to image {image}, which is not in `images`")
+            if category not in names:
+                raise ValueError(f"has category {category}, which is not in `categories`")
+            crowd = str(entry.get("iscrowd", 0)).lower() not in ("0", "0.0", "false", "none", "")
+            thing = Entry(where, names[category], _box(entry.get("bbox")), entry.get("segmentation"), crowd)
+            pictures[image].entries.append(thing)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{path} is not a COCO file: {where} {error}") from None
+    order = sorted(names, key=lambda id: (0, int(id), id) if id.isdecimal() else (1, 0, id))
+    return list(pictures.values()), list(dict.fromkeys(names[id] for id in order))
+
+
+def _entries(content: dict[str, Any], part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What to call each entry, and the entry; some tools write an object, keyed by id, where COCO has a list."""
+    entries, kind = content[part], {"categories": "category", "images": "image"}.get(part, "annotation")
+    if not isinstance(entries, list | dict):
+        raise ValueError(f"`{part}` is {_short(entries)}: expected a list of {kind} entries")
+    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+    for place, entry in pairs:
+        if not isinstance(entry, dict):
+            raise ValueError(f"{part}[{_short(place)}] is {_short(entry)}: expected an object")
+        yield f"{kind} {_short(entry['id'])}" if "id" in entry else f"{part}[{_short(place)}]", entry
+
+
+def _needed(entry: dict[str, Any], key: str) -> Any:
+    if entry.get(key) is None:
+        raise ValueError(f"has no {key}")
+    return entry[key]
+
+
+def _id(entry: dict[str, Any], key: str) -> str:
+    """An id as text: 7, "7" and 7.0 are the same."""
+    value = _needed(entry, key)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int | str):
+        raise ValueError(f"has the {key} {_short(value)}: expected a number or a text")
+    return str(value).strip()
+
+
+def _new_id(known: dict[str, Any], entry: dict[str, Any], where: str) -> str:
+    """The id of a category or an image, or what to call it: without one, no annotation belongs to it."""
+    new = where if entry.get("id") is None else _id(entry, "id")
+    if new in known:
+        raise ValueError("has the id of another one")
+    return new
+
+
+def _box(bbox: Any) -> Box | None:
+    """COCO's left, top, width, height as a box; None where it is missing or empty."""
+    if bbox is None or bbox == []:
+        return None
+    try:
+        left, top, width, height = (float(value) for value in bbox)
+    except (TypeError, ValueError):
+        raise ValueError(f"has the bbox {_short(bbox)}: expected four numbers: left, top, width, height") from None
+    return left, top, left + width, top + height
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
@@ -109,34 +174,49 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
             raise DataError(
                 f"{path}: expected a COCO .json file, a folder of VOC .xml files, or a .txt list in ImageSets"
             )
-        files = [folder / f"{line.split()[0]}.xml" for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        whole = [folder / f"{line}.xml" for line in lines]  # lists of a class have its presence after the name
+        files = [file if file.is_file() else folder / f"{file.stem.split()[0]}.xml" for file in whole]
     if not files:
         raise DataError(f"{path} holds no .xml file")
-    found: list[Annotated] = []
+    pictures: list[Annotated] = []
     names: set[str] = set()
     for file in files:
         try:
             root = ET.parse(file).getroot()
-            entries = []
-            for number, each in enumerate(root.iter("object"), start=1):
-                kind = (each.findtext("name") or "").strip()
-                bounds = each.find("bndbox")
-                if not kind or bounds is None:
-                    raise ValueError(f"object {number} has no name or no bndbox")
-                left, top, right, bottom = (
-                    float(bounds.findtext(key) or "") for key in ("xmin", "ymin", "xmax", "ymax")
-                )
-                difficult = (each.findtext("difficult") or "0").strip() == "1"
-                entries.append(Entry(f"object {number}", kind, (left, top, right, bottom), None, difficult))
-                names.add(kind)
-            name = (root.findtext("filename") or "").strip() or f"{file.stem}.jpg"
-            found.append(Annotated(name, _size(root.findtext("size/height"), root.findtext("size/width")), entries))
-        except (ET.ParseError, ValueError, OSError) as error:
+            entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
+            size = _size(root.findtext("size/height"), root.findtext("size/width"))
+        except (ET.ParseError, ValueError, LookupError, OSError) as error:
             raise DataError(f"{file} is not a VOC annotation ({error})") from None
-    return found, sorted(names)
+        names.update(entry.kind for entry in entries)
+        name = (root.findtext("filename") or "").strip()
+        stated = PurePosixPath(name.replace("\\", "/"))
+        pictures.append(Annotated(name or file.stem, size, entries, (stated.name, stated.stem, file.stem)))
+    return pictures, sorted(names)
+
+
+def _voc_entry(number: int, entry: ET.Element) -> Entry:
+    kind = (entry.findtext("name") or "").strip()
+    bounds = entry.find("bndbox")
+    if not kind or bounds is None:
+        raise ValueError(f"object {number} has no name or no bndbox")
+    sides: list[float] = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        try:
+            sides.append(float(bounds.findtext(key) or ""))
+        except ValueError:
+            raise ValueError(f"object {number} has the {key} {bounds.findtext(key)!r}: expected a number") from None
+    left, top, right, bottom = sides
+    difficult = (entry.findtext("difficult") or "0").strip() == "1"
+    return Entry(f"object {number}", kind, (left - 1, top - 1, right, bottom), None, difficult)
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
-    """None where the file does not tell, or has 0 as some tools write."""
-    sides = (int(height or 0), int(width or 0))
-    return sides if min(sides) > 0 else None
+    """None where the file does not say, or has 0 as some tools write."""
+    try:
+        sides = tuple(float(side or 0) for side in (height, width))
+    except (TypeError, ValueError):
+        raise ValueError(f"has the size {_short((height, width))}: expected height and width in pixels") from None
+    if not all(map(math.isfinite, sides)):
+        raise ValueError(f"has the size {_short((height, width))}: expected height and width in pixels")
+    return (int(sides[0]), int(sides[1])) if min(sides) > 0 else None

@@ -2,20 +2,20 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import DataError, UsageError
-from ..pictures import upright_sizes
-from .annotations import Annotated, read_annotations, some
+from ..pictures import find_pictures, upright_sizes, whole_pictures
+from .annotations import Annotated, Box, read_annotations, some
+from .masks import Mask, box_around, read_mask
 
 logger = logging.getLogger(__name__)
 
 _MOST_BAD = 0.05
+_LEAST_SIDE = 1e-3  # of a box, in pixels
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Thing:
     """One annotated object: its box (left, top, right, bottom) in pixels, class from 1, and mask.
 
     Attributes:
-        mask: a COCO run-length code with compressed counts, or None.
+        mask: None where no masks were asked for.
         crowd: whether it is neither trained on nor counted as missed: a box that holds many, or one called difficult.
     """
 
-    box: tuple[float, float, float, float]
+    box: Box
     label: int
-    mask: dict[str, Any] | None
+    mask: Mask | None
     crowd: bool
 
 
@@ -49,6 +49,11 @@ class Scenes:
     scenes: list[Scene]
     classes: list[str]
     source: str = field(default="", compare=False)
+
+    def whole(self) -> "Scenes":
+        """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
+        kept = set(whole_pictures([scene.path for scene in self.scenes]))
+        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept])
 
     def as_coco(self) -> dict[str, Any]:
         """As the content of a COCO file, for evaluation; image ids are places in `scenes`, from 1."""
@@ -82,14 +87,16 @@ def read_scenes(
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
-    Boxes that reach over the picture's edge are cut there; boxes and masks without area and those that lie outside are
-    left out and told, and are an error where they are more than 5 % of all. So are pictures that cannot be read.
+    Boxes that reach over the picture's edge are cut there; they are an error where more than 5 % do, as such files have
+    corners where COCO has sizes. Objects without area, outside their picture, or whose mask cannot be used are left out
+    and named, and are an error where they are more than 5 % of all. So are pictures that cannot be read.
 
     Args:
         source: a COCO .json file; a folder of Pascal VOC .xml files, or a .txt list of their names in VOC's ImageSets.
-        images: folder of the pictures.
+        images: folder of the pictures; nothing outside it is opened. Names of other folders are matched by their last
+            part, where it is that of one picture only, and that is said.
         classes: names that are allowed, in order; None takes those that the file has.
-        masks: whether every object needs a mask.
+        masks: whether every object needs a mask. Else masks are read only to make boxes of them where there are none.
 
     Raises:
         DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
@@ -100,105 +107,84 @@ def read_scenes(
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
     known = classes or names
-    unknown = sorted(set(names) - set(known))
+    unknown = sorted({entry.kind for picture in annotated for entry in picture.entries} - set(known))
     if unknown:
         raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
-    root = Path(images)
-    missing = [each.name for each in annotated if not (root / each.name).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(annotated)} pictures of {source} are not in {images}: {some(missing)}"
-        )
-    sizes = upright_sizes([str(root / each.name) for each in annotated])
-    readable = [(each, sizes[str(root / each.name)]) for each in annotated if str(root / each.name) in sizes]
+    paths = find_pictures(annotated, source, images)
+    sizes = upright_sizes(paths)
+    readable = [(path, picture, sizes[path]) for path, picture in zip(paths, annotated, strict=True) if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
+    total = sum(len(picture.entries) for _, picture, _ in readable)
     bad: list[str] = []
+    over: list[str] = []
     scenes: list[Scene] = []
-    for each, size in readable:
+    for path, picture, size in readable:
         kept: list[Thing] = []
-        for entry in each.entries:
-            where = f"{entry.where} of {each.name}"
-            box = _cut(entry.box, size)
-            mask = None if entry.segmentation is None else _mask(entry.segmentation, size, where)
-            if masks and mask is None:
+        for entry in picture.entries:
+            where = f"{entry.where} of {picture.name}"
+            if masks and entry.segmentation is None:
                 raise DataError(
                     f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
                 )
-            if box is None:
-                bad.append(f"{where}: box {[round(v, 1) for v in entry.box]} in {size[1]}x{size[0]} pixels")
-            elif mask is not None and _is_empty(mask):
-                bad.append(f"{where}: its mask holds no pixel")
-            else:
-                kept.append(Thing(box, label_of[entry.kind], mask, entry.crowd))
-        scenes.append(Scene(str(root / each.name), size, kept))
-    total = sum(len(each.entries) for each, _ in readable)
+            faults: list[str] = []
+            mask = read_mask(entry.segmentation, size, faults) if masks or entry.box is None else None
+            box = box_around(mask) if entry.box is None and mask is not None else entry.box
+            cut = None if box is None else _cut(box, size)
+            if box is not None and cut is None:
+                faults.append(f"its box has no area or lies outside the picture: {_in_words(box, size)}")
+            elif box is not None and _reaches_over(box, size):
+                over.append(f"{where}: {_in_words(box, size)}")
+            if faults:
+                bad.append(f"{where}: {faults[0]}")
+            if cut is not None and (mask is not None or not masks):
+                kept.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
+        scenes.append(Scene(path, size, kept))
+    if over:
+        beyond = f"{source}: {len(over)} of {total} boxes reach over their picture's edge: {some(over)}"
+        if len(over) > _MOST_BAD * total:
+            raise DataError(
+                f"{beyond}. Are they corners (left, top, right, bottom) where COCO has left, top, width, height, or of "
+                "pictures of another size?"
+            )
+        logger.warning("%s; they are cut there", beyond)
     if bad:
-        told = f"{source}: {len(bad)} of {total} objects have no area or lie outside their picture: {some(bad)}"
+        faulty = f"{source}: {len(bad)} of {total} objects have faults: {some(bad)}"
         if len(bad) > _MOST_BAD * total:
-            raise DataError(f"{told}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
-        logger.warning("%s; they are left out", told)
+            raise DataError(f"{faulty}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
+        logger.warning("%s; what is faulty is left out", faulty)
     if all(thing.crowd for scene in scenes for thing in scene.things):
         raise DataError(f"{source} holds no annotated object")
     return Scenes(scenes, known, source)
 
 
-def _check_sizes(source: str, readable: Sequence[tuple[Annotated, tuple[int, int]]]) -> None:
+def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:
     """Boxes and masks of a picture that was shrunk or turned since would be silently wrong."""
-    wrong = [(each.name, each.size, size) for each, size in readable if each.size not in (None, size)]
+    wrong = [(p.name, p.size, size) for _, p, size in readable if p.size not in (None, size)]
     if not wrong:
         return
-    name, told, size = wrong[0]
-    turned = all(told == size[::-1] for _, told, size in wrong)
+    name, stated, size = wrong[0]
+    turned = all(stated == size[::-1] for _, stated, size in wrong)
     why = "turned by its EXIF orientation since?" if turned else "shrunk or cut since?"
     raise DataError(
         f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {name} has "
-        f"{size[1]}x{size[0]} pixels, annotated were {told[1]}x{told[0]}; {why} Give the pictures that were annotated"
+        f"{size[1]}x{size[0]} pixels, annotated were {stated[1]}x{stated[0]}; {why} Give the pictures that were "
+        "annotated"
     )
 
 
-def _cut(box: Iterable[float], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+def _reaches_over(box: Box, size: tuple[int, int]) -> bool:
+    """By more than a pixel, which counting from 0 or from 1 may come to."""
+    return min(box[:2]) < -1 or box[2] > size[1] + 1 or box[3] > size[0] + 1
+
+
+def _cut(box: Box, size: tuple[int, int]) -> Box | None:
     """The part of a box within the picture; None if it has no area."""
     left, top, right, bottom = box
-    if not all(map(math.isfinite, (left, top, right, bottom))):
-        return None
     cut = max(0.0, left), max(0.0, top), min(float(size[1]), right), min(float(size[0]), bottom)
-    return cut if cut[2] - cut[0] >= 1e-3 and cut[3] - cut[1] >= 1e-3 else None
+    has_area = all(map(math.isfinite, box)) and cut[2] - cut[0] >= _LEAST_SIDE and cut[3] - cut[1] >= _LEAST_SIDE
+    return cut if has_area else None
 
 
-def _mask(segmentation: Any, size: tuple[int, int], where: str) -> dict[str, Any]:
-    """Polygons or a run-length code as a compressed code of the picture's size."""
-    from faster_coco_eval.core import mask as coding
-
-    height, width = size
-    try:
-        if isinstance(segmentation, list):
-            polygons = [[float(v) for v in polygon] for polygon in segmentation]
-            if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-                raise ValueError("a polygon needs three corners, x and y of each")
-            parts: Any = coding.frPyObjects(polygons, height, width)
-            return coding.merge(parts)
-        if tuple(segmentation["size"]) != size:
-            raise DataError(
-                f"{where}: its mask has {segmentation['size'][1]}x{segmentation['size'][0]} pixels, "
-                f"the picture {width}x{height}"
-            )
-        if isinstance(segmentation["counts"], list):
-            code: Any = coding.frPyObjects(segmentation, height, width)
-            return code
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{where}: its segmentation is neither polygons nor a run-length code ({error})") from None
-    return {"size": [height, width], "counts": segmentation["counts"]}
-
-
-def _is_empty(mask: dict[str, Any]) -> bool:
-    from faster_coco_eval.core import mask as coding
-
-    return int(coding.area(mask)) == 0
-
-
-def decode_mask(mask: dict[str, Any]) -> np.ndarray:
-    """(H, W) uint8, 1 inside."""
-    from faster_coco_eval.core import mask as coding
-
-    return np.asarray(coding.decode(mask), dtype=np.uint8)
+def _in_words(box: Box, size: tuple[int, int]) -> str:
+    return f"{[round(side, 1) for side in box]} in {size[1]}x{size[0]} pixels"

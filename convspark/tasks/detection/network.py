@@ -22,7 +22,8 @@ from ...runs.module import TrainingModule
 from ...runs.schedule import Schedule
 from ...seeds import Counter
 from ..fpn import Pyramid
-from .data import Scene, Scenes, decode_mask
+from .data import Scene, Scenes
+from .masks import decode_mask
 
 Kind = Literal["bbox", "segm"]
 """What COCO's precision is of: boxes or masks."""

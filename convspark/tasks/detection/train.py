@@ -42,7 +42,7 @@ class Detection(Task[DetectSettings, DetectResult]):
             if not source:
                 raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
         self.scenes = read_scenes(s.train, s.images, masks=self.masks)
-        self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks)
+        self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks).whole()
         return len(self.scenes.scenes)
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:

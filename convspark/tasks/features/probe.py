@@ -90,7 +90,7 @@ def probe(
     with run_log():
         origin = find_weights(weights, model, partial)
         origin.check_pictures()
-        found = read_labelled(data, val_share)
+        found = read_labelled(data, val_share, whole=True)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
         sides = origin.sides(size)

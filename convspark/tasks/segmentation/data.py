@@ -3,16 +3,17 @@
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from ...data import list_images
 from ...errors import DataError, UsageError
-from ..detection.data import Scene, decode_mask, read_scenes
-from ..pictures import upright_sizes
+from ..detection.annotations import some
+from ..detection.data import Scene, read_scenes
+from ..detection.masks import decode_mask
+from ..pictures import upright_sizes, whole_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,6 @@ IGNORED = 255
 """Label of pixels that count neither for nor against."""
 
 _LARGEST_LABEL = 200  # pictures given for masks have larger values
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,16 @@ class LabelMaps:
     Attributes:
         pictures: paths of the pictures.
         masks: paths of their mask files, or the scene that is painted.
-        classes: names; a label is an index into them, 0 is the background.
-        values: of the mask files, value -> label; empty where masks are painted.
+        held: the values that each picture's mask holds.
+        labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
+        classes: names of the labels.
     """
 
     pictures: list[str]
     masks: list[str | Scene]
+    held: list[frozenset[int]]
+    labels: dict[int, int]
     classes: list[str]
-    values: dict[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -45,34 +47,63 @@ class LabelMaps:
     def label_map(self, index: int) -> np.ndarray:
         """(H, W) uint8, labels or `IGNORED`."""
         mask = self.masks[index]
-        if isinstance(mask, Scene):
-            painted = np.zeros(mask.size, dtype=np.uint8)
-            for thing in mask.things:
-                if thing.mask is not None:
-                    painted[decode_mask(thing.mask) > 0] = IGNORED if thing.crowd else thing.label
-            return painted
-        return self._lookup[_values_of(mask)]
+        return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(mask)]
 
-    def part(self, indices: Iterable[int]) -> "LabelMaps":
-        """Some of the pictures."""
-        chosen = list(indices)
-        return LabelMaps([self.pictures[i] for i in chosen], [self.masks[i] for i in chosen], self.classes, self.values)
+    def part(self, pictures: Iterable[str]) -> "LabelMaps":
+        """Of some pictures, in their order; those that are not here any more have no mask."""
+        rows = {p: (mask, held) for p, mask, held in zip(self.pictures, self.masks, self.held, strict=True)}
+        chosen = [(p, *rows.get(p, ("", frozenset[int]()))) for p in pictures]
+        return replace(
+            self, pictures=[p for p, _, _ in chosen], masks=[m for _, m, _ in chosen], held=[h for *_, h in chosen]
+        )
+
+    def whole(self) -> "LabelMaps":
+        """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
+        return self.part(whole_pictures(self.pictures))
+
+    def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
+        """The pictures to train on and those to validate with, both with the classes that are trained on.
+
+        Pixels of other classes do not count in validation, which is said.
+        """
+        trained, measured = self.part(train).of_held_classes(), self.part(val)
+        strange = [self.classes[label] for value, label in self.labels.items() if value not in trained.labels]
+        if strange:
+            logger.warning("No picture to train on shows %s: its pixels do not count in validation", some(strange))
+        return trained, replace(measured, labels=trained.labels, classes=trained.classes)
+
+    def of_held_classes(self) -> "LabelMaps":
+        """With no other classes than those that its masks hold.
+
+        Raises:
+            DataError: it is a single one.
+        """
+        held = self.all_held
+        kept = {value: self.classes[label] for value, label in self.labels.items() if value in held}
+        if len(kept) < 2:
+            raise DataError(f"the masks have a single class, {some(kept.values())}: there is nothing to tell apart")
+        return replace(self, labels={value: i for i, value in enumerate(kept)}, classes=list(kept.values()))
+
+    @property
+    def all_held(self) -> frozenset[int]:
+        return frozenset[int]().union(*self.held)
 
     @property
     def _lookup(self) -> np.ndarray:
         table = np.full(256, IGNORED, dtype=np.uint8)
-        for value, label in self.values.items():
+        for value, label in self.labels.items():
             table[value] = label
         return table
 
 
 def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | None = None) -> LabelMaps:
-    """Pictures and their masks, matched by name and checked.
+    """Pictures and their masks, matched by their places below the two folders, and checked.
 
     Args:
         images: folder of pictures.
-        masks: folder of 8-bit mask files (grey or palette) named like the pictures, each value a class: 0 and 255 for a
-            single one, else 0, 1, 2, … with 255 for pixels that do not count; or a COCO .json file.
+        masks: folder of 8-bit mask files (grey or palette), each where its picture lies in `images` but for the suffix.
+            Each value is a class: 0 and 255 for a single one, else 0, 1, 2, … with 255 for pixels that do not count.
+            Or a COCO .json file.
         like: what was trained on, whose classes these must be.
 
     Raises:
@@ -83,70 +114,118 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
         raise UsageError(f"images is {images!r}: expected a folder of pictures")
     if not masks or not os.path.exists(masks):
         raise UsageError(f"masks is {masks!r}: expected a folder of mask files, or a COCO .json file")
-    if os.path.isfile(masks):
-        known = like.classes[1:] if like is not None else None
-        scenes = read_scenes(masks, images, known, masks=True)
-        paths = [scene.path for scene in scenes.scenes]
-        return LabelMaps(paths, list(scenes.scenes), ["background", *scenes.classes])
-    found = {Path(path).stem: path for path in list_images(masks)}
-    pictures = list_images(images)
-    lacking = [path for path in pictures if Path(path).stem not in found]
+    maps = _from_scenes(masks, images) if os.path.isfile(masks) else _from_folders(images, masks, like)
+    if like is None:
+        return maps.of_held_classes()
+    known = {name: label for label, name in enumerate(like.classes)}
+    names = {value: maps.classes[label] for value, label in maps.labels.items()}
+    strange = [names[value] for value in sorted(maps.all_held & set(names)) if names[value] not in known]
+    if strange:
+        raise DataError(f"{masks} has {some(strange)}, which the masks trained on do not have")
+    labels = {value: known[name] for value, name in names.items() if name in known}
+    return replace(maps, labels=labels, classes=like.classes)
+
+
+def _from_scenes(file: str, images: str) -> LabelMaps:
+    source = read_scenes(file, images, masks=True)
+    if len(source.classes) >= IGNORED:
+        raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
+    held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
+    names = ["background", *source.classes]
+    paths = [scene.path for scene in source.scenes]
+    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names)
+
+
+def _from_folders(images: str, masks: str, like: LabelMaps | None) -> LabelMaps:
+    files, pictures = _by_place(masks), _by_place(images)
+    lacking = [place for place in pictures if place not in files]
     if lacking:
+        elsewhere = {os.path.basename(place): file for place, file in files.items()}.get(os.path.basename(lacking[0]))
         raise DataError(
             f"{len(lacking)} of the {len(pictures)} pictures in {images} have no mask in {masks}: "
-            f"{', '.join(lacking[:_SHOWN])}; a mask has its picture's name"
+            f"{some(pictures[place] for place in lacking)}; a mask lies in its folder where its picture lies, under "
+            f"the same name: {os.path.join(masks, lacking[0])}.png" + (f", and not {elsewhere}" if elsewhere else "")
         )
-    sizes = upright_sizes(pictures)
-    pictures = list(sizes)
-    files = [found[Path(path).stem] for path in pictures]
-    idle = len(found) - len(set(files))
+    idle = [file for place, file in files.items() if place not in pictures]
     if idle:
         logger.warning(
-            "%d of the %d masks in %s have no picture in %s; they are left out", idle, len(found), masks, images
+            "%d of the %d masks in %s have no picture in %s; they are left out: %s",
+            len(idle),
+            len(files),
+            masks,
+            images,
+            some(idle),
         )
-    seen: set[int] = set()
-    for (height, width), file in zip(sizes.values(), files, strict=True):
-        values = _values_of(file)
+    file_of = {picture: files[place] for place, picture in pictures.items()}
+    sizes = upright_sizes(list(file_of))
+    held: list[frozenset[int]] = []
+    for picture, (height, width) in sizes.items():
+        values = _values_of(file_of[picture])
         if (height, width) != values.shape:
             raise DataError(
-                f"the mask {file} has {values.shape[1]}x{values.shape[0]} pixels, its picture {width}x{height}"
+                f"the mask {file_of[picture]} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
+                f"{width}x{height}"
             )
-        seen.update(np.unique(values).tolist())
-    values = like.values if like is not None else _labels_of(seen, masks)
-    unknown = sorted(seen - set(values) - {IGNORED})
-    if unknown:
-        raise DataError(f"{masks} has the values {unknown[:10]}, which the masks trained on do not have")
-    names = (
-        like.classes
-        if like is not None
-        else ["background", *(f"class {i}" for i in range(1, max(values.values()) + 1))]
-    )
-    return LabelMaps(pictures, list(files), names, values)
+        held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
+    seen = frozenset[int]().union(*held)
+    labels = _labels_of(seen, masks) if like is None else _labels_like(seen, like)
+    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, *labels)
 
 
-def _labels_of(seen: set[int], masks: str) -> dict[int, int]:
-    """Which value stands for which label."""
+def _by_place(root: str) -> dict[str, str]:
+    """Path of each picture by its place below `root`, without the suffix."""
+    by_place: dict[str, str] = {}
+    for path in list_images(root):
+        place = os.path.splitext(os.path.relpath(path, root))[0]
+        if place in by_place:
+            raise DataError(
+                f"{by_place[place]} and {path} differ by nothing but their suffix, so that it is not clear which "
+                "picture and which mask belong together: rename or remove one of them"
+            )
+        by_place[place] = os.path.abspath(path)
+    return by_place
+
+
+def _labels_of(seen: frozenset[int], masks: str) -> tuple[dict[int, int], list[str]]:
+    """Which value stands for which label, and the names of the labels."""
     if seen <= {0, 255}:
         if 255 not in seen:
             raise DataError(f"the masks in {masks} are empty: every pixel is 0")
-        return {0: 0, 255: 1}
+        return {0: 0, 255: 1}, ["background", "class 1"]
     classes = sorted(seen - {IGNORED})
     if classes[-1] > _LARGEST_LABEL or classes[-1] >= 2 * len(classes):  # a few classes may have no pixel here
         raise DataError(
             f"the masks in {masks} have {len(classes)} values up to {classes[-1]}: expected 0 and 255, or classes "
             "counted 0, 1, 2, …; are they pictures, saved as JPEG, or colour-coded?"
         )
-    if len(classes) < 2:
-        raise DataError(f"the masks in {masks} have a single class, {classes[0]}: there is nothing to tell apart")
-    return {value: value for value in range(classes[-1] + 1)}
+    labels = {value: label for label, value in enumerate(classes)}
+    return labels, ["background" if value == 0 else f"class {value}" for value in classes]
+
+
+def _labels_like(seen: frozenset[int], like: LabelMaps) -> tuple[dict[int, int], list[str]]:
+    """The same for masks whose values must be those of the masks trained on."""
+    known = {} if any(isinstance(mask, Scene) for mask in like.masks) else like.labels
+    values = sorted(seen if IGNORED in known else seen - {IGNORED})
+    names = [like.classes[known[value]] if value in known else f"value {value}" for value in values]
+    return {value: label for label, value in enumerate(values)}, names
+
+
+def _painted(scene: Scene) -> np.ndarray:
+    """(H, W) uint8: the class of the last object that covers a pixel, 0 where none does."""
+    painted = np.zeros(scene.size, dtype=np.uint8)
+    for thing in scene.things:
+        if thing.mask is not None:
+            painted[decode_mask(thing.mask) > 0] = IGNORED if thing.crowd else thing.label
+    return painted
 
 
 def _values_of(file: str) -> np.ndarray:
     """(H, W) uint8: grey values, or palette indices."""
     try:
         with Image.open(file) as opened:
-            if opened.mode not in ("L", "P", "1"):
-                raise DataError(f"the mask {file} is a picture of mode {opened.mode}: expected 8-bit grey or a palette")
-            return np.array(opened.convert("L") if opened.mode == "1" else opened)
-    except OSError as error:
+            mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
+    except Exception as error:  # Pillow raises nearly anything on damaged files
         raise DataError(f"the mask {file} cannot be read ({error})") from None
+    if mode not in ("L", "P", "1"):
+        raise DataError(f"the mask {file} is a picture of mode {mode}: expected 8-bit grey or a palette")
+    return values

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data.scan import hold_out
+from ...data import Split, hold_out
 from ...errors import UsageError
 from ...report.label_maps import draw_label_maps
 from ...runs.run import Run
@@ -36,14 +36,16 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         s = self.settings
         every = read_label_maps(s.images, s.masks)
         if s.val_images is None:
-            train, val = hold_out(range(len(every)), s.val_share, len(every), s.seed)
+            train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
             if not val:
                 raise UsageError(
                     "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                 )
-            self.maps, self.val = every.part(train), every.part(val)
+            self.split = self.split or Split(train, val)
+            self.maps, self.val = every.split(self.split.train, self.split.val)
         else:
             self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every)
+        self.val = self.val.whole()
         return len(self.maps)
 
     def choose(self, images: int) -> Chosen:

@@ -1,0 +1,309 @@
+"""TIFF pictures of other samples than plain bytes: Pillow reads some of them wrong, and some not at all.
+
+Pillow's libtiff undoes their compression all the same: for it the picture is a grey one, as many times wider as a
+pixel has bytes, and what the bytes mean is worked out here.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+from .stretch import picture_of
+
+_HEADS = (b"II*\0", b"MM\0*", b"II+\0")  # the last with offsets of 8 bytes
+_FIRST_SEGMENT = 8  # where the data begin in what libtiff reads
+
+# Numbers of tags.
+_KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+_STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _NO_DATA = 322, 323, 324, 325, 338, 339, 42113
+_SUBSAMPLING = 530
+
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5  # photometric interpretations
+_YCBCR, _CIELAB = 6, 8
+_GREY = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+_KNOWN_TO_PILLOW = (*_GREY, _RGB, 3, _CMYK, _YCBCR, _CIELAB)  # 3 is of palettes
+_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # of sample formats; 4 does not say
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of opacity among the extra samples
+_PLAIN_COMPRESSIONS = (1, 32773)  # none, PackBits
+_PREDICTING_COMPRESSIONS = (5, 8, 32946, 34925, 50000)  # LZW, deflate by two numbers, LZMA, Zstandard
+_HORIZONTAL, _OF_FLOATS = 2, 3  # predictors
+_LARGEST_RATIO = 20_000  # of what compressions come to
+_MOST_BYTES_A_PIXEL = 24  # where there are `PIL.Image.MAX_IMAGE_PIXELS`
+
+
+class NotReadError(ValueError):
+    """A kind of picture that is known and not read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """The first picture of a TIFF file, as its tags describe it."""
+
+    file: BinaryIO
+    tags: ImageFileDirectory_v2
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> "Tiff | None":
+        """None where the file does not begin like one."""
+        file.seek(0)
+        if file.read(4) not in _HEADS:
+            return None
+        tags = _directory(file)
+        return cls(file, tags) if _WIDTH in tags and _HEIGHT in tags else None
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        height, width = self._number(_HEIGHT), self._number(_WIDTH)
+        return (width, height) if 5 <= self.orientation <= 8 else (height, width)
+
+    @property
+    def orientation(self) -> int:
+        return self._number(_ORIENTATION, 1)
+
+    @property
+    def is_read_by_pillow(self) -> bool:
+        """Whether Pillow reads it, and reads it right."""
+        bits = set(self._bits)
+        if self._photometric not in _KNOWN_TO_PILLOW or set(self._list(_FORMAT, [1])) != {1}:
+            return False
+        if self._photometric == _CMYK and bits == {16}:
+            return not self._is_planar
+        if self._photometric == _YCBCR and self._compression not in (6, 7) and self._list(_SUBSAMPLING, []) != [1, 1]:
+            return False  # only of JPEGs the colours of neighbours may be shared
+        few = bits == {8} or (bits <= {1, 2, 4} and self._bands == 1)
+        return few and not (self._extra and (self._is_planar or self._photometric in _GREY))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file reaches to the end of the picture."""
+        offsets, counts = self._segments
+        size = self.file.seek(0, io.SEEK_END)
+        return 0 < max((sum(pair) for pair in zip(offsets, counts, strict=True)), default=0) <= size
+
+    @property
+    def left_out(self) -> str | None:
+        """What of the file is not in the picture."""
+        if self._photometric == _RGB and len(self._extra) > self._has_opacity:
+            return "have further bands, of which the first three are taken as red, green and blue"
+        offset, seen = self.tags.next, {0}
+        while offset not in seen:
+            seen.add(offset)
+            following = _directory(self.file, offset)
+            if not int(following.get(_KIND, 0)) & 5:  # neither a smaller copy nor a mask of what was before
+                return "hold several pictures, of which the first is taken"
+            offset = following.next
+        return None
+
+    def check(self) -> None:
+        """Raises NotReadError if it is of a kind that is not read, and an error of Pillow's if it is too large."""
+        height, width = self.upright_size
+        most = Image.MAX_IMAGE_PIXELS
+        if most is not None and height * width > 2 * most:
+            raise Image.DecompressionBombError(f"{height * width} pixels; {2 * most} are the most that are read")
+        bits, kind, is_rgb = self._bits[0], self._kind, self._photometric == _RGB
+        fitting = _OF_FLOATS if kind == "f" else 0 if bits % 8 else _HORIZONTAL  # predictor
+        why = None
+        if len(set(self._bits)) > 1 or kind is None:
+            why = "bands of different types, or of complex numbers"
+        elif bits > 64 or (bits % 8 == 0 and bits not in (8, 16, 32, 64)) or (kind == "f" and bits not in (16, 32, 64)):
+            why = f"numbers of {bits} bits"
+        elif not (self._photometric in _GREY or (is_rgb and self._bands >= 3)):
+            why = f"colours (photometric interpretation {self._photometric}) that are not read at {bits} bits"
+        elif not is_rgb and self._bands > 1 + self._has_opacity:
+            why = f"{self._bands} bands, which are not said to be red, green and blue"
+        elif self._compression not in (*_PLAIN_COMPRESSIONS, *_PREDICTING_COMPRESSIONS):
+            why = f"compression {self._compression}, which is not read for samples of this type"
+        elif self._predictor != 1 and (self._predictor != fitting or self._compression in _PLAIN_COMPRESSIONS):
+            why = f"predictor {self._predictor}, which is not read for samples of this type"
+        if why:
+            raise NotReadError(f"a TIFF with {why}: save it as grey or RGB of 8 bits, or pass a Dataset of arrays")
+
+    def picture(self) -> Image.Image:
+        """What is stored, turned as it is, as 8-bit grey or RGB.
+
+        Raises:
+            NotReadError: see `check`.
+        """
+        self.check()
+        samples, bits = self._samples(), self._bits[0]
+        colours = 3 if self._photometric == _RGB else 1
+        shown, opacity = samples[..., :colours], None
+        most = {"u": (1 << bits) - 1, "i": (1 << (bits - 1)) - 1}.get(self._kind or "", 1)
+        if self._has_opacity:
+            opacity = (samples[..., colours] / most).astype(np.float32).clip(0, 1)
+            if self._extra[0] == _PREMULTIPLIED:
+                shown = shown / np.where(opacity > 0, opacity, 1)[..., None]
+        few = self._kind == "u" and bits <= 8
+        return picture_of(
+            shown,
+            opacity,
+            white=most if few else None,
+            missing=None if few else self._missing,
+            inverted=self._photometric == _WHITE_IS_ZERO,
+        )
+
+    def _samples(self) -> np.ndarray:
+        """(H, W, bands), as they are stored."""
+        height, width = self._number(_HEIGHT), self._number(_WIDTH)
+        planes = self._bands if self._is_planar else 1
+        tile_width = self._number(_TILE_WIDTH, width)
+        tile_height = self._number(_TILE_HEIGHT, min(height, self._number(_ROWS, height)))
+        across, down = -(-width // tile_width), -(-height // tile_height)
+        bands = self._bands // planes  # of a plane
+        row_bytes = -(-tile_width * bands * self._bits[0] // 8)  # of a tile
+        count, most = height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
+        if most is not None and count > _MOST_BYTES_A_PIXEL * most:
+            raise Image.DecompressionBombError(
+                f"{count} bytes; {_MOST_BYTES_A_PIXEL * most} are the most that are read"
+            )
+        offsets, counts = self._segments
+        if count > _LARGEST_RATIO * sum(counts):  # before so much memory is taken
+            raise OSError("the picture is truncated")
+        if len(offsets) < planes * across * down:
+            raise OSError(f"{len(offsets)} strips or tiles of {planes * across * down}")
+        samples: list[np.ndarray] = []
+        for plane in range(planes):
+            part = slice(plane * across * down, (plane + 1) * across * down)
+            rows = self._decompressed(
+                offsets[part], counts[part], (height, across * row_bytes), (tile_height, row_bytes)
+            )
+            tiles = [self._unpacked(tile, bands) for tile in np.split(rows, across, axis=1)]
+            samples.append(np.concatenate(tiles, axis=1)[:, :width])
+        return np.concatenate(samples, axis=2)
+
+    def _decompressed(
+        self, offsets: list[int], counts: list[int], shape: tuple[int, int], tile: tuple[int, int]
+    ) -> np.ndarray:
+        """The bytes (H, bytes of a row) of strips or tiles, by libtiff, for which they are a grey picture."""
+        segments: list[bytes] = []
+        for offset, count in zip(offsets, counts, strict=True):
+            self.file.seek(offset)
+            segments.append(self.file.read(count))
+            if len(segments[-1]) < count or not count:
+                raise OSError("the picture is truncated")
+        starts = np.cumsum([_FIRST_SEGMENT, *counts[:-1]]).tolist()
+        is_tiled = _TILES in self.tags
+        tags = {
+            _WIDTH: [shape[1]],
+            _HEIGHT: [shape[0]],
+            _BITS: [8],
+            _COMPRESSION: [self._compression],
+            _PHOTOMETRIC: [_BLACK_IS_ZERO],
+            _FILL_ORDER: [self._number(_FILL_ORDER, 1)],
+            _SAMPLES: [1],
+            **({_TILE_WIDTH: [tile[1]], _TILE_HEIGHT: [tile[0]]} if is_tiled else {_ROWS: [tile[0]]}),
+            (_TILES if is_tiled else _STRIPS): starts,
+            (_TILE_BYTES if is_tiled else _STRIP_BYTES): counts,
+        }
+        # Not by Image.open, for which a picture of so many bytes may have too many pixels.
+        return np.asarray(TiffImageFile(io.BytesIO(_tiff_of(b"".join(segments), tags))))
+
+    def _unpacked(self, rows: np.ndarray, bands: int) -> np.ndarray:
+        """The samples (H, W, bands) in the bytes (H, bytes) of a strip or tile, predictors undone."""
+        bits, height = self._bits[0], len(rows)
+        if bits % 8:  # packed, the highest bit first
+            single = np.unpackbits(rows, axis=1)
+            single = single[:, : single.shape[1] // (bits * bands) * bits * bands].reshape(height, -1, bands, bits)
+            values = single @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
+            return values - (values >> (bits - 1) << bits) if self._kind == "i" else values
+        kind = np.dtype(f"{self._kind}{bits // 8}")
+        order = "<" if self.tags.prefix == b"II" else ">"
+        if self._predictor == _OF_FLOATS:  # differences of bytes, which lie sorted by their rank, the highest first
+            rows = rows.reshape(height, -1, bands).cumsum(axis=1, dtype=np.uint8)
+            rows, order = rows.reshape(height, kind.itemsize, -1).transpose(0, 2, 1).reshape(height, -1), ">"
+        values = np.ascontiguousarray(rows).view(kind.newbyteorder(order)).astype(kind).reshape(height, -1, bands)
+        return values.cumsum(axis=1, dtype=kind) if self._predictor == _HORIZONTAL else values
+
+    @property
+    def _segments(self) -> tuple[list[int], list[int]]:
+        """Offsets and counts of bytes of the strips or tiles."""
+        if _TILES in self.tags:
+            return self._list(_TILES, []), self._list(_TILE_BYTES, [])
+        return self._list(_STRIPS, []), self._list(_STRIP_BYTES, [])
+
+    @property
+    def _bits(self) -> list[int]:
+        return self._list(_BITS, [1])
+
+    @property
+    def _kind(self) -> str | None:
+        """NumPy's letter for the samples' type; None where it has none or they differ."""
+        kinds = {_KINDS.get(number) for number in self._list(_FORMAT, [1])}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    @property
+    def _bands(self) -> int:
+        return self._number(_SAMPLES, 1)
+
+    @property
+    def _compression(self) -> int:
+        return self._number(_COMPRESSION, 1)
+
+    @property
+    def _predictor(self) -> int:
+        return self._number(_PREDICTOR, 1)
+
+    @property
+    def _extra(self) -> list[int]:
+        """What the bands are that are no colours: 0 is not said."""
+        colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
+        count = self._bands - colours
+        stated = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])
+        return (stated + [0] * count)[: max(0, count)]
+
+    @property
+    def _has_opacity(self) -> bool:
+        return self._extra[:1] in ([_PREMULTIPLIED], [_STRAIGHT])
+
+    @property
+    def _photometric(self) -> int:
+        return self._number(_PHOTOMETRIC, 0)
+
+    @property
+    def _is_planar(self) -> bool:
+        return self._number(_PLANAR, 1) == 2 and self._bands > 1
+
+    @property
+    def _missing(self) -> float | None:
+        """GDAL's value for no data."""
+        try:
+            return float(str(self.tags[_NO_DATA]).strip("\0 "))
+        except (KeyError, ValueError):
+            return None
+
+    def _number(self, tag: int, default: int | None = None) -> int:
+        return self._list(tag, [] if default is None else [default])[0]
+
+    def _list(self, tag: int, default: list[int]) -> list[int]:
+        value = self.tags.get(tag, default)
+        return [int(v) for v in (value if isinstance(value, tuple | list) else [value])]
+
+
+def _directory(file: BinaryIO, offset: int | None = None) -> ImageFileDirectory_v2:
+    """The tags at `offset`, by default the first."""
+    file.seek(0)
+    head = file.read(8)
+    tags = ImageFileDirectory_v2(head + file.read(8) if head[2] == ord("+") else head)
+    file.seek(tags.next if offset is None else offset)
+    tags.load(file)
+    return tags
+
+
+def _tiff_of(data: bytes, tags: dict[int, list[int]]) -> bytes:
+    """A TIFF file of data, which begin at `_FIRST_SEGMENT`, and of tags."""
+    end = _FIRST_SEGMENT + len(data)
+    long, entries = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed, long = struct.pack("<I", end + len(long)), long + packed
+        entries += struct.pack("<HHI", tag, 4, len(values)) + packed
+    head = b"II*\0" + struct.pack("<I", end + len(long))
+    return head + data + long + struct.pack("<H", len(tags)) + entries + bytes(4)
