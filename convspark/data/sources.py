@@ -71,10 +71,21 @@ class DatasetSource:
     def read(self, index: int, shrink: Shrink | None = None) -> Picture:
         try:
             image = _image_of(self._dataset[index])
-            return to_rgb(image) if isinstance(image, Image.Image) else _tensor_of(image)
+            if isinstance(image, Image.Image):
+                return to_rgb(image)
         # What Pillow raises on damaged files. Other errors are mistakes in the dataset and must be seen.
         except (OSError, SyntaxError, Image.DecompressionBombError, BadPictureError) as error:
             raise BadPictureError(self.name(index), f"{type(error).__name__}: {error}") from error
+        tensor = _tensor_of(image)
+        absent = (~tensor.isfinite()).flatten(1).sum(1)  # of each channel; a single one would end the training
+        if absent.any():
+            channel = int(absent.nonzero()[0, 0])
+            raise BadPictureError(
+                self.name(index),
+                f"{int(absent[channel])} values of channel {channel} (counted from 0) are NaN or infinite; put a number "
+                "in their place",
+            )
+        return tensor
 
     def name(self, index: int) -> str:
         samples = getattr(self._dataset, "samples", None)  # torchvision's ImageFolder: (path, class)

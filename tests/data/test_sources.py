@@ -101,3 +101,13 @@ def test_mistakes_in_a_dataset_are_seen() -> None:
 
     with pytest.raises(ZeroDivisionError):
         adapt(Broken([1]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_make_a_bad_picture_that_is_named(value):
+    images = [torch.rand(4, 8, 8) for _ in range(3)]
+    images[1][2, 3:5, 0] = value
+    source = adapt(images)
+    assert torch.equal(source.read(0), images[0])
+    with pytest.raises(BadPictureError, match=r"item 1.*2 values of channel 2 .* are NaN or infinite"):
+        source.read(1)

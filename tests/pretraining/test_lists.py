@@ -13,7 +13,7 @@ def test_files_of_any_name_come_back(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     images = find_images([tmp_path / name for name in names], held_out=0.25)
     images.write_lists(folder)
-    again = reopen_images(folder, None, {})
+    again = reopen_images(folder, None)
     assert (again.train, again.held_out) == (images.train, images.held_out)
     assert sorted(again.train + again.held_out) == sorted(str(tmp_path / name) for name in names)
 
