@@ -82,8 +82,8 @@ class DatasetSource:
             channel = int(absent.nonzero()[0, 0])
             raise BadPictureError(
                 self.name(index),
-                f"{int(absent[channel])} values of channel {channel} (counted from 0) are NaN or infinite; put a number "
-                "in their place",
+                f"{int(absent[channel])} values of channel {channel} (counted from 0) are NaN or infinite; put a "
+                "number in their place",
             )
         return tensor
 
