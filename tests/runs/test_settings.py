@@ -1,6 +1,7 @@
 """Settings are written and read in one place: whole, of the right types, by the right command."""
 
 import inspect
+import json
 from dataclasses import fields, replace
 
 import pytest
@@ -12,7 +13,7 @@ from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.folder import RunFolder
 from convspark.runs.settings import as_yaml, kind_of, read_settings, resumed
 from convspark.tasks.classification.settings import FinetuneSettings
-from convspark.tasks.comparison.command import CompareSettings
+from convspark.tasks.comparison.settings import CompareSettings
 from convspark.tasks.detection.settings import DetectSettings
 from convspark.tasks.segmentation.settings import SegmentSettings
 
@@ -81,6 +82,18 @@ def test_a_run_of_old_is_read(tmp_path):
     file.write_text(file.read_text().replace("convspark pretrain", "convspark segment"))
     with pytest.raises(UsageError, match="is a run of `convspark segment`, not of pretrain"):
         RunFolder.open(file.parent, PretrainSettings)
+
+
+def test_a_comparison_of_old_is_read(tmp_path):
+    """It was JSON, without the machine's settings."""
+    settings = CompareSettings(
+        "run", "data", against=["random", "imagenet"], fractions=[0.5, 1.0], settings={"mixup": 0}
+    )
+    content = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    for name in ("out", "resume", "device", "workers"):
+        del content[name]
+    (tmp_path / "compare.yaml").write_text(json.dumps(content, indent=2))
+    assert read_settings(CompareSettings, RunFolder.open(tmp_path, CompareSettings).config) == settings
 
 
 def test_a_run_goes_on_with_its_own_settings_but_for_the_machines(tmp_path):
