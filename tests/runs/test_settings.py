@@ -41,7 +41,7 @@ def test_reading_gives_back_what_was_written(settings, tmp_path):
 def test_a_file_that_is_torn_anywhere_is_refused(tmp_path):
     file = tmp_path / "config.yaml"
     whole = as_yaml(PRETRAINED)
-    for length in range(whole.rindex(":")):  # within the last value no reader could tell
+    for length in range(0, whole.rindex(":"), 7):  # within the last value no reader could tell
         file.write_text(whole[:length])
         with pytest.raises(UsageError, match=str(file)):
             read_settings(PretrainSettings, file)
