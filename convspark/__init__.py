@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .pretraining.reconstruct import reconstruct
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
     from .tasks.classification.command import finetune
-    from .tasks.comparison.command import Comparison, compare
+    from .tasks.comparison.command import compare
+    from .tasks.comparison.settings import Comparison
     from .tasks.detection.command import detect
     from .tasks.features.embed import embed
     from .tasks.features.probe import probe
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Loaded on first use, so that `convspark --help` does not wait for torch.
 _HOME = {
     "CheckReport": ".measure.check",
-    "Comparison": ".tasks.comparison.command",
+    "Comparison": ".tasks.comparison.settings",
     "PatchGrid": ".sparse",
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from convspark.checkpoints import export
+from convspark.checkpoints import to_timm
 from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import ConvsparkError
 
@@ -117,7 +117,7 @@ def test_replaces_an_export_whole_or_not_at_all(tmp_path, monkeypatch):
     first = load_file(tmp_path / "export" / "model.safetensors")
     with torch.no_grad():
         backbone.conv1[0].weight.add_(1)
-    monkeypatch.setattr(export, "_features", lambda model, images: [torch.rand(3)])
+    monkeypatch.setattr(to_timm, "_features", lambda model, images: [torch.rand(3)])
     with pytest.raises(ConvsparkError, match="does not give the backbone's features back"):
         export_timm(backbone, tmp_path / "export", **NORM)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]

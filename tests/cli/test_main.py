@@ -35,20 +35,15 @@ def test_unknown_commands_are_usage_errors(capsys, word, nearest):
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_loads_no_torch_and_takes_less_than_a_second(arguments):
+    """Of the processor's time, whatever else the machine does."""
     code = (
-        "import sys\nfrom convspark.cli.main import main\n"
+        "import sys, time\nfrom convspark.cli.main import main\n"
         f"assert main({arguments!r}) == 0\n"
         "heavy = {'torch', 'timm', 'lightning', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
+        "assert time.process_time() < 1, time.process_time()\n"
     )
-    seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] < 1:
-            return
-    pytest.fail(f"{arguments} took {min(seconds):.2f} s")
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -3,84 +3,24 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 from ...errors import DivergedError, UsageError
 from ...files import write_text
 from ...runs.folder import RunFolder
 from ...runs.logs import run_log
-from ...runs.numbers import check_positive
 from ...runs.run import Run
-from ...runs.settings import Settings, command
+from ...runs.settings import command
 from .. import recipe
 from ..classification.command import finetune
 from ..classification.settings import FinetuneResult, FinetuneSettings, read_predictions, read_result
-from .verdict import Difference, Score, difference, markdown, sentence, summarise
+from .settings import CompareSettings, Comparison
+from .verdict import Difference, difference, sentence, summarise
 
 logger = logging.getLogger(__name__)
 
 PRETRAINED = "pre-trained"
-
-
-@dataclass(frozen=True)
-class CompareSettings(Settings):
-    """The arguments of `compare`, described there."""
-
-    kind: ClassVar[str] = "compare"
-    file: ClassVar[str] = "compare.yaml"
-
-    run: str | None = None
-    data: str | None = None
-    _: KW_ONLY
-    against: list[str] | None = None
-    fractions: list[float] | None = None
-    seeds: int = 3
-    epochs: int | None = None
-    batch_size: int | None = None
-    size: int | str | None = None
-    model: str | None = None
-    partial: bool = field(default=False, metadata={"before": True})
-    settings: dict[str, Any] | None = None
-
-    def check(self) -> None:
-        """Raise UsageError for what can be seen to be wrong without reading anything."""
-        if self.seeds < 1:
-            raise UsageError(f"seeds is {self.seeds}: expected 1 or more")
-        check_positive(epochs=self.epochs, batch_size=self.batch_size)
-        if not self.run:
-            raise UsageError("run is missing: give a run folder, an export folder or a weights file")
-        own = {each.name for each in fields(self)} | {"weights", "fraction", "seed"}
-        unknown = sorted(set(self.settings or {}) - ({each.name for each in fields(FinetuneSettings)} - own))
-        if unknown:
-            raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
-        for fraction in self.fractions or ():
-            if not 0 < fraction <= 1:
-                raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was compared, and what came out; `str(report)` is the table and the verdict.
-
-    Attributes:
-        folder: with compare.md, compare.json, compare.png and a fine-tuning's run folder for each cell.
-        split, pictures: what is measured on.
-        scores: of each initialisation and share of the labels.
-        differences: of the pre-trained weights to each other initialisation at each share, paired by seed.
-        verdict: in plain sentences.
-    """
-
-    folder: str
-    split: str
-    pictures: int
-    scores: list[Score]
-    differences: list[Difference]
-    verdict: list[str]
-
-    def __str__(self) -> str:
-        return markdown(self.scores, self.differences, self.verdict, self.split, self.pictures)
 
 
 @dataclass(frozen=True)
