@@ -18,8 +18,9 @@ from ..errors import DataError
 from .stretch import picture_of
 from .tiff import NotReadError, Tiff
 
-# Listed by Pillow but not decoded by it: stubs for other programs, and EPS, which starts Ghostscript.
-_NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Listed by Pillow but not decoded by it: stubs for other programs, and EPS, which starts Ghostscript. Of FITS it leaves
+# out scale, sign and missing values, and before version 13 swaps the bytes.
+_NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 _COMMON = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")  # tried first
 
 _ORIENTATION_TAG = 0x0112
@@ -228,8 +229,6 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 
 def _of_deep_grey(picture: Image.Image) -> Image.Image:
     samples = np.asarray(picture)[..., None]  # (H, W, 1)
-    if picture.format == "FITS" and picture.mode == "I;16":
-        samples = samples.view("<i2")  # Pillow leaves out the sign
     transparent = picture.info.get("transparency")  # a value, in PNG
     opacity = (samples[..., 0] != transparent).astype(np.float32) if isinstance(transparent, int) else None
     return picture_of(samples, opacity)

@@ -158,13 +158,13 @@ class Tiff:
         across, down = -(-width // tile_width), -(-height // tile_height)
         bands = self._bands // planes  # of a plane
         row_bytes = -(-tile_width * bands * self._bits[0] // 8)  # of a tile
-        count, most = height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
+        count, most = down * tile_height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
         if most is not None and count > _MOST_BYTES_A_PIXEL * most:
             raise Image.DecompressionBombError(
                 f"{count} bytes; {_MOST_BYTES_A_PIXEL * most} are the most that are read"
             )
         offsets, counts = self._segments
-        if count > _LARGEST_RATIO * sum(counts):  # before so much memory is taken
+        if count > _LARGEST_RATIO * self.file.seek(0, io.SEEK_END):  # before so much memory is taken
             raise OSError("the picture is truncated")
         if len(offsets) < planes * across * down:
             raise OSError(f"{len(offsets)} strips or tiles of {planes * across * down}")

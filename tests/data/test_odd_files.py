@@ -153,10 +153,11 @@ def test_more_pixels_than_may_be_are_refused_before_they_are_decoded(tmp_path: P
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(BadPictureError, match="too large"):
         decode(tmp_path / "a.tif")
-    wide_tile = {322: ("I", [1 << 30]), 323: ("I", [16])}  # of the whole of which the bytes would be made
-    (tmp_path / "a.tif").write_bytes(tiff(np.ones((8, 9, 1), np.uint16), tile=(16, 16), more=wide_tile))
-    with pytest.raises(BadPictureError, match="too large"):
-        decode(tmp_path / "a.tif")
+    for sides in ((1 << 30, 16), (16, 1 << 30)):  # of tiles, of the whole of which the bytes would be made
+        tiles = {322: ("I", [sides[0]]), 323: ("I", [sides[1]])}
+        (tmp_path / "a.tif").write_bytes(tiff(np.ones((8, 9, 1), np.uint16), tile=(16, 16), more=tiles))
+        with pytest.raises(BadPictureError, match="too large"):
+            decode(tmp_path / "a.tif")
 
 
 @pytest.mark.filterwarnings("ignore")
