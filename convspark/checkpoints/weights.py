@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -69,17 +70,17 @@ class LoadReport:
     def check_whole(self) -> None:
         """Raise UsageError where most of the network, or a whole kind of its tensors, has nothing from the source.
 
-        A kind are the tensors that are called alike in each block (all `stages.#.blocks.#.mlp.grn.weight`). What stands
-        once, as a classifier does, may be missing.
+        A kind are the tensors that are called alike in each block (all `mlp.grn.weight`). What stands once, as a
+        classifier does, may be missing, and so may whole stages.
         """
         if self.missing_share > _MOST:
             lacks = f"{100 * self.missing_share:.0f} % of the network"
         else:
             there = {_kind(name) for name in self.loaded}
-            kinds = list(
-                dict.fromkeys(_kind(name) for name in self.missing if not name.endswith("num_batches_tracked"))
-            )
-            gone = [kind for kind in kinds if "#" in kind and kind not in there]
+            kinds = Counter(_kind(name) for name in self.missing if not name.endswith("num_batches_tracked"))
+            gone = [
+                f"*.{kind}" for kind, count in kinds.items() if kind is not None and count > 1 and kind not in there
+            ]
             if not gone:
                 return
             lacks = f"all of {summarise(gone)}"
@@ -201,9 +202,10 @@ def _fit_channels(found: dict[str, Tensor], own: Mapping[str, Tensor], backbone:
     return adapted
 
 
-def _kind(name: str) -> str:
-    """`stages.2.blocks.0.conv.weight` -> `stages.#.blocks.#.conv.weight`"""
-    return re.sub(r"(?<![^._])\d+(?![^._])", "#", name)
+def _kind(name: str) -> str | None:
+    """What a tensor is called within its block: `stages.2.blocks.0.mlp.grn.weight` -> `mlp.grn.weight`."""
+    numbered = re.match(r".*(?<![^._])\d+[._](.+)", name)
+    return numbered[1] if numbered else None
 
 
 def _beginnings(state: Mapping[str, Tensor]) -> list[str]:

@@ -34,7 +34,6 @@ def randomised(name: str, **options) -> nn.Module:
         ("test_convnext", {"features_only": True}),
         ("test_efficientnet", {"num_classes": 0, "drop_path_rate": 0.2}),
         ("resnet10t", {"num_classes": 0, "output_stride": 16}),
-        ("tresnet_m", {"num_classes": 0}),  # which begins with space to depth: its first convolution takes 48 channels
     ],
 )
 def test_plain_timm_loads_the_very_weights(tmp_path, name, options):
@@ -64,6 +63,16 @@ def test_classifier_is_left_out_and_other_weights_credentials_too(tmp_path):
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["num_classes"] == 0
     assert not {"tag", "license", "origin_url", "hf_hub_id", "url"} & set(config["pretrained_cfg"])
+
+
+def test_a_network_whose_first_convolution_does_not_take_the_images_channels(tmp_path):
+    """tresnet begins with space to depth: 48 channels of 3."""
+    torch.manual_seed(0)
+    backbone = timm.create_model("tresnet_m", num_classes=0)
+    report = export_timm(backbone, tmp_path / "export", **NORM)
+    loaded = timm.create_model(f"local-dir:{report.folder}", pretrained=True)
+    assert report.architecture == "tresnet_m" and loaded.default_cfg["input_size"][0] == 3
+    assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in backbone.state_dict().items())
 
 
 def test_other_channels(tmp_path):

@@ -146,7 +146,7 @@ class Sometimes(nn.Module):
 
 class Graded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.arange(len(x)).view(-1, 1, 1, 1)
+        return x * torch.arange(x.shape[0]).view(-1, 1, 1, 1)
 
 
 def test_a_factor_for_each_row_that_is_not_drawn_is_refused():
