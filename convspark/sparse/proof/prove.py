@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,8 +109,7 @@ def examine(
     proof = _judged(small, training, tolerance)
     if run_size is None or not proof.exact:
         return proof
-    full = _Trial(forward, module, in_chans, run_size, patch_size, 1)
-    return proof if full.size == small.size else _at_full_size(full, proof, training)
+    return _at_full_size(small, partial(_Trial, forward, module, in_chans, run_size, patch_size), proof, training)
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
@@ -166,8 +166,18 @@ def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
     ), unmatched
 
 
-def _at_full_size(full: _Trial, proof: Proof, training: bool) -> Proof:
-    """The verdict, unless the dense network is another one at this size."""
+def _at_full_size(small: _Trial, full: Callable[[int], _Trial], proof: Proof, training: bool) -> Proof:
+    """The verdict on `small`, unless the dense network is another one at full size: on so many images as need be."""
+    one = full(1)
+    if one.size == small.size:
+        return proof
+    try:
+        return _at_its_size(one, proof, training)
+    except NotExactError:  # a batch norm of pooled values, one an image, cannot be trained on a single one
+        return _at_its_size(full(2), proof, training)
+
+
+def _at_its_size(full: _Trial, proof: Proof, training: bool) -> Proof:
     with full.set_up(training):
         dense, ours = full.run(_densely()), full.run(_on_patches(full.everything))
         off = _features_apart(dense, ours)
@@ -176,7 +186,7 @@ def _at_full_size(full: _Trial, proof: Proof, training: bool) -> Proof:
         unmatched = training and (dense.drawn_otherwise(ours) or full.unseen_draws())
         if not unmatched:
             return full.not_dense(off, proof.tolerance)
-    return replace(_at_full_size(full, proof, training=False), unmatched=unmatched)
+    return replace(_at_its_size(full, proof, training=False), unmatched=unmatched)
 
 
 def prove(
@@ -199,12 +209,11 @@ def prove(
     Raises:
         NotExactError: the results differ; names the first module whose output does. Or a function was refused.
     """
-    small, full = (
-        _Trial(forward, module, in_chans, image_size, patch_size, n, most) for n, most in ((2, 3), (1, None))
-    )
+    of_size = partial(_Trial, forward, module, in_chans, image_size, patch_size)
+    small = of_size(2, most=3)
     proof = _judged(small, True, tolerance)
-    if proof.exact and full.size != small.size:
-        proof = _at_full_size(full, proof, training=True)
+    if proof.exact:
+        proof = _at_full_size(small, of_size, proof, training=True)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
