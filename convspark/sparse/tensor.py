@@ -52,9 +52,6 @@ class GridTensor(Tensor):
 
     # Methods of `Tensor` that are written in Python: Dynamo loses its way through them to `__torch_function__`.
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
     def norm(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return self._called(Tensor.norm, *args, **kwargs)
 

@@ -23,7 +23,7 @@ _ATTRIBUTES = """
     is_quantized is_nested _version is_mkldnn is_xla is_xpu is_sparse_csr _base output_nr retains_grad
 """
 _QUESTIONS = """
-    ndimension stride is_contiguous is_floating_point is_complex element_size get_device __len__
+    ndimension stride is_contiguous is_floating_point is_complex element_size get_device
     numel nelement is_same_size is_inference is_signed __hash__ storage_offset _is_view
 """
 
@@ -66,6 +66,12 @@ class _FromOutside(NotExactError, AssertionError):
 )
 def ask(func, *args, **kwargs):
     return func(*args, **kwargs)
+
+
+@meaning(Tensor.__len__)
+def length(func, input: GridTensor) -> int:
+    """Without calling it, which old Dynamos cannot."""
+    return input.shape[0]
 
 
 @meaning(
