@@ -89,10 +89,10 @@ def test_gradients_from_patches_and_for_patches():
     to_weight, to_patches = torch.autograd.grad(out, [net.weight, x], ones, retain_graph=True)
     out.backward(ones)
     torch.testing.assert_close(to_weight, net.weight.grad, rtol=0, atol=0)
-    torch.testing.assert_close(to_patches, gather(images.grad, grid).values, rtol=0, atol=0)
+    torch.testing.assert_close(to_patches.values, gather(images.grad, grid).values, rtol=0, atol=0)
     leaf = gather(images.detach(), grid).requires_grad_()
     net(leaf).sum().backward(inputs=[leaf])
-    torch.testing.assert_close(leaf.grad, to_patches, rtol=0, atol=0)
+    torch.testing.assert_close(leaf.grad, to_patches.values, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", THIN)
