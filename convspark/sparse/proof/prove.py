@@ -105,11 +105,24 @@ def examine(
         NotExactError: a function was refused, or the network cannot be run at these sizes.
     """
     small = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
-    proof = _judged(small, training, tolerance)
-    if run_size is None or not proof.exact:
-        return proof
-    full = _Trial(forward, module, in_chans, run_size, patch_size, 1)
-    return proof if full.size == small.size else _at_full_size(full, proof, training)
+    with _whatever_happens(module):
+        proof = _judged(small, training, tolerance)
+        if run_size is None or not proof.exact:
+            return proof
+        full = _Trial(forward, module, in_chans, run_size, patch_size, 1)
+        return proof if full.size == small.size else _at_full_size(full, proof, training)
+
+
+@contextmanager
+def _whatever_happens(module: nn.Module) -> Iterator[None]:
+    """A foreign network may return anything: what cannot be compared is not exact."""
+    try:
+        yield
+    except NotExactError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise NotExactError(f"What {type(module).__name__} returns cannot be compared: {said}") from error
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
@@ -202,9 +215,10 @@ def prove(
     small, full = (
         _Trial(forward, module, in_chans, image_size, patch_size, n, most) for n, most in ((2, 3), (1, None))
     )
-    proof = _judged(small, True, tolerance)
-    if proof.exact and full.size != small.size:
-        proof = _at_full_size(full, proof, training=True)
+    with _whatever_happens(module):
+        proof = _judged(small, True, tolerance)
+        if proof.exact and full.size != small.size:
+            proof = _at_full_size(full, proof, training=True)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
