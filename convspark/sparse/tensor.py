@@ -67,9 +67,11 @@ class GridTensor(Tensor):
         return super().as_subclass(cls)
 
     def _called(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and torch._C._is_torch_function_enabled():
+        if not torch.compiler.is_compiling():
+            return method(self, *args, **kwargs)
+        if torch._C._is_torch_function_enabled():
             return self.__torch_function__(method, (), (self, *args), kwargs)
-        return method(self, *args, **kwargs)
+        return method(self.values, *args, **kwargs)
 
     @classmethod
     def __torch_function__(
@@ -297,7 +299,8 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
         raise UsageError(
             f"scatter was given a {type(patches).__name__}, not visible patches. Values of images (a pooled map) are "
             "not put back. A plain tensor comes of what PyTorch does not show to tensor subclasses: TorchScript "
-            "functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); write the network without."
+            "functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also abs(x), "
+            "pow(x, 2), x[...] = y, and torch.cat of a tuple (of a list it does). Write the network without."
         )
     with torch._C.DisableTorchFunctionSubclass():
         try:

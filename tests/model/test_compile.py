@@ -13,8 +13,9 @@ from timm.models.regnet import Bottleneck
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 
-from convspark import PatchGrid, SparK, gather
+from convspark import PatchGrid, SparK, gather, scatter
 from convspark.sparse import as_patches
 
 SIDE = 32
@@ -134,6 +135,106 @@ def test_numbers_on_the_left(function):
     for _ in range(2):
         images, grid = torch.randn(2, 3, 8, 8), PatchGrid.random(2, (2, 2))
         torch.testing.assert_close(compiled(images, grid), changed(images, grid))
+
+
+def beside_means(function: Callable[[Tensor], Tensor], images: Tensor, grid: PatchGrid) -> Tensor:
+    """Patches and, of each image, the mean of what a function makes of them: patches, or else it is refused."""
+    x = gather(images, grid.afresh())
+    return scatter(x + function(x).mean((2, 3)).mean(1)[:, None, None, None])  # type: ignore[arg-type]
+
+
+def by_image(rows: Tensor) -> Tensor:
+    return rows.flatten(1)[:, :4, None, None]
+
+
+def changed(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :2] = 0
+    return y
+
+
+WEIGHT = torch.randn(4, 4, dtype=torch.float64)
+
+# What returns several tensors, is written in Python, or is read off a tensor as a property.
+ONE_AS_ANOTHER = {
+    "chunk": lambda x: torch.stack(x.chunk(2, 1), 1).amax(1),
+    "chunk, by name": lambda x: torch.cat(torch.chunk(x, chunks=2, dim=1)[::-1], 1),
+    "unsafe_chunk": lambda x: torch.cat(x.unsafe_chunk(2, 1), 1),
+    "split": lambda x: torch.cat(x.split([1, 3], dim=1), 1),
+    "torch.split": lambda x: torch.stack(torch.split(x, 2, 1), 1)[:, 0],
+    "split_with_sizes": lambda x: torch.cat(x.split_with_sizes([1, 3], 1), 1),
+    "unbind": lambda x: torch.stack(x.unbind(1)[::-1], 1),
+    "torch.unbind": lambda x: torch.unbind(x, 1)[2].unsqueeze(1),
+    "tensor_split": lambda x: torch.cat(x.tensor_split(2, 1), 1),
+    "unpacked": lambda x: (lambda a, b: a * b.sigmoid())(*x.chunk(2, 1)),
+    "sum of parts": lambda x: sum(x.split(2, 1)),
+    "unflatten": lambda x: x.unflatten(1, (2, 2))[:, 0],
+    "torch.unflatten": lambda x: torch.unflatten(x, 1, (2, -1)).mean(2),
+    "cat of a list": lambda x: torch.cat([x, x.relu(), x.new_zeros(x.shape)], 1),
+    "var_mean": lambda x: torch.var_mean(x, dim=1, keepdim=True)[0],
+    "var_mean of images": lambda x: x * torch.var_mean(x, (2, 3), keepdim=True)[0],
+    "std_mean of images": lambda x: x * torch.std_mean(x, (2, 3), keepdim=True)[1],
+    "std": lambda x: x.std(1, keepdim=True),
+    "std of images": lambda x: x * by_image(x.std((2, 3))),
+    "var of images": lambda x: x * x.var((2, 3), keepdim=True),
+    "max": lambda x: x.max(1, keepdim=True)[0] - x.min(dim=1, keepdim=True).values,
+    "max of images": lambda x: x * by_image(torch.max(x.flatten(2), dim=-1)[0]),
+    "larger of two": lambda x: torch.max(x, -x),
+    "topk": lambda x: x.topk(2, dim=1).values,
+    "kthvalue": lambda x: x.kthvalue(2, 1, True)[0],
+    "sort": lambda x: torch.sort(x, dim=1, descending=True)[0] * x.argsort(1),
+    "median": lambda x: x.median(1, keepdim=True)[0],
+    "cummax": lambda x: x.cummax(1).values,
+    "norm": lambda x: x * x.norm(dim=(2, 3), keepdim=True) / torch.norm(x, dim=1, keepdim=True),
+    "softmax of images": lambda x: x * x.flatten(2).softmax(-1).view(x.shape),
+    "log_softmax of images": lambda x: F.log_softmax(x.flatten(2), dim=2).view(x.shape),
+    "logsumexp of images": lambda x: x * x.logsumexp((2, 3), keepdim=True),
+    "einsum": lambda x: torch.einsum("bchw,bc,dc->bdhw", x, x.mean((2, 3)), WEIGHT),
+    "matrices": lambda x: (WEIGHT @ x.flatten(2)).mT.mT.reshape(x.shape),
+    "expand_as": lambda x: x.mean(1, keepdim=True).expand_as(x) * x.mean((2, 3), keepdim=True).expand_as(x),
+    "broadcast_to": lambda x: torch.broadcast_to(x.mean(1, keepdim=True), x.shape),
+    "rows of twice the number": lambda x: x.reshape(2 * len(x), 2, *x.shape[2:]).relu().view(x.shape),
+    "bins": lambda x: x * F.adaptive_avg_pool2d(x, 2).mean((2, 3), keepdim=True),
+    "pooling over the shape": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "in place": lambda x: (x * 1).add_(x).relu_().clamp_(0, 1),
+}
+
+
+def eagerly_and_compiled(function: Callable) -> tuple[Tensor, Tensor]:
+    """What it returns, and what it returns compiled."""
+    images, grid = torch.randn(2, 4, 8, 8, dtype=torch.float64), PatchGrid(SEEN)
+    compiled = torch.compile(beside_means, fullgraph=True, backend="eager")
+    return beside_means(function, images, grid), compiled(function, images, grid)
+
+
+SEEN = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]).bool()
+
+
+@pytest.mark.parametrize("name", ONE_AS_ANOTHER)
+def test_functions_compute_the_same(name):
+    torch.testing.assert_close(*eagerly_and_compiled(ONE_AS_ANOTHER[name]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat((x, x), 1),
+        lambda x: torch.stack(tensors=(x, x), dim=1).sum(1),
+        lambda x: abs(x),
+        lambda x: pow(x, 2),
+        changed,
+        lambda x: F.leaky_relu_(x * 1),
+    ],
+    ids=["cat", "stack", "abs", "pow", "part", "leaky_relu_"],
+)
+def test_what_dynamo_takes_out_of_the_patches_is_refused_where_it_meets_them(function):
+    with pytest.raises(Exception, match="more than one row"):
+        eagerly_and_compiled(function)
+    compiled = torch.compile(
+        lambda x, grid: scatter(function(gather(x, grid.afresh()))), fullgraph=True, backend="eager"
+    )
+    with pytest.raises(Exception, match="under torch"):
+        compiled(torch.randn(2, 4, 8, 8), PatchGrid(SEEN))
 
 
 class Sometimes(nn.Module):

@@ -301,6 +301,24 @@ def test_a_scale_of_as_many_channels_as_patches_beside_stochastic_depth_is_none_
     torch.testing.assert_close(found.values, gather(images * torch.arange(4.0)[:, None, None], found.grid).values)
 
 
+def test_a_scale_of_as_many_groups_as_patches_beside_stochastic_depth_is_none_itself():
+    from convspark import PatchGrid, gather
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = Sometimes(0.0, "method")
+            self.register_buffer("scale", torch.arange(4.0).view(4, 1, 1, 1))
+
+        def forward(self, x):
+            x = self.drop.picked(x, 1.0) * x
+            return (x.unflatten(1, (4, 2)) * self.scale).flatten(1, 2)
+
+    images, visible = torch.rand(2, 8, 8, 8), torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]]).bool()
+    found = Grouped()(gather(images, PatchGrid(visible)))
+    torch.testing.assert_close(found.values, gather(Grouped()(images), found.grid).values)
+
+
 @pytest.mark.parametrize("form", ["torchvision", "own", "module", "method", "function", "submodule"])
 def test_stochastic_depth_by_rows_drops_whole_images(form):
     """Its noise is a plain tensor made from a shape; all patches of an image must share the image's draw."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from convspark import SparK
+from convspark import SparK, VisiblePatches, gather, scatter
 from convspark.errors import NotExactError
 from convspark.sparse.proof.oracle import MaskAndMultiply
 from convspark.sparse.proof.prove import examine, prove
@@ -94,6 +94,118 @@ def test_what_the_engine_runs_exactly_is_proved(name):
     proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
     assert proof.exact, proof.reason
     assert prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).largest < 1e-8
+
+
+WEIGHT, BESIDE = torch.randn(8, 8).double(), torch.randn(8, 1, 1).double()
+
+
+def gate(values):
+    """One value an image and channel, to multiply by."""
+    return values.flatten(1)[:, :8, None, None]
+
+
+# Each looks at the positions of an image, so that masked ones must not count.
+OVER_POSITIONS = {
+    "means of bins": lambda x: x * gate(F.adaptive_avg_pool2d(x, 2)),
+    "means of bins, not square": lambda x: x * gate(F.adaptive_avg_pool2d(x, (3, 1))),
+    "largest of bins that cut patches": lambda x: x * gate(F.adaptive_max_pool2d(-x.abs() - 1, 3)),
+    "average over the shape": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "largest over the size, by name": lambda x: x * F.max_pool2d(-x.abs() - 1, kernel_size=x.size()[2:]),
+    "largest with its place": lambda x: x * gate((-x.abs() - 1).flatten(2).max(-1)[0]),
+    "smallest with its place, one axis after the other": lambda x: x * gate((x.abs() + 1).min(3)[0].min(2).values),
+    "sum over numel": lambda x: x * (x.exp().sum() / x.numel()),
+    "sum over nelement, by images": lambda x: x * (x.mean((2, 3)).exp().sum() / x.mean((2, 3)).nelement()),
+    "logsumexp of positions": lambda x: x * torch.logsumexp(x, dim=(2, 3), keepdim=True),
+    "softmax of positions": lambda x: x * x.flatten(2).softmax(-1).view(x.shape),
+    "log_softmax of positions": lambda x: x + F.log_softmax(x.flatten(2), dim=2).view(x.shape),
+    "mean of a mean": lambda x: x * gate(x.exp().mean(-1).mean(-1)),
+    "means with NumPy's spelling": lambda x: x * x.exp().mean(2, keepdims=True).mean(axis=3, keepdims=True),
+    "gate by einsum": lambda x: torch.einsum("bchw,bc,dc->bdhw", x, x.exp().mean((2, 3)), WEIGHT),
+    "written into a part": lambda x: _assigned_means(x),
+}
+
+# Each treats positions alone.
+OF_EACH_POSITION = {
+    "as many bins as positions": lambda x: x * F.adaptive_avg_pool2d(x, 8).mean((2, 3), keepdim=True),
+    "pooled to its own size": lambda x: x + F.adaptive_avg_pool2d(x, x.shape[2:]),
+    "largest to its own size": lambda x: x * F.adaptive_max_pool2d(x, x.shape[2:]).mean((2, 3), keepdim=True),
+    "pooled to no other size": lambda x: x * F.adaptive_avg_pool2d(x, (None, None)).mean((2, 3), keepdim=True),
+    "pooled to a size that was read off a map": lambda x: F.interpolate(
+        F.adaptive_avg_pool2d(x, F.max_pool2d(x, 2).shape[2:]), scale_factor=2
+    ),
+    "weights on the left": lambda x: (WEIGHT @ x.flatten(2)).view(x.shape),
+    "einsum of three": lambda x: torch.einsum("dc,ec,b...->be...", WEIGHT, WEIGHT, x.sum(1)),
+    "einsum of a list": lambda x: torch.einsum("dc,bchw->bdhw", [WEIGHT, x]),
+    "einsum with an ellipsis": lambda x: torch.einsum("dc,bc...->bd...", WEIGHT, x),
+    "einsum without a result": lambda x: x + torch.einsum("a...,a...->a...", x, x).sum(1, keepdim=True),
+    "unsqueeze_": lambda x: x + x.mean(1).unsqueeze_(1),
+    "mT": lambda x: (x.flatten(2).mT @ WEIGHT).mT.reshape(x.shape),
+    "larger of a plain tensor": lambda x: torch.max(x, BESIDE) + torch.min(BESIDE, other=x),
+    "plain tensors as large": lambda x: BESIDE.expand_as(x) * x + x.mean(1, keepdim=True).expand_as(x),
+    "plain tensor on the left": lambda x: BESIDE * x + BESIDE[None] * x.mean((2, 3), keepdim=True),
+}
+
+
+def _assigned_means(x):
+    y = x.clone()
+    y[:, :2] = x[:, 2:4].exp().mean((2, 3), keepdim=True)
+    return y
+
+
+@pytest.mark.parametrize("name", [*OVER_POSITIONS, *OF_EACH_POSITION])
+def test_the_oracle_knows_what_the_engine_knows(name):
+    network = Wrapped((OVER_POSITIONS | OF_EACH_POSITION)[name])
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert proof.exact, proof.reason
+    oracle = MaskAndMultiply(SOME)
+    oracle(network.double(), torch.randn(2, 3, 32, 32).double())
+    assert not oracle.unknown
+
+
+def with_zeros(function):
+    """A wrong meaning: on patches, that of the map with 0 at masked positions."""
+    return lambda x: gather(function(scatter(x)), x.grid) if isinstance(x, VisiblePatches) else function(x)
+
+
+def by_share(function):
+    """A wrong meaning: on patches, more where more is masked."""
+
+    def wrong(x):
+        return function(x) / (x.grid.visible.double().mean() if isinstance(x, VisiblePatches) else 1)
+
+    return wrong
+
+
+WRONG = {name: with_zeros(f) for name, f in OVER_POSITIONS.items()}
+WRONG |= {name: by_share(f) for name, f in OF_EACH_POSITION.items()}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_oracle_finds_out_who_counts_masked_positions(name):
+    network = Wrapped(WRONG[name])
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert not proof.exact and proof.dense < 1e-8 and "mask-and-multiply" in (proof.reason or "")
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: [x] * x.shape[-1],
+        lambda x: [x.shape[-1]],
+        lambda x: [None],
+        lambda x: None,
+        lambda x: [],
+        lambda x: [x.mean(2, keepdims=True)],
+        lambda x: [x.mean(2, keepdims=True).mean(2)],
+        lambda x: [x > 0],
+        lambda x: {"features": x},
+        lambda x: x.sum(),
+    ],
+)
+def test_whatever_a_network_returns_there_is_a_verdict(forward):
+    for judged in (examine, prove):
+        with pytest.raises(NotExactError):
+            judged(forward, nn.Identity(), 3, (32, 32), (8, 8))
 
 
 def test_gated_linear_units():

@@ -188,7 +188,11 @@ def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -
         axis = [lay.plain_axis(part.shape[at])] if part.dim() == x.dim() else []
         return as_same_kind(part, x, (*x.axes[:at], *axis, *x.axes[at + 1 :]))
 
-    return type(out)([known(part) for part in out]) if isinstance(out, (tuple, list)) else known(out)
+    if not isinstance(out, (tuple, list)):
+        return known(out)
+    parts = [known(part) for part in out]
+    # Dynamo hands `torch.cat` and its kin over to `__torch_function__` where they get a list, not a tuple.
+    return parts if type(out) is tuple and torch.compiler.is_compiling() else type(out)(parts)
 
 
 def rows_first(tensor: PerImage) -> PerImage:

@@ -88,8 +88,9 @@ def elementwise(func, *args, **kwargs):
     if func in _PRELU:
         return _prelu(func, *args, **kwargs)
     grid = next(o.grid for o in operands if isinstance(o, GridTensor))
-    if any(is_row_noise(o, grid) for o in operands):
-        args = tuple(one_an_image(a, grid) if is_row_noise(a, grid) else a for a in args)
+    rank = max([o.dim() for o in operands if isinstance(o, GridTensor)])
+    if any(is_row_noise(o, grid, rank) for o in operands):
+        args = tuple(one_an_image(a, grid) if is_row_noise(a, grid, rank) else a for a in args)
         operands = tensors_in((*args, *kwargs.values()))
     leader, layout = joined_layout(operands)
     if func in _IN_PLACE and not isinstance(args[0] if args else first, type(leader)):

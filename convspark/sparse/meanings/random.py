@@ -53,12 +53,16 @@ def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor
     raise Refusal(f"it makes a tensor of shape {sizes}, and it cannot be told which axes are patches or positions")
 
 
-def is_row_noise(operand: Any, grid: PatchGrid) -> bool:
-    """Whether this plain tensor holds one number a patch that was drawn at random, and so means one an image."""
+def is_row_noise(operand: Any, grid: PatchGrid, rank: int) -> bool:
+    """Whether this plain tensor holds one number a patch that was drawn at random, and so means one an image.
+
+    Args:
+        rank: number of axes of the patches that it meets. With fewer axes it would hold a number a channel.
+    """
     if isinstance(operand, GridTensor) or not isinstance(operand, Tensor) or operand.requires_grad:
         return False
-    if operand.dim() != len(grid.shape) + 2 or not operand.shape[0] == operand.numel() == grid.num_visible > 1:
-        return False  # of fewer axes it would be a vector of channels
+    if operand.dim() != rank or rank < 2 or not operand.shape[0] == operand.numel() == grid.num_visible > 1:
+        return False
     return _traced_code_draws() if torch.compiler.is_compiling() else _running_code_draws()
 
 

@@ -272,7 +272,7 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
             out = func(x, dims, correction=correction, keepdim=keepdim)
         else:  # nothing visible: 0, as means are
             nothing = x.sum(dims, keepdim=keepdim)
-            out = (nothing, nothing) if func.__name__.endswith("mean") else nothing
+            out = (nothing, nothing) if func in _WITH_MEANS else nothing
         if kind == "batch":
             return out
         layout = reduced_layout(x.axes, dims, keepdim)
@@ -280,11 +280,15 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
         parts = tuple(as_same_kind(part, x, layout) for part in parts)
         return parts if isinstance(out, tuple) else parts[0]
     assert isinstance(x, VisiblePatches)
-    root = _root if func.__name__.startswith("std") else lambda variance: variance
+    root = _root if func in _DEVIATIONS else lambda variance: variance
     first = per_image(x, dims, keepdim, lambda x, dims: root(image_moments(x, dims, correction)[1]).to(x.dtype))
-    if not func.__name__.endswith("mean"):
+    if func not in _WITH_MEANS:
         return first
     return first, per_image(x, dims, keepdim, lambda x, dims: over_image(x, "mean", dims))
+
+
+_DEVIATIONS = {torch.std, Tensor.std, torch.std_mean}  # by name, Dynamo could not tell
+_WITH_MEANS = {torch.var_mean, torch.std_mean}
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -406,8 +410,11 @@ def softmax(func, input, dim: Any = None, *args, dtype=None, **kwargs):
     alone, dims = apart(x, dims)
     shifted = alone - _repeated(over_image(alone, "amax", dims).detach(), alone)
     sums = _repeated(over_image(as_patches(shifted.exp(), x.grid, alone.axes), "sum", dims), alone)
-    out = shifted - sums.log() if "log" in func.__name__ else shifted.exp() / sums
+    out = shifted - sums.log() if func in _LOGARITHMS else shifted.exp() / sums
     return as_patches(out.reshape(x.shape), x.grid, x.axes)
+
+
+_LOGARITHMS = {*named("log_softmax", torch, Tensor, functional)}
 
 
 @meaning(*named("logsumexp", torch, Tensor))

@@ -13,6 +13,7 @@ What it does not know is "all else": it does not fail where the dense network ru
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -107,26 +108,39 @@ class MaskAndMultiply(TorchFunctionMode):
 
     def __torch_function__(self, func: Function, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        operands = list(_tensors((args, kwargs)))
-        operands = [x for x in operands if x in self._places] or [
-            x for x in operands[:1] if not _nowhere(self.place(x))
-        ]
+        operands = self._known((args, kwargs))
         if not operands:
             return func(*args, **kwargs)
         custom = isinstance(func, (torch._ops.OpOverloadPacket, torch._ops.OpOverload))
-        rule = _around if custom else _RULES.get(getattr(func, "__name__", ""))
+        rule = _around if custom else _RULES.get(_name(func))
         if rule is not None:
             try:
                 return rule(self, func, *args, **{str(_SPELLINGS.get(key, key)): kwargs[key] for key in kwargs})
             except Exception:  # not as the rule knows it; an error of the network's own comes again
-                self.unknown.append(getattr(func, "__name__", repr(func)))
-        places = [self.place(x) for x in operands]
+                self.unknown.append(_name(func))
+        return self.beside(func, *args, **kwargs)
+
+    def beside(self, func: Function, *args: Any, **kwargs: Any) -> Any:
+        """Run a function as all else is run."""
+        places = [self.place(x) for x in self._known((args, kwargs))]
         out = func(*args, **kwargs)
         known = isinstance(out, Tensor) and out in self._places and out.shape == self._places[out].shape
         return out if known else self.follow(out, places)
 
+    def _known(self, arguments: Any) -> list[Tensor]:
+        """Operands whose places are known; else the first, if its shape tells them."""
+        operands = list(_tensors(arguments))
+        known = [x for x in operands if x in self._places]
+        return known or [x for x in operands[:1] if not _nowhere(self.place(x))]
+
 
 _SPELLINGS = {"axis": "dim", "keepdims": "keepdim", "x": "input", "A": "input"}
+
+
+def _name(func: Function) -> str:
+    """Of a property (`x.mT`), the property's own."""
+    name = getattr(func, "__name__", "")
+    return func.__self__.__name__ if name == "__get__" else name  # type: ignore[attr-defined]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -192,9 +206,14 @@ def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *
 def _write(mode: MaskAndMultiply, func: Function, /, input: Tensor, index: Any, value: Any) -> None:
     func(input, index, value)
     place = mode.place(input).clone()
-    if isinstance(value, Tensor):
-        place[index] = mode.place(value)
+    if isinstance(value, Tensor):  # values of images lie where they are written
+        place[index] = torch.where(mode.place(value) < 0, place[index], mode.place(value))
     mode.put(input, place)
+
+
+def _count(mode: MaskAndMultiply, func: Function, /, input: Tensor) -> int:
+    """Of visible elements, so that a sum over it is their mean."""
+    return int(mode.mask(input).sum())
 
 
 def _pad(
@@ -216,15 +235,32 @@ def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **given: Any) 
     return out
 
 
+def _pool(mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: Any, *args: Any, **given: Any) -> Any:
+    """Over the whole map where the kernel is `x.shape[2:]`, as networks write that."""
+    if isinstance(kernel_size, torch.Size) and kernel_size == input.shape[2:]:
+        return _adaptive(mode, func, input, 1)
+    return _around(mode, func, input, kernel_size, *args, **given)
+
+
 def _adaptive(
-    mode: MaskAndMultiply, func: Function, /, input: Tensor, output_size: Any, *args: Any, **given: Any
-) -> Any:
-    dims = int(func.__name__[-2])
-    sizes = output_size if isinstance(output_size, Sequence) else [output_size] * dims
-    if all(n == 1 for n in sizes):
-        return _reduce(mode, torch.mean if "avg" in func.__name__ else torch.amax, input, tuple(range(-dims, 0)), True)
-    out = func(mode.shown(input), output_size, *args, **given)
-    return mode.follow(out, [mode.place(input)] if out.shape == input.shape else [])
+    mode: MaskAndMultiply, func: Function, /, input: Tensor, output_size: Any, return_indices: bool = False
+) -> Tensor:
+    """To a map if its size was read off one; to so many bins of the whole map if it is a number: of visible ones."""
+    assert not return_indices
+    dims, place = int(func.__name__[-2]), mode.place(input)
+    sides, sizes = input.shape[-dims:], output_size if isinstance(output_size, Sequence) else [output_size] * dims
+    sizes = [side if n is None else n for side, n in zip(sides, sizes, strict=True)]
+    read_off = isinstance(output_size, torch.Size) or sizes == list(sides) != [output_size] * dims
+    smaller = mode.map_places((*input.shape[:-dims], *sizes))
+    if read_off and smaller is not None and not any(side % n for side, n in zip(sides, sizes, strict=True)):
+        return mode.put(func(mode.shown(input), output_size), smaller)
+    reduce = torch.mean if "avg" in func.__name__ else torch.amax
+    out = input.new_zeros(*input.shape[:-dims], *sizes)
+    for bin in itertools.product(*map(range, sizes)):
+        of = (..., *[slice(i * n // k, -(-(i + 1) * n // k)) for i, n, k in zip(bin, sides, sizes, strict=True)])
+        part = mode.put(input[of], place[of])
+        out[(..., *bin)] = mode.shown(_reduce(mode, reduce, part, tuple(range(-dims, 0))))
+    return mode.put(out, torch.full_like(out, NOWHERE, dtype=torch.int64))
 
 
 _ARGUMENTS = {
@@ -237,6 +273,8 @@ _ARGUMENTS = {
 def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Any:
     """Over positions: of those that are visible, 0 where none is. One axis of them after the other is both at once."""
     name, place = func.__name__, mode.place(input)
+    if any(True for _ in _tensors((args, given))):  # the larger of two, say
+        return mode.beside(func, input, *args, **given)
     out = func(input, *args, **given)  # of all: has the right shape, and is right along channels
     given = dict(zip(_ARGUMENTS.get(name, ("dim", "keepdim")), args, strict=False)) | given
     dim, kept = given.pop("dim", None), given.pop("keepdim", False)
@@ -250,8 +288,12 @@ def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any,
     if before is not None and before[0] == name:
         _, source, done, left = before
         place, dims = mode.place(source), done | {left[d] for d in dims}
+    lowest, highest = place.amin(tuple(dims)), place.amax(tuple(dims))
+    where = torch.where(lowest == highest, lowest, NOWHERE)
     if _same_along(place, *dims):
-        return mode.follow(out, [place])
+        for one in _tensors(out):
+            mode.put(one, where.view(one.shape))
+        return out
     rest = [axis for axis in range(source.dim()) if axis not in dims]
     rows = source.permute(*rest, *dims).reshape(math.prod(source.shape[axis] for axis in rest), -1)
     found = [part.new_zeros(len(rows)) for part in _tensors(out)]
@@ -260,8 +302,6 @@ def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any,
         more = {"correction": 0} if name[:3] in ("var", "std") and some.shape[1] == 1 else given
         for whole, part in zip(found, _tensors(func(some, dim=1, **more)), strict=True):
             whole[which] = part
-    lowest, highest = place.amin(tuple(dims)), place.amax(tuple(dims))
-    where = torch.where(lowest == highest, lowest, NOWHERE)
     results = [part.view(one.shape) for part, one in zip(found, _tensors(out), strict=True)]
     for one in results:
         mode.put(one, where.view(one.shape))
@@ -293,15 +333,21 @@ def _matmul(mode: MaskAndMultiply, func: Function, /, input: Tensor, other: Tens
     """A row of the one by a column of the other."""
     out = func(mode.shown(input), mode.shown(other))
     rows, columns = mode.place(input), mode.place(other)
-    kept = _same_along(rows, rows.dim() - 1)
+    kept = _same_along(rows, -1) and _same_along(columns, -2)
     return mode.follow(out, [rows[..., :1], columns[..., :1, :]] if kept else [])
 
 
 def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: Any) -> Tensor:
     out = func(equation, *map(mode.shown, operands))
-    sides, _, result = equation.replace(" ", "").partition("->")
+    sides, arrow, result = equation.replace(" ", "").partition("->")
+    tensors = list(_tensors(operands))
+    more = [x.dim() - len(names) + 3 for names, x in zip(sides.split(","), tensors, strict=True) if "..." in names]
+    if not arrow:
+        result = "..." * bool(more) + "".join(sorted(n for n in sides if n.isalpha() and sides.count(n) == 1))
+    result = result.replace("...", "987654321"[9 - max(more, default=0) :])
     places = []
-    for names, x in zip(sides.split(","), _tensors(operands), strict=True):
+    for names, x in zip(sides.split(","), tensors, strict=True):
+        names = names.replace("...", "987654321"[9 - (x.dim() - len(names) + 3) :])
         place, gone = mode.place(x), [axis for axis, name in enumerate(names) if name not in result]
         if _same_along(place, *gone):
             place = place.permute(*[names.index(name) for name in result if name in names], *gone)
@@ -362,8 +408,10 @@ _RULES: dict[str, Function] = {
         _join: "cat concat concatenate stack",
         _write: "__setitem__",
         _pad: "pad",
-        _around: """conv1d conv2d conv3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
-            conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample lp_pool2d""",
+        _count: "numel nelement",
+        _pool: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d",
+        _around: """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample
+            lp_pool2d""",
         _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
         _reduce: """sum mean amax amin max min var std norm linalg_norm linalg_vector_norm var_mean std_mean any all
             prod logsumexp median""",

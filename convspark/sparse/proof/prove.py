@@ -106,10 +106,24 @@ def examine(
         NotExactError: a function was refused, or the network cannot be run at these sizes.
     """
     small = _Trial(forward, module, in_chans, image_size, patch_size, images, most=4)
-    proof = _judged(small, training, tolerance)
-    if run_size is None or not proof.exact:
-        return proof
-    return _at_full_size(small, partial(_Trial, forward, module, in_chans, run_size, patch_size), proof, training)
+    with _whatever_happens(module):
+        proof = _judged(small, training, tolerance)
+        if run_size is None or not proof.exact:
+            return proof
+        of_size = partial(_Trial, forward, module, in_chans, run_size, patch_size)
+        return _at_full_size(small, of_size, proof, training)
+
+
+@contextmanager
+def _whatever_happens(module: nn.Module) -> Iterator[None]:
+    """A foreign network may return anything: what cannot be compared is not exact."""
+    try:
+        yield
+    except NotExactError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise NotExactError(f"What {type(module).__name__} returns cannot be compared: {said}") from error
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
@@ -211,9 +225,10 @@ def prove(
     """
     of_size = partial(_Trial, forward, module, in_chans, image_size, patch_size)
     small = of_size(2, most=3)
-    proof = _judged(small, True, tolerance)
-    if proof.exact:
-        proof = _at_full_size(small, of_size, proof, training=True)
+    with _whatever_happens(module):
+        proof = _judged(small, True, tolerance)
+        if proof.exact:
+            proof = _at_full_size(small, of_size, proof, training=True)
     if proof.reason is not None:
         raise NotExactError(
             f"{type(module).__name__} is not exact on visible patches: {proof.reason} "
