@@ -1,7 +1,9 @@
 """Files that are there whole or not at all."""
 
 import fcntl
+import glob
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +15,47 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix), moved over it when the block ends well and removed when not.
 
     Missing folders are made. A reader sees the old file or the new one, also when the writer is killed or the machine
-    stops: the content is on the disk before the name is.
+    stops: the content is on the disk before the name is. The file has the permissions that files usually get here.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}-{os.getpid()}{target.suffix}")
+    temporary = beside(target)
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(usual)  # some writers (safetensors) let nobody but the owner read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def beside(target: Path) -> Path:
+    """Where this process writes what is to become `target`, a file or a folder: in the same folder, same suffix.
+
+    What processes that are gone left there, killed while they wrote, is removed.
+    """
+    start, end = f".{target.stem}-part", target.suffix
+    for left in target.parent.glob(f"{glob.escape(start)}[0-9]*{glob.escape(end)}"):
+        number = left.name[len(start) : len(left.name) - len(end)]
+        if number.isdecimal() and not _is_running(int(number)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return target.with_name(f"{start}{os.getpid()}{end}")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError
+from ..files import beside
 from ..model.networks import copied
 from ..model.stages import image_channels
 from .card import timm_card
@@ -85,7 +86,7 @@ def export_timm(
     architecture = model_name or _architecture(backbone)
     in_chans = image_channels(source, image_size) if architecture else 0
     plain = _plain_timm(source, architecture, in_chans, classes is not None) if architecture else None
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    fresh = beside(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
@@ -143,10 +144,10 @@ def _plain_untrained(source: nn.Module, plain: nn.Module, untrained: Sequence[st
 
 
 def _write_weights(state: Mapping[str, Tensor], folder: Path) -> int:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     return len(tensors)
 
 
@@ -170,6 +171,7 @@ def _write_timm(
     }
     save_for_hf(plain, str(folder), safe_serialization=True, data_config=data)
     path = folder / "config.json"
+    shutil.copymode(path, folder / "model.safetensors")  # safetensors lets nobody but the owner read
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in _OF_OTHER_WEIGHTS:
         config["pretrained_cfg"].pop(key, None)

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import os
 import signal
 import threading
 import time
@@ -12,8 +11,10 @@ from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ..files import write_text, written_whole
@@ -133,6 +134,17 @@ def make_tracker(name: str, folder: RunFolder) -> Logger | bool:
     return False
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, and then moves it there.
+
+    Lightning's own way leads through the folder for temporary files, which may be small, and where a crash leaves them.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with written_whole(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
 class Checkpoints(Checkpoint):
     """Keeps `checkpoints/last.ckpt`: every so many minutes, at the end, and when the run is asked to stop.
 
@@ -205,9 +217,7 @@ class Checkpoints(Checkpoint):
         assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
         path = self._folder.checkpoints / name if name else self._folder.last_checkpoint
-        with written_whole(path) as temporary:
-            trainer.save_checkpoint(temporary, weights_only=False)
-            _to_disk(temporary)
+        trainer.save_checkpoint(path, weights_only=False)
         if name is None:
             self._saved = time.monotonic()
             logger.debug("checkpoint written after step %d", trainer.global_step)
@@ -247,9 +257,3 @@ class Signals(Callback):
             raise KeyboardInterrupt
         self._checkpoints.stop()
         logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")
-
-
-def _to_disk(path: Path) -> None:
-    """Make sure that a file's content is on the disk before its name replaces another."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

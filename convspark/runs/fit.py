@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, make_tracker
+from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
 from .device import quick_products
 from .folder import RunFolder
 from .loading import TrainLoader, end_workers
@@ -69,6 +69,7 @@ def fit(
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
             callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints, signals],
+            plugins=[WholeCheckpoints()],
             logger=make_tracker(tracker, folder),
             enable_progress_bar=False,
             enable_model_summary=False,

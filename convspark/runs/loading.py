@@ -2,9 +2,13 @@
 
 import logging
 import os
+import shutil
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.queues import Queue
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,7 +29,7 @@ from ..data import (
     names_in,
     scan,
 )
-from ..errors import DataError, UsageError
+from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
 from .folder import RunFolder
 
@@ -242,6 +246,11 @@ def held_out_loader(
     if 4 * len(mean) * size[0] * size[1] * count <= _MOST_CACHED_BYTES:
         dataset = TensorDataset(torch.stack([dataset[index] for index in range(count)]))
         workers = 0
+    return ordered_loader(dataset, batch_size, workers)
+
+
+def ordered_loader(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoader[Any]:
+    """Batches in the order of the dataset; whoever reads it to the end calls `end_workers`."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -249,6 +258,23 @@ def held_out_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_prepare_worker,
     )
+
+
+@contextmanager
+def workers_explained() -> Iterator[None]:
+    """Within it, what torch raises where a process that loads images ends, or cannot hand its images over, becomes an
+    error that says what to do.
+
+    Raises:
+        ConvsparkError: too little shared memory or memory, too many open files, or a process that crashed.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        advice = _advice(error)
+        if advice is None:
+            raise
+        raise ConvsparkError(advice) from error
 
 
 def first_images(loader: Any, train: Any, count: int = 8) -> Tensor:
@@ -294,7 +320,46 @@ def _device_is_busy() -> bool:
     return torch.cuda.is_initialized() and not torch.cuda.current_stream().query()
 
 
+def _advice(error: BaseException) -> str | None:
+    """What to do about an error of torch's loading processes; None where it is another one."""
+    text, cause = "", error
+    while cause is not None:
+        text, cause = f"{text}{cause}\n", cause.__cause__ or cause.__context__
+    loading = "the processes that load pictures"
+    if "allocate shared memory" in text or "signal: Bus error" in text:
+        size = ""
+        with suppress(OSError):
+            size = f": /dev/shm has {shutil.disk_usage('/dev/shm').total >> 20} MB"
+        return (
+            f"{loading} ran out of shared memory{size}. In a container, start it with `docker run --shm-size 8g`; "
+            "anywhere, --workers 0 goes without these processes"
+        )
+    if "items of ancdata" in text or ("Too many open files" in text and "worker" in text):
+        return f"{loading} opened too many files: --workers 0 goes without them, or type `ulimit -n 65536` first"
+    if "DataLoader worker" in text and "signal: Killed" in text:
+        return (
+            f"one of {loading} was killed, most likely by the system as memory ran out: try fewer --workers (0 goes "
+            "without them), or a smaller --batch-size"
+        )
+    if "DataLoader worker (pid" in text:
+        what = text.strip().splitlines()[-1]
+        return f"one of {loading} crashed ({what}): try --workers 0, which goes without them and shows what is wrong"
+    return None
+
+
+def _not_handed_over(error: BaseException, _batch: object) -> None:
+    """End this process, as what it made cannot reach the main one, which would wait for it for ever.
+
+    A signal tells that process why: Linux sends the same where shared memory turns out to be missing later on.
+    """
+    traceback.print_exception(error)
+    if "shared memory" in str(error):
+        os.kill(os.getpid(), signal.SIGBUS)
+    os._exit(1)
+
+
 def _prepare_worker(_worker: int) -> None:
+    Queue._on_queue_feeder_error = staticmethod(_not_handed_over)  # type: ignore[attr-defined]
     # Signals often reach all processes of a job; the main one finishes its step and needs its workers for that.
     # They end when it tells them to, or is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

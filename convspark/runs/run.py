@@ -138,6 +138,7 @@ def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
         import torch
 
         from .device import describe_device
+        from .loading import workers_explained
 
         run = Run(asked)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -147,4 +148,5 @@ def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
                 logger.info("run folder %s", folder.path)
                 for line in job.describe():
                     logger.info("%s", line)
-                return job.train(run)
+                with workers_explained():
+                    return job.train(run)

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..files import written_whole
@@ -25,7 +25,7 @@ class KeepBest(Callback):
                 self.best = {"score": score, "epoch": trainer.current_epoch + 1, "weights": weights}
                 tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
                 with written_whole(self.path) as temporary:
-                    save_file(tensors, temporary, metadata={"format": "pt"})
+                    temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.best)

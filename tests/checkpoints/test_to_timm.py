@@ -19,8 +19,11 @@ NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 96)}
 def randomised(name: str, **options) -> nn.Module:
     torch.manual_seed(2)
     model = timm.create_model(name, **options)
-    for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
-        tensor.data.uniform_(0.1, 0.9)
+    for tensor in model.state_dict().values():  # a filter that is not in there is a constant of the network's class
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.9)
+        if tensor.ndim > 1:  # so that sums of many positive products stay finite through many layers
+            tensor /= tensor[0].numel()
     return model.to(memory_format=torch.channels_last).train()
 
 

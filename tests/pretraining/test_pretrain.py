@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import tempfile
 from dataclasses import fields
 from typing import ClassVar
 
@@ -190,6 +191,12 @@ def test_signals_leave_a_checkpoint_and_the_handlers_as_they_were(small, tmp_pat
         pretrain(Pictures(stop_at=9, number=number), out=str(tmp_path / "run"), **small)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_no_checkpoint_takes_the_way_through_the_folder_for_temporary_files(pictures, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    run = pretrain(pictures, out=tmp_path / "run", **small)
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_resuming_takes_no_other_settings(finished):

@@ -1,11 +1,15 @@
 """Run folders: never overwritten, never half written."""
 
 import json
+import os
+import stat
+import subprocess
+import sys
 
 import pytest
 
 from convspark.errors import UsageError
-from convspark.files import write_text, written_whole
+from convspark.files import beside, write_text, written_whole
 from convspark.runs import folder as run_folder
 from convspark.runs.folder import RunFolder, write_environment
 
@@ -50,6 +54,38 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("ne") and temporary.write_text(None)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one_and_nothing_else_is(tmp_path):
+    path = tmp_path / "last.ckpt"
+    killed = (
+        "import os, signal\nfrom convspark.files import beside, written_whole\n"
+        f"beside(__import__('pathlib').Path({str(tmp_path / 'export')!r})).mkdir()\n"
+        f"with written_whole({str(path)!r}) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", killed], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    others = [beside(path).with_name(f".last-part{os.getppid()}.ckpt"), tmp_path / ".last-partial.ckpt"]
+    for other in others:  # of a process that runs, and of somebody's own
+        other.write_text("")
+    with written_whole(path) as temporary:
+        assert temporary.parent == path.parent
+        temporary.write_text("whole")
+    beside(tmp_path / "export")
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, *(other.name for other in others)}
+
+
+def test_a_file_has_the_usual_permissions_whoever_wrote_it(tmp_path):
+    path = tmp_path / "a.txt"
+    before = os.umask(0o027)
+    try:
+        with written_whole(path) as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_environment_is_kept_when_a_run_goes_on(tmp_path):

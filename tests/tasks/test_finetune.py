@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import signal
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures)
         probability = network(image[None]).softmax(1)[0]
     assert config["label_names"][int(probability.argmax())] == row["predicted"]
     assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+
+
+def test_whoever_may_read_files_that_are_usual_here_may_read_all_of_a_run(tuned, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    files = [path for path in Path(tuned.folder).rglob("*") if path.is_file()]
+    assert {"best.safetensors", "model.safetensors", "last.ckpt"} <= {path.name for path in files}
+    assert not [path for path in files if stat.S_IMODE(path.stat().st_mode) != usual]
 
 
 def test_balanced_accuracy_and_f1_are_scikit_learns_where_a_class_has_no_picture():

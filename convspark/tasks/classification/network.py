@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from ...data import HeldOutTransform
 from ...model.networks import copied
 from ...model.stages import Stages
+from ...runs.loading import end_workers, ordered_loader
 from ...runs.module import TrainingModule, channels_last
 from ...runs.schedule import Schedule
 from ...seeds import Use, counted_seed
@@ -234,7 +235,7 @@ def labelled_loader(
     if 4 * len(mean) * size[0] * size[1] * len(labelled) <= _MOST_CACHED_BYTES:
         images, labels = zip(*(dataset[index] for index in range(len(labelled))), strict=True)
         dataset, workers = TensorDataset(torch.stack(images), torch.tensor(labels)), 0
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    return ordered_loader(dataset, batch_size, workers)
 
 
 def predict(network: nn.Module, loader: DataLoader[Any], classes: int, device: torch.device) -> Predictions:
@@ -242,12 +243,15 @@ def predict(network: nn.Module, loader: DataLoader[Any], classes: int, device: t
     network = network.to(device).eval()
     scores = Scores(classes)
     logits, truth = [], []
-    with torch.no_grad():
-        for images, labels in loader:
-            out = network(channels_last(images.to(device))).float().cpu()
-            scores.update(out, labels)
-            logits.append(out)
-            truth.append(labels)
+    try:
+        with torch.no_grad():
+            for images, labels in loader:
+                out = network(channels_last(images.to(device))).float().cpu()
+                scores.update(out, labels)
+                logits.append(out)
+                truth.append(labels)
+    finally:
+        end_workers(loader)
     confidence, predicted = torch.cat(logits).softmax(1).max(1)
     return Predictions(torch.cat(truth).numpy(), predicted.numpy(), confidence.numpy(), scores.compute())
 

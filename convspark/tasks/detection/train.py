@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 from ...errors import UsageError
-from ...files import write_text
+from ...files import write_text, written_whole
 from ...report.detections import draw_detections
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
@@ -92,7 +92,8 @@ class Detection(Task[DetectSettings, DetectResult]):
         scores = average_precision(self.val, detections, kind)
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
         draw_detections(self.val, detections, folder.pictures / "predictions.png")
-        torch.save({"model": trained.state_dict()}, folder.path / "detector.pth")
+        with written_whole(folder.path / "detector.pth") as temporary:
+            torch.save({"model": trained.state_dict()}, temporary)
         return DetectResult(
             folder=str(folder.path),
             task=s.task,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ...data import HeldOutTransform, PretrainImages
 from ...model.stages import Stages
+from ...runs.loading import end_workers, ordered_loader, workers_explained
 from ...runs.module import channels_last
 
 logger = logging.getLogger(__name__)
@@ -29,13 +30,16 @@ def frozen_features(
     """
     stages = Stages(backbone.to(device).eval())
     found: list[np.ndarray] = []
-    with torch.no_grad():
-        for batch in loader:
-            images = batch[0] if isinstance(batch, list | tuple) else batch
-            deepest = stages(channels_last(images.to(device)))[-1]
-            found.append(deepest.flatten(2).mean(-1).float().cpu().numpy())
-            if tick is not None:
-                tick(sum(map(len, found)))
+    try:
+        with torch.no_grad(), workers_explained():
+            for batch in loader:
+                images = batch[0] if isinstance(batch, list | tuple) else batch
+                deepest = stages(channels_last(images.to(device)))[-1]
+                found.append(deepest.flatten(2).mean(-1).float().cpu().numpy())
+                if tick is not None:
+                    tick(sum(map(len, found)))
+    finally:
+        end_workers(loader)
     return np.concatenate(found)
 
 
@@ -44,4 +48,4 @@ def picture_loader(
 ) -> DataLoader[Any]:
     """Centre crops of unlabelled pictures, in their order."""
     dataset = PretrainImages(paths, HeldOutTransform(size=size, mean=mean, std=std), most_bad=1.0)
-    return DataLoader(dataset, batch_size=64, num_workers=workers)
+    return ordered_loader(dataset, 64, workers)

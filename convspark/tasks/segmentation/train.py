@@ -6,6 +6,7 @@ from torch import nn
 
 from ...data import Split, hold_out
 from ...errors import UsageError
+from ...files import written_whole
 from ...report.label_maps import draw_label_maps
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
@@ -91,7 +92,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             if i < _DRAWN:
                 shown.append((path, truth, found))
         draw_label_maps(shown, classes, folder.pictures / "predictions.png")
-        torch.save({"model": trained.state_dict(), "classes": classes}, folder.path / "segmenter.pth")
+        with written_whole(folder.path / "segmenter.pth") as temporary:
+            torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
         scores = overlap(counts)
         return SegmentResult(
             folder=str(folder.path),

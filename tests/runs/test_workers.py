@@ -1,0 +1,107 @@
+"""Processes that load images and end, or cannot hand over what they loaded."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
+
+from convspark.errors import ConvsparkError
+from convspark.runs.loading import end_workers, ordered_loader, workers_explained
+
+NO_ROOM = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+
+
+class NotHandedOver:
+    """What a batch of the user's own collating may hold: put into shared memory as it is sent."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __reduce__(self):
+        raise RuntimeError(self.words)
+
+
+class Failing(Dataset):
+    """Whose second image a worker fails at, in one way or another."""
+
+    def __init__(self, failure: signal.Signals | Exception | NotHandedOver) -> None:
+        self.failure = failure
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int):
+        if index and get_worker_info() is not None:
+            if isinstance(self.failure, signal.Signals):
+                os.kill(os.getpid(), self.failure)
+            if isinstance(self.failure, Exception):
+                raise self.failure
+            return self.failure
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (RuntimeError(NO_ROOM), r"shared memory.*--shm-size 8g.*--workers 0"),
+        (NotHandedOver(NO_ROOM), r"shared memory.*--shm-size 8g.*--workers 0"),
+        (signal.SIGBUS, r"shared memory.*--shm-size 8g.*--workers 0"),
+        (signal.SIGKILL, r"killed, most likely by the system as memory ran out: try fewer --workers"),
+        (signal.SIGSEGV, r"crashed \(.*Segmentation fault.*\): try --workers 0"),
+        (NotHandedOver("something else"), r"crashed \(.*exit code 1.*\): try --workers 0"),
+        (RuntimeError("received 0 items of ancdata"), r"opened too many files: --workers 0 .*ulimit -n 65536"),
+        (OSError(24, "Too many open files"), r"opened too many files"),
+    ],
+    ids=str,
+)
+def test_what_to_do_about_processes_that_load_is_said(failure, words):
+    loader = ordered_loader(Failing(failure), 1, 1)
+    loader.collate_fn = list if isinstance(failure, NotHandedOver) else torch.stack
+    try:
+        with pytest.raises(ConvsparkError, match=words), workers_explained():
+            list(loader)
+    finally:
+        end_workers(loader)
+    assert not multiprocessing.active_children()
+
+
+def test_other_errors_stay_what_they_are():
+    loader = ordered_loader(Failing(RuntimeError("of somebody's own")), 1, 1)
+    with pytest.raises(RuntimeError, match="of somebody's own") as raised, workers_explained():
+        list(loader)
+    end_workers(loader)
+    assert not isinstance(raised.value, ConvsparkError)
+
+
+@pytest.mark.parametrize("command", [["pretrain", "--model=resnet10t"], ["finetune", "random:resnet10t"]])
+def test_commands_say_that_shared_memory_is_too_small(tmp_path, command):
+    """With a real /dev/shm of 1 MB, where this machine lets a process have its own."""
+    own = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1M tmpfs /dev/shm && exec "$@"', "sh"]
+    try:
+        subprocess.run([*own, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no /dev/shm of its own here")
+    for shade, name in enumerate(("blue", "red")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            picture = Image.fromarray(np.full((160, 160, 3), 40 * shade + i, np.uint8))
+            picture.save(tmp_path / "pictures" / name / f"{i}.png")
+    flags = "--size 160 --batch-size 8 --workers 2 --epochs 1 --device cpu --precision fp32".split()
+    done = subprocess.run(
+        [*own, sys.executable, "-m", "convspark", *command, str(tmp_path / "pictures"), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 1
+    assert "error: the processes that load pictures ran out of shared memory: /dev/shm has 1 MB" in done.stderr
+    assert "--shm-size 8g" in done.stderr and "--workers 0" in done.stderr
