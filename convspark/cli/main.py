@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -42,10 +43,12 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C.
+    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C or SIGTERM.
     """
     if arguments is None:  # run as a program: the process is ours
         keep_memory()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what asks to stop is answered like Ctrl-C
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(arguments)
@@ -55,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'Stopped'}", file=sys.stderr)
+        # A run that has a folder says more; everything else writes at its end, and whole.
+        stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
+        print(f"\n{interrupt if interrupt.args else stopped}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):

@@ -80,6 +80,7 @@ class Run(Generic[S]):
 
         Raises:
             UsageError: another process has it.
+            KeyboardInterrupt: stopped, with a word on how to go on.
         """
         self.settings = settings
         if self._folder is None:
@@ -97,6 +98,12 @@ class Run(Generic[S]):
             with held(self._folder.config, _PATIENCE):
                 log.write_to(self._folder.log)
                 yield self._folder
+        except KeyboardInterrupt as stopped:
+            if stopped.args:
+                raise
+            raise KeyboardInterrupt(
+                f"Stopped. To go on:\n  convspark {settings.kind} --resume {self._folder.path}"
+            ) from None
         except Taken:
             raise UsageError(
                 f"{self._folder.path} is a run that another process is carrying out: wait for it, or end that process"

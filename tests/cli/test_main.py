@@ -108,3 +108,52 @@ def test_signals_end_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp
     assert process.returncode == 130, errors
     assert f"convspark pretrain --resume {out}" in errors and "Traceback" not in errors
     assert (out / "checkpoints" / "last.ckpt").is_file()
+
+
+_WAITS = """
+import os, sys, time
+from importlib import import_module
+from convspark.cli.main import main
+def wait(*_args, **_options):
+    print("waiting", flush=True)
+    time.sleep(60)
+if sys.argv[1] == "import":
+    slow = staticmethod(lambda name, *_: wait() if name == "timm" else None)
+    sys.meta_path.insert(0, type("Slow", (), {"find_spec": slow}))
+else:
+    module, name = sys.argv[1].split(":")
+    setattr(import_module(module), name, wait)
+sys.argv[1:2] = []
+sys.exit(main())
+"""
+
+
+_NOTHING = "Stopped convspark pretrain; nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "words"),
+    [
+        ("import", signal.SIGINT, _NOTHING),
+        ("convspark.runs.loading:scan", signal.SIGTERM, _NOTHING),
+        ("convspark.model.spark:prove_exact", signal.SIGINT, _NOTHING),
+        (
+            "convspark.pretraining.train:first_images",
+            signal.SIGTERM,
+            "Stopped. To go on:\n  convspark pretrain --resume {out}",
+        ),
+    ],
+)
+def test_stopped_early_it_says_in_a_line_what_was_stopped(folder, quick, tmp_path, where, number, words):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", _WAITS, where, "pretrain", str(folder), "--out", str(out), *quick]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors.endswith(f"\n{words.format(out=out)}\n") and "Traceback" not in errors
+    assert out.exists() == ("--resume" in words)
