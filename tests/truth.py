@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convspark.sparse import PatchGrid, gather, scatter
 from convspark.sparse.proof.oracle import MaskAndMultiply
@@ -113,17 +112,9 @@ def _assert_no_leak(network, images, visible, run):
         assert torch.equal(expected.values, found.values), "depends on masked pixels"
 
 
-class _InFloat64(TorchFunctionMode):
-    """Where a network goes to float32 (EfficientViT's attention), orders of sums would show."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (Tensor.double if func is Tensor.float else func)(*args, **(kwargs or {}))
-
-
 def _seeded(run, network, x):
     torch.manual_seed(1)
-    with _InFloat64():
-        return run(network, x)
+    return run(network, x)
 
 
 def relative(expected: Tensor, found: Tensor) -> float:
