@@ -3,14 +3,13 @@
     python -m benchmarks.kernels [resnet50 convnext_tiny ...]
 
 Forward and backward passes on the CPU, 16 images of 224 pixels, 60 % masked, a new mask each time, in fp32 and bf16;
-medians, as shares of the dense network's. A line of benchmarks/results/kernels.jsonl each. `depthwise`, `pairs`: the
-convolutions of convspark/kernels; `rows`: copies of narrow rows and lists of the visible rows that are summed.
+medians, as shares of the dense network's. A line of benchmarks/results/kernels.jsonl each. The kernels are those of
+convspark/kernels.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from convspark.cli.main import keep_memory
 
@@ -26,7 +25,7 @@ NETWORKS = (
     "efficientnet_b0",
     "mobilenetv3_large_100",
 )
-WITHOUT = ("depthwise", "pairs", "rows", "all")
+WITHOUT = ("depthwise", "pairs", "all")
 
 
 def main() -> None:
@@ -35,12 +34,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     asked = parser.parse_args()
     keep_memory()
+    import torch
+
     print(f"| network | precision | dense, s | all | {' | '.join(f'without {kernel}' for kernel in WITHOUT)} |")
     print("|---|---|---|---|" + "---|" * len(WITHOUT), flush=True)
     for name in asked.networks:
         for precision in ("fp32", "bf16"):
             seconds = measure(name, precision, asked.repeats)
-            line = {"network": name, "precision": precision, "repeats": asked.repeats, "seconds": seconds}
+            line = {"network": name, "precision": precision, "repeats": asked.repeats}
+            line |= {"threads": torch.get_num_threads(), "seconds": seconds}
             records.append(records.RESULTS / "kernels.jsonl", line)
             shares = " | ".join(f"{seconds[way] / seconds['dense']:.2f}" for way in seconds if way != "dense")
             print(f"| {name} | {precision} | {seconds['dense']:.2f} | {shares} |", flush=True)
@@ -73,15 +75,13 @@ def switched_off(kernel: str | None) -> Iterator[None]:
     from convspark.kernels import depthwise, pairs
     from convspark.sparse.faster import registered
 
-    kernels: Any = registered()
-    before = list(kernels.convolutions), list(kernels.rows)
-    gone = {"depthwise": [depthwise.offer], "pairs": [pairs.offer], "all": before[0]}.get(kernel or "", [])
-    kernels.convolutions[:] = [offer for offer in before[0] if offer not in gone]
-    kernels.rows[:] = [] if kernel in ("rows", "all") else before[1]
+    kernels, before = registered(), list(registered())
+    gone = {"depthwise": [depthwise.offer], "pairs": [pairs.offer], "all": before}.get(kernel or "", [])
+    kernels[:] = [offer for offer in before if offer not in gone]
     try:
         yield
     finally:
-        kernels.convolutions[:], kernels.rows[:] = before
+        kernels[:] = before
 
 
 if __name__ == "__main__":

@@ -13,16 +13,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from .faster import Rows, rows_kernel
 from .plans import Entries, Plan, columns, multiples, seeing, seen
 
 T = TypeVar("T")
 
 # embedding_bag copies and sums rows several times faster than index_select / index_add, in a fixed order.
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-_NARROW = 64
-"""Bytes of rows that a kernel copies faster than embedding_bag (measured; it is JIT-compiled, too)."""
 
 
 class Copy(Protocol):
@@ -124,9 +120,6 @@ class Sums:
         """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other."""
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
         rows = rows.detach().contiguous()
-        kernel = rows_kernel(rows.device)
-        if kernel is not None and rows.dtype in _BAG_DTYPES:
-            return self.of_grouped(_by_group(rows, groups), groups, kernel)
         entries = self._columns()
         index = once(self._made, "index", lambda: self.around.index(entries, self.positions))
         if not rows.shape[0]:
@@ -134,31 +127,12 @@ class Sums:
         weights = once(self._made, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
         return _by_group(_sum_weighted(rows, index, weights, entries.most), groups)
 
-    def of_grouped(self, rows: Tensor, groups: int, kernel: Rows) -> Tensor:
-        """(groups * N * positions, C / groups) -> (groups * blocks * results, C / groups)"""
-        return _sum_bags(rows.detach().contiguous(), *self._bags(groups, kernel))
-
     def _columns(self) -> Entries:
         return columns(self._entries, *self._of)
 
     def outside(self) -> Tensor:
         """bool (blocks * results, 1), of results that look at one position: whether it is outside the image."""
         return self.around.outside(self._columns())
-
-    def _bags(self, groups: int, kernel: Rows) -> tuple[Tensor, Tensor]:
-        """The visible rows of each result, and where they begin: for each group of channels, one after the other."""
-
-        def build() -> tuple[Tensor, Tensor]:
-            return kernel.bags(self.around.slots, self._entries(*self._of), *self._sizes(), groups)
-
-        return once(self._made, groups, build)
-
-    def copied(self, rows: Tensor, outside: float, kernel: Rows) -> Tensor:
-        """As `of`, of results that look at one position each, `outside` where that is outside the image."""
-        return kernel.copy(rows, self.around.slots, self._entries(*self._of), *self._sizes(), outside)
-
-    def _sizes(self) -> tuple[int, int]:
-        return self.around.patches, self.positions
 
 
 def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Tensor:
@@ -207,20 +181,12 @@ class FromPatches:
 
     def there(self, rows: Tensor, groups: int = 1) -> Tensor:
         """(N * positions, C) -> (groups * N * cells, C / groups), one group of channels after the other."""
-        wide = groups > 1 or rows.shape[1] * rows.itemsize > _NARROW
-        by_bags = wide and self.outside == 0 and rows.dtype in _BAG_DTYPES
-        kernel = None if by_bags else rows_kernel(rows.device)
-        if kernel is not None:
-            return _by_group(self._there.copied(rows, self.outside, kernel), groups)
         if not self.outside:
             return self._there.of(rows, groups)
         return _by_group(self._there.of(rows).masked_fill(self._there.outside(), self.outside), groups)
 
     def back(self, grad: Tensor, groups: int = 1) -> Tensor:
         """(groups * N * cells, C / groups) -> (N * positions, C)"""
-        kernel = rows_kernel(grad.device) if groups > 1 else None
-        if kernel is not None:
-            return _of_groups(self._back.of_grouped(grad, groups, kernel), groups)
         return self._back.of(_of_groups(grad, groups))
 
 

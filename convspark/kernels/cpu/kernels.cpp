@@ -1,11 +1,10 @@
-// What looks at the neighbours of visible patches, each read where it lies: depthwise convolutions without gathered windows,
-// others by pairs of visible positions, windows of narrow rows gathered without an index table, and the tables by which wider
-// ones are.
+// Convolutions of visible patches that read each neighbour where it lies: depthwise ones without gathered windows, others by
+// pairs of visible positions.
 //
 // Rows are positions of patches, their channels contiguous; patch n has the rows n * P to (n + 1) * P - 1. What is computed is
 // one block of positions after the other, most often one for each patch. Which patches lie around block b is
 // `around[b * cells + c]`: the number of a patch; `patches` where it is masked, more where it is outside the image. A plan that is
-// the same for every block tells in which of them, and where in it, each position of a block looks (depthwise.py, grid.py).
+// the same for every block tells in which of them, and where in it, each position of a block looks (plans.py).
 //
 // Channels are worked on in blocks that fit the registers, sums are float32 (float64 for float64), and their order does not
 // depend on the number of threads.
@@ -567,78 +566,6 @@ void correlate(const Pairs &pairs, Number *rows, Number *others, Number *sums) {
     });
 }
 
-// ---------------------------------------------------------------- windows
-
-// Positions of a block that lie one behind the other in a patch as well.
-struct Run {
-    int64_t cell, place, first, length;
-};
-
-std::vector<Run> runs_of(const Call &call) {
-    std::vector<Run> runs;
-    for (int64_t i = 0; i < call.positions; ++i) {
-        const int64_t cell = call.plan[2 * i], place = call.plan[2 * i + 1];
-        if (!runs.empty() && runs.back().cell == cell && runs.back().place + runs.back().length == place)
-            ++runs.back().length;
-        else
-            runs.push_back({cell, place, i, 1});
-    }
-    return runs;
-}
-
-// Rows of so many bytes. `outside` is a row of what is to stand outside the image, or none for 0; masked positions are 0.
-void copy(const Call &call, int64_t row, const char *from, const char *outside, char *to) {
-    const std::vector<Run> runs = runs_of(call);
-    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
-        for (int64_t block = first; block < end; ++block)
-            for (const Run &run : runs) {
-                const int64_t patch = call.around[block * call.cells + run.cell];
-                char *target = to + (block * call.positions + run.first) * row;
-                if (patch < call.patches)
-                    std::memcpy(target, from + (patch * call.others + run.place) * row, run.length * row);
-                else if (patch == call.patches || !outside)
-                    std::memset(target, 0, run.length * row);
-                else
-                    for (int64_t i = 0; i < run.length; ++i) std::memcpy(target + i * row, outside, row);
-            }
-    });
-}
-
-// The rows that each position looks at, bag by bag, and where each bag begins and the last one ends; for each of so many groups
-// of rows, one behind the other.
-void bags(const Call &call, int64_t groups, int32_t *rows, int32_t *offsets) {
-    std::vector<int64_t> starts(call.blocks + 1);
-    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
-        for (int64_t block = first; block < end; ++block) {
-            const int32_t *around = call.around + block * call.cells, *seen = call.plan;
-            int64_t found = 0;
-            for (int64_t i = 0; i < call.positions * call.taps; ++i, seen += 2)
-                found += seen[0] >= 0 && around[seen[0]] < call.patches;
-            starts[block + 1] = found;
-        }
-    });
-    for (int64_t block = 0; block < call.blocks; ++block) starts[block + 1] += starts[block];
-    const int64_t all = starts[call.blocks], sources = call.patches * call.others, results = call.blocks * call.positions;
-    some_blocks_at_a_time(call, [&](int64_t first, int64_t end) {
-        for (int64_t block = first; block < end; ++block) {
-            const int32_t *around = call.around + block * call.cells, *seen = call.plan;
-            int64_t at = starts[block];
-            for (int64_t position = 0; position < call.positions; ++position) {
-                for (int64_t group = 0; group < groups; ++group)
-                    offsets[group * results + block * call.positions + position] = int32_t(group * all + at);
-                for (int64_t tap = 0; tap < call.taps; ++tap, seen += 2) {
-                    if (seen[0] < 0 || around[seen[0]] >= call.patches) continue;
-                    const int64_t row = around[seen[0]] * call.others + seen[1];
-                    for (int64_t group = 0; group < groups; ++group)
-                        rows[group * all + at] = int32_t(group * sources + row);
-                    ++at;
-                }
-            }
-        }
-    });
-    offsets[groups * results] = int32_t(groups * all);
-}
-
 }  // namespace
 
 template <typename Sum>
@@ -670,10 +597,4 @@ PAIRED_ENTRIES(float64, double)
 
 extern "C" void make_pairs(const Call *call, int64_t skipped, int32_t *sources, int32_t *results, int64_t *ends) {
     pair(*call, skipped, sources, results, ends);
-}
-extern "C" void copy_rows(const Call *call, int64_t row, const char *from, const char *outside, char *to) {
-    copy(*call, row, from, outside, to);
-}
-extern "C" void make_bags(const Call *call, int64_t groups, int32_t *rows, int32_t *offsets) {
-    bags(*call, groups, rows, offsets);
 }

@@ -1,10 +1,9 @@
-"""What the compiled kernels do for the package's operators, and for rows of patches."""
+"""The package's operators by compiled kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
 from ..ops import run_on, wide
@@ -80,30 +79,3 @@ for _kernel in (depthwise, depthwise_input_gradient, depthwise_weight_gradient):
 for _kernel in (pairs, add_pairs, pairs_weight_gradient):
     # Not for bfloat16: processors multiply whole matrices of it at twice the rate or more.
     run_on("cpu", _kernel.__name__, _kernel, (torch.float32, torch.float64), build.library_is_there)
-
-
-# ---------------------------------------------------------------- rows
-
-
-class Rows:
-    """Copies rows, and makes lists of them (`sparse.faster.Rows`)."""
-
-    def runs_on(self, device: torch.device) -> bool:
-        outside_of_graphs = not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
-        return device.type == "cpu" and outside_of_graphs and build.library_is_there()
-
-    def bags(self, around: Tensor, entries: Tensor, patches: int, positions: int, groups: int) -> tuple[Tensor, Tensor]:
-        results = groups * around.shape[0] * entries.shape[0]
-        rows, offsets = around.new_empty(results * entries.shape[1]), around.new_empty(results + 1)
-        build.run("make_bags", around, entries, groups, rows, offsets, patches=patches, others=positions)
-        return rows[: int(offsets[-1])], offsets
-
-    def copy(
-        self, rows: Tensor, around: Tensor, entries: Tensor, patches: int, positions: int, outside: float
-    ) -> Tensor:
-        rows = rows.contiguous()
-        result = rows.new_empty(around.shape[0] * entries.shape[0], rows.shape[1])
-        beyond = rows.new_full((rows.shape[1],), outside) if outside else None
-        size = rows.shape[1] * rows.itemsize
-        build.run("copy_rows", around, entries, size, rows, beyond, result, patches=patches, others=positions)
-        return result
