@@ -343,6 +343,8 @@ def _advice(error: BaseException) -> str | None:
         )
     if "DataLoader worker (pid" in text:
         what = text.strip().splitlines()[-1]
+        if "Connection reset" in text or "exit code 1" in text:  # as it handed images over, before it could say why
+            what += "; there may be too little shared memory: in a container, `docker run --shm-size 8g`"
         return f"one of {loading} crashed ({what}): try --workers 0, which goes without them and shows what is wrong"
     return None
 

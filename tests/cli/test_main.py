@@ -131,6 +131,11 @@ sys.exit(main())
 _NOTHING = "Stopped convspark pretrain; nothing was written"
 
 
+def _hears_ctrl_c():
+    """Shells switch it off for what they start in the background, and a process hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("where", "number", "words"),
     [
@@ -147,7 +152,8 @@ _NOTHING = "Stopped convspark pretrain; nothing was written"
 def test_stopped_early_it_says_in_a_line_what_was_stopped(folder, quick, tmp_path, where, number, words):
     out = tmp_path / "run"
     command = [sys.executable, "-c", _WAITS, where, "pretrain", str(folder), "--out", str(out), *quick]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=_hears_ctrl_c) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "waiting\n"
             process.send_signal(number)

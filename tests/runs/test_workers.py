@@ -55,7 +55,7 @@ class Failing(Dataset):
         (signal.SIGBUS, r"shared memory.*--shm-size 8g.*--workers 0"),
         (signal.SIGKILL, r"killed, most likely by the system as memory ran out: try fewer --workers"),
         (signal.SIGSEGV, r"crashed \(.*Segmentation fault.*\): try --workers 0"),
-        (NotHandedOver("something else"), r"crashed \(.*exit code 1.*\): try --workers 0"),
+        (NotHandedOver("something else"), r"crashed \(.*(exit code 1|reset).*--shm-size 8g.*\): try --workers 0"),
         (RuntimeError("received 0 items of ancdata"), r"opened too many files: --workers 0 .*ulimit -n 65536"),
         (OSError(24, "Too many open files"), r"opened too many files"),
     ],
