@@ -100,7 +100,7 @@ def clock_on_tables() -> Iterator[list[float]]:
     places = [
         *((PatchGrid, name) for name in ("random", "cached")),
         *((Around, name) for name in ("index", "weights", "outside")),
-        (Sums, "_bags"),
+        (Sums, "_columns"),
     ]
     kinds = {classmethod: lambda each: each.__func__, property: lambda each: each.fget}
     before = [vars(owner)[name] for owner, name in places]

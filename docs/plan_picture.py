@@ -19,7 +19,7 @@ SHOWN, MASKED, OURS, HALO = "#9ecae1", "#f0f0f0", "#3182bd", "#e6550d"
 
 def main() -> None:
     grid = PatchGrid(VISIBLE)
-    plan = Plan.window((PATCH, PATCH), (-1, -1), (PATCH + 2, PATCH + 2))
+    plan = Plan((PATCH, PATCH), (3, 3), (1, 1), (1, 1), (1, 1)).window
     around = grid.around(plan.reach).slots[CHOSEN].tolist()
     cells = seen(plan, grid.device)[:, 0].tolist()
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
