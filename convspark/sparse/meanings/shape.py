@@ -291,7 +291,8 @@ def _is_vector(part) -> bool:
 
 
 def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
-    start, stop, step = part.indices(size)
+    chosen = range(size)[part]  # not `part.indices`, which old Dynamos do not know
+    start, stop, step = chosen.start, chosen.stop, chosen.step
     if (start, stop, step) == (0, size, 1) and (lay.is_plain(axis) or part.stop in (None, size)):
         return axis  # all of it; a stop that was read off a patch
     if lay.is_plain(axis):
