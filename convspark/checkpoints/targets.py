@@ -86,7 +86,7 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
     architecture = name.removeprefix("torchvision:") if own else name.partition(".")[0]
     if own:
         return _save(
-            {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()},
+            _state(backbone),
             file,
             "torchvision",
             "read back, every tensor equal",
@@ -214,10 +214,13 @@ def renamed(state: Mapping[str, Tensor], table: tuple) -> dict[str, Tensor]:
 _BY_TABLE = "named by a table (the library itself was not run)"
 
 
+def _state(backbone: nn.Module) -> dict[str, Tensor]:
+    return {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
+
+
 def _plain(backbone: nn.Module) -> dict[str, Tensor]:
     """Without a classifier, and without a ConvNeXt's head norm, which pre-training does not reach."""
-    state = {n: t.detach().cpu().contiguous() for n, t in backbone.state_dict().items()}
-    return {n: t for n, t in state.items() if not n.startswith(("fc.", "head.", "classifier."))}
+    return {n: t for n, t in _state(backbone).items() if not n.startswith(("fc.", "head.", "classifier."))}
 
 
 def _needs_resnet(backbone: nn.Module, name: str, target: str) -> None:

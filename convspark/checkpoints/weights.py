@@ -135,7 +135,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
         prefix = prefix.rstrip(".") + "."
         if not any(name.startswith(prefix) for name in state):
             raise UsageError(f"no tensor of {source} begins with {prefix!r}; there: {summarise(_beginnings(state))}")
-        state, prefix = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, None
+        state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     state = _renamed_by_timm(state, backbone)
     prefix = _common_prefix(state, own)
     given = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
@@ -174,13 +174,13 @@ def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mappin
     rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if rename is None:
         return state
-    own = backbone.state_dict()
+    wanted = {_flat(name) for name in backbone.state_dict()}
     try:
         renamed = rename(dict(state), backbone)
     except Exception:  # whatever it raises where names are not those that it expects
         return state
-    fits = [sum(_flat(n) in wanted for n in names) for wanted in [{*map(_flat, own)}] for names in (state, renamed)]
-    return renamed if fits[1] > fits[0] else state
+    before, after = (sum(_flat(name) in wanted for name in names) for names in (state, renamed))
+    return renamed if after > before else state
 
 
 def _fit_channels(found: dict[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> list[str]:

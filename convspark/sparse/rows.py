@@ -139,16 +139,12 @@ def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Te
     """rows (S, C) -> (R, C): of `most` rows each, index (R * most,), times their weights (R * most,)."""
     results = index.shape[0] // most
     if rows.dtype in _BAG_DTYPES and results and not torch.compiler.is_compiling():
-        return _sum_bags(rows, index, multiples(results, most, rows.device), weights)
+        offsets = multiples(results, most, rows.device)
+        return torch.embedding_bag(  # mode 0: sums
+            rows, index, offsets, mode=0, per_sample_weights=weights, include_last_offset=True
+        )[0]
     found = rows.index_select(0, index) * weights[:, None]  # in a graph, one kernel with what is before and after
     return found if most == 1 else found.view(results, most, rows.shape[1]).sum(1)
-
-
-def _sum_bags(rows: Tensor, index: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """rows (S, C) -> (R, C): bag i is the rows index[offsets[i] : offsets[i + 1]]."""
-    return torch.embedding_bag(  # mode 0: sums
-        rows, index, offsets, mode=0, per_sample_weights=weights, include_last_offset=True
-    )[0]
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:

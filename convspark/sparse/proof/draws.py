@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ def _whole_map(x: VisiblePatches) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     small = [size for _, size in factors]
     large = [x.grid.batch_size if role == lay.PATCH else size * times[role] for role, size in factors]
     wide = iter(large)
-    shape = [_product(next(wide) for _ in axis or (0,)) for axis in x.axes]
+    shape = [math.prod(next(wide) for _ in axis or (0,)) for axis in x.axes]
     dims = len(x.grid.shape)
 
     def apart(values: Tensor, sizes: list[int]) -> Tensor:  # to (rows, channels, *positions)
@@ -133,10 +134,3 @@ def _whole_map(x: VisiblePatches) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return as_patches(together(patches, small, x.shape), x.grid, x.axes)
 
     return whole, cut
-
-
-def _product(sizes: Any) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

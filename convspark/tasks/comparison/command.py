@@ -249,7 +249,7 @@ def _report(
     if collapsed:
         verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
     for job in {job.arm: job for job in jobs}.values():
-        warning = find_weights(job.weights, job.model, partial=True).warning()
+        warning = find_weights(job.weights, job.model).warning()
         verdict += [f"Weights of {job.arm}: {warning}. Mistrust these figures."] if warning else []
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
     write_text(folder / "compare.md", f"{report}\n")
