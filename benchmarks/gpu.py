@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=1024, help="of `feeding`, made for it")
+    parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
     asked = parser.parse_args()
     if asked.part == "table":
@@ -68,7 +69,7 @@ def main() -> None:
             elif asked.part == "step":
                 whole_steps(what, asked.repeats, write)
             elif asked.part == "profile":
-                profile(what, write)
+                profile(what, write, asked.traces)
 
 
 class Writer:
@@ -409,7 +410,7 @@ _PHOTOGRAPHS: list[Any] = []  # of each worker, decoded once
 # ---------------------------------------------------------------- profile
 
 
-def profile(what: Workload, write: Writer, top: int = 20) -> None:
+def profile(what: Workload, write: Writer, traces: Path | None, top: int = 20) -> None:
     """The operators of an encoder step of visible patches that take longest on the device, and the gaps between."""
     from convspark.measure.bench import VISIBLE
 
@@ -421,9 +422,11 @@ def profile(what: Workload, write: Writer, top: int = 20) -> None:
     on_gpu = what.device.type == "cuda"
     if on_gpu:
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds, acc_events=True) as recorded:
+    with torch.profiler.profile(activities=kinds, record_shapes=True, acc_events=True) as recorded:
         step()
         _wait_for(what.device)
+    if traces is not None:
+        recorded.export_chrome_trace(str(traces / f"{what.name}.json.gz"))
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     averages = sorted(recorded.key_averages(), key=lambda one: -getattr(one, time_of))
     for one in averages[:top]:

@@ -3,13 +3,14 @@
 #
 # From a checkout with nothing installed: Python, PyTorch, torchvision, timm, Lightning and what those bring; no network.
 # Each part is a process of its own with a limit in seconds. LIMIT (480) is that of all together, OUT the file of results
-# (benchmarks/results/gpu.jsonl), DEVICE cuda or, to rehearse, cpu:
+# (benchmarks/results/gpu.jsonl), TRACES a folder for the profiler's traces, DEVICE cuda or, to rehearse, cpu:
 #     DEVICE=cpu CONVSPARK_COMPILE=0 SIZE=64 BATCH=2 LARGE=4 REPEATS=2 OUT=/tmp/gpu.jsonl benchmarks/gpu.sh
 set -u
 cd "$(dirname "$0")/.."
 : "${DEVICE:=cuda}" "${LIMIT:=480}" "${SIZE:=224}" "${BATCH:=128}" "${LARGE:=512}" "${REPEATS:=9}" "${PYTHON:=python3}"
 : "${OUT:=benchmarks/results/gpu.jsonl}"
 export PYTHONUNBUFFERED=1
+[ -n "${TRACES:-}" ] && mkdir -p "$TRACES"
 end=$((SECONDS + LIMIT - 12))  # the table takes a few
 
 part() {  # part SECONDS ARGUMENTS...
@@ -26,10 +27,10 @@ part() {  # part SECONDS ARGUMENTS...
 
 part 70 correctness
 part 60 encoder resnet50 --batch-sizes "$BATCH,$LARGE" --modes eager,graph
+part 45 encoder convnext_small efficientnet_b0 --batch-sizes "$BATCH" --modes eager,graph
+part 60 profile resnet50 convnext_small efficientnet_b0 --batch-sizes "$BATCH" ${TRACES:+--traces "$TRACES"}
 part 100 encoder resnet50 --batch-sizes "$BATCH" --modes compiled
 part 90 step resnet50 --batch-sizes "$BATCH"
 part 45 feeding --batch-sizes "$BATCH"
-part 45 encoder convnext_small efficientnet_b0 --batch-sizes "$BATCH" --modes eager,graph
-part 40 profile convnext_small --batch-sizes "$BATCH"
 part 90 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes compiled
 "$PYTHON" -m benchmarks.gpu table --out "$OUT"
