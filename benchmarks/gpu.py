@@ -34,7 +34,7 @@ from torch import Tensor
 from . import records
 
 SMALL = ("resnet10t", "convnext_atto", "regnety_002", "efficientnet_b0")
-_GRAPHED = ("dense", "visible only")  # mask-and-multiply asks which positions are visible: the host waits
+WITHOUT = "visible only, without kernels"
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
             if asked.part == "encoder":
                 encoder(what, asked.modes.split(","), asked.repeats, write)
             elif asked.part == "step":
-                whole_steps(what, asked.repeats, write)
+                whole_steps(what, asked.modes.split(","), asked.repeats, write)
             elif asked.part == "profile":
                 profile(what, write, asked.traces)
 
@@ -100,7 +100,9 @@ class Workload:
             "precision": self.precision,
         }
 
-    def trial(self, decoder: str = "lean", compiled: bool = False, precision: str | None = None) -> Any:
+    def trial(
+        self, decoder: str = "lean", compiled: bool = False, precision: str | None = None, graphed: bool = False
+    ) -> Any:
         """The steps of `bench`."""
         import timm
 
@@ -112,7 +114,7 @@ class Workload:
         model = model.to(self.device, memory_format=torch.channels_last).train()
         images = torch.randn(self.batch_size, 3, self.size, self.size, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        return Trial(model, images, model.grid_shape((self.size,) * 2), precision or self.precision, compiled)
+        return Trial(model, images, model.grid_shape((self.size,) * 2), precision or self.precision, compiled, graphed)
 
 
 # ---------------------------------------------------------------- correctness
@@ -221,13 +223,16 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
     for mode in modes:
         steps: dict[str, Callable[[], object]] = {}
         trial = what.trial(compiled=mode == "compiled")
-        for way in (VISIBLE, DENSE, IMITATED):
+        for way in (VISIBLE, DENSE, WITHOUT, IMITATED):
+            # Mask-and-multiply asks which positions are visible: the host waits.
             if (way == IMITATED and mode != "eager") or (mode == "graph" and what.device.type != "cuda"):
+                continue
+            if way == WITHOUT and mode == "compiled":
                 continue
             started = time.monotonic()
             line = {"part": "encoder", "mode": mode, "way": way} | what.keys()
             try:
-                step = trial.encoder_step(way)
+                step = without_kernels(trial.encoder_step(VISIBLE)) if way == WITHOUT else trial.encoder_step(way)
                 step()
                 steps[way] = as_graph(step) if mode == "graph" else step
             except Exception as error:  # a line that says so, and on to the next
@@ -243,27 +248,40 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
         _forget(what.device)
 
 
-def whole_steps(what: Workload, repeats: int, write: Writer) -> None:
+def whole_steps(what: Workload, modes: list[str], repeats: int, write: Writer) -> None:
     """Whole steps of pre-training, and the paper's own way: fp32, not compiled, its decoder, mask-and-multiply."""
     from convspark.measure.bench import IMITATED, VISIBLE
 
     wanted = [
-        ("lean", VISIBLE, what.precision, False),
-        ("paper", VISIBLE, what.precision, False),
-        ("paper", IMITATED, "fp32", False),
-        ("lean", VISIBLE, what.precision, True),
+        ("lean", VISIBLE, what.precision, "graph"),
+        ("paper", VISIBLE, what.precision, "graph"),
+        ("paper", IMITATED, "fp32", "eager"),
+        ("lean", VISIBLE, what.precision, "eager"),
+        ("lean", VISIBLE, what.precision, "compiled"),
     ]
-    for decoder, way, precision, compiled in wanted:  # one after the other: their models together are large
-        line = {"part": "step", "mode": "compiled" if compiled else "eager", "way": way, "decoder": decoder}
+    wanted = [one for one in wanted if one[-1] in modes]
+    for decoder, way, precision, mode in wanted:  # one after the other: their models together are large
+        line = {"part": "step", "mode": mode, "way": way, "decoder": decoder}
         line |= what.keys() | {"precision": precision}
         try:
-            step = what.trial(decoder, compiled, precision).whole_step(way)
-            step()
+            step = what.trial(decoder, mode == "compiled", precision, mode == "graph").whole_step(way)
+            for _ in range(3):  # the third is recorded
+                step()
             write(**line, **_timed({way: step}, repeats, what.device)[way])
             del step
         except Exception as error:
             write(**line, failed=_first_line(error))
         _forget(what.device)
+
+
+def without_kernels(step: Callable[[], object]) -> Callable[[], object]:
+    from .kernels import switched_off
+
+    def run() -> None:
+        with switched_off("all"):
+            step()
+
+    return run
 
 
 def as_graph(step: Callable[[], object]) -> Callable[[], object]:

@@ -10,6 +10,7 @@ convspark/kernels.
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from convspark.cli.main import keep_memory
 
@@ -75,13 +76,20 @@ def switched_off(kernel: str | None) -> Iterator[None]:
     from convspark.kernels import depthwise, pairs
     from convspark.sparse.faster import registered
 
-    kernels, before = registered(), list(registered())
-    gone = {"depthwise": [depthwise.offer], "pairs": [pairs.offer], "all": before}.get(kernel or "", [])
-    kernels[:] = [offer for offer in before if offer not in gone]
+    offers: list[list[Any]] = [registered().convolutions, registered().sums, registered().batch_norms]
+    before = [list(kind) for kind in offers]
+    gone = {
+        "depthwise": [depthwise.offer],
+        "pairs": [pairs.offer],
+        "all": [offer for kind in before for offer in kind],
+    }.get(kernel or "", [])
+    for kind in offers:
+        kind[:] = [offer for offer in kind if offer not in gone]
     try:
         yield
     finally:
-        kernels[:] = before
+        for kind, all_of_it in zip(offers, before, strict=True):
+            kind[:] = all_of_it
 
 
 if __name__ == "__main__":

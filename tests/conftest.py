@@ -9,6 +9,10 @@ import torch
 # The tensors of tests are small: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
 
+# Kernels for GPUs are run by Triton's interpreter where there is no GPU; it is asked for when Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session")
 def shared_data_dir() -> Path:

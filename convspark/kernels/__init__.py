@@ -5,11 +5,14 @@ What each gains of a whole step is measured by `benchmarks/kernels.py`.
 
 from __future__ import annotations
 
-from ..sparse.convolve import Kernel
-from . import depthwise, pairs
-from .cpu import operators  # noqa: F401  (registers the kernels for CPUs)
+from ..sparse.faster import Faster
+from . import batch_norm, cpu, depthwise, gpu, pairs, rows
 
 
-def register(kernels: list[Kernel]) -> None:
+def register(faster: Faster) -> None:
     """Offer all kernels to the engine; they are asked in this order."""
-    kernels += [depthwise.offer, pairs.offer]
+    cpu.register()
+    gpu.register()
+    faster.convolutions += [depthwise.offer, pairs.offer]
+    faster.sums.append(rows.offer)
+    faster.batch_norms.append(batch_norm.offer)

@@ -18,6 +18,7 @@ from ..sparse.grid import PatchGrid
 from ..sparse.plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
 from ..sparse.tensor import flat_rows, from_rows
 from .ops import computes, declare, wide
+from .rows import looked_at
 
 
 def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Depthwise | None:
@@ -57,19 +58,9 @@ class Depthwise:
 # ---------------------------------------------------------------- plain versions
 
 
-def _looked_at(rows: Tensor, around: Tensor, entries: Tensor) -> Tensor:
-    """rows (N * positions, C), entries (results, taps, 2) -> (N * results, taps, C): what taps see, 0 where nothing."""
-    patches = around.shape[0]
-    positions = rows.shape[0] // max(patches, 1)
-    slots = around.index_select(1, entries[..., 0].clamp(min=0).flatten()).view(patches, *entries.shape[:2])
-    index = torch.where((entries[..., 0] >= 0) & (slots < patches), slots * positions + entries[..., 1], rows.shape[0])
-    padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).to(wide(rows))
-    return padded[index.flatten(0, 1)]
-
-
 def _sums(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, entries: Tensor) -> Tensor:
     """Over the taps: (N * results, C)"""
-    sums = (_looked_at(rows, around, entries) * weight.flatten(1).t().to(wide(rows))).sum(1)
+    sums = (looked_at(rows, around, entries, len(around)) * weight.flatten(1).t().to(wide(rows))).sum(1)
     return (sums if bias is None else sums + bias).to(rows.dtype)
 
 
@@ -83,8 +74,8 @@ def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes)
 
 def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
     plan = Plan.of(sizes)
-    looked_at = _looked_at(rows, around, seen_by_tap(plan, around.device))
-    sums = (looked_at * grad[:, None].to(wide(rows))).sum(0)
+    seen = looked_at(rows, around, seen_by_tap(plan, around.device), len(around))
+    sums = (seen * grad[:, None].to(wide(rows))).sum(0)
     return sums.t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
 
 

@@ -62,11 +62,14 @@ def computes(values: Tensor, weight: Tensor, name: str) -> bool:
 
     Numbers of two kinds are left to PyTorch, which says what is wrong.
     """
-    device = values.device.type
-    if (name, device) not in _KERNELS or not (weight.dtype == values.dtype or torch.is_autocast_enabled(device)):
-        return False
-    dtypes, is_there = _KERNELS[name, device]
-    return cast_dtype(values) in dtypes and is_there()
+    same = weight.dtype == values.dtype or torch.is_autocast_enabled(values.device.type)
+    return same and has_kernel(values, name, cast_dtype(values))
+
+
+def has_kernel(values: Tensor, name: str, dtype: torch.dtype | None = None) -> bool:
+    """Whether an operator has a kernel for numbers of this dtype (by default the values' own) where they are."""
+    dtypes, is_there = _KERNELS.get((name, values.device.type), ((), bool))
+    return (dtype or values.dtype) in dtypes and is_there()
 
 
 def wide(tensor: Tensor) -> torch.dtype:

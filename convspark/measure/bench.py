@@ -17,6 +17,7 @@ from ..model.stages import Stages
 from ..model.strides import as_text, sides_of, times
 from ..model.target import reconstruction_loss
 from ..runs.device import Precision, choose_device, choose_precision, describe_device
+from ..runs.graphs import Graphed, Loss
 from ..runs.optimizer import build_optimizer, parameter_groups, set_rates
 from ..sparse import PatchGrid, VisiblePatches, gather
 from ..sparse.proof.prove import in_float64
@@ -195,9 +196,18 @@ class Trial:
         shape: patches along each side.
         precision: fp32 or bf16.
         compiled: all but mask-and-multiply through torch.compile.
+        graphed: whole steps replayed as CUDA graphs, but for mask-and-multiply, which makes the host wait.
     """
 
-    def __init__(self, model: SparK, images: Tensor, shape: tuple[int, ...], precision: str, compiled: bool) -> None:
+    def __init__(
+        self,
+        model: SparK,
+        images: Tensor,
+        shape: tuple[int, ...],
+        precision: str,
+        compiled: bool,
+        graphed: bool = False,
+    ) -> None:
         self.model, self.images, self.shape = model, images, shape
         self.bf16 = precision == "bf16"
         self.wanted = [p for n, p in model.backbone.named_parameters() if n not in set(model.untrained)]
@@ -206,7 +216,7 @@ class Trial:
         set_rates(self.optimizer, 1e-4, 0.04)
         ways = (DENSE, IMITATED, VISIBLE)
         self._features = {way: self._prepared(way, self._features_of(way), compiled) for way in ways}
-        self._losses = {way: self._prepared(way, self._loss_of(way), compiled) for way in ways}
+        self._losses = {way: self._prepared(way, self._loss_of(way), compiled, graphed) for way in ways}
         self._slopes: dict[Way, list[Tensor]] = {}
 
     def encoder_step(self, way: Way) -> Callable[[], None]:
@@ -224,7 +234,7 @@ class Trial:
     def whole_step(self, way: Way) -> Callable[[], None]:
         def run() -> None:
             with self._precision():
-                loss = self._losses[way](self._grid())
+                loss = self._losses[way](self.images, self._grid())
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -237,8 +247,11 @@ class Trial:
     def _precision(self) -> Any:
         return torch.autocast(self.images.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    @staticmethod
-    def _prepared(way: Way, function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    def _prepared(
+        self, way: Way, function: Callable[..., Any], compiled: bool, graphed: bool = False
+    ) -> Callable[..., Any]:
+        if graphed and way != IMITATED:
+            return Graphed(function, self.model)
         if not compiled or way == IMITATED:
             return function
         return torch.compile(function, fullgraph=way == VISIBLE, dynamic=False)
@@ -249,15 +262,15 @@ class Trial:
 
         return features
 
-    def _loss_of(self, way: Way) -> Callable[[PatchGrid], Tensor]:
+    def _loss_of(self, way: Way) -> Loss:
         """The three differ in how features come about; the rest of the step is one and the same."""
 
-        def loss(grid: PatchGrid) -> Tensor:
+        def loss(images: Tensor, grid: PatchGrid) -> Tensor:
             grid = grid.afresh()  # or else a compiled dense network would leave index tables behind in this one
-            features = features_by(way, self.model.stages, self.images, grid)
+            features = features_by(way, self.model.stages, images, grid)
             visible = [f if isinstance(f, VisiblePatches) else gather(f, grid) for f in features]
             prediction = self.model.decode(visible)
-            return reconstruction_loss(self.images, prediction, grid.visible, self.model.patch_size)
+            return reconstruction_loss(images, prediction, grid.visible, self.model.patch_size)
 
         return loss
 

@@ -1,25 +1,20 @@
-"""The forward pass of pre-training through `torch.compile`, as one graph for all masks."""
-
-from collections.abc import Callable
+"""The loss of pre-training through `torch.compile`, as one graph for all masks."""
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..model.spark import SparK, SparKOutput
-from ..sparse import PatchGrid
-
-Forward = Callable[[Tensor, PatchGrid], SparKOutput]
-"""Images (B, C, H, W) and their mask to loss, prediction and features."""
+from ..model.spark import SparK
+from ..runs.graphs import Loss
 
 
-def compiled(model: SparK) -> Forward:
-    """The model's forward pass, compiled on its first call, which takes minutes for a large network.
+def compiled(model: SparK) -> Loss:
+    """The model's loss, compiled on its first call, which takes minutes for a large network.
 
     The model stays as it is, and so do the names of its parameters. Batches of another size or precision are compiled
     anew, and so is evaluation mode.
     """
-    return torch.compile(model.forward, fullgraph=True, dynamic=False)
+    return torch.compile(lambda images, grid: model(images, grid).loss, fullgraph=True, dynamic=False)
 
 
 def check_compiler(device: torch.device) -> None:

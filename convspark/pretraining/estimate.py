@@ -12,6 +12,7 @@ import torch
 
 from ..model.networks import check_name
 from ..runs.device import describe_device, quick_products
+from ..runs.graphs import Graphed
 from ..runs.logs import run_log
 from ..runs.memory import out_of_memory
 from ..runs.numbers import count
@@ -169,7 +170,8 @@ def _measure(plan: Plan) -> Measured:
         torch.cuda.reset_peak_memory_stats(device)
     autocast = torch.autocast(device.type, torch.bfloat16) if plan.precision == "bf16" else nullcontext()
     seconds: list[float] = []
-    for step in range(1 + min(_TIMED_STEPS, len(loader) // plan.numbers.accumulate)):
+    untimed = 3 if isinstance(module.step_loss, Graphed) else 1  # allocates, waits for workers, compiles or records
+    for step in range(untimed + min(_TIMED_STEPS, len(loader) // plan.numbers.accumulate)):
         started = time.perf_counter()
         for part in range(plan.numbers.accumulate):
             try:
@@ -179,16 +181,16 @@ def _measure(plan: Plan) -> Measured:
                 batch = next(batches)
             images = batch.to(device, memory_format=torch.channels_last)
             with autocast:
-                loss = module.forward_pass(images, counted_grid(model, images, 0, Use.MASK, step, part)).loss
+                loss = module.step_loss(images, counted_grid(model, images, 0, Use.MASK, step, part))
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
-        if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
+        if len(seconds) > untimed and sum(seconds) > _ENOUGH_SECONDS:
             break
-    timed = seconds[1:] or seconds  # the first allocates, waits for the workers to start, and compiles
+    timed = seconds[untimed:] or seconds
     seconds_a_step = sum(timed) / len(timed)
     if device.type != "cuda":
         return Measured(seconds_a_step, _peak_memory_of_process(), 0, None)

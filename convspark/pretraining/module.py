@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..model.spark import SparK
+from ..runs.graphs import Loss
 from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
 from ..sparse import PatchGrid
-from .compile import Forward
 
 
 def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int) -> PatchGrid:
@@ -26,7 +26,9 @@ class PretrainModule(TrainingModule):
     Args:
         model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer, schedule, seed: see `TrainingModule`.
-        forward_pass: how to call the model in a training step; by default as it is.
+
+    Attributes:
+        step_loss: the loss of a training step, which may be computed in a quicker way than by calling the model.
     """
 
     measures = ("held_out_loss",)
@@ -37,18 +39,17 @@ class PretrainModule(TrainingModule):
         make_optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
         seed: int = 0,
-        forward_pass: Forward | None = None,
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.model = model
-        self.forward_pass = forward_pass or model.__call__  # not a second submodule
+        self.step_loss: Loss = lambda images, grid: model(images, grid).loss
         self._held_out_sum = 0.0
         self._held_out_count = 0
 
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = channels_last(batch)
         grid = counted_grid(self.model, images, self.seed, Use.MASK, self.global_step, batch_idx)
-        return self.forward_pass(images, grid).loss
+        return self.step_loss(images, grid)
 
     def describe_measured(self) -> str:
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""

@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
+from ..runs.graphs import Graphed
 from ..runs.loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
 from ..runs.numbers import (
     Numbers,
@@ -85,8 +86,12 @@ class Plan:
         s = self.settings
         untrained = frozenset(f"backbone.{name}" for name in self.model.untrained)
         make = partial(_make_optimizer, self.model, untrained, s.optimizer, self.betas, s.gradient_clip)
-        forward = compiled(self.model) if s.compile else None
-        return PretrainModule(self.model, make, self.schedule(), s.seed, forward)
+        module = PretrainModule(self.model, make, self.schedule(), s.seed)
+        if s.compile:
+            module.step_loss = compiled(self.model)
+        elif s.cuda_graph and self.device.type == "cuda":
+            module.step_loss = Graphed(module.step_loss, self.model)
+        return module
 
     def train_loader(self) -> TrainLoader:
         s, n = self.settings, self.numbers

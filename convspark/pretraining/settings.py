@@ -17,7 +17,7 @@ class PretrainSettings(Settings):
     """The arguments of `pretrain`, described there."""
 
     kind: ClassVar[str] = "pretrain"
-    may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "checkpoint_minutes")
+    may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "cuda_graph", "checkpoint_minutes")
 
     images: Any = field(default=None, metadata={"type": str | None})
     _: KW_ONLY
@@ -55,6 +55,7 @@ class PretrainSettings(Settings):
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = field(default=False, metadata={"before": False})
+    cuda_graph: bool = field(default=True, metadata={"before": True})
     picture_epochs: int | None = None
     checkpoint_minutes: float = 10.0
     keep_epochs: int | None = None

@@ -49,7 +49,7 @@ Kernel = Callable[[Tensor, Tensor, int, PatchGrid, Plan], Way | None]
 
 def faster(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Way | None:
     """The first way that a registered kernel offers."""
-    ways = (kernel(values, weight, groups, grid, plan) for kernel in registered())
+    ways = (kernel(values, weight, groups, grid, plan) for kernel in registered().convolutions)
     return next((way for way in ways if way is not None), None)
 
 

@@ -1,26 +1,45 @@
-"""Faster ways to convolve: kernels for one kind of device register here, and the engine runs without any."""
+"""Faster ways to compute: kernels for one kind of device register here, and the engine runs without any."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from .convolve import Kernel
+    from .rows import SumKernel
 
-_registered: list[Kernel] = []
+BatchNorm = Callable[..., Tensor]
+"""Rows (R, C), running mean and variance, weight, bias, momentum, eps -> (R, C), as `functional.batch_norm` trains."""
 
 
-def registered() -> list[Kernel]:
-    """What the package's kernels offer, in the order in which they are asked; they register when they are first."""
+@dataclass
+class Faster:
+    """What the package's kernels offer, in the order in which they are asked."""
+
+    convolutions: list[Kernel] = field(default_factory=list)
+    sums: list[SumKernel] = field(default_factory=list)
+    batch_norms: list[Callable[[Tensor], BatchNorm | None]] = field(default_factory=list)
+    is_loaded: bool = False
+
+
+_registered = Faster()
+
+
+def registered() -> Faster:
+    """What there is; kernels register when they are first asked for."""
     _load()
     return _registered
 
 
 @torch.compiler.assume_constant_result
 def _load() -> bool:
-    if not _registered:
+    if not _registered.is_loaded:
+        _registered.is_loaded = True
         import_module("convspark.kernels").register(_registered)
     return True

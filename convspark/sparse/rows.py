@@ -13,12 +13,20 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .faster import registered
 from .plans import Entries, Plan, columns, multiples, seeing, seen
 
 T = TypeVar("T")
 
 # embedding_bag copies and sums rows several times faster than index_select / index_add, in a fixed order.
 _BAG_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+SumRows = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+"""rows (N * positions, C), slots (blocks, block), entries (results, most, 2), N, `outside` -> (blocks * results, C):
+of each result's entries the sum, with 0 for masked positions and `outside` for those outside the image."""
+
+SumKernel = Callable[[Tensor], SumRows | None]
+"""Rows -> a faster way to sum them, or None."""
 
 
 class Copy(Protocol):
@@ -116,23 +124,28 @@ class Sums:
         self.around, self.positions, self._entries, self._of = around, positions, entries, of
         self._made: dict[object, Any] = {}
 
-    def of(self, rows: Tensor, groups: int = 1) -> Tensor:
-        """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other."""
+    def of(self, rows: Tensor, groups: int = 1, outside: float = 0.0) -> Tensor:
+        """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other.
+
+        Args:
+            outside: what lies outside the image, where each result looks at one position.
+        """
         # Detached: for rows that want a gradient, embedding_bag keeps books of its own.
         rows = rows.detach().contiguous()
-        entries = self._columns()
+        for kernel in registered().sums:
+            run = kernel(rows)
+            if run is not None:
+                sums = run(rows, self.around.slots, self._entries(*self._of), self.around.patches, outside)
+                return _by_group(sums, groups)
+        entries = columns(self._entries, *self._of)
         index = once(self._made, "index", lambda: self.around.index(entries, self.positions))
         if not rows.shape[0]:
             return rows.new_zeros(groups * index.shape[0] // entries.most, rows.shape[1] // groups)
         weights = once(self._made, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
-        return _by_group(_sum_weighted(rows, index, weights, entries.most), groups)
-
-    def _columns(self) -> Entries:
-        return columns(self._entries, *self._of)
-
-    def outside(self) -> Tensor:
-        """bool (blocks * results, 1), of results that look at one position: whether it is outside the image."""
-        return self.around.outside(self._columns())
+        sums = _sum_weighted(rows, index, weights, entries.most)
+        if outside:
+            sums = sums.masked_fill(self.around.outside(entries), outside)
+        return _by_group(sums, groups)
 
 
 def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Tensor:
@@ -177,9 +190,7 @@ class FromPatches:
 
     def there(self, rows: Tensor, groups: int = 1) -> Tensor:
         """(N * positions, C) -> (groups * N * cells, C / groups), one group of channels after the other."""
-        if not self.outside:
-            return self._there.of(rows, groups)
-        return _by_group(self._there.of(rows).masked_fill(self._there.outside(), self.outside), groups)
+        return self._there.of(rows, groups, self.outside)
 
     def back(self, grad: Tensor, groups: int = 1) -> Tensor:
         """(groups * N * cells, C / groups) -> (N * positions, C)"""

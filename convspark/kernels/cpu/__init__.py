@@ -1,1 +1,6 @@
-"""Kernels for CPUs, in C++ that is compiled on first use."""
+"""The package's kernels for CPUs."""
+
+
+def register() -> None:
+    """Have the package's operators run by them."""
+    from . import operators  # noqa: F401

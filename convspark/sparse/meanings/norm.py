@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
+from ..faster import BatchNorm, registered
 from ..registry import Refusal, meaning
 from ..synchronised import synchronised_batch_norm
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
@@ -38,8 +39,22 @@ def batch_norm(
     elif training and positions < 2 and isinstance(x, VisiblePatches):
         out = _batch_norm_of_few(x, positions, running_mean, running_var, weight, bias, momentum, eps)
     else:
-        out = functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        given = (running_mean, running_var, weight, bias)
+        kernel = _kernel(x) if training else None
+        if kernel is None:
+            out = functional.batch_norm(x, *given, training, momentum, eps)
+        else:
+            rows = x.values.movedim(1, -1)
+            out = kernel(rows.flatten(0, -2), *given, momentum, eps).view(rows.shape).movedim(-1, 1)
     return as_same_kind(out, x, x.axes)
+
+
+def _kernel(x: GridTensor) -> BatchNorm | None:
+    """A faster way to normalise patches that have their channels last in memory."""
+    if not isinstance(x, VisiblePatches) or not x.values.movedim(1, -1).is_contiguous():
+        return None
+    offers = (kernel(x.values) for kernel in registered().batch_norms)
+    return next((offer for offer in offers if offer is not None), None)
 
 
 @meaning(torch.batch_norm)

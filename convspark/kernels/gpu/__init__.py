@@ -1,0 +1,6 @@
+"""The package's kernels for GPUs."""
+
+
+def register() -> None:
+    """Have the package's operators run by them."""
+    from . import operators  # noqa: F401

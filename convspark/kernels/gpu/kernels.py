@@ -1,0 +1,82 @@
+"""Kernels in Triton that read the neighbours of visible patches where they lie; nothing is gathered beforehand.
+
+Rows are positions: (patches * positions of each, channels), channels last in memory. A program makes some rows of a
+result, for some channels. Row r of a result is result r % results of block r // results; `entries` says, the same for
+all blocks, which position of which patch of the block it sees (sparse/plans.py), and `around` which visible patch lies
+there: `patches` where it is masked, `patches` + 1 outside the image.
+"""
+# ruff: noqa: N803  (what a kernel is compiled for is in capitals, as is usual in Triton)
+# pyright: basic
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _seen(around, entries, row, entry, wanted, results, block, patches, positions, most, INDEX: tl.constexpr):
+    """Of an entry of each row: the row that it sees, and the slot where it looks, `patches` or more where nothing is.
+
+    `row`, `entry` and `wanted` are of one shape; an entry is two int32, the patch (-1: none) and the position in it.
+    """
+    both = tl.load(entries + (row % results) * most + entry, mask=wanted, other=-1)
+    patch = both.to(tl.int32)
+    there = wanted & (patch >= 0)
+    slot = tl.load(around + (row // results).to(INDEX) * block + patch, mask=there, other=patches)
+    return slot.to(INDEX) * positions + (both >> 32).to(INDEX), slot
+
+
+@triton.jit
+def sums(
+    out, rows, around, entries, weight, bias, count, channels, patches, positions, block, results, most, outside,
+    WEIGHTED: tl.constexpr, BIASED: tl.constexpr, OUTSIDE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out (count, channels): each row's `most` entries, summed with weights (most, channels), plus bias (channels,).
+
+    Masked positions count as 0, and those outside the image as `outside`, where that is wanted.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    wanted, wide_enough = row < count, channel < channels
+    total = tl.zeros((ROWS, CHANNELS), WIDE)
+    if BIASED:
+        total += tl.load(bias + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
+    for entry in range(most):
+        read, slot = _seen(around, entries, row, entry, wanted, results, block, patches, positions, most, INDEX)
+        there = (slot < patches)[:, None] & wide_enough[None, :]
+        value = tl.load(rows + read[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
+        if OUTSIDE:
+            value = tl.where((slot > patches)[:, None], outside, value)
+        if WEIGHTED:
+            value *= tl.load(weight + entry * channels + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
+        total += value
+    at = row.to(INDEX)[:, None] * channels + channel[None, :]
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=wanted[:, None] & wide_enough[None, :])
+
+
+@triton.jit
+def products(
+    out, grad, rows, around, entries, count, channels, patches, positions, block, results, most, each,
+    WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out (programs, most, channels): over `each` rows a program, grad (count, channels) times what each entry sees."""
+    first = tl.program_id(0) * each
+    entry = tl.program_id(2) * ENTRIES + tl.arange(0, ENTRIES)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    wide_enough = channel < channels
+    total = tl.zeros((ROWS, ENTRIES, CHANNELS), WIDE)
+    for start in range(0, each, ROWS):
+        row = (first + start + tl.arange(0, ROWS))[:, None]
+        wanted = row < count
+        to_row = grad + row.to(INDEX)[:, :, None] * channels + channel[None, None, :]
+        slope = tl.load(to_row, mask=wanted[:, :, None] & wide_enough[None, None, :], other=0).to(WIDE)
+        listed = wanted & (entry < most)[None, :]
+        read, slot = _seen(
+            around, entries, row, entry[None, :], listed, results, block, patches, positions, most, INDEX
+        )
+        there = (slot < patches)[:, :, None] & wide_enough[None, None, :]
+        value = tl.load(rows + read[:, :, None] * channels + channel[None, None, :], mask=there, other=0).to(WIDE)
+        total += slope * value
+    at = (tl.program_id(0) * most + entry).to(tl.int64)[:, None] * channels + channel[None, :]
+    written = (entry < most)[:, None] & wide_enough[None, :]
+    tl.store(out + at, tl.sum(total, 0).to(out.dtype.element_ty), mask=written)

@@ -1,0 +1,217 @@
+"""The package's operators by kernels in Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
+from ..ops import run_on, wide
+
+_PROGRAMS = 16  # of a reduction, for each multiprocessor
+
+
+@functools.cache
+def triton_is_there() -> bool:
+    """Whether there is a Triton, and `CONVSPARK_COMPILE=0` does not switch kernels off."""
+    return os.environ.get("CONVSPARK_COMPILE", "1") != "0" and importlib.util.find_spec("triton") is not None
+
+
+# ---------------------------------------------------------------- rows of the patches around
+
+
+def sum_rows(rows: Tensor, around: Tensor, entries: Tensor, patches: int, outside: float) -> Tensor:
+    return _sums(rows, around, entries, patches, None, None, outside)
+
+
+def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums(rows, around, seen_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, bias)
+
+
+def depthwise_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums(grad, around, seeing_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, None)
+
+
+def _sums(
+    rows: Tensor,
+    around: Tensor,
+    entries: Tensor,
+    patches: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    outside: float = 0.0,
+) -> Tensor:
+    from . import kernels
+
+    rows = rows.contiguous()
+    (results, most, _), channels = entries.shape, rows.shape[1]
+    out = rows.new_empty(around.shape[0] * results, channels)
+    if not out.numel():
+        return out
+    taps = rows if weight is None else weight.flatten(1).t().contiguous()
+    run: Any = kernels.sums
+    at_once, side = _tile(channels, 4096 if weight is None else 2048)
+    run[_ceil(len(out), at_once), _ceil(channels, side)](
+        out, rows, around, entries.view(torch.int64), taps, rows if bias is None else bias.contiguous(),
+        len(out), channels, patches, _positions(rows, patches), around.shape[1], results, most, float(outside),
+        WEIGHTED=weight is not None, BIASED=bias is not None, OUTSIDE=outside != 0,
+        WIDE=_wide(rows), INDEX=_index(rows, out), ROWS=at_once, CHANNELS=side,
+    )  # fmt: skip
+    return out
+
+
+def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    from . import kernels
+
+    plan = Plan.of(sizes)
+    entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
+    (results, most, _), channels, patches = entries.shape, rows.shape[1], around.shape[0]
+    side, listed = _tile(channels, 64)[1], min(16, _power_of_2(most))
+    at_once = max(1, 4096 // listed // side)
+    beside = _ceil(channels, side) * _ceil(most, listed)
+    each = _ceil(_ceil(len(grad), at_once), max(1, _programs(rows.device) // beside)) * at_once
+    programs = _ceil(len(grad), max(1, each))
+    sums = rows.new_empty(programs, most, channels, dtype=wide(rows))
+    if sums.numel():
+        run: Any = kernels.products
+        run[programs, _ceil(channels, side), _ceil(most, listed)](
+            sums, grad, rows, around, entries.view(torch.int64),
+            len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, each,
+            WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
+        )  # fmt: skip
+    return sums.sum(0).t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- batch norms
+
+
+def batch_moments(
+    rows: Tensor, running_mean: Tensor | None, running_variance: Tensor | None, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    from . import norms
+
+    (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
+    parts, each, tile, beside = _parts(rows)
+    of_parts = rows.new_empty(2, parts, channels, dtype=wide(rows))
+    run: Any = norms.moments
+    run[parts, beside](of_parts, rows, count, channels, each, **kind, **tile)
+    mean, scale = rows.new_empty(2, channels, dtype=wide(rows))
+    has_running = running_mean is not None and running_variance is not None
+    running = (running_mean, running_variance) if has_running else (mean, scale)
+    run, side = norms.join, min(16, _power_of_2(channels))
+    run[_ceil(channels, side),](
+        mean, scale, *running, of_parts, count, channels, each, parts, float(momentum), float(eps),
+        RUNNING=has_running, WIDE=_wide(rows), PARTS=64, CHANNELS=side,
+    )  # fmt: skip
+    return mean, scale
+
+
+def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    from . import norms
+
+    out, (count, channels) = torch.empty_like(rows), rows.shape
+    at_once, side = _tile(channels, 4096)
+    run: Any = norms.normalise
+    run[_ceil(count, at_once), _ceil(channels, side)](
+        out, rows, mean, scale, rows if weight is None else weight, rows if bias is None else bias, count, channels,
+        WEIGHTED=weight is not None, BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows),
+        ROWS=at_once, CHANNELS=side,
+    )  # fmt: skip
+    return out
+
+
+def normalise_slopes(grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    from . import norms
+
+    (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
+    parts, each, tile, beside = _parts(rows)
+    sums = rows.new_empty(parts, 2, channels, dtype=wide(rows))
+    run: Any = norms.slopes
+    run[parts, beside](sums, grad, rows, mean, scale, count, channels, each, **kind, **tile)
+    return sums.sum(0)
+
+
+def normalise_gradient(
+    grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, sums: Tensor
+) -> Tensor:
+    from . import norms
+
+    out, (count, channels) = torch.empty_like(rows), rows.shape
+    at_once, side = _tile(channels, 4096)
+    run: Any = norms.gradient
+    run[_ceil(count, at_once), _ceil(channels, side)](
+        out, grad, rows, mean, scale, rows if weight is None else weight, sums, count, channels,
+        WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
+    )  # fmt: skip
+    return out
+
+
+def _parts(rows: Tensor) -> tuple[int, int, dict[str, int], int]:
+    """Parts that rows are summed in, rows of each, the tile of a program, and programs beside each other."""
+    count, channels = rows.shape
+    at_once, side = _tile(channels, 2048)
+    beside = _ceil(channels, side)
+    each = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 2 // beside)) * at_once
+    return _ceil(count, each), each, {"ROWS": at_once, "CHANNELS": side}, beside
+
+
+# ---------------------------------------------------------------- how the work is cut
+
+
+def _tile(channels: int, most: int) -> tuple[int, int]:
+    """Rows and channels of a program, so many values together; as wide as leaves few channels idle."""
+    widths = [side for side in (64, 32, 16) if _ceil(channels, side) * side <= 1.1 * channels]
+    side = widths[0] if widths else min(64, _power_of_2(channels))
+    return most // side, side
+
+
+def _positions(rows: Tensor, patches: int) -> int:
+    return rows.shape[0] // max(patches, 1)
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _PROGRAMS
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _wide(rows: Tensor):
+    import triton.language as tl
+
+    return tl.float64 if wide(rows) == torch.float64 else tl.float32
+
+
+def _index(*tensors: Tensor):
+    """Of numbers that places within these tensors are worked out in."""
+    import triton.language as tl
+
+    return tl.int64 if max(t.numel() for t in tensors) >= 2**31 else tl.int32
+
+
+def _ceil(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+def _power_of_2(least: int) -> int:
+    """The smallest that is no less."""
+    return 1 << max(0, least - 1).bit_length()
+
+
+for _kernel in (
+    sum_rows,
+    depthwise,
+    depthwise_input_gradient,
+    depthwise_weight_gradient,
+    batch_moments,
+    normalise,
+    normalise_slopes,
+    normalise_gradient,
+):
+    _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
+    run_on("cuda", _kernel.__name__, _kernel, _dtypes, triton_is_there)

@@ -1,0 +1,187 @@
+"""Steps of pre-training on a GPU replayed as a CUDA graph: one launch instead of thousands, the same numbers.
+
+Launching a step's kernels one by one takes the host longer than most GPUs need to run them. What a step launches is
+recorded once for each shape of a batch, with the gradients that it makes, and replayed for the batches that follow;
+only the images and the places of the visible patches are copied in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import random
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..sparse import PatchGrid
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, PatchGrid], Tensor]
+"""Images (B, C, H, W) and their mask to the loss, a single number."""
+
+_SHAPES = 4
+"""Shapes of batches that are recorded; each keeps its own memory. Others run as they are."""
+
+
+class Graphed:
+    """A loss that is replayed, with its gradients, wherever that is sure to be the same.
+
+    The first batch of a shape runs as it is: libraries are loaded and plans made. So does the second, and it is
+    watched. A model that makes the host wait, draws random numbers on the host, or counts its calls would do otherwise
+    in a step than in its recording, and is never recorded. From the third on, the recording is replayed.
+
+    Args:
+        loss: of a batch.
+        model: whose parameters want gradients, and whose buffers the loss may change.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module) -> None:
+        self.loss, self.model = loss, model
+        self.why_not: str | None = None
+        """What spoke against recording."""
+        self._seen: dict[Hashable, int] = {}
+        self._recorded: dict[Hashable, _Recorded] = {}
+
+    def __call__(self, images: Tensor, grid: PatchGrid) -> Tensor:
+        if self.why_not or images.device.type != "cuda" or grid.visible_per_image is None or not self.model.training:
+            return self.loss(images, grid)
+        key = _shape_of(images, grid)
+        recorded = self._recorded.get(key)
+        if recorded is not None and recorded.still_holds():
+            return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        if seen == 2:
+            with _watched(self.model) as found:
+                loss = self.loss(images, grid)
+            if found:
+                self._leave(f"it {found[0]}")
+            return loss
+        if seen < 2 or (key not in self._recorded and len(self._recorded) >= _SHAPES):
+            return self.loss(images, grid)
+        self._recorded.pop(key, None)
+        try:
+            recorded = self._recorded[key] = _Recorded(self.loss, self.model, images, grid)
+        except Exception as error:  # whatever an operation that cannot be recorded raises
+            _draw_again(images)
+            self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
+            return self.loss(images, grid)
+        return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+
+    def _leave(self, reason: str) -> None:
+        self.why_not = reason
+        logger.info("steps are not replayed as a CUDA graph, which would be quicker: %s", reason)
+
+
+def _draw_again(images: Tensor) -> None:
+    """Give their device's random numbers back to steps that are not recorded, which a recording that failed keeps."""
+    generator: Any = torch.cuda.default_generators[images.get_device()]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
+    """All but values that a step depends on."""
+    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return images.shape, images.stride(), images.dtype, images.device, grid.shape, grid.visible_per_image, autocast
+
+
+class _Recorded:
+    """The recording of a step.
+
+    Attributes:
+        parameters: that want gradients.
+        loss: that of the last replay, and `gradients` those of the parameters; None where there is none.
+        replays: so far.
+    """
+
+    def __init__(self, loss: Loss, model: nn.Module, images: Tensor, grid: PatchGrid) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._places = self._where()
+        self._images, self._cells = images.detach().clone(), grid.cells.clone()
+        self.replays = 0
+        gc.collect()
+        torch.cuda.empty_cache()  # what steps that ran as they are held is needed by the recording
+        self._graph = torch.cuda.CUDAGraph()
+        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        # Of this thread alone: others may load images meanwhile.
+        recording = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
+        with recording, torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
+            # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
+            recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
+            self.loss = loss(self._images, recorded)
+            self.gradients = torch.autograd.grad(self.loss, self.parameters, allow_unused=True)
+        self.loss = self.loss.detach()
+
+    def still_holds(self) -> bool:
+        """Whether parameters and buffers are where they were."""
+        return self._where() == self._places
+
+    def _where(self) -> list[tuple[int, bool]]:
+        return [(t.data_ptr(), t.requires_grad) for t in self._tensors]
+
+    def replay(self, images: Tensor, cells: Tensor) -> Tensor:
+        """The loss; `gradients` are made as well."""
+        self._images.copy_(images)
+        self._cells.copy_(cells)
+        self._graph.replay()
+        self.replays += 1
+        return self.loss.clone()
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, recorded: _Recorded, images: Tensor, cells: Tensor, *parameters: Tensor):  # type: ignore[override]
+        ctx.recorded = recorded
+        loss = recorded.replay(images, cells)
+        ctx.replay = recorded.replays
+        return loss
+
+    @staticmethod
+    def backward(ctx, slope: Tensor):  # type: ignore[override]
+        if ctx.replay != ctx.recorded.replays:
+            raise RuntimeError("these gradients were overwritten: the next step was replayed before `backward`")
+        given: Sequence[Tensor | None] = ctx.recorded.gradients
+        # A few launches for all, private as it is.
+        made = iter(torch._foreach_mul([g for g in given if g is not None], slope))  # pyright: ignore
+        return None, None, None, *(None if g is None else next(made) for g in given)
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """What a step does that its recording would not; filled when the context ends."""
+    found: list[str] = []
+    before, counted, mode = _host_random(), _counters(model), torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    other = [one for one in said if "synchronizing CUDA operation" not in str(one.message)]
+    if len(other) < len(said):
+        found.append("makes the host wait for the device")
+    for one in other:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if _host_random() != before:
+        found.append("draws random numbers on the host")
+    if _counters(model) != counted:
+        found.append("counts its calls")
+
+
+def _host_random() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), (name, bytes(keys.data), *rest), bytes(torch.get_rng_state().numpy().data)  # type: ignore[union-attr]
+
+
+def _counters(model: nn.Module) -> list[dict[str, Any]]:
+    """Plain values that modules hold."""
+    plain = (bool, int, float, str, type(None))
+    return [{k: v for k, v in vars(module).items() if isinstance(v, plain)} for module in model.modules()]

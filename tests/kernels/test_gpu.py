@@ -1,0 +1,222 @@
+"""The kernels for GPUs, run by Triton's interpreter on the CPU and compiled for GPUs that are not here."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from convspark.kernels import ops
+from convspark.kernels.gpu import operators
+from convspark.sparse import PatchGrid, gather
+from convspark.sparse.faster import registered
+from convspark.sparse.plans import Plan, image_cells, seeing, seeing_by_tap, seen, seen_by_tap
+
+pytest.importorskip("triton", reason="Triton is not there")
+
+EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@st.composite
+def cases(draw):
+    """A plan, and a grid that it can be carried out on."""
+    dims = draw(st.integers(1, 3))
+    kernel = draw(st.integers(1, 5 if dims < 3 else 3))
+    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    patch = stride * draw(st.integers(1, 3 if dims < 3 else 2))
+    before = draw(st.integers(0, dilation * (kernel - 1)))
+    plan = Plan(*[(n,) * dims for n in (patch, kernel, stride, dilation, before)])
+    shape = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
+    masked = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    visible = torch.rand(draw(st.integers(1, 3)), *shape, generator=generator) >= masked
+    visible[-1] = False  # an image with nothing visible
+    return plan, PatchGrid(visible), draw(st.sampled_from([1, 3, 8, 21, 70])), generator
+
+
+def equal(one, other, dtype):
+    assert one.dtype == other.dtype and one.shape == other.shape
+    scale = float(other.abs().max()) if other.numel() else 0.0
+    torch.testing.assert_close(one, other, rtol=EXACTNESS[dtype], atol=EXACTNESS[dtype] * scale)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.sampled_from(list(EXACTNESS)))
+def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
+    (plan, grid, channels, generator), run = case, operators
+    around = grid.around(plan.reach).slots
+    rows, grad = (
+        torch.randn(grid.num_visible * n, channels, generator=generator).to(dtype)
+        for n in (plan.positions, plan.outputs)
+    )
+    weight, bias = (torch.randn(channels, *n, generator=generator).to(dtype) for n in ((1, *plan.kernel), ()))
+    for name, arguments in (
+        ("depthwise", (rows, weight, bias, around)),
+        ("depthwise", (rows, weight, None, around)),
+        ("depthwise_input_gradient", (grad, weight, around)),
+        ("depthwise_weight_gradient", (grad, rows, around)),
+    ):
+        found = getattr(run, name)(*arguments, *plan.sizes)
+        equal(found, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
+def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
+    plan, grid, channels, generator = case
+    device, patches = torch.device("cpu"), grid.num_visible
+    positions, blocks = plan.positions, grid.around(plan.reach).slots
+    images = grid.slots.to(torch.int32).view(grid.batch_size, -1)
+    sides = tuple(h * p + 1 for h, p in zip(grid.shape, plan.patch, strict=True))
+    for slots, entries, read in (
+        (blocks, seen(plan, device), positions),
+        (blocks, seeing(plan, device), plan.cells),
+        (blocks, seen_by_tap(plan, device), positions),
+        (blocks, seeing_by_tap(plan, device), plan.outputs),
+        (images, image_cells(grid.shape, plan.patch, (0,) * len(sides), sides, device), positions),
+    ):
+        rows = torch.randn(patches * read, channels, generator=generator).to(dtype)
+        beyond = outside if entries.shape[1] == 1 else 0.0
+        found = operators.sum_rows(rows, slots, entries, patches, beyond)
+        equal(found, ops.PLAIN["sum_rows"](rows, slots, entries, patches, beyond), dtype)
+
+
+COMPILED = """
+import json, pathlib, re, subprocess, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from convspark.kernels.gpu import kernels, norms
+
+constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
+affine = {"WEIGHTED": True, "BIASED": True}
+asked = [
+    (kernels.sums, constants | affine | {"OUTSIDE": False, "ROWS": 32}),
+    (kernels.sums, constants | {"OUTSIDE": True, "WEIGHTED": False, "BIASED": False}),
+    (kernels.products, constants | {"ROWS": 4, "ENTRIES": 16}),
+    (norms.moments, constants | {"ROWS": 32}),
+    (norms.join, {"PARTS": 64, "CHANNELS": 16, "WIDE": triton.language.float32, "RUNNING": True}),
+    (norms.normalise, constants | affine),
+    (norms.slopes, constants | {"ROWS": 32}),
+    (norms.gradient, constants | {"WEIGHTED": True}),
+]
+types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
+types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
+types |= dict.fromkeys(("momentum", "eps"), "fp32")
+types |= {"around": "*i32", "entries": "*i64", "outside": "fp32"}
+ptxas = next(pathlib.Path(triton.__file__).parent.rglob("bin/ptxas"))
+for capability in (80, 90):
+    for kernel, given in asked:
+        names = [name for name in kernel.arg_names if name not in given]
+        signature = {name: types.get(name, "i32") for name in names}
+        target = GPUTarget("cuda", capability, 32)
+        aligned = [i for i, name in enumerate(kernel.arg_names) if name in types or name == "channels"]
+        hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
+        source = ASTSource(kernel, signature | dict.fromkeys(given, "constexpr"), given, hints)
+        ptx = triton.compile(source, target=target).asm["ptx"]
+        file = pathlib.Path(sys.argv[1], "kernel.ptx")
+        file.write_text(ptx)
+        told = subprocess.run(
+            [ptxas, "-v", "--gpu-name", re.search(r"\\.target (\\w+)", ptx)[1], file, "-o", file.with_suffix(".cubin")],
+            capture_output=True, text=True, check=True,
+        ).stderr
+        found = {what: int(n) for n, what in re.findall(r"(\\d+) (registers|bytes spill stores)", told)}
+        print(json.dumps({"kernel": kernel.__name__, "capability": capability} | found))
+"""
+
+
+def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(tmp_path)],
+        capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(found) == 16
+    for one in found:
+        assert one["bytes spill stores"] <= 16 and 16 < one["registers"] <= 168, one
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(20, 700), st.sampled_from([1, 3, 16, 70]), st.sampled_from(list(EXACTNESS)), st.booleans(),
+    st.sampled_from([0.0, 30.0]), st.integers(0, 99),
+)  # fmt: skip
+def test_batch_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean, seed):
+    draw = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    rows, grad = (torch.randn(count, channels, generator=draw).add(mean).to(dtype) for _ in range(2))
+    weight, bias, before, spread = (torch.rand(channels, generator=draw, dtype=wide) + 0.5 for _ in range(4))
+    given = (weight, bias) if affine else (None, None)
+
+    statistics = before.clone(), spread.clone()
+    moments = operators.batch_moments(rows, *statistics, 0.1, 1e-5)
+    found = operators.normalise(rows, *moments, *given)
+    sums = operators.normalise_slopes(grad, rows, *moments)
+    to_rows = operators.normalise_gradient(grad, rows, *moments, given[0], sums)
+
+    expected = before.double(), spread.double()
+    leaves = [t.double().requires_grad_() for t in (rows, weight, bias)]
+    out = functional.batch_norm(leaves[0], *expected, *(leaves[1:] if affine else (None, None)), True, 0.1, 1e-5)
+    slopes = torch.autograd.grad(out, leaves, grad.double(), allow_unused=True)
+    exactness = max(EXACTNESS[dtype], EXACTNESS[wide]) * (10 if mean else 1)
+    pairs = [(found, out.detach()), (to_rows, slopes[0]), *zip(statistics, expected, strict=True)]
+    for one, other in [*pairs, *([(sums[0], slopes[2]), (sums[1], slopes[1])] if affine else [])]:
+        scale = max(float(other.abs().max()), float(grad.abs().max()) * (count if other is slopes[1] else 1))
+        torch.testing.assert_close(one.double(), other, rtol=exactness, atol=exactness * scale)
+
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(8, 8, 5, 1, 2, groups=8), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 16, 3, 1, 1),
+            nn.BatchNorm2d(16, track_running_stats=False), nn.AvgPool2d(3, 1, 1), nn.Conv2d(16, 16, 1),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",)])
+def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monkeypatch):
+    """By the operators' plain versions, on a device that says that it has kernels."""
+    called, _ = [], registered()  # all kernels are known from here on
+
+    def train(kernels):
+        known = {key: value for key, value in ops._KERNELS.items() if key[1] != "cpu"}
+        everything = (torch.float32, torch.float64), lambda: True
+        monkeypatch.setattr(ops, "_KERNELS", known | {(name, "cpu"): everything for name in kernels})
+        torch.manual_seed(0)
+        network = Small().double().to(memory_format=torch.channels_last)
+        images = torch.randn(3, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+        grid = PatchGrid(torch.rand(3, 4, 4) < 0.5)
+        images.requires_grad_()
+        with _Called(called):
+            out = network(gather(images, grid)).values
+            found = torch.autograd.grad(out.sin().sum(), [images, *network.parameters()])
+        return [out.detach(), *found, *network.buffers()]
+
+    without = train(())
+    assert not called
+    for one, other in zip(train(reached), without, strict=True):
+        torch.testing.assert_close(one, other)
+    assert set(reached) <= set(called)
+
+
+class _Called(TorchDispatchMode):
+    """Names of the package's operators that are called."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "convspark":
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
