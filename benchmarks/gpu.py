@@ -79,6 +79,7 @@ class Writer:
         self.path = path
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
         self.where = {"device": name, "cuda": torch.version.cuda, "commit": records.commit()}
+        self.where["kernels"] = os.environ.get("CONVSPARK_KERNELS", "")  # besides those that are always used
 
     def __call__(self, **line: Any) -> None:
         records.append(self.path, self.where | line)
@@ -479,7 +480,7 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     newest: dict[Any, dict[str, Any]] = {}
     for line in lines:
         if "first_step_seconds" not in line:
-            kind = ("part", "network", "batch_size", "size", "precision", "mode", "way", "decoder", "device")
+            kind = "part network batch_size size precision mode way decoder device kernels commit".split()
             newest[tuple(line.get(key) for key in (*kind, "operator", "host_waits"))] = line
     found = list(newest.values())
     rows = [
@@ -489,10 +490,14 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     for line in [one for one in found if one["part"] in ("encoder", "step")][-most:]:
         what = f"{line['network']} {line['way']}, {line['mode']}, {line['precision']}, batch {line['batch_size']}"
         what += f", {line['decoder']} decoder" if "decoder" in line else ""
+        what += f", {line['kernels']}" if line.get("kernels") else ""
         if "failed" in line:
             rows.append(f"| {line['part']} | {what} | {line['failed'][:100]} |||||")
             continue
-        same = {key: line.get(key) for key in ("part", "network", "batch_size", "size", "precision", "mode", "device")}
+        same = {
+            key: line.get(key)
+            for key in ("part", "network", "batch_size", "size", "precision", "mode", "device", "commit")
+        }
         base = next(
             (o for o in found if o.get("way") == "dense" and same.items() <= o.items() and "seconds" in o), None
         )

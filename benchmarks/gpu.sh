@@ -25,12 +25,18 @@ part() {  # part SECONDS ARGUMENTS...
     echo "--- exit $? after $((SECONDS - started)) s"
 }
 
+echo "--- tests"
+timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider tests/runs/test_graphs.py tests/kernels/test_gpu.py
+part 50 encoder resnet50 --batch-sizes "$BATCH" --modes eager,graph
+CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
+part 40 step resnet50 --batch-sizes "$BATCH" --modes graph,eager
+CONVSPARK_KERNELS=batch_norm part 50 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes graph
+CONVSPARK_KERNELS=batch_norm part 50 profile resnet50 efficientnet_b0 convnext_small --batch-sizes "$BATCH" \
+    ${TRACES:+--traces "$TRACES"}
+part 30 encoder resnet50 --batch-sizes "$LARGE" --modes graph
 part 70 correctness
-part 60 encoder resnet50 --batch-sizes "$BATCH,$LARGE" --modes eager,graph
-part 45 encoder convnext_small efficientnet_b0 --batch-sizes "$BATCH" --modes eager,graph
-part 60 profile resnet50 convnext_small efficientnet_b0 --batch-sizes "$BATCH" ${TRACES:+--traces "$TRACES"}
-part 100 encoder resnet50 --batch-sizes "$BATCH" --modes compiled
-part 90 step resnet50 --batch-sizes "$BATCH"
 part 45 feeding --batch-sizes "$BATCH"
+part 180 encoder resnet50 --batch-sizes "$BATCH" --modes compiled
+part 180 step resnet50 --batch-sizes "$BATCH" --modes compiled
 part 90 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes compiled
 "$PYTHON" -m benchmarks.gpu table --out "$OUT"

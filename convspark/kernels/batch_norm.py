@@ -10,18 +10,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..sparse.faster import BatchNorm
+from ..sparse.tensor import flat_rows, from_rows
 from .ops import declare, has_kernel, wide
 
 Moments = tuple[Tensor, Tensor]
 
 
-def offer(rows: Tensor) -> BatchNorm | None:
-    """To normalise, outside of graphs that are compiled: there PyTorch's norms become one kernel with what follows."""
-    return batch_norm if has_kernel(rows, "batch_moments") and not torch.compiler.is_compiling() else None
+def offer(values: Tensor) -> BatchNorm | None:
+    """To normalise values that have their channels last in memory, outside of graphs that are compiled.
+
+    In those, PyTorch's norms become one kernel with what follows.
+    """
+    if torch.compiler.is_compiling() or not values.movedim(1, -1).is_contiguous():
+        return None
+    return batch_norm if has_kernel(values, "batch_moments") else None
 
 
 def batch_norm(
-    rows: Tensor,
+    values: Tensor,
     running_mean: Tensor | None,
     running_variance: Tensor | None,
     weight: Tensor | None,
@@ -29,30 +35,34 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """rows (R, C), two or more -> (R, C)"""
-    return _BatchNorm.apply(rows, running_mean, running_variance, weight, bias, momentum, eps)
+    """values (N, C, *positions), two positions or more -> the same shape, as `functional.batch_norm` trains."""
+    return _BatchNorm.apply(values, running_mean, running_variance, weight, bias, momentum, eps)
 
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, running_mean, running_variance, weight, bias, momentum, eps):  # type: ignore[override]
-        run, rows = torch.ops.convspark, rows.contiguous()
+    def forward(ctx, values, running_mean, running_variance, weight, bias, momentum, eps):  # type: ignore[override]
+        run, rows = torch.ops.convspark, flat_rows(values)
         mean, scale = run.batch_moments(rows, running_mean, running_variance, momentum, eps)
         ctx.save_for_backward(rows, weight, mean, scale)
         ctx.kinds = [None if t is None else t.dtype for t in (weight, bias)]
-        return run.normalise(rows, mean, scale, weight, bias)
+        ctx.positions = tuple(values.shape[2:])
+        # Detached, so that autograd does not take it for a view, on which operations in place are slow.
+        return from_rows(run.normalise(rows, mean, scale, weight, bias), ctx.positions).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         rows, weight, mean, scale = ctx.saved_tensors
-        run, grad = torch.ops.convspark, grad.contiguous()
+        run, grad = torch.ops.convspark, flat_rows(grad)
         sums = run.normalise_slopes(grad, rows, mean, scale)
-        to_rows = run.normalise_gradient(grad, rows, mean, scale, weight, sums) if ctx.needs_input_grad[0] else None
+        to_values = None
+        if ctx.needs_input_grad[0]:
+            to_values = from_rows(run.normalise_gradient(grad, rows, mean, scale, weight, sums), ctx.positions)
         to_bias, to_weight = sums
         of_weight, of_bias = ctx.kinds
         to_weight = None if of_weight is None else to_weight.to(of_weight)
-        return to_rows, None, None, to_weight, None if of_bias is None else to_bias.to(of_bias), None, None
+        return to_values, None, None, to_weight, None if of_bias is None else to_bias.to(of_bias), None, None
 
 
 # ---------------------------------------------------------------- plain versions

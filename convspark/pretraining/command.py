@@ -63,7 +63,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         workers: processes that load images; by default chosen by the cores there are.
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same
-            numbers, sooner.
+            step, sooner. On trial: quicker where it was measured, and not yet compared with steps as they are.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
         checkpoint_minutes: most minutes of work that a crash may cost.
         keep_epochs: also keep a checkpoint for good every so many epochs.

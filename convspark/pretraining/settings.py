@@ -55,7 +55,7 @@ class PretrainSettings(Settings):
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = field(default=False, metadata={"before": False})
-    cuda_graph: bool = field(default=True, metadata={"before": True})
+    cuda_graph: bool = field(default=False, metadata={"before": False})
     picture_epochs: int | None = None
     checkpoint_minutes: float = 10.0
     keep_epochs: int | None = None

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..sparse import PatchGrid
 
@@ -44,6 +45,7 @@ class Graphed:
 
     def __init__(self, loss: Loss, model: nn.Module) -> None:
         self.loss, self.model = loss, model
+        self._calling = _Calling(loss, model)
         self.why_not: str | None = None
         """What spoke against recording."""
         self._seen: dict[Hashable, int] = {}
@@ -67,7 +69,7 @@ class Graphed:
             return self.loss(images, grid)
         self._recorded.pop(key, None)
         try:
-            recorded = self._recorded[key] = _Recorded(self.loss, self.model, images, grid)
+            recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
         except Exception as error:  # whatever an operation that cannot be recorded raises
             _draw_again(images)
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
@@ -91,6 +93,17 @@ def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
     return images.shape, images.stride(), images.dtype, images.device, grid.shape, grid.visible_per_image, autocast
 
 
+class _Calling(nn.Module):
+    """A loss as a module's forward pass, so that it can be called with other tensors for the model's parameters."""
+
+    def __init__(self, loss: Loss, model: nn.Module) -> None:
+        super().__init__()
+        self.loss, self.model = loss, model
+
+    def forward(self, images: Tensor, grid: PatchGrid) -> Tensor:
+        return self.loss(images, grid)
+
+
 class _Recorded:
     """The recording of a step.
 
@@ -100,9 +113,10 @@ class _Recorded:
         replays: so far.
     """
 
-    def __init__(self, loss: Loss, model: nn.Module, images: Tensor, grid: PatchGrid) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self._tensors = [*model.parameters(), *model.buffers()]
+    def __init__(self, calling: _Calling, images: Tensor, grid: PatchGrid) -> None:
+        trained = {name: p for name, p in calling.named_parameters() if p.requires_grad}
+        self.parameters = list(trained.values())
+        self._tensors = [*calling.parameters(), *calling.buffers()]
         self._places = self._where()
         self._images, self._cells = images.detach().clone(), grid.cells.clone()
         self.replays = 0
@@ -115,8 +129,10 @@ class _Recorded:
         with recording, torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
             # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
-            self.loss = loss(self._images, recorded)
-            self.gradients = torch.autograd.grad(self.loss, self.parameters, allow_unused=True)
+            # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream.
+            leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
+            self.loss = functional_call(calling, leaves, (self._images, recorded))
+            self.gradients = torch.autograd.grad(self.loss, list(leaves.values()), allow_unused=True)
         self.loss = self.loss.detach()
 
     def still_holds(self) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .rows import SumKernel
 
 BatchNorm = Callable[..., Tensor]
-"""Rows (R, C), running mean and variance, weight, bias, momentum, eps -> (R, C), as `functional.batch_norm` trains."""
+"""Values (N, C, ...), running mean and variance, weight, bias, momentum, eps: as `functional.batch_norm` trains."""
 
 
 @dataclass

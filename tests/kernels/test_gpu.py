@@ -1,6 +1,7 @@
-"""The kernels for GPUs, run by Triton's interpreter on the CPU and compiled for GPUs that are not here."""
+"""The kernels for GPUs: on one where there is one, else by Triton's interpreter; compiled for what is not here."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convspark.kernels import ops
+from convspark.kernels import batch_norm, ops
 from convspark.kernels.gpu import operators
 from convspark.sparse import PatchGrid, gather
 from convspark.sparse.faster import registered
@@ -21,6 +22,7 @@ from convspark.sparse.plans import Plan, image_cells, seeing, seeing_by_tap, see
 
 pytest.importorskip("triton", reason="Triton is not there")
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -38,7 +40,7 @@ def cases(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     visible = torch.rand(draw(st.integers(1, 3)), *shape, generator=generator) >= masked
     visible[-1] = False  # an image with nothing visible
-    return plan, PatchGrid(visible), draw(st.sampled_from([1, 3, 8, 21, 70])), generator
+    return plan, PatchGrid(visible.to(DEVICE)), draw(st.sampled_from([1, 3, 8, 21, 70])), generator
 
 
 def equal(one, other, dtype):
@@ -53,10 +55,11 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
     (plan, grid, channels, generator), run = case, operators
     around = grid.around(plan.reach).slots
     rows, grad = (
-        torch.randn(grid.num_visible * n, channels, generator=generator).to(dtype)
+        torch.randn(grid.num_visible * n, channels, generator=generator).to(DEVICE, dtype)
         for n in (plan.positions, plan.outputs)
     )
-    weight, bias = (torch.randn(channels, *n, generator=generator).to(dtype) for n in ((1, *plan.kernel), ()))
+    sizes = (channels, 1, *plan.kernel), (channels,)
+    weight, bias = (torch.randn(size, generator=generator).to(DEVICE, dtype) for size in sizes)
     for name, arguments in (
         ("depthwise", (rows, weight, bias, around)),
         ("depthwise", (rows, weight, None, around)),
@@ -71,7 +74,7 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
     plan, grid, channels, generator = case
-    device, patches = torch.device("cpu"), grid.num_visible
+    device, patches = grid.device, grid.num_visible
     positions, blocks = plan.positions, grid.around(plan.reach).slots
     images = grid.slots.to(torch.int32).view(grid.batch_size, -1)
     sides = tuple(h * p + 1 for h, p in zip(grid.shape, plan.patch, strict=True))
@@ -82,7 +85,7 @@ def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
         (blocks, seeing_by_tap(plan, device), plan.outputs),
         (images, image_cells(grid.shape, plan.patch, (0,) * len(sides), sides, device), positions),
     ):
-        rows = torch.randn(patches * read, channels, generator=generator).to(dtype)
+        rows = torch.randn(patches * read, channels, generator=generator).to(DEVICE, dtype)
         beyond = outside if entries.shape[1] == 1 else 0.0
         found = operators.sum_rows(rows, slots, entries, patches, beyond)
         equal(found, ops.PLAIN["sum_rows"](rows, slots, entries, patches, beyond), dtype)
@@ -153,8 +156,8 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path):
 def test_batch_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean, seed):
     draw = torch.Generator().manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    rows, grad = (torch.randn(count, channels, generator=draw).add(mean).to(dtype) for _ in range(2))
-    weight, bias, before, spread = (torch.rand(channels, generator=draw, dtype=wide) + 0.5 for _ in range(4))
+    rows, grad = (torch.randn(count, channels, generator=draw).add(mean).to(DEVICE, dtype) for _ in range(2))
+    weight, bias, before, spread = (torch.rand(channels, generator=draw).to(DEVICE, wide) + 0.5 for _ in range(4))
     given = (weight, bias) if affine else (None, None)
 
     statistics = before.clone(), spread.clone()
@@ -186,7 +189,8 @@ class Small(nn.Sequential):
 @pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",)])
 def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monkeypatch):
     """By the operators' plain versions, on a device that says that it has kernels."""
-    called, _ = [], registered()  # all kernels are known from here on
+    called = []
+    monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
 
     def train(kernels):
         known = {key: value for key, value in ops._KERNELS.items() if key[1] != "cpu"}
@@ -220,3 +224,23 @@ class _Called(TorchDispatchMode):
         if func.namespace == "convspark":
             self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def test_kernels_that_compute_something_else_are_found(monkeypatch):
+    assert not operators._wrong(DEVICE)
+    right = operators.depthwise
+    monkeypatch.setattr(operators, "depthwise", lambda *given: right(*given) * 1.05)
+    operators.depthwise.__name__ = "depthwise"
+    assert operators._wrong(DEVICE) == ["depthwise in torch.float32", "depthwise in torch.bfloat16"]
+
+
+def test_kernels_that_do_not_run_leave_the_work_to_pytorch(monkeypatch, caplog):
+    def breaks(device):
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(operators, "_wrong", breaks)
+    with caplog.at_level(logging.WARNING, logger=operators.__name__):
+        assert not operators.can_run.__wrapped__()
+    assert "no C compiler" in caplog.text
+    monkeypatch.setenv("CONVSPARK_COMPILE", "0")
+    assert not operators.can_run.__wrapped__()

@@ -4,22 +4,66 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...sparse.grid import PatchGrid
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
-from ..ops import run_on, wide
+from ..ops import PLAIN, run_on, wide
+
+_log = logging.getLogger(__name__)
 
 _PROGRAMS = 16  # of a reduction, for each multiprocessor
 
 
 @functools.cache
-def triton_is_there() -> bool:
-    """Whether there is a Triton, and `CONVSPARK_COMPILE=0` does not switch kernels off."""
-    return os.environ.get("CONVSPARK_COMPILE", "1") != "0" and importlib.util.find_spec("triton") is not None
+def can_run() -> bool:
+    """Whether there is a Triton whose kernels compute here what they should; `CONVSPARK_COMPILE=0` switches it off."""
+    if os.environ.get("CONVSPARK_COMPILE", "1") == "0":
+        return False
+    slower = "what looks at neighbours runs on PyTorch's operations, more slowly"
+    if importlib.util.find_spec("triton") is None:
+        _log.warning("Triton is not installed: %s", slower)
+        return False
+    try:
+        wrong = _wrong(torch.device("cuda"))
+    except Exception as error:  # whatever a compiler or a driver that is missing, broken or too old leads to
+        _log.warning("kernels of Triton do not run here: %s (%s: %s)", slower, type(error).__name__, error)
+        return False
+    if wrong:
+        _log.warning("kernels of Triton compute something else here: %s (%s)", slower, ", ".join(wrong))
+    return not wrong
+
+
+def _wrong(device: torch.device) -> list[str]:
+    """Names of those that deviate from the operators' plain versions on a small case."""
+    found, draw = [], torch.Generator().manual_seed(0)
+    plan = Plan((4, 4), (3, 3), (2, 2), (1, 1), (1, 1))
+    grid = PatchGrid.random(2, (3, 3), 0.5, draw, device)
+    around, patches = grid.around(plan.reach).slots, grid.num_visible
+    for dtype, exactness in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+
+        def random(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(size, generator=draw).to(device, dtype)
+
+        rows, grad = random(patches * plan.positions, 48), random(patches * plan.outputs, 48)
+        weight, bias = random(48, 1, 3, 3), random(48)
+        cases: list[tuple[Callable[..., Tensor], tuple[Any, ...]]] = [
+            (sum_rows, (rows, around, seen_by_tap(plan, device), patches, 0.0)),
+            (depthwise, (rows, weight, bias, around, *plan.sizes)),
+            (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
+            (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
+        ]
+        for run, given in cases:
+            one, other = run(*given), PLAIN[run.__name__](*given)
+            if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
+                found.append(f"{run.__name__} in {dtype}")
+    return found
 
 
 # ---------------------------------------------------------------- rows of the patches around
@@ -214,4 +258,4 @@ for _kernel in (
     normalise_gradient,
 ):
     _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
-    run_on("cuda", _kernel.__name__, _kernel, _dtypes, triton_is_there)
+    run_on("cuda", _kernel.__name__, _kernel, _dtypes, can_run)
