@@ -82,7 +82,12 @@ def flatten(func, input, start_dim=0, end_dim=-1):
 def unflatten(func, input, dim, sizes):
     """An axis split."""
     x = unpadded(input)
-    out = x.unflatten(dim, sizes)
+    at, wanted = dimension(x, dim), list(sizes)
+    if -1 in wanted:
+        wanted[wanted.index(-1)] = x.shape[at] // max(1, -math.prod(wanted))
+    if math.prod(wanted) != x.shape[at]:
+        raise Refusal(f"an axis of {x.shape[at]} cannot be split into {tuple(sizes)}")
+    out = x.reshape(*x.shape[:at], *wanted, *x.shape[at + 1 :])  # `unflatten` itself is none that old Dynamos trace
     return as_view(as_same_kind(out, x, _layout_after(x, out.shape)), x)
 
 
