@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convspark.sparse import PatchGrid, gather, scatter
+from convspark.sparse.proof.draws import SameDraws
 from convspark.sparse.proof.oracle import MaskAndMultiply
 
 TOLERANCE = 1e-8  # relative, float64
@@ -38,9 +39,10 @@ def assert_exact(
     visible.view(image_shape[0], -1)[-1] = False  # an image that shows nothing
     visible.view(image_shape[0], -1)[-1, 0] = image_shape[0] < 3
 
-    _assert_equal_dense(network, images, everything, run)
-    _assert_equal_oracle(network, images, visible, run)
-    _assert_no_leak(network, images, visible, run)
+    with SameDraws(as_they_come=True):  # what a network computes in float32 stays in float64
+        _assert_equal_dense(network, images, everything, run)
+        _assert_equal_oracle(network, images, visible, run)
+        _assert_no_leak(network, images, visible, run)
 
 
 def _assert_equal_dense(network, images, everything, run):

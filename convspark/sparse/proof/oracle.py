@@ -100,7 +100,7 @@ class MaskAndMultiply(TorchFunctionMode):
             found = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
             for fitting in [one for place in places if (one := _fitted(place, part.shape)) is not None]:
                 found = fitting if _nowhere(found) else torch.where(found < 0, fitting, found)
-            if all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
+            if places and all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
                 grown = self.map_places(part.shape)  # values of images, repeated over a map
                 found = found if grown is None else grown
             self.put(part, found)
