@@ -240,7 +240,8 @@ def test_what_dynamo_takes_out_of_the_patches_is_refused_where_it_meets_them(fun
         try:
             found = torch.compile(run, fullgraph=True, backend="eager")(images, grid)
         except Exception as error:
-            assert re.search(f"{refused}|does not know how to trace", str(error))
+            if not re.search(f"{refused}|does not know how to trace", str(error)):
+                raise
         else:
             torch.testing.assert_close(found, run(images, grid))
 
