@@ -94,6 +94,30 @@ def apart(x: VisiblePatches, dims: tuple[int, ...]) -> tuple[VisiblePatches, tup
     return as_patches(values, x.grid, layout), tuple([dim + (dim > rows) for dim in dims])
 
 
+def reduced(
+    x: GridTensor, dims: tuple[int, ...], keepdim: bool, plain: Callable[[], Any], image: Compute | None = None
+) -> Any:
+    """What reducing these axes makes.
+
+    Args:
+        plain: the function itself, of one result or several, where it stays within positions or takes all there are.
+        image: of the visible positions of each image; None: refused.
+    """
+    kind = reduced_kind(x, dims)
+    if kind == "image":
+        if image is None:
+            raise Refusal("what the masked positions of an image would add is not known")
+        assert isinstance(x, VisiblePatches)
+        return per_image(x, dims, keepdim, image)
+    out = plain()
+    if kind == "batch":
+        return out
+    layout = reduced_layout(x.axes, dims, keepdim)
+    if isinstance(out, Tensor):
+        return as_same_kind(out, x, layout)
+    return type(out)([as_same_kind(part, x, layout) for part in out])
+
+
 def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...]) -> Tensor:
     """Reduce the positions (and channels) `dims` of each image; an image without visible patches gives 0.
 
@@ -164,19 +188,16 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
             )
             return found
     kind = reduced_kind(x, dims)
-    if kind != "image":
-        unpadded(x)  # refuses what was reduced over some spatial axes
     if kind == "image":
-        assert isinstance(x, VisiblePatches)
-        x = as_patches(x.to(dtype), x.grid, x.axes) if dtype else x
-        return per_image(x, dims, keepdim, lambda x, dims: over_image(x, reduction, dims))
-    if kind == "batch" and isinstance(x, VisiblePatches) and not x.numel():
-        out = x.sum(dims, keepdim=keepdim)  # nothing visible: 0, also for means
-    elif reduction in ("amax", "amin"):
-        out = getattr(x, reduction)(dims, keepdim=keepdim)
+        x = as_same_kind(x.to(dtype), x, x.axes) if dtype else x
     else:
-        out = getattr(x, reduction)(dims, keepdim=keepdim, dtype=dtype)
-    return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
+        unpadded(x)  # refuses what was reduced over some spatial axes
+    nothing = kind == "batch" and isinstance(x, VisiblePatches) and not x.numel()
+    run = x.sum if nothing else getattr(x, reduction)  # of nothing visible 0, also for means
+    given = {} if dtype is None else {"dtype": dtype}
+    return reduced(
+        x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **given), lambda x, dims: over_image(x, reduction, dims)
+    )
 
 
 def _leaves_positions(x: VisiblePatches, dims: tuple[int, ...]) -> bool:
@@ -246,15 +267,11 @@ def every_or_some(func, input, dim: Dims = None, keepdim: bool = False):
     """Of all visible values, or along channels."""
     x = unpadded(input)
     dims = dimensions(x, dim)
-    kind = reduced_kind(x, dims)
-    if kind == "image":
-        assert isinstance(x, VisiblePatches)
-        if func.__name__ == "any":
-            truth = as_patches((x != 0).to(torch.float32), x.grid, x.axes)
-            return per_image(truth, dims, keepdim, lambda x, dims: over_image(x, "amax", dims) != 0)
-        raise Refusal("whether all of an image's positions are true is not known where some are masked")
-    out = func(x) if kind == "batch" and len(dims) == x.dim() and not keepdim else func(x, dims, keepdim)
-    return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim)) if kind == "rows" else out
+
+    def some(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
+        return over_image(as_patches((x != 0).to(torch.float32), x.grid, x.axes), "amax", dims) != 0
+
+    return reduced(x, dims, keepdim, lambda: func(x, dims, keepdim), some if func.__name__ == "any" else None)
 
 
 @meaning(*named("var std", torch, Tensor), torch.var_mean, torch.std_mean)
@@ -265,26 +282,21 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
         dim, unbiased = None, dim
     if correction is None:
         correction = 1 if unbiased else 0
-    dims = dimensions(x, dim)
-    kind = reduced_kind(x, dims)
-    if kind != "image":
-        if x.numel():
-            out = func(x, dims, correction=correction, keepdim=keepdim)
-        else:  # nothing visible: 0, as means are
-            nothing = x.sum(dims, keepdim=keepdim)
-            out = (nothing, nothing) if func in _WITH_MEANS else nothing
-        if kind == "batch":
-            return out
-        layout = reduced_layout(x.axes, dims, keepdim)
-        parts = out if isinstance(out, tuple) else (out,)
-        parts = tuple(as_same_kind(part, x, layout) for part in parts)
-        return parts if isinstance(out, tuple) else parts[0]
-    assert isinstance(x, VisiblePatches)
-    root = _root if func in _DEVIATIONS else lambda variance: variance
-    first = per_image(x, dims, keepdim, lambda x, dims: root(image_moments(x, dims, correction)[1]).to(x.dtype))
-    if func not in _WITH_MEANS:
-        return first
-    return first, per_image(x, dims, keepdim, lambda x, dims: over_image(x, "mean", dims))
+    dims, deviates = dimensions(x, dim), func in _DEVIATIONS
+    if func in _WITH_MEANS:
+        first = Tensor.std if deviates else Tensor.var
+        return spread(first, x, dims, correction=correction, keepdim=keepdim), _reduce(x, dims, keepdim, None, "mean")
+
+    def of_image(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
+        variance = image_moments(x, dims, correction)[1]
+        return (_root(variance) if deviates else variance).to(x.dtype)
+
+    def plain() -> Tensor:
+        if not x.numel():
+            return x.sum(dims, keepdim=keepdim)  # nothing visible: 0, as means are
+        return func(x, dims, correction=correction, keepdim=keepdim)
+
+    return reduced(x, dims, keepdim, plain, of_image)
 
 
 _DEVIATIONS = {torch.std, Tensor.std, torch.std_mean}  # by name, Dynamo could not tell
@@ -335,14 +347,13 @@ def _norm(x: GridTensor, order: Any, dim: Dims, keepdim: bool, dtype: torch.dtyp
         raise Refusal("it is a matrix norm")
     if dtype is not None:
         x = as_same_kind(x.to(dtype), x, x.axes)
-    kind = reduced_kind(x, dims)
-    if kind == "rows":
-        out = torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
-        return as_same_kind(out, x, reduced_layout(x.axes, dims, keepdim))
-    if kind == "batch":
-        return torch.linalg.vector_norm(x, order, dims, keepdim=keepdim)
-    assert isinstance(x, VisiblePatches)
-    return per_image(x, dims, keepdim, lambda x, dims: _image_norm(x, order, dims))
+    return reduced(
+        x,
+        dims,
+        keepdim,
+        lambda: torch.linalg.vector_norm(x, order, dims, keepdim=keepdim),
+        lambda x, dims: _image_norm(x, order, dims),
+    )
 
 
 def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...]) -> Tensor:
@@ -422,12 +433,7 @@ def logsumexp(func, input, dim: Dims, keepdim: bool = False):
     """Over channels, or over an image's visible positions; 0 where there is none."""
     x = unpadded(input)
     dims = dimensions(x, dim)
-    kind = reduced_kind(x, dims)
-    if kind == "rows":
-        return as_same_kind(func(x, dims, keepdim), x, reduced_layout(x.axes, dims, keepdim))
-    if kind != "image" or not isinstance(x, VisiblePatches):
-        raise Refusal("summing along this axis would mix patches or positions")
-    return per_image(x, dims, keepdim, _log_of_sums)
+    return reduced(x, dims, keepdim, lambda: func(x, dims, keepdim), _log_of_sums)
 
 
 def _log_of_sums(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
