@@ -17,6 +17,7 @@ from ..runs.folder import RunFolder
 from ..runs.numbers import format_size, normalisation, parse_size
 from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
+from ..trust import check_code
 from .weights import load_backbone_weights, read_checkpoint, split_prefix
 
 RANDOM = "random:"
@@ -164,8 +165,13 @@ def _of_run(given: str, model: str | None) -> Origin:
     if folder.kind == "finetune":
         if not folder.export.is_dir():
             raise UsageError(f"the run {given} has no export yet: `convspark finetune --resume {given}` ends it")
-        return replace(_of_export(str(folder.export), model or read_part(_Named, folder.config).model), given=given)
+        if model is None:
+            model = read_part(_Named, folder.config).model
+            check_code(model, folder.config)
+        return replace(_of_export(str(folder.export), model), given=given)
     run = read_part(_Trained, folder.config)
+    if model is None:
+        check_code(run.model, folder.config)
     name = model or run.model
     if name is None:
         raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
@@ -188,6 +194,8 @@ def _of_export(given: str, model: str | None) -> Origin:
         name = model or config["architecture"]
     except (json.JSONDecodeError, KeyError, ValueError, AttributeError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
+    if model is None:
+        check_code(name, file)
     size = height if height == width else f"{height}x{width}"
     mean, std, classes = tuple(described["mean"]), tuple(described["std"]), tuple(config.get("label_names") or ())
     return Origin(given, name, given, {}, size, channels, mean, std, classes)

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+from ..trust import check_code
 
 TASK_GROUPS = {
     "optimisation": ("learning_rate", "weight_decay", "layer_decay", "drop_path"),
@@ -107,7 +108,10 @@ class Command:
         arguments = self._bracketed(self._answered(arguments))
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
-            configured |= self._read_config(path)
+            content = self._read_config(path)
+            for name in (content.get("model"), *_random(content.get("weights")), *_random(content.get("against"))):
+                check_code(name, path)
+            configured |= content
         try:
             given = self.parser.parse_args(arguments)
         except argparse.ArgumentError as error:
@@ -219,6 +223,12 @@ class _HelpFormatter(argparse.HelpFormatter):
             value = action.default
             text += f" (default: {list(value) if isinstance(value, tuple) else value})"
         return text
+
+
+def _random(weights: Any) -> list[str]:
+    """Those of weights, one or several, that name a network: `random:NAME`."""
+    several = weights if isinstance(weights, list) else str(weights).split(",")
+    return [str(one).partition("=")[2] or str(one) for one in several if "random:" in str(one)]
 
 
 def _config_paths(arguments: Sequence[str]) -> list[Path]:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from importlib import import_module
 
 from .._version import __version__
 from ..errors import ConvsparkError
+from ..trust import trust_code
 
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
 COMMANDS = {
@@ -34,6 +36,7 @@ COMMANDS = {
 }
 
 USAGE_ERROR = 2
+_TRUST = "--trust-code"
 
 # glibc's own numbers for what mallopt sets.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -102,11 +105,16 @@ def _run(arguments: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         print(f"error: convspark has no {kind} {name!r}; {hint}\n\n{_help()}", file=sys.stderr)
         return USAGE_ERROR
+    if _TRUST in rest:
+        rest.remove(_TRUST)
+        trust_code()
+    # What stands in the command line was typed, also after `--flag=`, `NAME=` and `random:`.
+    trust_code(part.removeprefix("random:") for word in rest for part in re.split("[=,]", word))
     return import_module(COMMANDS[name][0]).run(rest)
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS)) + 2
+    width = max(map(len, (*COMMANDS, _TRUST))) + 2
     lines = [
         "usage: convspark COMMAND [ARGUMENTS]",
         "",
@@ -118,6 +126,7 @@ def _help() -> str:
         "options:",
         f"  {'--help':{width}}this text; `convspark COMMAND --help` for a command's",
         f"  {'--version':{width}}the version",
+        f"  {_TRUST:{width}} with any command: import code that a run, an export or a config names",
         "",
         "exit codes: 0 done, 1 failed, 2 usage or settings, 3 unusable images, 4 diverged, 130 Ctrl-C",
     ]

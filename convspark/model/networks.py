@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..trust import NO_CODE
 
 
 def find_network(
@@ -33,7 +34,7 @@ def find_network(
         UsageError: no such network (the nearest names are suggested), or one that does not take these arguments.
     """
     home, colon, factory = name.partition(":")
-    if not colon or home in ("local-dir", "hf-hub", "hf_hub"):
+    if not colon or (home in NO_CODE and home != "torchvision"):
         return _timm(name, channels, drop_path, model_args or {})
     if drop_path:
         raise UsageError(f"drop_path is {drop_path}, which is for timm's networks; give {name} its own in model_args")

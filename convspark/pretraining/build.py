@@ -13,6 +13,7 @@ from ..model.spark import SparK
 from ..runs.folder import RunFolder
 from ..runs.numbers import parse_size
 from ..runs.settings import read_settings
+from ..trust import check_code
 from .settings import PretrainSettings
 
 # The paper's stochastic depth; networks that are not named start without.
@@ -68,6 +69,8 @@ def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK
     """
     folder = RunFolder.open(path, PretrainSettings)
     settings = read_settings(PretrainSettings, folder.config)
+    if backbone is None:
+        check_code(settings.model, folder.config)
     if not folder.last_checkpoint.is_file():
         raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
     model = build_model(settings, backbone, prove=False)

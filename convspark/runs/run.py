@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import UsageError
 from ..files import Taken, held, write_text
+from ..trust import check_code
 from .folder import RunFolder, default_path, write_environment
 from .logs import RunLog, run_log
-from .settings import Settings, as_yaml, read_settings, resumed
+from .settings import Settings, as_dict, as_yaml, read_settings, resumed
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,12 @@ class Run(Generic[S]):
         self._folder: RunFolder | None = None
         if asked.resume is not None:
             self._folder = RunFolder.open(asked.resume, type(asked))
-            self.settings = resumed(read_settings(type(asked), self._folder.config), asked, self._folder.path)
+            own = read_settings(type(asked), self._folder.config)
+            self.settings = resumed(own, asked, self._folder.path)
+            for key, name in as_dict(own).items():
+                typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
+                if key in ("model", "weights") and name != getattr(asked, key) and not typed:
+                    check_code(name, self._folder.config)
         elif asked.out is not None:
             RunFolder(asked.out, type(asked)).check_new()
 
