@@ -1,8 +1,10 @@
 """What a run writes while it goes on, metrics and checkpoints; and how it is stopped."""
 
+import contextlib
 import csv
 import io
 import logging
+import os
 import signal
 import threading
 import time
@@ -138,11 +140,19 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, and then moves it there.
 
     Lightning's own way leads through the folder for temporary files, which may be small, and where a crash leaves them.
+    The last checkpoint stays beside the next, under another name.
     """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self._folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with written_whole(path) as temporary:
             torch.save(checkpoint, temporary)
+            if Path(path) == self._folder.last_checkpoint:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, self._folder.previous_checkpoint)
 
 
 class Checkpoints(Checkpoint):

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
+from .checkpoints import check_content, whole_checkpoint
 from .device import quick_products
 from .folder import RunFolder
 from .loading import TrainLoader, end_workers
@@ -69,7 +70,7 @@ def fit(
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
             callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints, signals],
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(folder)],
             logger=make_tracker(tracker, folder),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -78,12 +79,13 @@ def fit(
             inference_mode=False,
             default_root_dir=folder.path,
         )
-    last = str(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
-    if last:
+    last = whole_checkpoint(folder)
+    if last is not None:
+        check_content(last, module.state_dict())
         logger.info("going on from %s", last)
     try:
         with quiet_lightning(), signals, quick_products(device):
-            trainer.fit(module, train, held_out, ckpt_path=last, weights_only=True)
+            trainer.fit(module, train, held_out, ckpt_path=last and str(last), weights_only=True)
     except Interrupted:
         steps = module.schedule.steps
         raise KeyboardInterrupt(f"Stopped after step {trainer.global_step} of {steps}. To go on:\n  {go_on}") from None

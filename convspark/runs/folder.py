@@ -29,7 +29,7 @@ class RunFolder:
     log.txt              what was printed
     train_files.txt      the images trained on; held_out_files.txt those that were not
     bad_files.txt        what could not be read, and why (only if there was any)
-    checkpoints/         last.ckpt, and those asked to be kept
+    checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
     export/              the backbone, for timm
     """
@@ -118,6 +118,11 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """What `last_checkpoint` was before: what a run goes on from where that is damaged."""
+        return self.checkpoints / "previous.ckpt"
 
     @property
     def pictures(self) -> Path:

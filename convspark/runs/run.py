@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import UsageError
 from ..files import Taken, held, write_text
 from ..trust import check_code
+from .checkpoints import whole_checkpoint
 from .folder import RunFolder, default_path, write_environment
 from .logs import RunLog, run_log
 from .settings import Settings, as_dict, as_yaml, read_settings, resumed
@@ -65,11 +67,10 @@ class Run(Generic[S]):
         assert self._folder is not None, "the run has not begun"
         return self._folder
 
-    @property
+    @cached_property
     def last_checkpoint(self) -> Path | None:
-        """What training goes on from; None where it starts anew."""
-        last = self._folder.last_checkpoint if self._folder is not None else None
-        return last if last is not None and last.is_file() else None
+        """What training goes on from, the newest that is whole; None where it starts anew."""
+        return whole_checkpoint(self.folder) if self.goes_on else None
 
     @property
     def seconds(self) -> float:

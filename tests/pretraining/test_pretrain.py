@@ -171,6 +171,22 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(small, tmp_path, 
     assert rows[0] == rows[1]
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(small, tmp_path, caplog):
+    small = small | {"epochs": 3, "picture_epochs": 0, "checkpoint_minutes": 1e-6}  # after each step
+    whole = pretrain(Pictures(), out=str(tmp_path / "whole"), **small)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(Pictures(stop_at=60), out=str(tmp_path / "part"), **small)
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    last.write_bytes(data)
+    resumed = pretrain(Pictures(), resume=str(tmp_path / "part"))
+    assert "last.ckpt is damaged" in caplog.text
+    ours, theirs = weights(whole.folder), weights(resumed.folder)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert resumed.train_loss == whole.train_loss
+
+
 @pytest.mark.parametrize("files", [False, True], ids=["dataset", "files"])
 def test_datasets_are_passed_again_where_a_run_goes_on(pictures, small, tmp_path, files):
     small = small | {"epochs": 1, "picture_epochs": 0, "batch_size": 13}
