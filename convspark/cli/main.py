@@ -36,6 +36,12 @@ COMMANDS = {
 }
 
 USAGE_ERROR = 2
+
+# Errors of the system that the user can do something about, told in its own words and with the file's name.
+_SAYS_ENOUGH = {
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE ENFILE".split()
+}
 _TRUST = "--trust-code"
 
 # glibc's own numbers for what mallopt sets.
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _SAYS_ENOUGH:
             raise
         print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         return ConvsparkError.exit_code

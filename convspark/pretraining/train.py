@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 
 from ..checkpoints.to_timm import ExportReport, export_timm
+from ..errors import ConvsparkError
 from ..model.strides import as_text
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
@@ -72,8 +73,13 @@ class Pretraining:
 
 def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]:
     """Of a run that was complete already nothing was trained, so nothing was read."""
-    if not metrics.last:
+    if not metrics.last and run.folder.metrics.is_file():
         metrics.read(run.folder.metrics)
+    if not metrics.last:
+        raise ConvsparkError(
+            f"the run {run.folder.path} is complete, but its {run.folder.metrics.name} is gone or torn; what was "
+            f"trained is in {run.folder.export}"
+        )
     return metrics.last
 
 

@@ -92,9 +92,12 @@ class Metrics(Callback):
 
     def read(self, path: Path, last_step: int | None = None) -> None:
         """Take over the rows that a run left, up to a step."""
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+        except (ValueError, KeyError, TypeError, csv.Error):  # torn, or of something else
+            logger.warning("%s could not be read and is begun anew", path)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -16,6 +17,8 @@ from .._version import __version__
 from ..errors import UsageError
 from ..files import write_text
 from .settings import Settings, kind_of
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow", "safetensors")
 
@@ -162,9 +165,12 @@ def write_environment(folder: RunFolder, device: str) -> None:
     """Write `environment.json`; a resumed run appends to its `resumed` list instead of replacing what was there."""
     now = describe_environment(device)
     if folder.environment.is_file():
-        first = json.loads(folder.environment.read_text(encoding="utf-8"))
-        first.setdefault("resumed", []).append(now)
-        now = first
+        try:
+            first = json.loads(folder.environment.read_text(encoding="utf-8"))
+            first.setdefault("resumed", []).append(now)
+            now = first
+        except (ValueError, AttributeError):  # torn, or of something else; nothing is read from it
+            logger.warning("%s could not be read and is written anew", folder.environment)
     write_text(folder.environment, json.dumps(now, indent=2) + "\n")
 
 

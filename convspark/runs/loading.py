@@ -112,6 +112,8 @@ def reopen_images(
     if folder.held_out_files.is_file():
         kept = _read_lines(folder.held_out_files)
     train = _read_lines(folder.train_files)
+    if not train:
+        raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
     missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
     if len(missing) > 5:
         raise DataError(
@@ -190,9 +192,15 @@ class TrainLoader(DataLoader[Tensor]):
 
     def state_dict(self) -> dict[str, int]:
         epoch, batches = self._position
-        return {"epoch": epoch, "batches": batches}
+        return {"epoch": epoch, "batches": batches, "images": self.order.length}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        there, before = self.order.length, state.get("images", self.order.length)
+        if there != before:
+            raise ConvsparkError(
+                f"the run was begun with {before} images to train on, and there are {there} now: its list of them, or "
+                "the Dataset, was changed. Put back what it was, or start a new run"
+            )
         self._position = (state["epoch"], state["batches"])
         self.order.set_epoch(state["epoch"])
         self.order.start_batch = state["batches"]
@@ -374,4 +382,8 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return names_in(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    """What `_write_lines` wrote; refused where the end is missing, or it was overwritten."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if not text.endswith("\n") or "\0" in text:
+        raise DataError(f"{path} is torn, its end is missing or zeros: delete it, and the images are found anew")
+    return names_in(text)

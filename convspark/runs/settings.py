@@ -93,7 +93,8 @@ def as_yaml(settings: Settings, comment: str = "") -> str:
 
 def kind_of(file: Path) -> str:
     """The command whose settings a file holds; those of old say so in their comment."""
-    said = re.search(r"^kind: *(\w+)|convspark (\w+) --config", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    said = re.search(r"^kind: *(\w+)|convspark (\w+) --config", text, re.MULTILINE)
     if said is None:
         return "compare" if file.stem == "compare" else "pretrain"
     return said[1] or said[2]
