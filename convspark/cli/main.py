@@ -71,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
         print(f"\n{interrupt if interrupt.args else stopped}", file=sys.stderr)
         return INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+        if asked is None and not isinstance(error, MemoryError):
+            raise
+        much = f": {int(asked[1]) / 2**30:.1f} GiB were asked for at once" if asked else ""
+        print(f"error: out of memory{much}. Choose a smaller --size or --batch-size", file=sys.stderr)
+        return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -79,9 +79,13 @@ class RunFolder:
 
     def check_new(self) -> None:
         """Raise UsageError if a run (or anything else) is there already."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return
-        if self.path.exists():
+        try:
+            there = self.path.exists()
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                return
+        except OSError as error:
+            raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
+        if there:
             hint = f"go on with `convspark {self.kind} --resume {self.path}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
 

@@ -135,18 +135,22 @@ def check_shares(**shares: float | None) -> None:
             raise UsageError(f"{name} is {value}: expected a share from 0 up to (not including) 1")
 
 
+_MOST = 1e12
+"""Larger numbers are slips of the pen, and beyond 3e38 float32 has none."""
+
+
 def check_positive(**values: float | None) -> None:
     """Raise UsageError unless each is a number above 0; None passes."""
     for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{name} is {value}: expected a number above 0")
+        if value is not None and not 0 < value <= _MOST:
+            raise UsageError(f"{name} is {value}: expected a number above 0, up to {_MOST:g}")
 
 
 def check_not_negative(**values: float | None) -> None:
-    """Raise UsageError unless each is 0 or more; None passes."""
+    """Raise UsageError unless each is a number from 0; None passes."""
     for name, value in values.items():
-        if value is not None and value < 0:
-            raise UsageError(f"{name} is {value}: expected a number that is not negative")
+        if value is not None and (not value >= 0 or (isinstance(value, float) and value > _MOST)):
+            raise UsageError(f"{name} is {value}: expected a number that is not negative, up to {_MOST:g}")
 
 
 def check_crop_scale(scale: Sequence[float]) -> None:

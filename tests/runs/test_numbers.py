@@ -60,3 +60,12 @@ def test_normalisation():
     for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0])]:
         with pytest.raises(UsageError, match=r"mean|std"):
             of_run.normalisation(channels, mean, std)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e38])
+def test_numbers_that_nobody_means_are_refused(value):
+    with pytest.raises(UsageError, match="expected a number above 0, up to 1e"):
+        of_run.check_positive(rate=value)
+    if value:
+        with pytest.raises(UsageError, match="not negative, up to 1e"):
+            of_run.check_not_negative(decay=value)
