@@ -244,3 +244,9 @@ def test_kernels_that_do_not_run_leave_the_work_to_pytorch(monkeypatch, caplog):
     assert "no C compiler" in caplog.text
     monkeypatch.setenv("CONVSPARK_COMPILE", "0")
     assert not operators.can_run.__wrapped__()
+
+
+def test_whether_kernels_run_is_asked_while_a_graph_is_traced(monkeypatch):
+    monkeypatch.setattr(operators, "can_run", lambda: not operators._wrong(DEVICE))
+    compiled = torch.compile(lambda x: x + 1 if operators.kernels_run() else x, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...sparse.grid import PatchGrid
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
@@ -19,6 +20,13 @@ from ..ops import PLAIN, run_on, wide
 _log = logging.getLogger(__name__)
 
 _PROGRAMS = 16  # of a reduction, for each multiprocessor
+
+
+@torch.compiler.assume_constant_result
+def kernels_run() -> bool:
+    """Whether they do here; asked while a graph is traced too."""
+    with _disable_current_modes():
+        return can_run()
 
 
 @functools.cache
@@ -258,4 +266,4 @@ for _kernel in (
     normalise_gradient,
 ):
     _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
-    run_on("cuda", _kernel.__name__, _kernel, _dtypes, can_run)
+    run_on("cuda", _kernel.__name__, _kernel, _dtypes, kernels_run)
