@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from convspark.data import Split
 from convspark.errors import DataError
 from convspark.runs import callbacks
+from convspark.tasks import recipe
 from convspark.tasks.classification.augment import FinetuneTransform, LabelledImages
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.classification.data import GONE, read_again, read_labelled
@@ -179,9 +181,9 @@ def test_masks_of_a_run_mean_what_they_meant(tmp_path, caplog):
     a, b, c, d = (f"{images}/{name}.png" for name in "abcd")
     two = Split([a, b], [c], classes=["background", "class 1"], values=[0, 1])  # where 255 does not count
     found = read_maps_again(images, masks, two, [b, c])
-    assert found.label_map(0)[0, 0] == 0 and found.label_map(0)[31, 31] == IGNORED and not caplog.text
+    assert found.label_map(0)[0, 0] == 0 and found.label_map(0)[31, 31] == IGNORED and "no classes" not in caplog.text
     binary = replace(two, values=[0, 255])
-    assert read_maps_again(images, masks, binary, [b, c]).label_map(1)[31, 31] == 1 and not caplog.text
+    assert read_maps_again(images, masks, binary, [b, c]).label_map(1)[31, 31] == 1 and "no classes" not in caplog.text
     assert read_maps_again(images, masks, binary, [b, d]).label_map(1)[31, 31] == IGNORED
     assert "has value 4, no classes of the run" in caplog.text
     remove(tmp_path, "b")
@@ -280,7 +282,7 @@ def test_damaged_pictures_are_left_out_before_they_are_measured_with(tmp_path, c
 
 def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
     data = write_pictures(tmp_path / "data", 8)
-    job = compare._Job("random", "random:resnet10t", None, 1.0, 3, 1, 24, tmp_path / "out" / "random-1-seed3")
+    job = compare._Job("random", "random:resnet10t", None, 1.0, 3, 1, tmp_path / "out" / "random-1-seed3")
     job.folder.parent.mkdir()
     asked = compare.CompareSettings(data=str(data), settings={"val_share": 0.4})
     drawn = read_labelled(str(data), 0.4, seed=3)
@@ -291,6 +293,40 @@ def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
     Path(first.train[0][0]).unlink()
     with pytest.raises(DataError, match=r"1 of the 24 pictures .*data-seed3.csv.* do not exist"):
         read_labelled(compare._data_of(job, asked))
+
+
+def test_a_comparison_goes_on_with_the_pictures_classes_and_epochs_that_it_had(tmp_path):
+    data, out = tmp_path / "data", str(tmp_path / "out")
+    for part in ("train", "val"):
+        write_pictures(data / part, 4)
+    options = {"seeds": 1, "fractions": [0.5, 1.0], "size": 32, "batch_size": 4, "workers": 0, "device": "cpu"}
+    asked = {"mixup": 0, "precision": "fp32"}
+    done, finetune_ = [], compare.finetune
+
+    def once(*args, **kwargs):
+        if done:
+            raise ConnectionAbortedError
+        done.append(kwargs["epochs"])
+        return finetune_(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compare, "finetune", once)
+        patched.setattr(recipe, "default_epochs", lambda images: images // 6)
+        with pytest.raises(ConnectionAbortedError):
+            compare.compare("random:resnet10t", str(data), out=out, settings=asked, **options)
+    for part in ("train", "val"):
+        write_pictures(data / part / "more", 1)
+        for picture in (data / part / "more").glob("*/*"):
+            picture.rename(data / part / "blue" / f"{picture.parent.name}.png")
+        shutil.rmtree(data / part / "more")
+        (data / part / "amber").mkdir()
+        Image.new("RGB", (40, 40)).save(data / part / "amber" / "0.png")
+    report = compare.compare(resume=out)
+    assert done == [3] and {score.labels for score in report.scores} == {6, 12} and report.pictures == 12
+    runs = list(Path(out).glob("*-seed0"))
+    classes = [json.loads((run / "split.json").read_text())["classes"] for run in runs]
+    epochs = [json.loads((run / "results.json").read_text())["epochs"] for run in runs]
+    assert classes == [["blue", "green", "red"]] * 4 and sorted(epochs) == [2, 2, 3, 3]
 
 
 def test_labelled_data_comes_back_from_a_csv_in_its_parts(tmp_path):
