@@ -103,6 +103,7 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
     }
     if not parts["train"]:
         raise DataError(f"data: {data!r} holds no pictures to train on")
+    _check_twins(named)
     classes = sorted({label for _, label in parts["train"]})
     if len(classes) < 2:
         raise DataError(f"data: {data!r} has a single class, {classes[0]!r}: there is nothing to tell apart")
@@ -243,26 +244,37 @@ def _folders(root: Path) -> list[Path]:
 
 def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            rows = list(reader)
-            columns = [name.strip().lower() for name in reader.fieldnames or []]
-    except (UnicodeDecodeError, csv.Error):
-        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file") from None
+        # Paths may be of any bytes, as `as_csv` writes them; labels may not.
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+        header = text.partition("\n")[0]
+        delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets write their country's
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file ({error})") from None
+    columns = [name.lower() for name in lines[0][1]] if lines else []
+    if not all(map(_is_text, columns)):
+        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file in UTF-8")
     if not {"path", "label"} <= set(columns):
         raise DataError(f"data: {str(file)!r} has the columns {columns}: expected path,label or path,label,split")
     base = file.resolve().parent
     found: list[tuple[str, str, str]] = []
-    for number, row in enumerate(rows, start=2):
-        cells = {str(k).strip().lower(): (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
-        split = cells.get("split", "") or "train"
-        if not cells["path"] or not cells["label"]:
-            raise DataError(f"data: line {number} of {str(file)!r} has an empty path or label")
-        if split.lower() not in _SPLITS:
+    for number, row in lines[1:]:
+        where = f"line {number} of {str(file)!r}"
+        if any(row[len(columns) :]):
             raise DataError(
-                f"data: line {number} of {str(file)!r} has the split {split!r}: expected train, val or test"
+                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds a "
+                f"{delimiter!r} in double quotes"
             )
-        found.append((str(base / cells["path"]), cells["label"], _SPLITS[split.lower()]))
+        cells = dict(zip(columns, row, strict=False))
+        path, label, split = cells.get("path", ""), cells.get("label", ""), cells.get("split", "") or "train"
+        if not path or not label:
+            raise DataError(f"data: {where} has an empty path or label")
+        if not _is_text(label):
+            raise DataError(f"data: {where} has the label {label!r}: expected text in UTF-8")
+        if split.lower() not in _SPLITS:
+            raise DataError(f"data: {where} has the split {split!r}: expected train, val or test")
+        found.append((str(base / path), label, _SPLITS[split.lower()]))
     doubled = [path for path, n in Counter(path for path, _, _ in found).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
         raise DataError(f"data: {str(file)!r} names {len(doubled)} pictures more than once: {_some(doubled)}")
@@ -272,6 +284,34 @@ def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
             f"data: {len(missing)} of the {len(found)} pictures that {str(file)!r} names do not exist: {_some(missing)}"
         )
     return [each for each in found if each[0] not in set(missing)] if missing else found
+
+
+def _is_text(cell: str) -> bool:
+    """Whether it was UTF-8, and nothing that merely looks so."""
+    return not any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in cell)
+
+
+def _check_twins(named: Sequence[tuple[str, str, str]]) -> None:
+    """A link in two classes or parts would be told two things, or be measured with after it was trained on.
+
+    Raises:
+        DataError: there are such.
+    """
+    first: dict[tuple[int, int], tuple[str, str, str]] = {}
+    twins: list[str] = []
+    for each in named:
+        try:
+            status = os.stat(each[0])
+        except OSError:  # `scan` says why
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), each)
+        if other[1:] != each[1:]:
+            twins.append(f"{each[0]} ({each[1]}, {each[2]}) is {other[0]} ({other[1]}, {other[2]})")
+    if twins:
+        raise DataError(
+            f"data: {len(twins)} pictures are the same files as others of another class or part: {_some(twins)}; "
+            "leave one of them out"
+        )
 
 
 def _drawn(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
