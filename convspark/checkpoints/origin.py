@@ -203,8 +203,12 @@ def _of_export(given: str, model: str | None) -> Origin:
 
 def _of_file(path: Path, model: str | None) -> Origin:
     """A weights file, whose network `model` names, or the export that it lies in, or a checkpoint of the paper."""
-    if model is None and (path.parent / "config.json").is_file() and path.suffix == ".safetensors":
-        return replace(_of_export(str(path.parent), None), given=str(path), source=str(path))
+    if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
+        try:
+            return replace(_of_export(str(path.parent), model), given=str(path), source=str(path))
+        except UsageError:
+            if model is None:  # else the config may be of other weights
+                raise
     model = model or _papers_network(path)
     if model is None:
         raise UsageError(f"weights is {str(path)!r}, a file that does not tell its network: add --model, as resnet50")

@@ -128,7 +128,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
         prefix: of the names to take; None finds the one under which most fit.
 
     Raises:
-        UsageError: no tensor fits, or a tensor has another shape than the backbone's.
+        UsageError: no tensor fits, several sets of tensors do, or a tensor has another shape than the backbone's.
     """
     own = backbone.state_dict()
     if prefix is not None:
@@ -137,7 +137,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
             raise UsageError(f"no tensor of {source} begins with {prefix!r}; there: {summarise(_beginnings(state))}")
         state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     state = _renamed_by_timm(state, backbone)
-    prefix = _common_prefix(state, own)
+    prefix = _common_prefix(state, own, source)
     given = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
     found = {name: state[given[_flat(name)]] for name in own if _flat(name) in given}
     used = {given[_flat(name)] for name in found}
@@ -327,8 +327,12 @@ def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """The prefix of the source's names under which most of the backbone's are found."""
+def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+    """The prefix of the source's names under which most of the backbone's are found.
+
+    Raises:
+        UsageError: all of them are found under several, with other values: student and teacher, raw and averaged.
+    """
     wanted = {_flat(name) for name in own}
     prefixes = {""}
     for name in state:
@@ -338,7 +342,16 @@ def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> st
     def matches(prefix: str) -> int:
         return sum(_flat(name.removeprefix(prefix)) in wanted for name in state if name.startswith(prefix))
 
-    return max(sorted(prefixes, key=len), key=matches)
+    best = max(sorted(prefixes, key=len), key=matches)
+    if best and matches(best) == len(wanted):  # bare names mean themselves
+        whole = [prefix for prefix in sorted(prefixes) if matches(prefix) == len(wanted)]
+        tensors = [{_flat(n.removeprefix(p)): t for n, t in state.items() if n.startswith(p)} for p in whole]
+        if any(not torch.equal(tensors[0][name], others[name]) for others in tensors[1:] for name in wanted):
+            raise UsageError(
+                f"{source} holds several networks that fit: {', '.join(p.rstrip('.') for p in whole)}. "
+                f"Choose one by FILE:PREFIX, as {source}:{whole[-1].rstrip('.')}"
+            )
+    return best
 
 
 def _flat(name: str) -> str:

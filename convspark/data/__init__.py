@@ -6,7 +6,7 @@ from .files import as_lines, list_images, names_in
 from .photographs import demo_photographs
 from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
 from .sources import DatasetSource, FileSource, ImageSource, adapt
-from .splits import Split
+from .splits import Split, tell_gone
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainTransform
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "list_images",
     "names_in",
     "scan",
+    "tell_gone",
 ]

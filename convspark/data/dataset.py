@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..seeds import Counter, Use, counted
 from .decode import BadPictureError, Shrink
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
-from .sources import FileSource, ImageSource
+from .sources import FileSource, GonePictureError, ImageSource
 from .transforms import Picture
 
 Key: TypeAlias = int | tuple[int, int]
@@ -29,7 +29,8 @@ class PretrainImages(Dataset[Tensor]):
     so that a batch can be filled up without repeating an example.
 
     A picture that cannot be read is replaced by another one, chosen by (seed, epoch, picture), and remembered
-    in shared memory, where the main process sees what its workers found: `bad_files`.
+    in shared memory, where the main process sees what its workers found: `bad_files`. One that the source knows to be
+    gone (`GonePictureError`) is replaced likewise, and does not count as bad.
 
     Args:
         source: paths, or any `ImageSource` (see `adapt`).
@@ -125,8 +126,8 @@ class PretrainImages(Dataset[Tensor]):
         for _ in range(_ATTEMPTS):
             try:
                 return self.source.read(image, shrink), image
-            except BadPictureError:
-                if not self._is_bad[image]:
+            except BadPictureError as error:
+                if not self._is_bad[image] and not isinstance(error, GonePictureError):
                     self._is_bad[image] = 1
                     if int(self._is_bad.sum()) > self._most_bad * total:
                         check_bad_share(self.bad_files(), total, self._most_bad)

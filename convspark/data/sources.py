@@ -1,6 +1,6 @@
 """Sources of pictures: files, or any PyTorch dataset, behind one small interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -30,10 +30,19 @@ class ImageSource(Protocol):
         ...
 
 
-class FileSource:
-    """Picture files by path."""
+class GonePictureError(BadPictureError):
+    """A picture that was there when the run began, and is known to be gone."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+
+class FileSource:
+    """Picture files by path.
+
+    Args:
+        paths: of the files.
+        gone: the places of those that do not belong to the data any more, whether there is a file or not.
+    """
+
+    def __init__(self, paths: Sequence[str], gone: Iterable[int] = ()) -> None:
         if not paths:
             raise DataError("images: the list of paths is empty")
         # One array of bytes instead of a million Python strings: forked workers would copy those, page by
@@ -41,11 +50,14 @@ class FileSource:
         encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
         self._ends = np.cumsum([len(path) for path in encoded])
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._gone = frozenset(gone)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def read(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+        if index in self._gone:
+            raise GonePictureError(self.name(index), "no longer among the data")
         return decode(self.name(index), shrink)
 
     def name(self, index: int) -> str:

@@ -1,19 +1,31 @@
-"""Which pictures a run trains on and which it measures with: drawn once, and found again by name."""
+"""Which pictures a run trains on, which it measures with and what their classes are: kept, and found again by name."""
 
 import json
+import logging
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from ..errors import DataError
 
+logger = logging.getLogger(__name__)
+
+_MOST_GONE = 0.25  # of the pictures to train on; others stand in for them
+_SHOWN = 5
+
 
 @dataclass(frozen=True)
 class Split:
-    """Paths of the pictures of each part.
+    """Paths of the pictures of each part, and the classes that the network tells apart.
 
-    A run that goes on takes them from its folder, not from the seed: with one picture more or fewer, a new draw would
-    validate with pictures that were trained on.
+    A run that goes on takes them from its folder, neither from the seed nor from what there is now: with one picture
+    more or fewer, a new draw would validate with pictures that were trained on, and a class whose only picture was
+    deleted would be missing among the network's outputs.
+
+    Attributes:
+        classes: names, in the order of the network's outputs; empty in runs of the versions that did not keep them.
+        values: what each class is in mask files; empty where there are none.
     """
 
     FILE: ClassVar[str] = "split.json"
@@ -21,6 +33,8 @@ class Split:
     train: list[str]
     val: list[str]
     test: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
 
     def as_text(self) -> str:
         """What `FILE` holds: JSON, a name a line, of any characters."""
@@ -39,10 +53,39 @@ class Split:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             parts = {name: content[name] for name in ("train", "val", "test")}
-            if not all(isinstance(path, str) for paths in parts.values() for path in paths):
-                raise TypeError("a name is no text")
+            parts |= {name: content.get(name, []) for name in ("classes", "values")}
+            for name, entries in parts.items():
+                if not isinstance(entries, list) or not all(
+                    isinstance(entry, int if name == "values" else str) for entry in entries
+                ):
+                    raise TypeError(f"{name} is no list of them")
+            if parts["values"] and len(parts["values"]) != len(parts["classes"]):
+                raise ValueError("as many values as classes are expected")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{file} does not hold the names of a run's pictures ({error}): restore it, or start a new run"
             ) from None
         return cls(**parts)
+
+
+def tell_gone(pictures: Sequence[str], there: Container[str], use: str, most: float = _MOST_GONE) -> None:
+    """Say which pictures of a run are not among those that are there.
+
+    Args:
+        use: what the run does with them: "trains on".
+        most: share of them that may be gone.
+
+    Raises:
+        DataError: all of them are gone, or more.
+    """
+    gone = [path for path in pictures if path not in there]
+    if not gone:
+        return
+    more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+    told = (
+        f"{len(gone)} of the {len(pictures)} pictures that the run {use} are no longer there or readable: "
+        f"{', '.join(map(repr, gone[:_SHOWN]))}{more}"
+    )
+    if len(gone) == len(pictures) or len(gone) > most * len(pictures):
+        raise DataError(f"{told}. Put them back, or start a new run")
+    logger.warning("%s", told)

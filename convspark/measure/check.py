@@ -13,6 +13,7 @@ from ..model.networks import find_network
 from ..model.stages import Stages
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..sparse import PatchGrid, gather
+from ..sparse.backward import gradients
 from ..sparse.proof.prove import Proof, examine
 from .modules import ModuleRow, watch_modules
 from .timing import Measured, compare
@@ -208,7 +209,7 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
 def _backward(features: Sequence[torch.Tensor], wanted: Sequence[nn.Parameter]) -> None:
     """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not."""
     slopes = [torch.full_like(feature.detach(), 1e-3) for feature in features]
-    torch.autograd.grad(list(features), wanted, slopes, allow_unused=True)
+    gradients(features, wanted, slopes)
 
 
 # ------------------------------------------------------------------------------------------------ the page

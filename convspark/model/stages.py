@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UsageError
+from ..sparse.backward import gradients
 from ..sparse.proof.prove import position_embedding
 from .find_stages import (
     Call,
@@ -239,42 +240,46 @@ class Stages:
     def first_stage_of_parameters(self) -> dict[str, int]:
         """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
         probe = torch.zeros(1, self.in_chans, *self._probe_size, dtype=self.dtype, device=self.device)
-        parameters = {n: p for n, p in self.backbone.named_parameters() if n not in self.untrained}
-        stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
-        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
-        with evaluating(self.backbone), torch.enable_grad():
-            features = functional_call(_FeaturesOf(self), replaced, (probe,))
+        with evaluating(self.backbone):
+            reached = self._parameters_of(probe, lambda features: [[each] for each in features])
         found: dict[str, int] = {}
-        for stage, each in enumerate(features):
-            slopes = torch.autograd.grad(each.sum(), list(stand_ins.values()), retain_graph=True, allow_unused=True)
-            for name, slope in zip(stand_ins, slopes, strict=True):
-                if slope is not None:
-                    found.setdefault(name, stage)
+        for stage, names in enumerate(reached):
+            for name in names:
+                found.setdefault(name, stage)
         return found
 
     def _reach(self, probe: Tensor) -> tuple[list[str], list[str]]:
-        """What lies behind the deepest stage, and the modules called before, by a dense backward pass.
+        """What lies behind the deepest stage, and the modules called before, by a dense backward pass."""
+        with recording(self.backbone, probe.shape[2:]) as calls:
+            (trained,) = self._parameters_of(probe, lambda features: [features])
+        if not trained:
+            raise UsageError(f"backbone={type(self.backbone).__name__}: its features depend on no parameter")
+        called = {call.point[0] for call in all_calls(calls)} | {n.rpartition(".")[0] for n in trained}
+        behind = [n for n, p in self.backbone.named_parameters() if p.is_floating_point() and n not in trained]
+        behind += [n for n, _ in self.backbone.named_buffers() if n.rpartition(".")[0] not in called]
+        return behind, sorted(called)
 
-        It runs on stand-ins for parameters and buffers, so that frozen parameters count like all others.
+    def _parameters_of(self, probe: Tensor, parts: Callable[[list[Tensor]], list[list[Tensor]]]) -> list[set[str]]:
+        """The parameters that each of some parts of the features depends on, by dense backward passes.
+
+        They run on stand-ins for parameters and buffers, so that frozen parameters count like all others.
         """
         parameters = {n: p for n, p in self.backbone.named_parameters() if p.is_floating_point()}
         stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
         buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
         replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
-        with torch.enable_grad(), recording(self.backbone, probe.shape[2:]) as calls:
-            features = functional_call(_FeaturesOf(self), replaced, (probe,))
-        outputs = [f for f in features if f.requires_grad]
-        if not outputs:
-            raise UsageError(f"backbone={type(self.backbone).__name__}: its features depend on no parameter")
-        gradients = torch.autograd.grad(
-            outputs, list(stand_ins.values()), [torch.ones_like(f) for f in outputs], allow_unused=True
-        )
-        trained = {n for n, g in zip(stand_ins, gradients, strict=True) if g is not None}
-        called = {call.point[0] for call in all_calls(calls)} | {n.rpartition(".")[0] for n in trained}
-        behind = [n for n in stand_ins if n not in trained]
-        behind += [n for n in buffers if n.rpartition(".")[0] not in called]
-        return behind, sorted(called)
+
+        def reached(features: list[Tensor]) -> list[set[str]]:
+            found: list[set[str]] = []
+            for part in parts(features):
+                outputs = [f for f in part if f.requires_grad]
+                wanted, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
+                slopes = gradients(outputs, wanted, ones, retain_graph=True) if outputs else [None] * len(wanted)
+                found.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
+            return found
+
+        with torch.enable_grad():
+            return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
 
 
 def _prefixes(name: str) -> list[str]:
@@ -284,15 +289,19 @@ def _prefixes(name: str) -> list[str]:
 
 
 class _FeaturesOf(nn.Module):
-    """Stages as a module, for `functional_call`."""
+    """What is found of the stages' features, as a module for `functional_call`.
 
-    def __init__(self, stages: Stages):
+    A checkpoint runs a part again on the way back, when the stand-ins must still be in place.
+    """
+
+    def __init__(self, stages: Stages, find: Callable[[list[Tensor]], list[set[str]]]):
         super().__init__()
         self.backbone = stages.backbone
         self.stages = stages
+        self.find = find
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.stages(x)
+    def forward(self, x: Tensor) -> list[set[str]]:
+        return self.find(self.stages(x))
 
 
 @contextmanager

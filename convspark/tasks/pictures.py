@@ -17,15 +17,33 @@ logger = logging.getLogger(__name__)
 _MOST_DAMAGED = 0.5  # of the pictures to validate with, which may be few
 
 
-def find_pictures(annotated: Sequence[Annotated], source: str, images: str) -> list[str]:
-    """The path of each annotated picture: of its name below the folder `images`, or else of the only picture there
+def find_pictures(
+    annotated: Sequence[Annotated], source: str, images: str, kept: Sequence[str] | None = None
+) -> dict[str, Annotated]:
+    """Annotated pictures by their path: of their name below the folder `images`, or else of the only picture there
     whose path ends most like it, which is said. Nothing outside the folder is opened, whatever the names are.
+
+    Args:
+        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
 
     Raises:
         DataError: pictures that are not there, or that could be several, or two entries of one picture.
     """
     there = _Folder(images)
-    chosen = [there.named(picture.name) or there.like(picture) for picture in annotated]
+    chosen = [there.named(picture.name) for picture in annotated]
+    taken = {path for paths in chosen for path in paths}
+    # What another entry names is that one's picture, however alike the names are.
+    chosen = [
+        paths or [path for path in there.like(picture) if path not in taken]
+        for paths, picture in zip(chosen, annotated, strict=True)
+    ]
+    if kept is not None:
+        of_run = frozenset(kept)
+        tell_new([path for paths in chosen for path in paths if path not in of_run], source)
+        pairs = [(p, [path for path in paths if path in of_run]) for p, paths in zip(annotated, chosen, strict=True)]
+        annotated, chosen = [p for p, paths in pairs if paths], [paths for _, paths in pairs if paths]
+        if not annotated:
+            raise DataError(f"of the pictures of the run, none is left in {images} with an entry in {source}")
     lacking = [picture.name for picture, paths in zip(annotated, chosen, strict=True) if not paths]
     if lacking:
         raise DataError(
@@ -49,7 +67,13 @@ def find_pictures(annotated: Sequence[Annotated], source: str, images: str) -> l
         logger.warning(
             "%s: %d of %d pictures are taken by the end of their names: %s", source, len(moved), len(names), some(moved)
         )
-    return list(names)
+    return {path: picture for picture, (path,) in zip(annotated, chosen, strict=True)}
+
+
+def tell_new(pictures: Sequence[str], source: str) -> None:
+    """Say which pictures are there that a run which goes on did not have."""
+    if pictures:
+        logger.warning("%s: %d pictures are not of the run, and left out: %s", source, len(pictures), some(pictures))
 
 
 def upright_sizes(paths: Sequence[str]) -> dict[str, tuple[int, int]]:

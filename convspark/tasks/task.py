@@ -50,7 +50,8 @@ class Task(ABC, Generic[S, R]):
         learning_rate: the peak.
         layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
-        split: of the pictures, where it was drawn; that of the run that goes on.
+        kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
+        split: the pictures of each part and their classes.
 
     Raises:
         ConvsparkError: whatever is wrong with the settings; nothing was written yet.
@@ -67,7 +68,8 @@ class Task(ABC, Generic[S, R]):
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         self.origin.check_pictures()
-        self.split = Split.kept_in(str(run.folder.path)) if run.goes_on else None
+        self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
+        self.split: Split
         images = self.read()
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
@@ -92,7 +94,7 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def read(self) -> int:
-        """Read the data, and draw `split` or keep to it; the number of pictures to train on."""
+        """Read the data as `kept` says or anew, and tell `split`; the number of pictures to train on."""
 
     @abstractmethod
     def choose(self, images: int) -> Chosen:
@@ -117,7 +119,7 @@ class Task(ABC, Generic[S, R]):
 
     def train(self, run: Run[S]) -> R:
         """As `fit_and_measure`, with the result in `results.json` too."""
-        if self.split is not None and not run.goes_on:
+        if run.last_checkpoint is None:  # from then on, the network's outputs are as it says
             write_text(run.folder.path / self.split.FILE, self.split.as_text())
         result = self.fit_and_measure(run)
         run.keep(result)

@@ -48,6 +48,9 @@ def test_a_file_in_an_export_is_told_by_it(tmp_path, monkeypatch):
     origin = find_weights(str(tmp_path / "export" / "model.safetensors"))
     assert (origin.model, origin.size, origin.mean) == ("resnet10t", "64x96", (0.5, 0.4, 0.3))
     assert torch.equal(origin.build(seed=7).conv1[0].weight, network.conv1[0].weight)
+    named = find_weights(str(tmp_path / "export" / "model.safetensors"), "resnet10t")
+    assert (named.mean, named.size) == (origin.mean, origin.size)  # the name adds nothing, and takes nothing away
+    (tmp_path / "config.json").write_text('{"model_type": "other"}')
     # A file named like a network is a file all the same.
     monkeypatch.chdir(tmp_path)
     save_file(network.state_dict(), "resnet10t.safetensors")

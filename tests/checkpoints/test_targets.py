@@ -171,6 +171,21 @@ def test_onnx_keeps_the_classifier_and_its_card_says_what_it_was_trained_on(clas
     assert "convspark finetune a \\| b" in card and f"| weights of | {folder} |" in card
 
 
+@pytest.mark.parametrize("given", ["", "/model.safetensors"])
+def test_onnx_of_a_network_of_four_channels(tmp_path, given):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made = timm.create_model("resnet10t", num_classes=0, in_chans=4).eval()
+    export_timm(made, tmp_path / "export", mean=(0.5,) * 4, std=(0.2,) * 4, image_size=(64, 64))
+    model = "resnet10t" if given else None
+    written = export(f"{tmp_path}/export{given}", model=model, to="onnx", out=str(tmp_path / "four.onnx"))
+    session = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"])
+    images = torch.rand(3, 4, 64, 64)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            session.run(None, {"images": images.numpy()})[0], made(images).numpy(), rtol=1e-3, atol=1e-4
+        )
+
+
 def test_a_copy_for_timm_keeps_classifier_and_card(classifier, tmp_path):
     made, folder, facts = classifier
     written = export(folder, to="timm", out=str(tmp_path / "copy"))

@@ -1,6 +1,7 @@
 """Existing weights into a backbone: every kind of source, and every way it can be wrong."""
 
 import argparse
+import copy
 import fractions
 import pickle
 import re
@@ -102,6 +103,25 @@ def test_colour_weights_take_other_channels_as_timm_fits_them(source, tmp_path, 
     timms = resnet(in_chans=channels, pretrained=True, pretrained_cfg_overlay=overlay)
     assert equal(target, timms)
     assert report.adapted == ["conv1.0.weight"] and "fitted to the images' channels" in str(report)
+
+
+def test_one_of_two_networks_in_a_file_is_not_taken_by_chance(source, tmp_path):
+    state = source.state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    pair = (("teacher", other), ("student", state))
+    both = {f"{part}.net.{name}": value for part, tensors in pair for name, value in tensors.items()}
+    torch.save(both, tmp_path / "two.pth")
+    with pytest.raises(
+        UsageError, match=r"several networks that fit: student.net, teacher.net. Choose one .*two.pth:t"
+    ):
+        load_backbone_weights(copy.deepcopy(source), tmp_path / "two.pth")
+    for part, tensors in pair:
+        target = copy.deepcopy(source)
+        load_backbone_weights(target, f"{tmp_path / 'two.pth'}:{part}")
+        assert all(torch.equal(value, tensors[name]) for name, value in target.state_dict().items())
+    twice = {f"{part}.{name}": value for part in ("a", "b") for name, value in state.items()}
+    torch.save(twice, tmp_path / "same.pth")  # of which either will do
+    assert not load_backbone_weights(copy.deepcopy(source), tmp_path / "same.pth").missing
 
 
 def test_a_part_of_a_file_by_its_prefix(source, tmp_path):

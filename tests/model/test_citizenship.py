@@ -79,6 +79,50 @@ def test_checkpoint_around_a_part_of_a_network(use_reentrant, start):
     assert_same(found[1], found[0])
 
 
+class Checkpointed(nn.Module):
+    """Stages of which all but the first are run again on the way back; frozen ones, and one that nothing needs."""
+
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.use_reentrant = use_reentrant
+        sides = zip((3, 8, 8, 12, 16), (8, 8, 12, 16, 24), strict=True)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU()) for i, o in sides
+        )
+        self.idle = nn.Linear(2, 2)
+        self.blocks[2].requires_grad_(False)
+
+    def forward(self, x):
+        x = self.blocks[0](x)
+        for block in self.blocks[1:]:
+            saving = self.use_reentrant is not None and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=self.use_reentrant) if saving else block(x)
+        return x
+
+
+def checkpointed(use_reentrant):
+    torch.manual_seed(0)
+    return Checkpointed(use_reentrant)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_networks_that_save_activations_are_found_out_and_trained_like_others(use_reentrant):
+    plain, saving = (Stages(checkpointed(way)) for way in (None, use_reentrant))
+    saving.backbone.blocks[0][0].weight.grad = torch.ones(8, 3, 3, 3)
+    assert saving.first_stage_of_parameters() == plain.first_stage_of_parameters()
+    assert (saving.untrained, saving.modules) == (plain.untrained, plain.modules) and len(saving.untrained) == 2
+    grads = {name: p.grad for name, p in saving.backbone.named_parameters() if p.grad is not None}
+    assert list(grads) == ["blocks.0.0.weight"] and grads["blocks.0.0.weight"].eq(1).all()
+    images, grid = batch(torch.float64)
+    found = []
+    for way in (None, use_reentrant):
+        torch.manual_seed(1)
+        model = SparK(checkpointed(way), decoder_width=32).double()  # which proves the network first
+        model(images, grid).loss.backward()
+        found.append(gradients(model))
+    assert_same(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
 def test_gradients_from_patches_and_for_patches():
     net = nn.Conv2d(3, 4, 3, 2, 1).double()
     images, grid = batch(torch.float64)

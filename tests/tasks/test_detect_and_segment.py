@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional as F
 
+from convspark.checkpoints.export import export
 from convspark.checkpoints.origin import find_weights
 from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
@@ -262,6 +264,48 @@ def test_a_segmenter_learns(drawn, tmp_path, kind):
     assert result.iou > 0.6 and len(result.iou_by_class) == 2
     again = segment(resume=str(tmp_path / "run"))
     assert (again.iou, again.dice) == (result.iou, result.dice)
+
+
+NORMED = """
+import warnings
+from torch import nn
+
+def block(norm, i, o):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the older of its two ways
+        return nn.Sequential(getattr(nn.utils, norm)(nn.Conv2d(i, o, 3, 2, 1)), nn.BatchNorm2d(o), nn.ReLU())
+
+def network(norm):
+    return nn.Sequential(*(block(norm, i, o) for i, o in ((3, 8), (8, 8), (8, 12), (12, 16), (16, 24))))
+
+def weight_norm():
+    return network("weight_norm")
+
+def spectral_norm():
+    return network("spectral_norm")
+"""
+
+
+@pytest.mark.parametrize(("task", "norm"), [("segment", "weight_norm"), ("detect", "spectral_norm")])
+def test_weights_that_hooks_make_are_trained_and_exported(drawn, tmp_path, monkeypatch, task, norm):
+    (tmp_path / "normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    model, out = f"normed:{norm}", tmp_path / "run"
+    options = {"epochs": 1, "size": 64, "batch_size": 4, "out": str(out), **COMMON}
+    if task == "detect":
+        detect(f"random:{model}", **places(drawn), **options)
+    else:
+        segment(f"random:{model}", images=str(drawn / "train"), masks=str(drawn / "train_masks"), **options)
+    file = out / ("detector.pth" if task == "detect" else "segmenter.pth")
+    before, after = find_weights(f"random:{model}").build(), find_weights(str(file), model).build()
+    first, trained = before.state_dict(), after.state_dict()
+    assert any(name.endswith(("weight_g", "weight_u")) for name in first)
+    assert not [name for name in first if torch.equal(first[name], trained[name])]
+    written = export(str(file), model=model, size=64, out=str(tmp_path / "export"))
+    loaded = before.eval()
+    loaded.load_state_dict(load_file(f"{written.file}/model.safetensors"))
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(image), after.eval()(image))
 
 
 def test_measures_are_scikit_learns():

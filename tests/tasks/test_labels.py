@@ -55,6 +55,14 @@ def test_a_csv_names_pictures_relative_to_itself(pictures):
         ("file,class\na.png,b\n", "has the columns .* expected path,label"),
         ("path,label,split\ntrain/red/0.png,a,training set\n", "line 2 .* split 'training set': expected train, val"),
         ("path,label\ntrain/red/0.png,\n", "line 2 .* empty path or label"),
+        ("path,label\n\n\ntrain/red/0.png\n", "line 4 .* empty path or label"),
+        ("path,label\ntrain/red/0.png,cat, big\n", "line 2 .* has 3 cells, and there are 2 columns: put .* in double"),
+        ("path,label\ntrain/red/0.png,caf\udce9\n", "line 2 .* has the label .*: expected text in UTF-8"),
+        ("\udcff\udcfep\0a\0", "neither a folder nor a CSV file in UTF-8"),
+        (
+            "path,label\ntrain/red/0.png,a\ntrain/blue/../red/0.png,b\n",
+            r"1 pictures are the same files .*red/0.png \(b",
+        ),
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,a\n", "single class, 'a'"),
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,b\n", "a single picture cannot be both"),
         ("path,label,split\ntrain/red/0.png,a,val\n", "no pictures to train on"),
@@ -66,10 +74,40 @@ def test_a_csv_names_pictures_relative_to_itself(pictures):
 )
 def test_a_bad_csv_is_told_apart(pictures, text, message):
     file = pictures / "bad.csv"
-    file.write_text(text)
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError, match=message):
         read_labelled(str(file))
     file.unlink()
+
+
+@pytest.mark.parametrize(("start", "mark"), [("\ufeff", ";"), ("", "\t"), ("\ufeff", ",")])
+def test_a_csv_as_spreadsheets_write_it(tmp_path, start, mark):
+    write_pictures(tmp_path, 2)
+    strange = tmp_path / "red" / "caf\udce9.png"  # a name that is no UTF-8
+    (tmp_path / "red" / "1.png").rename(strange)
+    rows = [["Path", "Label"], *(["blue/0.png", f'two "big"{mark} cats'], ["blue/1.png", f'two "big"{mark} cats'])]
+    rows += [["red/0.png", "röt"], ["red/caf\udce9.png", "röt"]]
+    text = "\r\n".join(mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows)
+    (tmp_path / "l.csv").write_bytes((start + text).encode("utf-8", "surrogateescape"))
+    data = read_labelled(str(tmp_path / "l.csv"), 0.5)
+    assert data.classes == sorted([f'two "big"{mark} cats', "röt"], key=str)
+    assert {path for path, _ in data.train + data.val} == {
+        *(str(tmp_path / name) for name in ("blue/0.png", "blue/1.png", "red/0.png")),
+        str(strange),
+    }
+
+
+@pytest.mark.parametrize(("link", "target"), [("val/red", "train/red"), ("train/crimson", "train/red")])
+def test_pictures_that_links_bring_twice_are_refused(tmp_path, link, target):
+    for part in ("train", "val"):
+        write_pictures(tmp_path / part, 2)
+    for old in (tmp_path / link).glob("*"):
+        old.unlink()
+    if (tmp_path / link).is_dir():
+        (tmp_path / link).rmdir()
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match=r"2 pictures are the same files as others of another class or part: .*red/0"):
+        read_labelled(str(tmp_path))
 
 
 def test_bad_folders_are_told_apart(tmp_path, caplog):

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
 
 from ...errors import NotExactError
+from ..backward import gradients as gradients_of
 from ..grid import PatchGrid
 from ..tensor import VisiblePatches, gather, scatter
 from .draws import SameDraws
@@ -483,7 +483,7 @@ def _slopes(maps: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Te
     weights = [torch.randn(m.shape, generator=generator, dtype=m.dtype).to(m.device) for m in maps]
     maps, weights = zip(*((m, w) for m, w in zip(maps, weights, strict=True) if m.requires_grad), strict=True)
     # torch.autograd.grad would hand itself over to the mode of the run, and go on without it.
-    return _engine_run_backward(maps, weights, False, False, tuple(parameters), True, accumulate_grad=False)
+    return gradients_of(maps, parameters, weights)
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ...data import PretrainImages, PretrainTransform
+from ...data import FileSource, PretrainImages, PretrainTransform
 from ...data.transforms import Picture
 from ...seeds import Counter
-from .data import Labelled
+from .data import GONE, Labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ class LabelledImages(PretrainImages):
     def __init__(
         self, labelled: Labelled, transform: Callable[[Picture, Counter], Tensor], seed: int = 0, most_bad: float = 0.05
     ) -> None:
-        super().__init__([path for path, _ in labelled], transform, seed, most_bad=most_bad)
+        gone = [place for place, (_, label) in enumerate(labelled) if label == GONE]
+        super().__init__(FileSource([path for path, _ in labelled], gone), transform, seed, most_bad=most_bad)
         self.labels: Sequence[int] = [label for _, label in labelled]
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...data import Split, list_images, scan
+from ...data import Split, list_images, scan, tell_gone
 from ...errors import DataError, UsageError
 from ...seeds import Use, counted
 
@@ -26,6 +26,9 @@ _SPLITS = {
 _SHOWN = 5
 _MOST_DAMAGED = 0.5  # of the pictures to measure with, which may be few
 
+GONE = -1
+"""Label of a picture that a run trained on and that is not there any more."""
+
 Labelled = list[tuple[str, int]]
 """(path, index of the class)."""
 
@@ -36,7 +39,8 @@ class LabelledData:
 
     Attributes:
         classes: their names, sorted; a label is an index into them.
-        train, val, test: pictures of each part; `test` may be empty.
+        train, val, test: pictures of each part; `test` may be empty. Of a run that goes on, `train` holds those that
+            are `GONE`, too: others stand in for them, so that the order of the others stays.
         bad: (path, reason) of pictures that cannot be read, which are left out.
         val_is_split: whether `val` was taken from the training pictures.
     """
@@ -55,23 +59,9 @@ class LabelledData:
 
     @property
     def split(self) -> Split:
-        """The pictures of each part, by path."""
-        return Split(*([path for path, _ in part] for part in (self.train, self.val, self.test)))
-
-    def like(self, split: Split) -> "LabelledData":
-        """The same pictures in the parts that they had before.
-
-        Those that are not there any more are left out of what is measured with, which is said. In training others stand
-        in for them, so that the order of the others stays: their labels are not looked at.
-        """
-        label_of = dict(self.train + self.val + self.test)
-        gone = [path for path in (*split.train, *split.val, *split.test) if path not in label_of]
-        if gone:
-            logger.warning("data: %d pictures of the run are no longer there or readable: %s", len(gone), _some(gone))
-        val, test = ([(path, label_of[path]) for path in part if path in label_of] for part in (split.val, split.test))
-        if not val:
-            raise DataError("data: no picture that the run validated with is there any more")
-        return replace(self, train=[(path, label_of.get(path, 0)) for path in split.train], val=val, test=test)
+        """The pictures of each part, by path, and the classes."""
+        parts = ([path for path, _ in part] for part in (self.train, self.val, self.test))
+        return Split(*parts, classes=self.classes)
 
     def as_csv(self) -> str:
         """As a CSV file for `read_labelled`, with the parts that the pictures have here."""
@@ -107,18 +97,13 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
             classes in val or test that train does not have.
         UsageError: no such folder or file.
     """
-    if not data:
-        raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
-    if not os.path.exists(data):
-        list_images(data)  # raises, and suggests the nearest name
-    if not os.path.isdir(data) and not os.path.isfile(data):
-        raise UsageError(f"data is {data!r}, which is neither a folder nor a file")
-    named = _from_csv(Path(data)) if os.path.isfile(data) else _from_folders(Path(data))
+    named = _named(data)
     parts = {
         part: [(path, label) for path, label, split in named if split == part] for part in ("train", "val", "test")
     }
     if not parts["train"]:
         raise DataError(f"data: {data!r} holds no pictures to train on")
+    _check_twins(named)
     classes = sorted({label for _, label in parts["train"]})
     if len(classes) < 2:
         raise DataError(f"data: {data!r} has a single class, {classes[0]!r}: there is nothing to tell apart")
@@ -156,8 +141,63 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
     return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
-def _from_folders(root: Path) -> list[tuple[str, str, str]]:
-    """(path, class, split) of every picture."""
+def read_again(data: str | None, split: Split) -> LabelledData:
+    """The pictures of a run that goes on, in the parts and with the classes that they had, whatever was deleted or
+    added since.
+
+    Those that are not there any more are left out of what is measured with, and others stand in for them in training,
+    which is said; so are pictures of classes that the run does not have.
+
+    Raises:
+        DataError: too few of them are left.
+        UsageError: no such folder or file.
+    """
+    named = _named(data, lenient=bool(split.classes))
+    classes = split.classes or sorted({label for _, label, part in named if part == "train"})
+    index = {name: i for i, name in enumerate(classes)}
+    strange = sorted({label for _, label, _ in named} - set(classes))
+    if strange:
+        logger.warning("data: the run has no class %s, whose pictures are left out", _some(strange))
+    known = {path: index[label] for path, label, _ in named if label in index}
+    measured = [path for path in (*split.val, *split.test) if path in known]
+    trained = [path for path in split.train if path in known]
+    # Of none left to look at, `tell_gone` says more.
+    scans = [scan(trained)] if trained else []
+    scans += [scan(measured, whole=True, most_bad=_MOST_DAMAGED)] if measured else []
+    label_of = {path: known[path] for result in scans for path in result.good}
+    for use, part, most in (
+        ("trains on", split.train, 0.25),
+        ("validates with", split.val, 1),
+        ("tests with", split.test, 1),
+    ):
+        tell_gone(part, label_of, use, most)
+    val, test = ([(path, label_of[path]) for path in part if path in label_of] for part in (split.val, split.test))
+    return LabelledData(
+        classes,
+        [(path, label_of.get(path, GONE)) for path in split.train],
+        val,
+        test,
+        [bad for result in scans for bad in result.bad],
+        all(part == "train" for _, _, part in named),
+    )
+
+
+def _named(data: str | None, lenient: bool = False) -> list[tuple[str, str, str]]:
+    """(path, class, part) of every picture.
+
+    Args:
+        lenient: whether classes without pictures, and missing files that a CSV file names, are left out.
+    """
+    if not data:
+        raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
+    if not os.path.exists(data):
+        list_images(data)  # raises, and suggests the nearest name
+    if not os.path.isdir(data) and not os.path.isfile(data):
+        raise UsageError(f"data is {data!r}, which is neither a folder nor a file")
+    return _from_csv(Path(data), lenient) if os.path.isfile(data) else _from_folders(Path(data), lenient)
+
+
+def _from_folders(root: Path, lenient: bool) -> list[tuple[str, str, str]]:
     folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class, or train/ and val/")
@@ -169,13 +209,13 @@ def _from_folders(root: Path) -> list[tuple[str, str, str]]:
         others = [f.name for f in folders if f not in splits]
         if others:
             logger.warning("data: beside its splits, %r has %s, which is left out", str(root), _some(others))
-        return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()])]
+        return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()], lenient)]
     if len(splits) == len(folders):
         raise DataError(f"data: {str(root)!r} has {_some(f.name for f in splits)}, but no train")
-    return _class_folders(root, "train")
+    return _class_folders(root, "train", lenient)
 
 
-def _class_folders(root: Path, split: str) -> list[tuple[str, str, str]]:
+def _class_folders(root: Path, split: str, lenient: bool) -> list[tuple[str, str, str]]:
     folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class")
@@ -186,7 +226,7 @@ def _class_folders(root: Path, split: str) -> list[tuple[str, str, str]]:
             found += [(os.path.abspath(path), folder.name, split) for path in list_images(folder)]
         except DataError:
             empty.append(folder.name)
-    if empty:
+    if empty and not lenient:
         raise DataError(
             f"data: classes without pictures in {str(root)!r}: {_some(empty)}; fill or remove their folders"
         )
@@ -202,37 +242,76 @@ def _folders(root: Path) -> list[Path]:
     return [path for path in seen if os.path.isdir(path)]
 
 
-def _from_csv(file: Path) -> list[tuple[str, str, str]]:
+def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            rows = list(reader)
-            columns = [name.strip().lower() for name in reader.fieldnames or []]
-    except (UnicodeDecodeError, csv.Error):
-        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file") from None
+        # Paths may be of any bytes, as `as_csv` writes them; labels may not.
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+        header = text.partition("\n")[0]
+        delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets write their country's
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file ({error})") from None
+    columns = [name.lower() for name in lines[0][1]] if lines else []
+    if not all(map(_is_text, columns)):
+        raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file in UTF-8")
     if not {"path", "label"} <= set(columns):
         raise DataError(f"data: {str(file)!r} has the columns {columns}: expected path,label or path,label,split")
     base = file.resolve().parent
     found: list[tuple[str, str, str]] = []
-    for number, row in enumerate(rows, start=2):
-        cells = {str(k).strip().lower(): (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}
-        split = cells.get("split", "") or "train"
-        if not cells["path"] or not cells["label"]:
-            raise DataError(f"data: line {number} of {str(file)!r} has an empty path or label")
-        if split.lower() not in _SPLITS:
+    for number, row in lines[1:]:
+        where = f"line {number} of {str(file)!r}"
+        if any(row[len(columns) :]):
             raise DataError(
-                f"data: line {number} of {str(file)!r} has the split {split!r}: expected train, val or test"
+                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds a "
+                f"{delimiter!r} in double quotes"
             )
-        found.append((str(base / cells["path"]), cells["label"], _SPLITS[split.lower()]))
+        cells = dict(zip(columns, row, strict=False))
+        path, label, split = cells.get("path", ""), cells.get("label", ""), cells.get("split", "") or "train"
+        if not path or not label:
+            raise DataError(f"data: {where} has an empty path or label")
+        if not _is_text(label):
+            raise DataError(f"data: {where} has the label {label!r}: expected text in UTF-8")
+        if split.lower() not in _SPLITS:
+            raise DataError(f"data: {where} has the split {split!r}: expected train, val or test")
+        found.append((str(base / path), label, _SPLITS[split.lower()]))
     doubled = [path for path, n in Counter(path for path, _, _ in found).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
         raise DataError(f"data: {str(file)!r} names {len(doubled)} pictures more than once: {_some(doubled)}")
     missing = [path for path, _, _ in found if not os.path.exists(path)]
-    if missing:
+    if missing and not lenient:
         raise DataError(
             f"data: {len(missing)} of the {len(found)} pictures that {str(file)!r} names do not exist: {_some(missing)}"
         )
-    return found
+    return [each for each in found if each[0] not in set(missing)] if missing else found
+
+
+def _is_text(cell: str) -> bool:
+    """Whether it was UTF-8, and nothing that merely looks so."""
+    return not any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in cell)
+
+
+def _check_twins(named: Sequence[tuple[str, str, str]]) -> None:
+    """A link in two classes or parts would be told two things, or be measured with after it was trained on.
+
+    Raises:
+        DataError: there are such.
+    """
+    first: dict[tuple[int, int], tuple[str, str, str]] = {}
+    twins: list[str] = []
+    for each in named:
+        try:
+            status = os.stat(each[0])
+        except OSError:  # `scan` says why
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), each)
+        if other[1:] != each[1:]:
+            twins.append(f"{each[0]} ({each[1]}, {each[2]}) is {other[0]} ({other[1]}, {other[2]})")
+    if twins:
+        raise DataError(
+            f"data: {len(twins)} pictures are the same files as others of another class or part: {_some(twins)}; "
+            "leave one of them out"
+        )
 
 
 def _drawn(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:

@@ -29,7 +29,7 @@ from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
-from .data import LabelledData, read_labelled
+from .data import LabelledData, read_again, read_labelled
 from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
 from .settings import FinetuneResult, FinetuneSettings
 
@@ -49,9 +49,12 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         s = self.settings
         self.size = self.origin.sides(s.size)
         self.settings = replace(s, size=format_size(self.size))
-        every = read_labelled(s.data, s.val_share, s.seed)
-        self.data: LabelledData = every.like(self.split) if self.split else every.with_fraction(s.fraction, s.seed)
-        self.split = self.split or self.data.split
+        self.data: LabelledData = (
+            read_again(s.data, self.kept)
+            if self.kept
+            else read_labelled(s.data, s.val_share, s.seed).with_fraction(s.fraction, s.seed)
+        )
+        self.split = self.kept or self.data.split
         return len(self.data.train)
 
     def choose(self, images: int) -> Chosen:

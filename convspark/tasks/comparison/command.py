@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import DivergedError, UsageError
@@ -31,12 +31,12 @@ class _Job:
     fraction: float
     seed: int
     epochs: int
-    images: int
     folder: Path
 
     @property
-    def work(self) -> int:
-        return self.epochs * self.images
+    def work(self) -> float:
+        """How long it takes, in comparison."""
+        return self.epochs * self.fraction
 
 
 @command(CompareSettings)
@@ -64,10 +64,15 @@ def compare(settings: CompareSettings) -> Comparison:
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `finetune`.
     """
+    from ..classification.data import read_labelled
+
     with run_log(only=__name__) as log:
         run = Run(settings)
         asked = run.settings
         asked.check()
+        if not run.goes_on or asked.epochs is None:
+            images = len(read_labelled(asked.data).train)
+            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(images))
         if not run.goes_on:
             _build_all(asked)  # whatever is wrong shows before anything is written
         with run.begun(asked, "compare", log) as folder:
@@ -103,13 +108,9 @@ def _arms(asked: CompareSettings) -> dict[str, tuple[str, str | None]]:
 
 def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
     """All runs, the shortest first, and those of a pair together: what is stopped early has compared something."""
-    from ..classification.data import read_labelled
-
     arms = _arms(asked)
-    data = read_labelled(asked.data)
     fractions = sorted(set(asked.fractions or [0.1, 1.0]))
-    epochs = asked.epochs or recipe.default_epochs(len(data.train))
-    images = {fraction: len(data.with_fraction(fraction, 0).train) for fraction in fractions}
+    assert asked.epochs is not None
     return [
         _Job(
             arm,
@@ -117,8 +118,7 @@ def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
             model,
             fraction,
             seed,
-            recipe.epochs_at(fraction, epochs),
-            images[fraction],
+            recipe.epochs_at(fraction, asked.epochs),
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
         for fraction in fractions
@@ -147,7 +147,7 @@ def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneRes
     from ...runs.progress import format_seconds
 
     results: list[FinetuneResult] = []
-    begun, worked = time.monotonic(), 0
+    begun, worked = time.monotonic(), 0.0
     size = find_weights(asked.run, asked.model).size if asked.size is None else asked.size
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
@@ -199,16 +199,13 @@ def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> Fine
 
 
 def _data_of(job: _Job, asked: CompareSettings) -> str:
-    """The data of all jobs with a seed: with the split that the first of them drew, kept in the comparison's folder."""
+    """The data of all jobs with a seed: those of the first of them, split, kept in the comparison's folder."""
     from ..classification.data import read_labelled
 
     file = job.folder.parent / f"data-seed{job.seed}.csv"
     if not file.is_file():
         own = {name: value for name, value in (asked.settings or {}).items() if name == "val_share"}
-        data = read_labelled(asked.data, seed=job.seed, **own)
-        if not data.val_is_split:
-            return str(asked.data)
-        write_text(file, data.as_csv())
+        write_text(file, read_labelled(asked.data, seed=job.seed, **own).as_csv())
     return str(file)
 
 

@@ -4,8 +4,8 @@ import json
 import math
 import reprlib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,6 +50,10 @@ class Annotated:
     size: tuple[int, int] | None
     entries: list[Entry]
     stems: tuple[str, ...] = ()
+
+    def without(self, kinds: Container[str]) -> "Annotated":
+        """Without the objects of some classes."""
+        return replace(self, entries=[entry for entry in self.entries if entry.kind not in kinds])
 
 
 def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_BAD = 0.05
 _LEAST_SIDE = 1e-3  # of a box, in pixels
+_NO_SIZE = (0, 0)  # of a picture that is gone
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,24 @@ class Scenes:
     classes: list[str]
     source: str = field(default="", compare=False)
 
+    @property
+    def pictures(self) -> list[str]:
+        """Paths of the pictures."""
+        return [scene.path for scene in self.scenes]
+
+    @property
+    def gone(self) -> list[int]:
+        """The places of pictures that a run trained on and that are not there any more."""
+        return [place for place, scene in enumerate(self.scenes) if scene.size == _NO_SIZE]
+
+    def part(self, pictures: Sequence[str]) -> "Scenes":
+        """Of some pictures, in their order; those that are not here are without size and objects."""
+        by_path = {scene.path: scene for scene in self.scenes}
+        return replace(self, scenes=[by_path.get(path, Scene(path, _NO_SIZE, [])) for path in pictures])
+
     def whole(self) -> "Scenes":
         """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
-        kept = set(whole_pictures([scene.path for scene in self.scenes]))
+        kept = set(whole_pictures(self.pictures))
         return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept])
 
     def as_coco(self) -> dict[str, Any]:
@@ -83,7 +99,11 @@ class Scenes:
 
 
 def read_scenes(
-    source: str | None, images: str | None, classes: list[str] | None = None, masks: bool = False
+    source: str | None,
+    images: str | None,
+    classes: list[str] | None = None,
+    masks: bool = False,
+    kept: Sequence[str] | None = None,
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
@@ -97,6 +117,8 @@ def read_scenes(
             part, where it is that of one picture only, and that is said.
         classes: names that are allowed, in order; None takes those that the file has.
         masks: whether every object needs a mask. Else masks are read only to make boxes of them where there are none.
+        kept: the pictures of a run that goes on: no others are taken, those that are not there are left out, and so are
+            objects of other classes, which is said.
 
     Raises:
         DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
@@ -107,12 +129,15 @@ def read_scenes(
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
     known = classes or names
-    unknown = sorted({entry.kind for picture in annotated for entry in picture.entries} - set(known))
-    if unknown:
+    pictures = find_pictures(annotated, source, images, kept)
+    unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))
+    if unknown and kept is None:
         raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
-    paths = find_pictures(annotated, source, images)
-    sizes = upright_sizes(paths)
-    readable = [(path, picture, sizes[path]) for path, picture in zip(paths, annotated, strict=True) if path in sizes]
+    if unknown:
+        logger.warning("%s has %s, no classes of the run: their objects are left out", source, some(unknown))
+        pictures = {path: picture.without(unknown) for path, picture in pictures.items()}
+    sizes = upright_sizes(list(pictures))
+    readable = [(path, picture, sizes[path]) for path, picture in pictures.items() if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
     total = sum(len(picture.entries) for _, picture, _ in readable)
@@ -120,7 +145,7 @@ def read_scenes(
     over: list[str] = []
     scenes: list[Scene] = []
     for path, picture, size in readable:
-        kept: list[Thing] = []
+        things: list[Thing] = []
         for entry in picture.entries:
             where = f"{entry.where} of {picture.name}"
             if masks and entry.segmentation is None:
@@ -138,8 +163,8 @@ def read_scenes(
             if faults:
                 bad.append(f"{where}: {faults[0]}")
             if cut is not None and (mask is not None or not masks):
-                kept.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
-        scenes.append(Scene(path, size, kept))
+                things.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
+        scenes.append(Scene(path, size, things))
     if over:
         beyond = f"{source}: {len(over)} of {total} boxes reach over their picture's edge: {some(over)}"
         if len(over) > _MOST_BAD * total:

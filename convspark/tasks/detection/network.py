@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from ...data import PretrainImages
+from ...data import FileSource, PretrainImages
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule
 from ...runs.schedule import Schedule
@@ -64,7 +64,7 @@ def build_detector(
         "max_size": round(5 / 3 * size),
         "image_mean": list(mean),
         "image_std": list(std),
-        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels),
+        "rpn_anchor_generator": _anchors(sizes),
         "box_roi_pool": _roi_pool(names, strides, 7),
         "box_detections_per_img": max(100, round(1.2 * most)),
         "box_batch_size_per_image": 256,
@@ -78,6 +78,10 @@ def build_detector(
         assert isinstance(part, nn.Module)
         part.register_forward_hook(_as_float32)
     return network
+
+
+def _anchors(sizes: Sequence[tuple[int, ...]]) -> AnchorGenerator:
+    return AnchorGenerator(tuple(sizes), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
 def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -120,9 +124,9 @@ class SceneImages(PretrainImages):
     Pictures are shrunk to the largest size that training uses, and objects in crowds left out.
     """
 
-    def __init__(self, scenes: Sequence[Scene], channels: int, size: int, masks: bool, seed: int = 0) -> None:
-        super().__init__([scene.path for scene in scenes], _unused, seed)
-        self._scenes = list(scenes)
+    def __init__(self, scenes: Scenes, channels: int, size: int, masks: bool, seed: int = 0) -> None:
+        super().__init__(FileSource(scenes.pictures, scenes.gone), _unused, seed)
+        self._scenes = scenes.scenes
         self._channels = channels
         self._side = round(max(_SCALES) * size)
         self._masks = masks
@@ -207,6 +211,18 @@ class DetectModule(TrainingModule):
         if not self.measured:
             return ""
         return f"AP {100 * self.measured['val_ap']:.1f}, AP50 {100 * self.measured['val_ap50']:.1f}"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        anchors = self.network.rpn.anchor_generator
+        assert isinstance(anchors, AnchorGenerator)
+        checkpoint["fitted"] = {"anchors": anchors.sizes, "most": self.network.roi_heads.detections_per_img}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was fitted to the objects there were belongs to the network as its weights do."""
+        fitted = checkpoint.get("fitted")
+        if fitted is not None:
+            self.network.rpn.anchor_generator = _anchors(fitted["anchors"])
+            self.network.roi_heads.detections_per_img = fitted["most"]
 
     def on_validation_epoch_start(self) -> None:
         self.detections = []

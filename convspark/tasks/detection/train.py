@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from ...data import Split, tell_gone
 from ...errors import UsageError
 from ...files import write_text, written_whole
 from ...report.detections import draw_detections
@@ -41,8 +42,15 @@ class Detection(Task[DetectSettings, DetectResult]):
         for name, source in (("train", s.train), ("val", s.val)):
             if not source:
                 raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
-        self.scenes = read_scenes(s.train, s.images, masks=self.masks)
-        self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks).whole()
+        classes, train, val = (self.kept.classes, self.kept.train, self.kept.val) if self.kept else (None, None, None)
+        self.scenes = read_scenes(s.train, s.images, classes, self.masks, train)
+        self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks, val)
+        if self.kept:
+            tell_gone(self.kept.train, self.scenes.pictures, "trains on")
+            tell_gone(self.kept.val, self.val.pictures, "validates with", most=1)
+            self.scenes = self.scenes.part(self.kept.train)
+        self.split = self.kept or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
+        self.val = self.val.whole()
         return len(self.scenes.scenes)
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:
@@ -84,7 +92,7 @@ class Detection(Task[DetectSettings, DetectResult]):
             return adamw(pyramid_groups(network, pyramid, self.layer_decay))
 
         module = DetectModule(network, make, self.schedule, self.val, kind, channels, s.seed)
-        dataset = SceneImages(self.scenes.scenes, channels, s.size, self.masks, s.seed)
+        dataset = SceneImages(self.scenes, channels, s.size, self.masks, s.seed)
         best = self.fit(run, module, dataset, scene_indices(self.val), collate=collate)
         trained = module.network.to(self.device).eval()
         # What was measured after the last epoch is there already, unless the run goes on after it.

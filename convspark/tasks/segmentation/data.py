@@ -2,18 +2,18 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from ...data import list_images
+from ...data import Split, list_images
 from ...errors import DataError, UsageError
 from ..detection.annotations import some
 from ..detection.data import Scene, read_scenes
 from ..detection.masks import decode_mask
-from ..pictures import upright_sizes, whole_pictures
+from ..pictures import tell_new, upright_sizes, whole_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class LabelMaps:
 
     Attributes:
         pictures: paths of the pictures.
-        masks: paths of their mask files, or the scene that is painted.
+        masks: paths of their mask files, or the scene that is painted; empty where the picture is gone.
         held: the values that each picture's mask holds.
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
@@ -49,8 +49,18 @@ class LabelMaps:
         mask = self.masks[index]
         return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(mask)]
 
+    @property
+    def gone(self) -> list[int]:
+        """The places of pictures that a run trained on and that are not there any more."""
+        return [place for place, mask in enumerate(self.masks) if mask == ""]
+
+    @property
+    def values(self) -> list[int]:
+        """What each class is in mask files; empty where pictures are painted, whose classes have names."""
+        return [] if any(isinstance(mask, Scene) for mask in self.masks) else list(self.labels)
+
     def part(self, pictures: Iterable[str]) -> "LabelMaps":
-        """Of some pictures, in their order; those that are not here any more have no mask."""
+        """Of some pictures, in their order; those that are not here have no mask."""
         rows = {p: (mask, held) for p, mask, held in zip(self.pictures, self.masks, self.held, strict=True)}
         chosen = [(p, *rows.get(p, ("", frozenset[int]()))) for p in pictures]
         return replace(
@@ -110,11 +120,13 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
         UsageError: no such folder.
         DataError: pictures without masks, masks of another size, no class or unknown ones.
     """
-    if not images or not os.path.isdir(images):
-        raise UsageError(f"images is {images!r}: expected a folder of pictures")
-    if not masks or not os.path.exists(masks):
-        raise UsageError(f"masks is {masks!r}: expected a folder of mask files, or a COCO .json file")
-    maps = _from_scenes(masks, images) if os.path.isfile(masks) else _from_folders(images, masks, like)
+    images, masks = _checked(images, masks)
+    if os.path.isfile(masks):
+        maps = _from_scenes(masks, images)
+    else:
+        maps = _from_folders(images, masks)
+        labels, classes = _labels_of(maps.all_held, masks) if like is None else _labels_like(maps.all_held, like)
+        maps = replace(maps, labels=labels, classes=classes)
     if like is None:
         return maps.of_held_classes()
     known = {name: label for label, name in enumerate(like.classes)}
@@ -126,8 +138,42 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
     return replace(maps, labels=labels, classes=like.classes)
 
 
-def _from_scenes(file: str, images: str) -> LabelMaps:
-    source = read_scenes(file, images, masks=True)
+def read_maps_again(images: str | None, masks: str | None, split: Split, pictures: Sequence[str]) -> LabelMaps:
+    """Those `pictures` of a run that goes on which are still there, with the run's classes, whatever was deleted or
+    added since.
+
+    Pixels of other classes do not count, which is said.
+
+    Raises:
+        UsageError: no such folder.
+        DataError: masks of another size than their pictures, or no picture is left.
+    """
+    images, masks = _checked(images, masks)
+    if os.path.isfile(masks):
+        maps = _from_scenes(masks, images, pictures)
+        names = {value: maps.classes[label] for value, label in maps.labels.items()}
+    else:
+        maps = _from_folders(images, masks, pictures)
+        names = {value: f"value {value}" for value in maps.all_held - {IGNORED}}
+        names |= dict(zip(split.values, split.classes, strict=True))
+    known = {name: label for label, name in enumerate(split.classes)}
+    strange = [name for value, name in sorted(names.items()) if value in maps.all_held and name not in known]
+    if strange:
+        logger.warning("%s has %s, no classes of the run: their pixels do not count", masks, some(strange))
+    labels = {value: known[name] for value, name in names.items() if name in known}
+    return replace(maps, labels=labels, classes=split.classes)
+
+
+def _checked(images: str | None, masks: str | None) -> tuple[str, str]:
+    if not images or not os.path.isdir(images):
+        raise UsageError(f"images is {images!r}: expected a folder of pictures")
+    if not masks or not os.path.exists(masks):
+        raise UsageError(f"masks is {masks!r}: expected a folder of mask files, or a COCO .json file")
+    return images, masks
+
+
+def _from_scenes(file: str, images: str, kept: Sequence[str] | None = None) -> LabelMaps:
+    source = read_scenes(file, images, masks=True, kept=kept)
     if len(source.classes) >= IGNORED:
         raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
     held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
@@ -136,8 +182,20 @@ def _from_scenes(file: str, images: str) -> LabelMaps:
     return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names)
 
 
-def _from_folders(images: str, masks: str, like: LabelMaps | None) -> LabelMaps:
+def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) -> LabelMaps:
+    """Pictures and the masks in the same places, without labels.
+
+    Args:
+        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
+    """
     files, pictures = _by_place(masks), _by_place(images)
+    if kept is not None:
+        of_run = frozenset(kept)
+        tell_new([path for path in pictures.values() if path not in of_run], images)
+        pictures = {place: path for place, path in pictures.items() if place in files and path in of_run}
+        files = {place: files[place] for place in pictures}
+        if not pictures:
+            raise DataError(f"of the pictures of the run, none is left in {images} with a mask in {masks}")
     lacking = [place for place in pictures if place not in files]
     if lacking:
         elsewhere = {os.path.basename(place): file for place, file in files.items()}.get(os.path.basename(lacking[0]))
@@ -167,9 +225,7 @@ def _from_folders(images: str, masks: str, like: LabelMaps | None) -> LabelMaps:
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    seen = frozenset[int]().union(*held)
-    labels = _labels_of(seen, masks) if like is None else _labels_like(seen, like)
-    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, *labels)
+    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [])
 
 
 def _by_place(root: str) -> dict[str, str]:
@@ -204,7 +260,7 @@ def _labels_of(seen: frozenset[int], masks: str) -> tuple[dict[int, int], list[s
 
 def _labels_like(seen: frozenset[int], like: LabelMaps) -> tuple[dict[int, int], list[str]]:
     """The same for masks whose values must be those of the masks trained on."""
-    known = {} if any(isinstance(mask, Scene) for mask in like.masks) else like.labels
+    known = {value: label for label, value in enumerate(like.values)}
     values = sorted(seen if IGNORED in known else seen - {IGNORED})
     names = [like.classes[known[value]] if value in known else f"value {value}" for value in values]
     return {value: label for label, value in enumerate(values)}, names

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ...data import PretrainImages, decode
+from ...data import FileSource, PretrainImages, decode
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule, channels_last
 from ...runs.schedule import Schedule
@@ -57,7 +57,7 @@ class MapImages(PretrainImages):
     """
 
     def __init__(self, maps: LabelMaps, size: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> None:
-        super().__init__(maps.pictures, _unused, seed)
+        super().__init__(FileSource(maps.pictures, maps.gone), _unused, seed)
         self._maps, self._side = maps, size
         self._mean, self._std = mean, std
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data import Split, hold_out
+from ...data import Split, hold_out, tell_gone
 from ...errors import UsageError
 from ...files import written_whole
 from ...report.label_maps import draw_label_maps
@@ -12,7 +12,7 @@ from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
 from ..task import Chosen, Task, adamw
-from .data import read_label_maps
+from .data import read_label_maps, read_maps_again
 from .network import (
     MapImages,
     Segmenter,
@@ -35,19 +35,38 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
 
     def read(self) -> int:
         s = self.settings
-        every = read_label_maps(s.images, s.masks)
-        if s.val_images is None:
-            train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
-            if not val:
-                raise UsageError(
-                    "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
-                )
-            self.split = self.split or Split(train, val)
-            self.maps, self.val = every.split(self.split.train, self.split.val)
+        if self.kept and self.kept.classes:
+            self._read_again(self.kept)
         else:
-            self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every)
+            every = read_label_maps(s.images, s.masks)
+            if s.val_images is None:
+                train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
+                if not val:
+                    raise UsageError(
+                        "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
+                    )
+                if self.kept:
+                    train, val = self.kept.train, self.kept.val
+                self.maps, self.val = every.split(train, val)
+            else:
+                self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every)
+            self.split = Split(
+                self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
+            )
         self.val = self.val.whole()
         return len(self.maps)
+
+    def _read_again(self, kept: Split) -> None:
+        s, self.split = self.settings, kept
+        if s.val_images is None:
+            train = val = read_maps_again(s.images, s.masks, kept, [*kept.train, *kept.val])
+        else:
+            train = read_maps_again(s.images, s.masks, kept, kept.train)
+            val = read_maps_again(s.val_images, s.val_masks, kept, kept.val)
+        tell_gone(kept.train, train.pictures, "trains on")
+        tell_gone(kept.val, val.pictures, "validates with", most=1)
+        there = frozenset(val.pictures)
+        self.maps, self.val = train.part(kept.train), val.part(path for path in kept.val if path in there)
 
     def choose(self, images: int) -> Chosen:
         s = self.settings
