@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from multiprocessing import resource_sharer
 
 import numpy as np
 import pytest
@@ -72,7 +75,23 @@ def test_what_to_do_about_processes_that_load_is_said(failure, words):
     assert not multiprocessing.active_children()
 
 
+def test_a_process_that_ends_while_it_hands_over_has_crashed(tmp_path):
+    """Before it is known to have ended: torch raises what the connection gave."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        ending = threading.Thread(target=lambda: listening.accept()[0].close())
+        ending.start()
+        handed_over = resource_sharer.DupFd.__new__(resource_sharer.DupFd)
+        handed_over._id = str(tmp_path / "socket"), 1
+        with pytest.raises(ConvsparkError, match=r"crashed \(.*reset.*--shm-size 8g.*\)"), workers_explained():
+            handed_over.detach()
+        ending.join()
+
+
 def test_other_errors_stay_what_they_are():
+    with pytest.raises(EOFError), workers_explained():
+        raise EOFError
     loader = ordered_loader(Failing(RuntimeError("of somebody's own")), 1, 1)
     with pytest.raises(RuntimeError, match="of somebody's own") as raised, workers_explained():
         list(loader)
@@ -80,7 +99,10 @@ def test_other_errors_stay_what_they_are():
     assert not isinstance(raised.value, ConvsparkError)
 
 
-@pytest.mark.parametrize("command", [["pretrain", "--model=resnet10t"], ["finetune", "random:resnet10t"]])
+@pytest.mark.parametrize(
+    "command",
+    [["pretrain", "--model=test_resnet"], pytest.param(["finetune", "random:test_resnet"], marks=pytest.mark.slow)],
+)
 def test_commands_say_that_shared_memory_is_too_small(tmp_path, command):
     """With a real /dev/shm of 1 MB, where this machine lets a process have its own."""
     own = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1M tmpfs /dev/shm && exec "$@"', "sh"]
