@@ -27,6 +27,9 @@ class NotHandedOver:
     def __init__(self, words: str) -> None:
         self.words = words
 
+    def __str__(self) -> str:
+        return f"not handed over: {self.words}"
+
     def __reduce__(self):
         raise RuntimeError(self.words)
 

@@ -272,7 +272,7 @@ def test_detect_says_what_is_wrong(drawn, tmp_path):
 def test_a_segmenter_learns(drawn, tmp_path, kind):
     masks = {"files": ("train_masks", "val_masks"), "coco": ("train.json", "val.json")}[kind]
     result = segment(
-        "random:resnet10t",
+        "random:test_resnet",
         images=str(drawn / "train"),
         masks=str(drawn / masks[0]),
         val_images=str(drawn / "val"),
