@@ -166,8 +166,11 @@ def test_a_process_that_is_stopped_early_says_in_a_line_what_was_stopped(folder,
 
 @pytest.mark.parametrize("where", ["convspark.runs.loading:scan", "convspark.model.spark:prove_exact"])
 def test_stopped_before_there_is_a_folder_nothing_is_written(folder, quick, tmp_path, monkeypatch, capsys, where):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
     module, name = where.split(":")
-    monkeypatch.setattr(import_module(module), name, lambda *_args, **_options: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(import_module(module), name, interrupted)
     out = tmp_path / "run"
     assert main(["pretrain", str(folder), "--out", str(out), *quick]) == 130
     assert capsys.readouterr().err.endswith(f"\n{_NOTHING}\n") and not out.exists()

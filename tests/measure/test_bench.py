@@ -75,7 +75,7 @@ def test_visible_patches_are_compiled_as_one_graph(monkeypatch):
     monkeypatch.setattr(torch, "compile", trace)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
     report = bench(net, size=16, batch_size=1, repeats=1, precision="fp32", compile=True, parts=("encoder",))
-    assert asked == [False, True]  # dense, visible only
+    assert asked == [False, True] * 2  # encoder and step, of which the first is run; dense, visible only
     assert report.compiled and "as one graph for all masks" in str(report)
 
 
