@@ -206,7 +206,12 @@ def end_workers(*loaders: Any) -> None:
     for loader in loaders:
         iterator = getattr(loader, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            with suppress(RuntimeError):  # of torch, where one is found to have crashed only now
+                iterator._shutdown_workers()
+            for process in iterator._workers:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
             loader._iterator = None
 
 

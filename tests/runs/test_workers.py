@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing import resource_sharer
 
 import numpy as np
@@ -90,6 +91,22 @@ def test_a_process_that_ends_while_it_hands_over_has_crashed(tmp_path):
         with pytest.raises(ConvsparkError, match=r"crashed \(.*reset.*--shm-size 8g.*\)"), workers_explained():
             handed_over.detach()
         ending.join()
+
+
+def test_a_process_that_is_found_to_have_crashed_at_the_end_leaves_none(monkeypatch):
+    loader = ordered_loader(Failing(RuntimeError("unused")), 1, 2)
+    next(iter(loader))
+    iterator = loader._iterator
+
+    def crashed():
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1")
+
+    monkeypatch.setattr(iterator, "_shutdown_workers", crashed)
+    end_workers(loader)
+    assert loader._iterator is None and not any(process.is_alive() for process in iterator._workers)
+    monkeypatch.undo()
+    with suppress(RuntimeError):
+        iterator._shutdown_workers()
 
 
 def test_other_errors_stay_what_they_are():
