@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
 RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+# Tests run in so many processes, each of one thread and up to 3 GB.
+WORKERS ?= 2
+BESIDE := -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-slow test-oldest benchmarks lint clean
 
@@ -14,7 +17,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(RUN) $(BIN)/python -m pytest -m "not slow"
+	$(RUN) $(BIN)/python -m pytest -m "not slow" $(BESIDE)
 
 test-slow: $(VENV)/.installed
 	$(RUN) $(BIN)/python -m pytest -m slow
@@ -22,7 +25,7 @@ test-slow: $(VENV)/.installed
 # The default tests with the oldest versions that pyproject.toml declares, in an environment of their own. What these
 # versions say of libraries newer than themselves is no error.
 test-oldest: .venv-oldest/.installed
-	$(RUN) .venv-oldest/bin/python -m pytest -m "not slow" -W ignore::DeprecationWarning -W ignore::FutureWarning
+	$(RUN) .venv-oldest/bin/python -m pytest -m "not slow" $(BESIDE) -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 .venv-oldest/.installed: pyproject.toml
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest

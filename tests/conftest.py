@@ -1,17 +1,35 @@
 """Fixtures shared by all tests, and where the larger truths that are not part of the project lie."""
 
 import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-# The tensors of tests are small: threads would spend their time waiting for each other.
+# The tensors of tests are small: threads would spend their time waiting for each other, here and in started processes.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Kernels for GPUs are run by Triton's interpreter where there is no GPU; it is asked for when Triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def whatever_ran_before() -> Iterator[None]:
+    """Each test draws the same numbers, and compiles afresh, in any order of the tests."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None and dynamo.counters.get("frames"):
+        torch._dynamo.reset()
+        dynamo.counters.clear()
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,12 @@ def end_workers(*loaders: Any) -> None:
     for loader in loaders:
         iterator = getattr(loader, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            with suppress(RuntimeError):  # of torch, where one is found to have crashed only now
+                iterator._shutdown_workers()
+            for process in iterator._workers:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
             loader._iterator = None
 
 
@@ -278,7 +283,7 @@ def workers_explained() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         advice = _advice(error)
         if advice is None:
             raise
@@ -349,8 +354,12 @@ def _advice(error: BaseException) -> str | None:
             f"one of {loading} was killed, most likely by the system as memory ran out: try fewer --workers (0 goes "
             "without them), or a smaller --batch-size"
         )
-    if "DataLoader worker (pid" in text:
-        what = text.strip().splitlines()[-1]
+    # Where a process has ended but is not known to have, torch raises what its broken connection gave.
+    frames = traceback.walk_tb(error.__traceback__) if isinstance(error, EOFError | ConnectionError) else ()
+    cut_off = any(Path(frame.f_code.co_filename).name == "resource_sharer.py" for frame, _ in frames)
+    if "DataLoader worker (pid" in text or cut_off:
+        what = "Connection reset" if cut_off else text.strip().splitlines()[-1]
+        text += what
         if "Connection reset" in text or "exit code 1" in text:  # as it handed images over, before it could say why
             what += "; there may be too little shared memory: in a container, `docker run --shm-size 8g`"
         return f"one of {loading} crashed ({what}): try --workers 0, which goes without them and shows what is wrong"

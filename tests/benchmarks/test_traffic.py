@@ -58,7 +58,7 @@ class NoHostWaits(TorchDispatchMode):
     "name", ["resnet10t", "convnext_atto", "efficientnet_b0", "regnety_002", "repvgg_a0", "resnetblur18", "densenet121"]
 )
 def test_the_host_does_not_wait_within_a_step(name, bf16):
-    """On the way that runs on any device; the same on a GPU in test_gpu.py."""
+    """On the way that runs on any device; the same on a GPU in test_steps_on_gpu.py."""
     torch.manual_seed(0)
     model = SparK(timm.create_model(name), image_size=64, mask_ratio=0.5, decoder_width=32, prove=False).train()
     images = torch.randn(2, 3, 64, 64)

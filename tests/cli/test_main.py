@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_python_m(tmp_path):
     assert done.stdout.startswith("convspark ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_end_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp_path, number):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "convspark", "pretrain", str(folder), "--out", str(out), *quick]
@@ -143,9 +144,7 @@ def _hears_ctrl_c():
 @pytest.mark.parametrize(
     ("where", "number", "words"),
     [
-        ("import", signal.SIGINT, _NOTHING),
-        ("convspark.runs.loading:scan", signal.SIGTERM, _NOTHING),
-        ("convspark.model.spark:prove_exact", signal.SIGINT, _NOTHING),
+        ("import", signal.SIGTERM, _NOTHING),
         (
             "convspark.pretraining.train:first_images",
             signal.SIGTERM,
@@ -153,7 +152,7 @@ def _hears_ctrl_c():
         ),
     ],
 )
-def test_stopped_early_it_says_in_a_line_what_was_stopped(folder, quick, tmp_path, where, number, words):
+def test_a_process_that_is_stopped_early_says_in_a_line_what_was_stopped(folder, quick, tmp_path, where, number, words):
     out = tmp_path / "run"
     command = [sys.executable, "-c", _WAITS, where, "pretrain", str(folder), "--out", str(out), *quick]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -167,3 +166,15 @@ def test_stopped_early_it_says_in_a_line_what_was_stopped(folder, quick, tmp_pat
     assert process.returncode == 130
     assert errors.endswith(f"\n{words.format(out=out)}\n") and "Traceback" not in errors
     assert out.exists() == ("--resume" in words)
+
+
+@pytest.mark.parametrize("where", ["convspark.runs.loading:scan", "convspark.model.spark:prove_exact"])
+def test_stopped_before_there_is_a_folder_nothing_is_written(folder, quick, tmp_path, monkeypatch, capsys, where):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    module, name = where.split(":")
+    monkeypatch.setattr(import_module(module), name, interrupted)
+    out = tmp_path / "run"
+    assert main(["pretrain", str(folder), "--out", str(out), *quick]) == 130
+    assert capsys.readouterr().err.endswith(f"\n{_NOTHING}\n") and not out.exists()

@@ -70,7 +70,7 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
         equal(found, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
     plan, grid, channels, generator = case

@@ -152,12 +152,20 @@ def test_a_complete_run_goes_on_to_nothing(finished):
     assert all(torch.equal(before[name], value) for name, value in weights(finished.folder).items())
 
 
+STOPPED = {"model": "test_convnext", "drop_path": 0.2, "epochs": 4, "picture_epochs": 0}
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A run that nothing stops."""
+    return pretrain(Pictures(), out=str(tmp_path_factory.mktemp("runs") / "whole"), **small | STOPPED)
+
+
 @pytest.mark.parametrize(
     ("stop_at", "step"), [(20, 2), (84, 10), (99, 12)], ids=["first epoch", "third epoch", "an epoch's end"]
 )
-def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(small, tmp_path, stop_at, step):
-    small = small | {"model": "test_convnext", "drop_path": 0.2, "epochs": 4, "picture_epochs": 0}
-    whole = pretrain(Pictures(), out=str(tmp_path / "whole"), **small)
+def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(whole, small, tmp_path, stop_at, step):
+    small = small | STOPPED
     with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 16.*\n.*pretrain --resume"):
         pretrain(Pictures(stop_at=stop_at), out=str(tmp_path / "part"), **small)
     assert (tmp_path / "part" / "checkpoints" / "last.ckpt").is_file()
@@ -330,7 +338,7 @@ def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypat
     [
         # From the second step on, a ReLU's sign may hang on a rounding, after which LAMB takes other steps: with the
         # lean decoder it does here, with the paper's it does not.
-        ({"batch_size": 25, "epochs": 1}, 1, {"rtol": 1e-4, "atol": 1e-5}),
+        pytest.param({"batch_size": 25, "epochs": 1}, 1, {"rtol": 1e-4, "atol": 1e-5}, marks=pytest.mark.slow),
         # Eight steps of LAMB, each of up to 2 % of a layer's size, from gradients that differ by roundings.
         ({"decoder": "paper"}, 8, {"rtol": 1e-3, "atol": 1e-4}),
     ],
@@ -358,7 +366,17 @@ def test_compiled_steps_are_the_same_steps(pictures, small, settings, steps, tol
     assert names == expected
     for name, weight in weights(plain.folder).items():
         torch.testing.assert_close(weights(result.folder)[name], weight, **tolerance)
+
+
+def test_an_estimate_of_compiled_steps_runs_them_compiled(pictures, small, monkeypatch):
+    calls = []
+
+    def trace(function, **options):
+        return lambda *given: calls.append(options) or function(*given)
+
+    monkeypatch.setattr(torch, "compile", trace)
     assert estimate(str(pictures), compile=True, **small).step_seconds > 0
+    assert {"fullgraph": True, "dynamic": False} in calls
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_do(pictures, small, tmp_path, monkeypatch):

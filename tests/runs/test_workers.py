@@ -3,8 +3,12 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from multiprocessing import resource_sharer
 
 import numpy as np
 import pytest
@@ -23,6 +27,9 @@ class NotHandedOver:
 
     def __init__(self, words: str) -> None:
         self.words = words
+
+    def __str__(self) -> str:
+        return f"not handed over: {self.words}"
 
     def __reduce__(self):
         raise RuntimeError(self.words)
@@ -72,7 +79,39 @@ def test_what_to_do_about_processes_that_load_is_said(failure, words):
     assert not multiprocessing.active_children()
 
 
+def test_a_process_that_ends_while_it_hands_over_has_crashed(tmp_path):
+    """Before it is known to have ended: torch raises what the connection gave."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        ending = threading.Thread(target=lambda: listening.accept()[0].close())
+        ending.start()
+        handed_over = resource_sharer.DupFd.__new__(resource_sharer.DupFd)
+        handed_over._id = str(tmp_path / "socket"), 1
+        with pytest.raises(ConvsparkError, match=r"crashed \(.*reset.*--shm-size 8g.*\)"), workers_explained():
+            handed_over.detach()
+        ending.join()
+
+
+def test_a_process_that_is_found_to_have_crashed_at_the_end_leaves_none(monkeypatch):
+    loader = ordered_loader(Failing(RuntimeError("unused")), 1, 2)
+    next(iter(loader))
+    iterator = loader._iterator
+
+    def crashed():
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1")
+
+    monkeypatch.setattr(iterator, "_shutdown_workers", crashed)
+    end_workers(loader)
+    assert loader._iterator is None and not any(process.is_alive() for process in iterator._workers)
+    monkeypatch.undo()
+    with suppress(RuntimeError):
+        iterator._shutdown_workers()
+
+
 def test_other_errors_stay_what_they_are():
+    with pytest.raises(EOFError), workers_explained():
+        raise EOFError
     loader = ordered_loader(Failing(RuntimeError("of somebody's own")), 1, 1)
     with pytest.raises(RuntimeError, match="of somebody's own") as raised, workers_explained():
         list(loader)
@@ -80,7 +119,10 @@ def test_other_errors_stay_what_they_are():
     assert not isinstance(raised.value, ConvsparkError)
 
 
-@pytest.mark.parametrize("command", [["pretrain", "--model=resnet10t"], ["finetune", "random:resnet10t"]])
+@pytest.mark.parametrize(
+    "command",
+    [["pretrain", "--model=test_resnet"], pytest.param(["finetune", "random:test_resnet"], marks=pytest.mark.slow)],
+)
 def test_commands_say_that_shared_memory_is_too_small(tmp_path, command):
     """With a real /dev/shm of 1 MB, where this machine lets a process have its own."""
     own = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1M tmpfs /dev/shm && exec "$@"', "sh"]

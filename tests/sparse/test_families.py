@@ -48,7 +48,19 @@ def float64_throughout(monkeypatch):
 
 
 def build(name, **options):
-    return timm.create_model(name, num_classes=0, global_pool="", **options)
+    return without_repetitions(timm.create_model(name, num_classes=0, global_pool="", **options))
+
+
+def without_repetitions(network):
+    """Two of each row of blocks that are alike: the others would be the same code once more."""
+    for row in [module for module in network.modules() if type(module) is torch.nn.Sequential]:
+        alike = []
+        for name, block in list(row.named_children()):
+            described = repr(block), [tensor.shape for tensor in block.state_dict().values()]
+            alike = [*alike, described] if described in alike else [described]
+            if len(alike) > 2:
+                delattr(row, name)
+    return network
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -87,11 +99,10 @@ def family_of(name):
 
 @pytest.mark.parametrize("name", smallest_of_each_further_family())
 def test_smallest_member_of_a_family_is_exact(name):
-    assert_swept_is_exact(name, images=3, grid_shape=(2, 2))
+    assert_swept_is_exact(name, without_repetitions(timm.create_model(name)), images=3, grid_shape=(2, 2))
 
 
-def assert_swept_is_exact(name, images, grid_shape):
-    network = timm.create_model(name)
+def assert_swept_is_exact(name, network, images, grid_shape):
     channels, *image_size = network.pretrained_cfg["input_size"]
     patch = table()["networks"][name]["patch"]
     decoded = Decoded(Stages(network, image_size=image_size))
@@ -104,6 +115,8 @@ class Decoded(torch.nn.Module):
     def __init__(self, stages):
         super().__init__()
         self.backbone, self.stages = stages.backbone, stages
+        for name in {*stages.untrained} & {name for name, _ in self.backbone.named_parameters()}:
+            self.backbone.get_parameter(name).data = torch.zeros(1)  # nothing is computed with it: copies cost less
 
     def forward(self, x):
         return self.stages(x)
@@ -123,4 +136,4 @@ def test_every_exact_name_is_exact(name):
         pytest.skip(f"{row['parameters'] / 1e6:.0f} million parameters: the same code as its smaller siblings")
     if row["amplified"]:
         pytest.skip("amplifies roundings when its weights are random; see docs/coverage.md")
-    assert_swept_is_exact(name, images=2, grid_shape=(2, 3))
+    assert_swept_is_exact(name, timm.create_model(name), images=2, grid_shape=(2, 3))

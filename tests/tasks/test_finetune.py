@@ -34,7 +34,7 @@ SMALL = {"size": 32, "batch_size": 12, "workers": 0, "device": "cpu", "precision
 @pytest.fixture(scope="module")
 def tuned(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "tuned"
-    return finetune("random:resnet10t", str(pictures), epochs=12, out=str(out), **SMALL)
+    return finetune("random:test_resnet", str(pictures), epochs=12, out=str(out), **SMALL)
 
 
 def test_it_learns_and_its_figures_are_those_of_its_predictions(tuned):
@@ -91,7 +91,7 @@ def test_a_run_goes_on_by_its_own_command_only(tuned, pictures, capsys):
     assert main(["detect", "--resume", tuned.folder]) == 2
     assert f"`convspark finetune --resume {tuned.folder}` goes on with it" in capsys.readouterr().err
     assert main(["pretrain", "--resume", tuned.folder]) == 2
-    assert main(["finetune", "random:resnet10t", str(pictures), "--out", tuned.folder]) == 2
+    assert main(["finetune", "random:test_resnet", str(pictures), "--out", tuned.folder]) == 2
     assert f"go on with `convspark finetune --resume {tuned.folder}`" in capsys.readouterr().err
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tuned, pictures, tmp_pat
     monkeypatch.setattr(callbacks.Checkpoints, "_save", save_and_stop)
     out = str(tmp_path / "run")
     with pytest.raises(_Stop):
-        finetune("random:resnet10t", str(pictures), epochs=12, out=out, checkpoint_minutes=1e-9, **SMALL)
+        finetune("random:test_resnet", str(pictures), epochs=12, out=out, checkpoint_minutes=1e-9, **SMALL)
     monkeypatch.undo()
     result = finetune(resume=str(tmp_path / "run"))
     assert result.last == tuned.last and result.top1 == tuned.top1 and result.best == tuned.best
@@ -134,7 +134,7 @@ def test_a_signal_while_it_is_measured_loses_nothing_and_leaves_no_process(
     monkeypatch.setattr(finetuning, "labelled_loader", partial(classify.labelled_loader, batch_size=2))
     settings = SMALL | {"workers": 1, "epochs": 12, "out": str(tmp_path / "run")}
     with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
-        finetune("random:resnet10t", str(pictures), **settings)
+        finetune("random:test_resnet", str(pictures), **settings)
     assert not multiprocessing.active_children()
     monkeypatch.undo()
     assert finetune(resume=str(tmp_path / "run")).last == tuned.last
@@ -147,7 +147,7 @@ def test_stopped_at_once_it_leaves_no_process(pictures, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ClassifyModule, "validation_step", twice)
     with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
-        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **SMALL | {"workers": 1, "epochs": 2})
+        finetune("random:test_resnet", str(pictures), out=str(tmp_path / "run"), **SMALL | {"workers": 1, "epochs": 2})
     assert not multiprocessing.active_children()
 
 
@@ -159,7 +159,7 @@ def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimizer):
     options = {"optimizer": optimizer, "accumulate": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}
-    result = finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
+    result = finetune("random:test_resnet", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
     assert result.steps == 12 and np.isfinite(result.loss)
 
 
@@ -174,10 +174,10 @@ def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, 
 
 def test_batches_too_small_for_batchnorm_are_told(pictures, tmp_path, caplog):
     options = {**SMALL, "epochs": 1, "fraction": 0.3}
-    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "a"), **options)
+    finetune("random:test_resnet", str(pictures), out=str(tmp_path / "a"), **options)
     finetune("random:convnext_atto", str(pictures), out=str(tmp_path / "b"), **{**options, "batch_size": 2})
     assert "BatchNorm" not in caplog.text
-    finetune("random:resnet10t", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
+    finetune("random:test_resnet", str(pictures), out=str(tmp_path / "c"), accumulate=3, **options)
     assert "BatchNorm over 4 pictures at a time" in caplog.text
 
 
@@ -198,10 +198,10 @@ def test_in_small_batches_batchnorm_keeps_the_statistics_that_it_has(tuned, pict
 def test_divergence_is_told(pictures, tmp_path):
     options = {"optimizer": "lamb", "learning_rate": 3.0, "warmup_epochs": 0.0, "epochs": 4}
     with pytest.raises(DivergedError, match=r"the loss grew to .*epoch 1, .*--learning-rate \(1.5\)"):
-        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "exploded"), **options, **SMALL)
+        finetune("random:test_resnet", str(pictures), out=str(tmp_path / "exploded"), **options, **SMALL)
     assert not (tmp_path / "exploded" / "checkpoints" / "last.ckpt").exists()  # the last good one is kept
     with pytest.raises(DivergedError, match="no longer a finite number"):
-        finetune("random:resnet10t", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
+        finetune("random:test_resnet", str(pictures), epochs=20, learning_rate=1e30, out=str(tmp_path / "run"), **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -220,20 +220,20 @@ def test_divergence_is_told(pictures, tmp_path):
 )
 def test_wrong_arguments_are_told_before_anything_is_written(pictures, tmp_path, wrong, message):
     with pytest.raises(UsageError, match=message):
-        finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **{**SMALL, **wrong})
+        finetune("random:test_resnet", str(pictures), out=str(tmp_path / "run"), **{**SMALL, **wrong})
     assert not (tmp_path / "run").exists()
 
 
 def test_probe_tells_colours_apart_even_at_random(pictures):
-    report = probe("random:resnet10t", str(pictures), size=32, seeds=2, workers=0, device="cpu")
-    scores = report.scores["random:resnet10t"]
+    report = probe("random:test_resnet", str(pictures), size=32, seeds=2, workers=0, device="cpu")
+    scores = report.scores["random:test_resnet"]
     assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
     assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
 
 
 def test_probe_puts_random_weights_beside_others(tuned, pictures):
     report = probe(tuned.folder, str(pictures), size=32, seeds=1, workers=0, device="cpu")
-    assert list(report.scores) == [tuned.folder, "random:resnet10t"]
+    assert list(report.scores) == [tuned.folder, "random:test_resnet"]
 
 
 def test_embed_writes_what_the_backbone_makes_of_each_picture(tuned, pictures, tmp_path):
@@ -242,7 +242,7 @@ def test_embed_writes_what_the_backbone_makes_of_each_picture(tuned, pictures, t
         (tmp_path / "pictures" / f"{i}.png").write_bytes(path.read_bytes())
     result = embed(f"{tuned.folder}/export", str(tmp_path / "pictures"), out=str(tmp_path / "f.npz"), workers=0)
     stored = np.load(tmp_path / "f.npz")
-    assert stored["features"].shape == (6, 512) and result.pictures == 6 and len(stored["paths"]) == 6
+    assert stored["features"].shape == (6, 96) and result.pictures == 6 and len(stored["paths"]) == 6
     network = timm.create_model(f"local-dir:{tuned.folder}/export", pretrained=True, num_classes=0).eval()
     with Image.open(stored["paths"][2]) as picture:
         image = torch.from_numpy(np.array(picture.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
@@ -257,7 +257,7 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     out = tmp_path / "comparison"
     options = {"seeds": 2, "fractions": [0.5, 1.0], "epochs": 1, "size": 32, "batch_size": 8, "workers": 0}
     report = compare(
-        "random:resnet10t", str(pictures), against=["random"], out=str(out), settings={"precision": "fp32"}, **options
+        "random:test_resnet", str(pictures), against=["random"], out=str(out), settings={"precision": "fp32"}, **options
     )
     # The same start, so the very same runs: every difference is exactly nothing.
     assert [d.points for d in report.differences] == [[0.0, 0.0], [0.0, 0.0]]
@@ -274,17 +274,17 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
     with pytest.raises(UsageError, match=r"without config\.yaml"):  # told at once, not after the first runs
-        compare("random:resnet10t", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
+        compare("random:test_resnet", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
-        compare("random:resnet10t", str(pictures), out=str(out))
+        compare("random:test_resnet", str(pictures), out=str(out))
 
 
 def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--size", "32", "--json", "--workers", "0"]
-    assert main(["embed", "random:resnet10t", str(pictures / "val"), "-o", "f.npz", *small]) == 0
+    assert main(["embed", "random:test_resnet", str(pictures / "val"), "-o", "f.npz", *small]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == 12 and Path("f.npz").is_file()
-    assert main(["probe", "random:resnet10t", str(pictures), "--size", "32", "--seeds", "1", "--json"]) == 0
+    assert main(["probe", "random:test_resnet", str(pictures), "--size", "32", "--seeds", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["split"] == "test"
-    assert main(["finetune", "random:resnet10t"]) == 2
+    assert main(["finetune", "random:test_resnet"]) == 2
     assert "data is missing" in capsys.readouterr().err

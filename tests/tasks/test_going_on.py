@@ -40,7 +40,7 @@ def damage(path: str | Path) -> None:
 def test_a_classifier_goes_on_with_the_pictures_that_it_had(tmp_path, caplog):
     data = write_pictures(tmp_path / "data", 8)
     run = str(tmp_path / "run")
-    first = finetune("random:resnet10t", str(data), size=32, batch_size=4, out=run, **COMMON, **SHARE)
+    first = finetune("random:test_resnet", str(data), size=32, batch_size=4, out=run, **COMMON, **SHARE)
     with (tmp_path / "run" / "predictions.csv").open() as file:
         measured = [row["path"] for row in csv.DictReader(file)]
     trained = next(path for path in map(str, sorted((data / "blue").iterdir())) if path not in measured)
@@ -64,7 +64,7 @@ def test_a_segmenter_goes_on_with_the_pictures_that_it_had(tmp_path):
         Image.fromarray(rng.integers(0, 2, (32, 32), dtype=np.uint8) * 255).save(tmp_path / "m" / f"{i}.png")
     places = {"images": str(tmp_path / "p"), "masks": str(tmp_path / "m")}
     run = str(tmp_path / "run")
-    first = segment("random:resnet10t", **places, size=32, batch_size=2, out=run, **COMMON, **SHARE)
+    first = segment("random:test_resnet", **places, size=32, batch_size=2, out=run, **COMMON, **SHARE)
     assert first.pictures == 4
     text = (tmp_path / "run" / "split.json").read_text()
     trained = next(i for i in range(10) if f"{i}.png" in text[: text.index('"val"')])
@@ -282,7 +282,7 @@ def test_damaged_pictures_are_left_out_before_they_are_measured_with(tmp_path, c
 
 def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
     data = write_pictures(tmp_path / "data", 8)
-    job = compare._Job("random", "random:resnet10t", None, 1.0, 3, 1, tmp_path / "out" / "random-1-seed3")
+    job = compare._Job("random", "random:test_resnet", None, 1.0, 3, 1, 24, tmp_path / "out" / "random-1-seed3")
     job.folder.parent.mkdir()
     asked = compare.CompareSettings(data=str(data), settings={"val_share": 0.4})
     drawn = read_labelled(str(data), 0.4, seed=3)
