@@ -164,6 +164,7 @@ def test_voc_names_with_dots_and_lists_of_names_with_spaces(folder):
             "category '3' has the id of another",
         ),
         (None, {"images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.png"}]}, r"a.png \(a.png, a.png"),
+        ([BOX | {"bbox": [0.1, 0.2, 0.5, 0.8]}], {}, "all of the 1 boxes lie within .* first pixel. Are they shares"),
         ([], {}, "holds no annotated object"),
         ([BOX | {"iscrowd": 1}], {}, "holds no annotated object"),
         (

@@ -165,6 +165,12 @@ def read_scenes(
             if cut is not None and (mask is not None or not masks):
                 things.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
         scenes.append(Scene(path, size, things))
+    boxes = [entry.box for _, picture, _ in readable for entry in picture.entries if entry.box is not None]
+    if boxes and all(0 <= side <= 1 for box in boxes for side in box):
+        raise DataError(
+            f"{source}: all of the {len(boxes)} boxes lie within their picture's first pixel. Are they shares of its "
+            "width and height? Expected pixels"
+        )
     if over:
         beyond = f"{source}: {len(over)} of {total} boxes reach over their picture's edge: {some(over)}"
         if len(over) > _MOST_BAD * total:
