@@ -41,7 +41,8 @@ def foreign(tmp_path, monkeypatch):
         (folder / "config.json").write_text(json.dumps({"architecture": NETWORK, "pretrained_cfg": described}))
     for folder in ("pictures", "labelled/a", "labelled/b"):
         (tmp_path / folder).mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(tmp_path / folder / "0.png")
+        for i in range(3):
+            Image.new("RGB", (64, 64)).save(tmp_path / folder / f"{i}.png")
     (tmp_path / "boxes.json").write_text('{"images": [], "annotations": [], "categories": []}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trust, "_trusted", set())

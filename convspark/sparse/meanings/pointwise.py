@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from ..registry import Refusal, meaning
+from ..registry import Refusal, meaning, name_of
 from ..tensor import GridTensor, PerImage, as_same_kind, before_change, repeat_per_patch
 from .operands import along, dense_batch, joined_layout, named, require_plain, tensors_in, unpadded, with_rows_of
 from .random import is_row_noise, one_an_image
@@ -109,7 +109,7 @@ def _run(func, args, kwargs):
             func(args[0].values, *args[1:], **kwargs)
             return args[0]
         # A number on the left is a method's second argument, and Dynamo gets lost in what wraps these methods.
-        func = _REVERSED.get(getattr(func, "__name__", ""), func)
+        func = _REVERSED.get(name_of(func), func)
     return func(*args, **kwargs)
 
 
