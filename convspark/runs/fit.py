@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data._utils import signal_handling
 
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
 from .checkpoints import check_content, whole_checkpoint
@@ -83,6 +84,8 @@ def fit(
     if last is not None:
         check_content(last, module.state_dict())
         logger.info("going on from %s", last)
+    # Torch sets its handler of loading processes that die but once, and Lightning ends with those that it began with.
+    signal_handling._set_SIGCHLD_handler()  # pyright: ignore[reportPrivateUsage]
     try:
         with quiet_lightning(), signals, quick_products(device):
             trainer.fit(module, train, held_out, ckpt_path=last and str(last), weights_only=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
+from torch.utils.data._utils import signal_handling
 
 from convspark.checkpoints import to_timm
 from convspark.errors import DataError, DivergedError, UsageError
@@ -143,6 +144,16 @@ def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
 def test_number_of_workers_changes_nothing(finished, pictures, small, tmp_path):
     again = pretrain(str(pictures), out=str(tmp_path / "again"), **{**small, "workers": 2})
     assert again.train_loss == finished.train_loss
+
+
+def test_after_a_run_processes_that_die_are_still_heard_of(pictures, small, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    try:
+        pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, "workers": 1, "epochs": 1})
+        assert callable(signal.getsignal(signal.SIGCHLD)) and signal_handling._SIGCHLD_handler_set
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_complete_run_goes_on_to_nothing(finished):
