@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from convspark.errors import ConvsparkError
 from convspark.runs.loading import end_workers, ordered_loader, workers_explained
@@ -68,7 +69,9 @@ class Failing(Dataset):
     ],
     ids=str,
 )
-def test_what_to_do_about_processes_that_load_is_said(failure, words):
+def test_what_to_do_about_processes_that_load_is_said(failure, words, monkeypatch):
+    # Torch's handler of processes that die, which it sets but once, whatever ran in this process before.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     loader = ordered_loader(Failing(failure), 1, 1)
     loader.collate_fn = list if isinstance(failure, NotHandedOver) else torch.stack
     try:
