@@ -68,17 +68,23 @@ def join(
 
 
 @triton.jit
+def _tile(count, channels, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Places of a program's values and which of them there are; its channels and which of those there are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    wanted = (row < count)[:, None] & there[None, :]
+    return row.to(INDEX)[:, None] * channels + channel[None, :], wanted, channel, there
+
+
+@triton.jit
 def normalise(
     out, rows, mean, scale, weight, bias, count, channels,
     WEIGHTED: tl.constexpr, BIASED: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out: (rows - mean) * scale * weight + bias."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    there = channel < channels
-    wanted = (row < count)[:, None] & there[None, :]
-    at = row.to(INDEX)[:, None] * channels + channel[None, :]
+    at, wanted, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
     stretch = tl.load(scale + channel, mask=there, other=0)
     if WEIGHTED:
         stretch *= tl.load(weight + channel, mask=there, other=0).to(WIDE)
@@ -118,11 +124,7 @@ def gradient(
     WEIGHTED: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out: of the rows, from `sums`, (2, channels), of `slopes`."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    there = channel < channels
-    wanted = (row < count)[:, None] & there[None, :]
-    at = row.to(INDEX)[:, None] * channels + channel[None, :]
+    at, wanted, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
     stretch = tl.load(scale + channel, mask=there, other=0)
     shift = tl.load(sums + channel, mask=there, other=0) / count
     along = tl.load(sums + channels + channel, mask=there, other=0) / count * stretch
