@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -15,11 +16,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+from ..runs.launch import count_of, launch
+from ..runs.numbers import check_positive
+from ..runs.processes import Processes
 from ..trust import check_code
 
 TASK_GROUPS = {
     "optimisation": ("learning_rate", "weight_decay", "layer_decay", "drop_path"),
-    "machine": ("seed", "device", "precision", "workers", "checkpoint_minutes"),
+    "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "checkpoint_minutes"),
 }
 """How the help orders what all tasks share."""
 
@@ -150,9 +154,23 @@ class Command:
         """Call the function, and print its result, a dataclass, in words or as JSON; the exit code."""
         self.add_switch("--json", help="print the result as JSON")
         given = self.parse(arguments)
+        code = self.spread(arguments, given)
+        if code is not None:
+            return code
         result = self._function(**self.values(given))
+        if not Processes.here().is_first:
+            return 0
         print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
         return 0
+
+    def spread(self, arguments: Sequence[str], given: Namespace) -> int | None:
+        """Start the processes that were asked for, and wait for them: their exit code; None where this is one of them,
+        or the only one."""
+        devices, nodes = given.get("devices"), given.get("nodes")
+        check_positive(devices=None if devices == "all" else devices, nodes=nodes)
+        if Processes.here().are_several or (devices in (None, 1) and nodes in (None, 1)):
+            return None
+        return launch([sys.executable, "-m", "convspark", self.name, *arguments], count_of(devices), nodes or 1)
 
     def values(self, namespace: Namespace) -> dict[str, Any]:
         """The function's arguments out of what was parsed."""

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from .._version import __version__
 from ..errors import ConvsparkError
+from ..runs.processes import EndedElsewhereError, Processes
 from ..trust import trust_code
 
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
@@ -63,8 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except SystemExit as exit_:  # from argparse: --help, --version
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    except EndedElsewhereError as error:
+        return error.exit_code  # what happened is told there
     except ConvsparkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        here = Processes.here()
+        print(f"error{'' if here.is_first else f' (process {here.rank})'}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         # A run that has a folder says more; everything else writes at its end, and whole.

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..pretraining.command import pretrain
 from ..pretraining.settings import PretrainResult
+from ..runs.processes import Processes
 from .arguments import Command
 
 _GROUPS = {
@@ -31,7 +32,7 @@ _GROUPS = {
         "accumulate",
     ),
     "images": ("held_out", "held_out_most", "crop_scale", "flip", "crops_per_image", "mean", "std"),
-    "machine": ("seed", "device", "precision", "workers", "compile"),
+    "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "compile", "cuda_graph"),
     "what is kept": ("picture_epochs", "checkpoint_minutes", "keep_epochs", "tracker"),
 }
 
@@ -66,7 +67,12 @@ def run(arguments: Sequence[str]) -> int:
         plan = estimate(**values)
         print(json.dumps(plan.as_dict(), indent=2) if given.json else plan)
         return 0
+    code = made.spread(arguments, given)
+    if code is not None:
+        return code
     result = pretrain(**values)
+    if not Processes.here().is_first:
+        return 0
     print(json.dumps(as_dict(result), indent=2) if given.json else describe(result))
     return 0
 

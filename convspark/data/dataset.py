@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import UsageError
+from ..parts import Part, part_of
 from ..seeds import Counter, Use, counted
 from .decode import BadPictureError, Shrink
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
@@ -139,18 +140,18 @@ class PretrainImages(Dataset[Tensor]):
 class EpochSampler(Sampler[tuple[int, int]]):
     """The (epoch, index) keys of one epoch, shuffled by (seed, epoch), for `PretrainImages`.
 
-    The last batch is filled up: with further crops of the pictures the epoch began with. Process `rank` of
-    `world_size` gets its contiguous share of each global batch, so that together they see what a single
-    process would.
+    The last batch is filled up: with further crops of the pictures the epoch began with. Each of its forward passes is
+    divided among the processes, so that together they see what a single process would (`part`).
 
     Args:
         length: `len(dataset)`.
-        batch_size: of all processes together; a multiple of `world_size`. The DataLoader's own is
-            `local_batch_size`.
+        batch_size: of all passes of all processes together. The DataLoader's own is `images_a_pass`.
         epoch: may be moved on by `set_epoch`, which Lightning does by itself.
         start_batch: how many batches of this epoch were already seen, to resume in its midst. The next epoch
             starts at 0.
+        rank, world_size: of this process, and how many there are.
         crops_per_image: as in the dataset; crops of one picture stay neighbours.
+        passes: forward passes of a batch.
     """
 
     def __init__(
@@ -163,9 +164,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         crops_per_image: int = 1,
+        passes: int = 1,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise UsageError(f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}")
+        if batch_size < 1 or batch_size % (world_size * passes):
+            raise UsageError(
+                f"batch_size: expected a multiple of {world_size} processes x {passes} passes, got {batch_size}"
+            )
         if length < 1 or length % crops_per_image:
             raise UsageError(f"length: expected a multiple of the {crops_per_image} crops an image, got {length}")
         self.num_batches = -(-length // batch_size)
@@ -173,11 +177,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
             raise UsageError(f"start_batch: expected 0 to {self.num_batches}, got {start_batch}")
         self.length = length
         self.batch_size = batch_size
-        self.local_batch_size = batch_size // world_size
+        self.passes = passes
+        self.images_a_pass = batch_size // (world_size * passes)
         self.seed = seed
         self.epoch = epoch
         self.start_batch = start_batch
-        self._rank = rank
+        self._rank, self._world_size = rank, world_size
         self._crops_per_image = crops_per_image
 
     def set_epoch(self, epoch: int) -> None:
@@ -186,14 +191,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
             self.epoch, self.start_batch = epoch, 0
 
     def __len__(self) -> int:
-        return (self.num_batches - self.start_batch) * self.local_batch_size
+        return (self.num_batches - self.start_batch) * self.passes * self.images_a_pass
+
+    def part(self, number: int) -> Part:
+        """What forward pass `number` of a batch, from 0, holds of it here."""
+        return part_of(self.batch_size, self.passes, number, self._rank, self._world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, order = self.epoch, self._order()
         for batch in range(self.start_batch, self.num_batches):
-            start = batch * self.batch_size + self._rank * self.local_batch_size
-            for index in order[start : start + self.local_batch_size].tolist():
-                yield epoch, index
+            for number in range(self.passes):
+                start = batch * self.batch_size + self.part(number).first
+                for index in order[start : start + self.images_a_pass].tolist():
+                    yield epoch, index
 
     def _order(self) -> np.ndarray:
         """Indices of all batches together, (num_batches * batch_size,)."""

@@ -77,11 +77,11 @@ def reconstruction_loss(
         error = (split_patches(prediction, patch_size) - target).square()
         within = (1, *range(3, error.ndim, 2))
         masked = (~visible).to(error.dtype)
-        count = masked.sum()
+        count, processes = masked.sum(), 1
         if group is not None:
+            processes = dist.get_world_size(group)
             dist.all_reduce(count, group=group)
-            count = count / dist.get_world_size(group)
-        return (error.mean(within) * masked).sum() / (count + COUNT_EPS)
+        return (error.mean(within) * masked).sum() / ((count + COUNT_EPS) / processes)
 
 
 def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:

@@ -59,6 +59,9 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         std: deviation of each channel; by default ImageNet's.
         seed: of everything random; the same seed gives the same run.
         device: auto, cpu, cuda, cuda:1 or mps.
+        devices: processes on this machine, each with a device of its own, or all for one on each GPU. The run is the
+            same for any number of them.
+        nodes: machines that carry out the run together; see docs/scaling.md.
         precision: auto is bf16 where the device is fast at it.
         workers: processes that load images; by default chosen by the cores there are.
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..model.spark import SparK
+from ..parts import Part
 from ..runs.graphs import Loss
 from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
@@ -13,11 +14,16 @@ from ..seeds import Use, counted_seed
 from ..sparse import PatchGrid
 
 
-def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int) -> PatchGrid:
-    """The mask of a batch of images (B, C, H, W): a function of (seed, use, place …), the same on every device."""
+def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int, part: Part | None = None) -> PatchGrid:
+    """The mask of a batch of images (B, C, H, W): a function of (seed, use, place …), the same on every device.
+
+    Args:
+        part: which part of the batch the images are; None for all of it.
+    """
     generator = torch.Generator().manual_seed(counted_seed(seed, use, *place))
     shape = model.grid_shape(images.shape[2:])
-    return PatchGrid.random(len(images), shape, mask_ratio=model.mask_ratio, generator=generator, device=images.device)
+    first, count, total = part or Part(0, len(images), len(images))
+    return PatchGrid.random(count, shape, model.mask_ratio, generator, images.device, first=first, total=total)
 
 
 class PretrainModule(TrainingModule):
@@ -43,25 +49,22 @@ class PretrainModule(TrainingModule):
         super().__init__(make_optimizer, schedule, seed)
         self.model = model
         self.step_loss: Loss = lambda images, grid: model(images, grid).loss
-        self._held_out_sum = 0.0
-        self._held_out_count = 0
 
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = channels_last(batch)
-        grid = counted_grid(self.model, images, self.seed, Use.MASK, self.global_step, batch_idx)
+        part = self.part(len(images), batch_idx)
+        grid = counted_grid(self.model, images, self.seed, Use.MASK, *self.place(batch_idx), part=part)
         return self.step_loss(images, grid)
 
     def describe_measured(self) -> str:
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""
 
-    def on_validation_epoch_start(self) -> None:
-        self._held_out_sum, self._held_out_count = 0.0, 0
-
-    def validation_step(self, batch: Tensor | list[Tensor], batch_idx: int) -> None:
+    def measure(self, batch: Tensor | list[Tensor], number: int) -> tuple[float, int]:
+        """The loss of a batch, and its images."""
         images = channels_last(batch if isinstance(batch, Tensor) else batch[0])
-        grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, batch_idx)
-        self._held_out_sum += float(self.model(images, grid).loss) * len(images)
-        self._held_out_count += len(images)
+        grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, number)
+        return float(self.model(images, grid).loss), len(images)
 
-    def on_validation_epoch_end(self) -> None:
-        self.measured = {"held_out_loss": self._held_out_sum / max(1, self._held_out_count)}
+    def summarise(self, found: list[tuple[float, int]]) -> dict[str, float]:
+        count = sum(images for _, images in found)
+        return {"held_out_loss": sum(loss * images for loss, images in found) / max(1, count)}

@@ -43,7 +43,7 @@ class Pictures(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if not self._epochs or (epoch % self._epochs and epoch != trainer.max_epochs):
+        if not trainer.is_global_zero or not self._epochs or (epoch % self._epochs and epoch != trainer.max_epochs):
             return
         assert isinstance(pl_module, PretrainModule)
         model = pl_module.model

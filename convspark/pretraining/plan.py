@@ -4,25 +4,33 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import list_images
+from ..data import PretrainImages, list_images
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
 from ..runs.graphs import Graphed
-from ..runs.loading import Images, TrainLoader, find_images, held_out_loader, reopen_images, train_dataset
+from ..runs.loading import (
+    Images,
+    MeasuringLoader,
+    TrainLoader,
+    find_images,
+    first_images,
+    held_out_dataset,
+    reopen_images,
+    train_dataset,
+)
 from ..runs.numbers import (
     Numbers,
     check_crop_scale,
@@ -36,6 +44,7 @@ from ..runs.numbers import (
     parse_size,
 )
 from ..runs.optimizer import OptimizerKind, build_optimizer, default_learning_rate, parameter_groups
+from ..runs.processes import ALONE, Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
@@ -93,9 +102,10 @@ class Plan:
             module.step_loss = Graphed(module.step_loss, self.model)
         return module
 
-    def train_loader(self) -> TrainLoader:
-        s, n = self.settings, self.numbers
-        dataset = train_dataset(
+    @cached_property
+    def train_images(self) -> PretrainImages:
+        s = self.settings
+        return train_dataset(
             self.images,
             self.size,
             self.mean,
@@ -105,11 +115,24 @@ class Plan:
             crops_per_image=s.crops_per_image,
             seed=s.seed,
         )
-        return TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, self.device.type == "cuda")
 
-    def held_out_loader(self) -> DataLoader[Any] | None:
+    @cached_property
+    def held_out_images(self) -> PretrainImages | None:
+        return held_out_dataset(self.images, self.size, self.mean, self.std)
+
+    def train_loader(self, here: Processes = ALONE) -> TrainLoader:
+        s, n, pin = self.settings, self.numbers, self.device.type == "cuda"
+        return TrainLoader(self.train_images, n.batch_size, n.accumulate, s.seed, self.workers, pin, here=here)
+
+    def held_out_loader(self, here: Processes = ALONE) -> MeasuringLoader | None:
+        if self.held_out_images is None:
+            return None
         batch_size = min(64, self.numbers.images_a_pass)
-        return held_out_loader(self.images, self.size, self.mean, self.std, batch_size, self.workers)
+        return MeasuringLoader(self.held_out_images, batch_size, self.workers, here, cached=True)
+
+    def shown_images(self) -> Tensor:
+        """Those to draw: the first held out, or if there are none, the first trained on; (B, C, H, W)."""
+        return first_images(self.train_images if self.held_out_images is None else self.held_out_images)
 
     def describe(self) -> list[str]:
         """The effective numbers, for the log."""

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..runs.settings import Settings
+from ..runs.settings import SpreadSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PretrainSettings(Settings):
+class PretrainSettings(SpreadSettings):
     """The arguments of `pretrain`, described there."""
 
     kind: ClassVar[str] = "pretrain"

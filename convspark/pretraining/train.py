@@ -9,7 +9,6 @@ from ..model.strides import as_text
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
 from ..runs.folder import command_line
-from ..runs.loading import first_images
 from ..runs.run import Run
 from .pictures import Pictures
 from .plan import Plan, make_plan
@@ -33,19 +32,22 @@ class Pretraining:
     def describe(self) -> list[str]:
         return self.plan.describe()
 
-    def train(self, run: Run[PretrainSettings]) -> PretrainResult:
-        """Train to the end, and export the backbone."""
+    def begin(self, run: Run[PretrainSettings]) -> None:
+        """Write the lists of files, which a run that goes on reads."""
+        self.plan.images.write_lists(run.folder)
+
+    def train(self, run: Run[PretrainSettings]) -> None:
+        """Train to the end."""
         plan, s, folder = self.plan, self.settings, run.folder
-        if not run.goes_on:
-            plan.images.write_lists(folder)
-        loader, held_out = plan.train_loader(), plan.held_out_loader()
-        pictures = first_images(held_out, loader.dataset)
+        loader, held_out = plan.train_loader(run.here), plan.held_out_loader(run.here)
+        pictures = plan.shown_images()
         plan.model.train()
-        metrics = fit(
+        self._metrics = fit(
             plan.module(),
             folder,
             loader,
             held_out,
+            here=run.here,
             device=plan.device,
             precision=plan.precision,
             epochs=s.epochs,
@@ -56,8 +58,11 @@ class Pretraining:
             tracker=s.tracker,
             go_on=f"convspark pretrain --resume {folder.path}",
         )
-        row = _last_row(metrics, run)
-        export = _export(plan, run, row)
+
+    def finish(self, run: Run[PretrainSettings]) -> PretrainResult:
+        """Export the backbone."""
+        folder, row = run.folder, _last_row(self._metrics, run)
+        export = _export(self.plan, run, row)
         picture = folder.pictures / "last.png"
         return PretrainResult(
             folder=folder.path,

@@ -23,6 +23,8 @@ from ..files import write_text, written_whole
 from .folder import RunFolder
 from .loading import TrainLoader, write_bad_files
 from .module import TrainingModule
+from .processes import Agreement
+from .slurm import slurm_job
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Stopwatch(Callback):
     A step lasts from when its batch was asked for until it is taken; what comes between steps does not count.
 
     Attributes:
-        images: images seen in this epoch (since a resumed one went on).
+        images: images seen in this epoch (since a resumed one went on), by this process until `join`.
         seconds: time that took, without validation, writing, and the start of the workers.
         waiting: seconds of it spent waiting for batches (see `TrainLoader.waited`).
     """
@@ -50,6 +52,12 @@ class Stopwatch(Callback):
         self.seconds = 0.0
         self.waiting = 0.0
         self._loader = loader
+
+    def join(self) -> None:
+        """From now on, these are of all processes; each calls it."""
+        found = self._loader.here.gathered((self.images, self.seconds, self.waiting))
+        images, seconds, waiting = (sum(values) for values in zip(*found, strict=True))
+        self.images, self.seconds, self.waiting = images, seconds / len(found), waiting / len(found)
 
     @property
     def images_per_second(self) -> float:
@@ -103,6 +111,8 @@ class Metrics(Callback):
         assert isinstance(pl_module, TrainingModule)
         pl_module.check_finite()
         step, watch = trainer.global_step, self._stopwatch
+        pl_module.join_losses()
+        watch.join()
         measured = {name: pl_module.measured.get(name) for name in pl_module.measures}
         # The rates of the epoch's last step: `step` counts those taken.
         row = {
@@ -117,6 +127,8 @@ class Metrics(Callback):
             "seconds": f"{watch.seconds:.3f}",
         }
         self._rows.append({name: str(value) for name, value in row.items()})
+        if not trainer.is_global_zero:
+            return
         for tracker in trainer.loggers:
             tracker.log_metrics({name: float(value) for name, value in row.items() if value != ""}, step)
         text = io.StringIO()
@@ -163,6 +175,9 @@ class Checkpoints(Checkpoint):
 
     A checkpoint appears whole or not at all. In the midst of an epoch it holds the place in the epoch's order, too.
 
+    Attributes:
+        requeues: whether the run, stopped, is to be started again.
+
     Args:
         minutes: how much work may be lost at most; the end of an epoch is waited for only if it comes sooner.
         keep_epochs: also keep `epoch_N.ckpt` every so many epochs; None for none.
@@ -177,17 +192,39 @@ class Checkpoints(Checkpoint):
         self._keep_epochs = keep_epochs
         self._saved = time.monotonic()
         self._stopping = threading.Event()
+        self._requeueing = threading.Event()
+        self._asked: Agreement | None = None
+        self.requeues = False
 
-    def stop(self) -> None:
-        """Ask the run to stop when the step it is in is over."""
+    def stop(self, requeue: bool = False) -> None:
+        """Ask the run to stop when the step it is in is over, and perhaps to be started again by SLURM."""
+        if requeue:
+            self._requeueing.set()
         self._stopping.set()
 
     @property
     def stopping(self) -> bool:
+        """Whether this process was asked to."""
         return self._stopping.is_set()
+
+    def _wishes(self) -> Agreement:
+        """Whether to save, by the first one's clock; whether to stop, and to be started again."""
+        late = self._loader.here.is_first and time.monotonic() - self._saved > self._seconds
+        return Agreement(self._loader.here, late, self.stopping, self._requeueing.is_set())
+
+    def _agreed(self, now: bool) -> tuple[bool, bool]:
+        """Whether to save, and to stop: what all wish now, or what they wished after the step before.
+
+        The latter is known by now: nobody waits for it.
+        """
+        before, self._asked = self._asked, self._wishes()
+        known = self._asked if now or not self._loader.here.are_several else before
+        late, stop, self.requeues = known.result() if known else (False, False, False)
+        return late or stop, stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = time.monotonic()
+        self._asked = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -198,20 +235,24 @@ class Checkpoints(Checkpoint):
         self._loader.mark(trainer.current_epoch, batches)
         if batches == self._loader.order.num_batches:
             return  # the epoch's end saves, after the held-out images
-        if self.stopping or time.monotonic() - self._saved > self._seconds:
+        save, stop = self._agreed(now=False)
+        if save:
             self._save(trainer, pl_module)
-        if self.stopping:
+        if stop:
             raise Interrupted
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, ends = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
-        write_bad_files(self._folder, self._loader.dataset.bad_files())  # type: ignore[attr-defined]
-        if ends or self.stopping or time.monotonic() - self._saved > self._seconds:
+        bad = self._loader.here.gathered(self._loader.dataset.bad_files())  # type: ignore[attr-defined]
+        if self._loader.here.is_first:
+            write_bad_files(self._folder, [one for of_process in bad for one in of_process])
+        save, stop = self._agreed(now=True)
+        if ends or save:
             self._save(trainer, pl_module)
         if self._keep_epochs and epoch % self._keep_epochs == 0:
             width = len(str(trainer.max_epochs))
             self._save(trainer, pl_module, f"epoch_{epoch:0{width}d}.ckpt")
-        if self.stopping and not ends:
+        if stop and not ends:
             raise Interrupted
 
     def on_save_checkpoint(
@@ -239,6 +280,8 @@ class Checkpoints(Checkpoint):
 class Signals(Callback):
     """Within it, the first Ctrl-C (or SIGTERM) ends a run after its step, with a checkpoint; the second at once.
 
+    So does SIGUSR1 in a job of SLURM's, which is told to start it again.
+
     Where it comes while held-out images are measured, they are measured to the end first.
     """
 
@@ -248,7 +291,8 @@ class Signals(Callback):
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():  # signals belong to it
-            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if slurm_job() else [])]
+            self._before = {number: signal.getsignal(number) for number in numbers}
         self._take_over()
 
     def __exit__(self, *_: object) -> None:
@@ -268,5 +312,5 @@ class Signals(Callback):
         if self._checkpoints.stopping:
             signal.signal(number, self._before[signal.Signals(number)])
             raise KeyboardInterrupt
-        self._checkpoints.stop()
+        self._checkpoints.stop(requeue=number == signal.SIGUSR1)
         logger.warning("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once")

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import UsageError
 from .folder import available_cores
+from .processes import Processes, gpu_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,11 @@ def choose_device(device: str = "auto") -> torch.device:
     Raises:
         UsageError: no such device here, or one that this PyTorch was not built for; the reason is told.
     """
+    here = Processes.here()
     if device == "auto":
         reason = _why_no_cuda()
         if reason is None:
-            return _supported(torch.device("cuda", 0))
+            return _supported(torch.device("cuda", gpu_of(here) if here.are_several else 0))
         if reason.is_a_fault:
             logger.warning("no GPU is used: %s", reason.text)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -41,7 +43,7 @@ def choose_device(device: str = "auto") -> torch.device:
         reason = _why_no_cuda()
         if reason is not None:
             raise UsageError(f"device is {device!r}, but {reason.text}; --device cpu runs without")
-        count, index = torch.cuda.device_count(), chosen.index or 0
+        count, index = torch.cuda.device_count(), chosen.index or (gpu_of(here) if here.are_several else 0)
         if index >= count:
             there = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
             raise UsageError(f"device is {device!r}, but there {'is' if count == 1 else 'are'} {there}{_visible()}")
@@ -154,7 +156,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
 
 def default_workers(device: torch.device) -> int:
     """Processes that decode images: most cores beside a GPU, a quarter of them where the CPU trains as well."""
-    cores = available_cores()
+    cores = available_cores() // Processes.here().local_count
     return max(1, min(16, cores - 1)) if device.type != "cpu" else max(1, min(8, cores // 4))
 
 

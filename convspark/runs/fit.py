@@ -6,18 +6,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
 from .checkpoints import check_content, whole_checkpoint
 from .device import quick_products
 from .folder import RunFolder
-from .loading import TrainLoader, end_workers
+from .loading import MeasuringLoader, TrainLoader, end_workers
 from .logs import quiet_lightning
 from .memory import out_of_memory
 from .module import TrainingModule
+from .processes import ALONE, Processes
 from .progress import Progress
+from .slurm import requeue, slurm_job
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +30,9 @@ def fit(
     module: TrainingModule,
     folder: RunFolder,
     train: TrainLoader,
-    held_out: Any,
+    held_out: MeasuringLoader | None,
     *,
+    here: Processes = ALONE,
     device: torch.device,
     precision: str,
     epochs: int,
@@ -44,6 +49,7 @@ def fit(
 
     Args:
         held_out: batches that are measured after each epoch, or None.
+        here: the processes that train together.
         precision: fp32 or bf16.
         go_on: the command that goes on with this run, for a user who stopped it.
         measure_every: epochs between measurements on `held_out`.
@@ -61,8 +67,10 @@ def fit(
     metrics = Metrics(folder, watch)
     checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
     signals = Signals(checkpoints)
+    progress = [Progress(watch, train.num_workers)] if here.is_first else []
     with quiet_lightning():
         trainer = pl.Trainer(
+            **_strategy(here, device),
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
@@ -70,9 +78,9 @@ def fit(
             check_val_every_n_epoch=measure_every,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[watch, metrics, Progress(watch, train.num_workers), *callbacks, checkpoints, signals],
+            callbacks=[watch, metrics, *progress, *callbacks, checkpoints, signals],
             plugins=[WholeCheckpoints(folder)],
-            logger=make_tracker(tracker, folder),
+            logger=make_tracker(tracker, folder) if here.is_first else False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -80,7 +88,8 @@ def fit(
             inference_mode=False,
             default_root_dir=folder.path,
         )
-    last = whole_checkpoint(folder)
+    module.read_from(train, held_out)
+    last = here.from_first(whole_checkpoint(folder) if here.is_first else None)
     if last is not None:
         check_content(last, module.state_dict())
         logger.info("going on from %s", last)
@@ -90,8 +99,10 @@ def fit(
         with quiet_lightning(), signals, quick_products(device):
             trainer.fit(module, train, held_out, ckpt_path=last and str(last), weights_only=True)
     except Interrupted:
-        steps = module.schedule.steps
-        raise KeyboardInterrupt(f"Stopped after step {trainer.global_step} of {steps}. To go on:\n  {go_on}") from None
+        what, job = f"Stopped after step {trainer.global_step} of {module.schedule.steps}", slurm_job()
+        if checkpoints.requeues and job and here.is_first:
+            what += f"; {requeue(job)}"
+        raise KeyboardInterrupt(f"{what}. To go on:\n  {go_on}") from None
     except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the step
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
     except torch.OutOfMemoryError:
@@ -101,3 +112,49 @@ def fit(
     if too_large:
         raise out_of_memory(module, train, device, precision, can_accumulate)
     return metrics
+
+
+def _strategy(here: Processes, device: torch.device) -> dict[str, Any]:
+    """How Lightning is to train with several processes: with copies of the model whose gradients are averaged."""
+    if not here.are_several:
+        return {}
+    strategy = DDPStrategy(
+        cluster_environment=_Connected(here),
+        process_group_backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        broadcast_buffers=False,  # they are the same by themselves: batch norms go over all processes
+        find_unused_parameters=True,
+    )
+    return {"strategy": strategy}
+
+
+class _Connected(ClusterEnvironment):
+    """Processes that are connected already, each with one device, whichever machine it is on."""
+
+    def __init__(self, here: Processes) -> None:
+        super().__init__()
+        self._here = here
+
+    creates_processes_externally = True  # type: ignore[assignment]
+    main_address, main_port = "", 0  # type: ignore[assignment]
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self._here.count
+
+    def global_rank(self) -> int:
+        return self._here.rank
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return self._here.rank
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def set_global_rank(self, rank: int) -> None:
+        pass

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ..data import (
     EpochSampler,
@@ -32,10 +32,11 @@ from ..data import (
 from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
 from .folder import RunFolder
+from .processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
-# Held-out images are decoded once and kept, as long as they take no more than this.
+# What is measured with is decoded once and kept, as long as it takes no more than this.
 _MOST_CACHED_BYTES = 512 << 20
 
 
@@ -89,8 +90,8 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
         train, kept = hold_out(found, held_out, held_out_most, seed)
     else:
         order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
-        train = torch.utils.data.Subset(found, order)
-        kept = torch.utils.data.Subset(found, kept_order) if kept_order else None
+        train = Subset(found, order)
+        kept = Subset(found, kept_order) if kept_order else None
     return Images(train, _whole(kept or None, bad), bad, description)
 
 
@@ -139,6 +140,7 @@ class TrainLoader(DataLoader[Tensor]):
     `mark`.
 
     Attributes:
+        here: the processes that share each batch.
         waited: seconds that the last batch was waited for. The first one's are 0 where workers had to be started.
         arrived: when it came, in seconds of `time.perf_counter`.
     """
@@ -152,15 +154,25 @@ class TrainLoader(DataLoader[Tensor]):
         workers: int,
         pin_memory: bool,
         collate: Callable[[Any], Any] | None = None,
+        here: Processes = ALONE,
     ) -> None:
         self.accumulate = accumulate
-        self.order = EpochSampler(len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image)
+        self.here = here
+        self.order = EpochSampler(
+            len(dataset),
+            batch_size,
+            seed,
+            rank=here.rank,
+            world_size=here.count,
+            crops_per_image=dataset.crops_per_image,
+            passes=accumulate,
+        )
         self.waited = 0.0
         self.arrived = 0.0
         self._position = (0, 0)
         super().__init__(
             dataset,
-            batch_size=batch_size // accumulate,
+            batch_size=self.order.images_a_pass,
             sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -206,6 +218,56 @@ class TrainLoader(DataLoader[Tensor]):
         self.order.start_batch = state["batches"]
 
 
+class MeasuringLoader(DataLoader[Any]):
+    """Batches to measure with, the same in the same order each time; of several processes, each has its share of them.
+
+    Whoever reads it to the end calls `end_workers`.
+
+    Args:
+        cached: decode once and keep what fits into 512 MiB.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        workers: int = 0,
+        here: Processes = ALONE,
+        *,
+        cached: bool = False,
+    ) -> None:
+        count = len(dataset)  # type: ignore[arg-type]
+        # Where there are fewer batches than processes, each measures with all of them: Lightning leaves out the rest of
+        # an empty loader's epoch.
+        self._here = here if -(-count // batch_size) >= here.count else ALONE
+        if self._here.are_several:
+            rows = [row for row in range(count) if row // batch_size % here.count == here.rank]
+            dataset, count = Subset(dataset, rows), len(rows)
+        if cached and count and count * _bytes_of(dataset[0]) <= _MOST_CACHED_BYTES:
+            columns = default_collate([dataset[row] for row in range(count)])
+            dataset, workers = TensorDataset(*([columns] if isinstance(columns, Tensor) else columns)), 0
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_prepare_worker,
+        )
+
+    def number(self, own: int) -> int:
+        """The number among all batches of batch `own` of this process's."""
+        return own * self._here.count + self._here.rank
+
+    def of_all(self, found: list[Any]) -> list[Any]:
+        """What the processes found in their batches, together; each calls it."""
+        return [one for part in self._here.gathered(found) for one in part]
+
+
+def _bytes_of(example: Any) -> int:
+    parts = example if isinstance(example, tuple | list) else [example]
+    return sum(part.nbytes if isinstance(part, Tensor) else 8 for part in parts)
+
+
 def end_workers(*loaders: Any) -> None:
     """End the processes of loaders that keep theirs.
 
@@ -240,37 +302,21 @@ def train_dataset(
     return PretrainImages(source, transform, seed, crops_per_image)
 
 
-def held_out_loader(
-    images: Images,
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-    workers: int,
-) -> DataLoader[Any] | None:
-    """Centre crops of the held-out images, always in the same order and batches; None if nothing is held out."""
+def held_out_dataset(
+    images: Images, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> PretrainImages | None:
+    """Centre crops of the held-out images; None if nothing is held out."""
     if images.held_out is None:
         return None
     transform = HeldOutTransform(size=size, mean=mean, std=std)
     source = images.held_out if isinstance(images.held_out, list) else adapt(images.held_out)
     # Unreadable held-out pictures are replaced like any other; here more of them are put up with, as they are few.
-    dataset: Dataset[Any] = PretrainImages(source, transform, most_bad=0.5)
-    count = len(dataset)  # type: ignore[arg-type]
-    if 4 * len(mean) * size[0] * size[1] * count <= _MOST_CACHED_BYTES:
-        dataset = TensorDataset(torch.stack([dataset[index] for index in range(count)]))
-        workers = 0
-    return ordered_loader(dataset, batch_size, workers)
+    return PretrainImages(source, transform, most_bad=0.5)
 
 
-def ordered_loader(dataset: Dataset[Any], batch_size: int, workers: int) -> DataLoader[Any]:
-    """Batches in the order of the dataset; whoever reads it to the end calls `end_workers`."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_prepare_worker,
-    )
+def first_images(dataset: PretrainImages, count: int = 8) -> Tensor:
+    """The images to draw, (B, C, H, W): the first ones."""
+    return torch.stack([dataset[index] for index in range(min(count, len(dataset)))])
 
 
 @contextmanager
@@ -288,18 +334,6 @@ def workers_explained() -> Iterator[None]:
         if advice is None:
             raise
         raise ConvsparkError(advice) from error
-
-
-def first_images(loader: Any, train: Any, count: int = 8) -> Tensor:
-    """The images to draw, (B, C, H, W): the first held out, or if there are none, the first trained on."""
-    if loader is None:
-        return torch.stack([train[(0, index)] for index in range(min(count, len(train)))])
-    found: list[Tensor] = []
-    for batch in loader:
-        found.append(batch if isinstance(batch, Tensor) else batch[0])
-        if sum(map(len, found)) >= count:
-            break
-    return torch.cat(found)[:count]
 
 
 def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:

@@ -1,16 +1,22 @@
-"""The Lightning module of any training: rates, random numbers and the loss of a step."""
+"""The Lightning module of any training: rates, random numbers and the loss of a step, and what is measured after."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import DivergedError
+from ..parts import Part
 from ..seeds import Use, counted_seed
+from ..sparse.jointly import Jointly
+from .loading import MeasuringLoader, TrainLoader
 from .optimizer import set_rates
+from .processes import ALONE, Processes
 from .schedule import Schedule
 
 # A GPU is asked for the loss's value only so often: each question makes the host wait for the device.
@@ -21,8 +27,9 @@ class TrainingModule(pl.LightningModule):
     """What every training has in common: rates set before each step, random numbers counted by (seed, step), a loss
     that is watched.
 
-    All randomness of a step follows from (seed, step), so that a run that was interrupted takes the very steps that it
-    would have taken. A task says what a step is (`loss_of`) and what it measures on images that are not trained on.
+    All randomness of a step follows from (seed, step, an image's place in the batch), so that a run that was
+    interrupted takes the very steps that it would have taken, on however many processes. A task says what a step is
+    (`loss_of`) and what it measures on images that are not trained on (`measure`, `summarise`).
 
     Args:
         make_optimizer: called once, when the parameters are where they will be trained.
@@ -43,12 +50,42 @@ class TrainingModule(pl.LightningModule):
         self.seed = seed
         self.measured: dict[str, float] = {}
         self._make_optimizer = make_optimizer
+        self._train: TrainLoader | None = None
+        self._held_out: MeasuringLoader | None = None
         self._sum: Tensor | float = 0.0
         self._count = 0
+        self._jointly: Jointly | None = None
+        self._found: list[tuple[int, Any]] = []
+
+    def read_from(self, train: TrainLoader, held_out: MeasuringLoader | None) -> None:
+        """Tell where its batches come from, and so which part of a whole one each is."""
+        self._train, self._held_out = train, held_out
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch to train on, a single number."""
+        """The loss of one forward pass to train on, a single number."""
         raise NotImplementedError
+
+    def measure(self, batch: Any, number: int) -> Any:
+        """What is to be known of batch `number` of those that are not trained on."""
+        raise NotImplementedError
+
+    def summarise(self, found: list[Any]) -> dict[str, float]:
+        """The values of `measures`, from what `measure` gave of all batches, in their order."""
+        raise NotImplementedError
+
+    @property
+    def here(self) -> Processes:
+        """The processes that train it."""
+        return ALONE if self._train is None else self._train.here
+
+    def part(self, images: int, batch_idx: int) -> Part:
+        """Which part of the batch of a step so many images are, those of a pass; of a mere trial, all of it."""
+        part = None if self._train is None else self._train.order.part(batch_idx % self._train.accumulate)
+        return Part(0, images, images) if part is None or part.images != images else part
+
+    def place(self, batch_idx: int) -> tuple[int, int]:
+        """(step of the run, step of the epoch) that a pass belongs to: the same for all passes of a batch."""
+        return self.global_step, batch_idx if self._train is None else batch_idx // self._train.accumulate
 
     def describe_measured(self) -> str:
         """What was measured after an epoch, in a few words; empty if nothing was."""
@@ -64,19 +101,49 @@ class TrainingModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         step = self.global_step
         set_rates(self.trainer.optimizers[0], self.schedule.learning_rate(step), self.schedule.weight_decay(step))
-        torch.manual_seed(counted_seed(self.seed, Use.STEP, step, batch_idx))
+        torch.manual_seed(counted_seed(self.seed, Use.STEP, *self.place(batch_idx)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss_of(batch, batch_idx)
+        self._jointly = self._mode(batch_idx)
+        with self._jointly or nullcontext():
+            loss = self.loss_of(batch, batch_idx)
         self._sum = self._sum + loss.detach()
         self._count += 1
         if loss.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_CHECKS == 0:
             self.check_finite()
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self._jointly.backwards() if self._jointly else nullcontext():
+            super().backward(loss, *args, **kwargs)
+
+    def _mode(self, batch_idx: int) -> Jointly | None:
+        """In which a part of a batch is computed; None for a whole one."""
+        part = None if self._train is None else self._train.order.part(batch_idx % self._train.accumulate)
+        if part is None or part.is_whole:
+            return None
+        return Jointly(*part, dist.group.WORLD if self.here.are_several else None)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        number = batch_idx if self._held_out is None else self._held_out.number(batch_idx)
+        self._found.append((number, self.measure(batch, number)))
+
+    def on_validation_epoch_start(self) -> None:
+        self._found = []
+
+    def on_validation_epoch_end(self) -> None:
+        found = self._found if self._held_out is None else self._held_out.of_all(self._found)
+        self.measured = self.summarise([value for _, value in sorted(found, key=lambda pair: pair[0])])
+
     @property
     def train_loss(self) -> float:
         return float(self._sum) / max(1, self._count)
+
+    def join_losses(self) -> None:
+        """From now on, `train_loss` is that of all processes; each calls it."""
+        if self.here.are_several:
+            sums = self.here.gathered((float(self._sum), self._count))
+            self._sum, self._count = (sum(values) / len(sums) for values in zip(*sums, strict=True))
 
     def check_finite(self) -> None:
         """Raise DivergedError if a loss of this epoch was not a number."""
@@ -93,7 +160,8 @@ class TrainingModule(pl.LightningModule):
         )
 
     def epoch_state(self) -> dict[str, float]:
-        """Running sums of an epoch that is not over, for a checkpoint in its midst."""
+        """Running sums of an epoch that is not over, for a checkpoint in its midst; each process calls it."""
+        self.join_losses()
         return {"sum": float(self._sum), "count": self._count}
 
     def load_epoch_state(self, state: dict[str, float]) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -16,7 +16,9 @@ from ..trust import check_code
 from .checkpoints import whole_checkpoint
 from .folder import RunFolder, default_path, write_environment
 from .logs import RunLog, run_log
+from .processes import ALONE, EndedElsewhereError, Processes, check_count, joined
 from .settings import Settings, as_dict, as_yaml, read_settings, resumed
+from .slurm import was_started_again
 
 if TYPE_CHECKING:
     import torch
@@ -33,27 +35,32 @@ _PATIENCE = 15.0  # seconds: the loading processes of a run that was killed hold
 class Run(Generic[S]):
     """One execution of a command: where it leaves things, what it was asked, and whether it goes on.
 
-    Making one reads and checks, and writes nothing.
+    Making one reads and checks, and writes nothing. Where SLURM has started a job again, `out` is gone on with.
 
     Attributes:
         settings: what was asked for; of a run that goes on, its own, with what may differ.
         goes_on: whether it was begun before.
         started: when, as `time.monotonic` has it.
+        here: the processes that carry it out. All but the first go on with what that one has begun.
 
     Raises:
         UsageError: no such run to go on with, settings that differ from its own, a config that cannot be read, or an
             `out` that is there already.
     """
 
-    def __init__(self, asked: S) -> None:
+    def __init__(self, asked: S, here: Processes = ALONE) -> None:
         self.started = time.monotonic()
+        self.here = here
+        again = asked.out is not None and was_started_again() and RunFolder(asked.out, type(asked)).config.is_file()
+        if again and asked.resume is None:
+            asked = replace(asked, out=None, resume=asked.out)
         self.goes_on = asked.resume is not None
         self.settings = asked
         self._folder: RunFolder | None = None
         if asked.resume is not None:
             self._folder = RunFolder.open(asked.resume, type(asked))
             own = read_settings(type(asked), self._folder.config)
-            self.settings = resumed(own, asked, self._folder.path)
+            self.settings = resumed(own, asked, self._folder.path, compare=here.is_first and not again)
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
                 if key in ("model", "weights") and name != getattr(asked, key) and not typed:
@@ -136,8 +143,16 @@ class Job(Protocol[S, R_co]):
         """The effective numbers, for the log."""
         ...
 
-    def train(self, run: Run[S]) -> R_co:
-        """Train, measure, and leave what belongs into the run's folder."""
+    def begin(self, run: Run[S]) -> None:
+        """Leave in the run's folder what a run that goes on reads."""
+        ...
+
+    def train(self, run: Run[S]) -> None:
+        """Train to the end, in all processes."""
+        ...
+
+    def finish(self, run: Run[S]) -> R_co:
+        """Measure, and leave what belongs into the run's folder, in the first process alone."""
         ...
 
 
@@ -148,19 +163,48 @@ def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
         asked: its settings.
         prepare: the job that a run of them is; whatever is wrong shows here, before anything is written.
     """
-    with run_log() as log:
+    here = Processes.here()
+    check_count(asked, here)
+    with run_log(logging.INFO if here.is_first else logging.ERROR) as log, joined(asked.device):
         import torch
 
-        from .device import describe_device
-        from .loading import workers_explained
-
-        run = Run(asked)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            job = prepare(run)
-            with run.begun(job.settings, job.name, log) as folder:
-                write_environment(folder, describe_device(job.device))
-                logger.info("run folder %s", folder.path)
-                for line in job.describe():
-                    logger.info("%s", line)
-                with workers_explained():
-                    return job.train(run)
+            return _lead(asked, prepare, here, log) if here.is_first else _follow(asked, prepare, here)
+
+
+def _lead(asked: S, prepare: Callable[[Run[S]], Job[S, R]], here: Processes, log: RunLog) -> R:
+    """The first process's part: it prepares and begins the run, and all that is written is written by it."""
+    from .device import describe_device
+    from .loading import workers_explained
+
+    try:
+        run = Run(asked, here)
+        job = prepare(run)
+    except BaseException:
+        here.from_first(None)  # there is nothing to follow
+        raise
+    with run.begun(job.settings, job.name, log) as folder:
+        write_environment(folder, describe_device(job.device))
+        logger.info("run folder %s", folder.path)
+        for line in job.describe():
+            logger.info("%s", line)
+        if run.last_checkpoint is None:  # killed before the first one, it may have been killed before this
+            job.begin(run)
+        here.from_first(str(folder.path))
+        with workers_explained():
+            job.train(run)
+            return here.from_first(job.finish(run))
+
+
+def _follow(asked: S, prepare: Callable[[Run[S]], Job[S, Any]], here: Processes) -> Any:
+    """What all others do: they go on with the run that the first one has begun."""
+    from .loading import workers_explained
+
+    path: str | None = here.from_first(None)
+    if path is None:
+        raise EndedElsewhereError("the run could not be begun; its first process tells why")
+    run = Run(replace(asked, out=None, resume=path), here)
+    job = prepare(run)
+    with workers_explained():
+        job.train(run)
+        return here.from_first(None)

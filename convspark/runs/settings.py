@@ -18,7 +18,8 @@ R = TypeVar("R")
 S = TypeVar("S", bound="Settings")
 Record = TypeVar("Record")
 
-_NOT_KEPT = ("out", "resume")
+_SPREAD = ("devices", "nodes")
+_NOT_KEPT = ("out", "resume", *_SPREAD)
 _SHOWN = 6
 
 
@@ -48,6 +49,14 @@ class Settings:
     def from_weights(cls, run: str) -> str | None:
         """What to type for a new run from the weights of another, if that is a way to train for longer."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadSettings(Settings):
+    """Those of a command that several processes may carry out; their number belongs to the machine, like the device."""
+
+    devices: int | str | None = None
+    nodes: int | None = None
 
 
 def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
@@ -125,11 +134,14 @@ def read_part(record: type[Record], file: Path) -> Record:
     return record(**_values(record, known, _content(file), file))
 
 
-def resumed(own: S, asked: S, where: Path) -> S:
+def resumed(own: S, asked: S, where: Path, *, compare: bool = True) -> S:
     """The settings of a run that goes on: its own, but for what belongs to the machine or can only be passed in Python.
 
+    Args:
+        compare: whether others must not be asked for.
+
     Raises:
-        UsageError: other settings were asked for.
+        UsageError: they were.
     """
     default, taken, changed = type(asked)(), dict[str, Any](), list[str]()
     for each in fields(asked):
@@ -138,9 +150,9 @@ def resumed(own: S, asked: S, where: Path) -> S:
             taken[each.name] = value
         elif each.name == "resume" or value == getattr(default, each.name):
             continue
-        elif each.name in asked.may_change:
+        elif each.name in asked.may_change or each.name in _SPREAD:
             taken[each.name] = value
-        elif _plain(value) != _plain(getattr(own, each.name)):
+        elif compare and _plain(value) != _plain(getattr(own, each.name)):
             changed.append(each.name)
     if changed:
         start, longer = "start a new run", asked.from_weights(str(where))

@@ -62,8 +62,13 @@ class PatchGrid:
         mask_ratio: float = 0.6,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
+        *,
+        first: int = 0,
+        total: int | None = None,
     ) -> PatchGrid:
         """Draw round(prod(shape) * (1 - mask_ratio)) visible patches in each image, uniformly.
+
+        Images from `first` on of a batch of `total` get what they would get in that batch.
 
         The numbers are drawn on the generator's device, then moved, so that a CPU generator gives the same masks on
         every machine. Nothing waits for the device: the number of visible patches is known beforehand.
@@ -73,7 +78,8 @@ class PatchGrid:
         patches = math.prod(shape)
         keep = round(patches * (1 - mask_ratio))
         draw_on = generator.device if generator is not None else device
-        score = torch.rand(batch_size, patches, generator=generator, device=draw_on)
+        total = first + batch_size if total is None else total
+        score = torch.rand(total, patches, generator=generator, device=draw_on)[first : first + batch_size]
         chosen = score.topk(keep, dim=1).indices.sort(dim=1).values  # (B, keep)
         chosen = chosen + torch.arange(batch_size, device=chosen.device)[:, None] * patches
         cells = chosen.flatten().to(device, non_blocking=True)  # or else the host would wait for the copy

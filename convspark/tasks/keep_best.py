@@ -23,6 +23,8 @@ class KeepBest(Callback):
         for score, weights, network in pl_module.candidates():  # type: ignore[operator]
             if score > self.best["score"]:
                 self.best = {"score": score, "epoch": trainer.current_epoch + 1, "weights": weights}
+                if not trainer.is_global_zero:
+                    continue
                 tensors = {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
                 with written_whole(self.path) as temporary:
                     temporary.write_bytes(save(tensors, metadata={"format": "pt"}))

@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 
 from ..errors import UsageError
 from ..runs.numbers import check_not_negative, check_positive, check_shares
-from ..runs.settings import Settings
+from ..runs.settings import SpreadSettings
 
 
 @dataclass(frozen=True)
-class TaskSettings(Settings):
+class TaskSettings(SpreadSettings):
     """The arguments that all tasks share, described at their commands."""
 
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "checkpoint_minutes")

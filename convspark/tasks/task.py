@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..checkpoints.origin import Origin, find_weights
 from ..data import PretrainImages, Split
 from ..files import write_text
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
-from ..runs.loading import TrainLoader
+from ..runs.loading import MeasuringLoader, TrainLoader
 from ..runs.module import TrainingModule
 from ..runs.numbers import count
+from ..runs.processes import Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
 from . import recipe
@@ -109,19 +109,25 @@ class Task(ABC, Generic[S, R]):
         """The effective numbers, for the log."""
 
     @abstractmethod
-    def fit_and_measure(self, run: Run[S]) -> R:
-        """Train (`fit`), measure, and leave weights and pictures in the run's folder."""
+    def train(self, run: Run[S]) -> None:
+        """Train to the end (`fit`)."""
+
+    @abstractmethod
+    def measured(self, run: Run[S]) -> R:
+        """Measure what was trained, and leave weights and pictures in the run's folder."""
 
     @property
     def name(self) -> str:
         """Of the run folder, where none was asked for."""
         return f"{self.settings.kind}-{self.origin.model}"
 
-    def train(self, run: Run[S]) -> R:
-        """As `fit_and_measure`, with the result in `results.json` too."""
-        if run.last_checkpoint is None:  # from then on, the network's outputs are as it says
-            write_text(run.folder.path / self.split.FILE, self.split.as_text())
-        result = self.fit_and_measure(run)
+    def begin(self, run: Run[S]) -> None:
+        """Write which pictures are of which part, and the classes."""
+        write_text(run.folder.path / self.split.FILE, self.split.as_text())
+
+    def finish(self, run: Run[S]) -> R:
+        """As `measured`, with the result in `results.json` too."""
+        result = self.measured(run)
         run.keep(result)
         return result
 
@@ -142,20 +148,21 @@ class Task(ABC, Generic[S, R]):
         run: Run[S],
         module: TrainingModule,
         dataset: PretrainImages,
-        validation: DataLoader[Any],
+        validation: MeasuringLoader,
         gradient_clip: float | None = 5.0,
         collate: Callable[..., Any] | None = None,
     ) -> KeepBest:
         """Train to the end, from the folder's last checkpoint where there is one; keeps the best weights."""
         s, n = self.settings, self.numbers
         pin = self.device.type == "cuda"
-        train = TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate)
+        train = TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate, run.here)
         best = KeepBest(run.folder)
         fit(
             module,
             run.folder,
             train,
             validation,
+            here=run.here,
             device=self.device,
             precision=s.precision,
             epochs=n.epochs,
@@ -167,6 +174,11 @@ class Task(ABC, Generic[S, R]):
             can_accumulate=self.can_accumulate,
         )
         return best
+
+
+def one_by_one(pictures: int, here: Processes) -> MeasuringLoader:
+    """The places of pictures to validate with, of unequal sizes."""
+    return MeasuringLoader(range(pictures), 1, here=here)  # type: ignore[arg-type]
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

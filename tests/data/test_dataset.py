@@ -48,7 +48,7 @@ def photos(tmp_path: Path) -> list[str]:
 
 def epoch_of(dataset: PretrainImages, workers: int, **options: int) -> Tensor:
     order = EpochSampler(len(dataset), 8, seed=5, crops_per_image=dataset.crops_per_image, **options)
-    loader = DataLoader(dataset, batch_size=order.local_batch_size, sampler=order, num_workers=workers)
+    loader = DataLoader(dataset, batch_size=order.images_a_pass, sampler=order, num_workers=workers)
     batches = iter(loader)
     try:
         return torch.cat(list(batches))

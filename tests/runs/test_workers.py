@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from convspark.errors import ConvsparkError
-from convspark.runs.loading import end_workers, ordered_loader, workers_explained
+from convspark.runs.loading import MeasuringLoader, end_workers, workers_explained
 
 NO_ROOM = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
 
@@ -72,7 +72,7 @@ class Failing(Dataset):
 def test_what_to_do_about_processes_that_load_is_said(failure, words, monkeypatch):
     # Torch's handler of processes that die, which it sets but once, whatever ran in this process before.
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-    loader = ordered_loader(Failing(failure), 1, 1)
+    loader = MeasuringLoader(Failing(failure), 1, 1)
     loader.collate_fn = list if isinstance(failure, NotHandedOver) else torch.stack
     try:
         with pytest.raises(ConvsparkError, match=words), workers_explained():
@@ -97,7 +97,7 @@ def test_a_process_that_ends_while_it_hands_over_has_crashed(tmp_path):
 
 
 def test_a_process_that_is_found_to_have_crashed_at_the_end_leaves_none(monkeypatch):
-    loader = ordered_loader(Failing(RuntimeError("unused")), 1, 2)
+    loader = MeasuringLoader(Failing(RuntimeError("unused")), 1, 2)
     next(iter(loader))
     iterator = loader._iterator
 
@@ -115,7 +115,7 @@ def test_a_process_that_is_found_to_have_crashed_at_the_end_leaves_none(monkeypa
 def test_other_errors_stay_what_they_are():
     with pytest.raises(EOFError), workers_explained():
         raise EOFError
-    loader = ordered_loader(Failing(RuntimeError("of somebody's own")), 1, 1)
+    loader = MeasuringLoader(Failing(RuntimeError("of somebody's own")), 1, 1)
     with pytest.raises(RuntimeError, match="of somebody's own") as raised, workers_explained():
         list(loader)
     end_workers(loader)

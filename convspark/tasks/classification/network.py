@@ -12,15 +12,16 @@ from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
 from ...data import HeldOutTransform
 from ...model.networks import copied
 from ...model.stages import Stages
-from ...runs.loading import end_workers, ordered_loader
+from ...runs.loading import MeasuringLoader, end_workers
 from ...runs.module import TrainingModule, channels_last
+from ...runs.processes import ALONE, Processes
 from ...runs.schedule import Schedule
 from ...seeds import Use, counted_seed
 from .augment import LabelledImages
@@ -29,7 +30,6 @@ from .data import Labelled
 logger = logging.getLogger(__name__)
 
 _EXPLODED = 100.0  # cross-entropy of an epoch; that of always saying the same is below 10
-_MOST_CACHED_BYTES = 512 << 20
 
 
 class Headed(nn.Module):
@@ -93,7 +93,6 @@ class ClassifyModule(TrainingModule):
         self.average = ModelEmaV3(copied(network), decay=ema)
         self._mix = mix
         self._loss = loss
-        self._scores = {kind: Scores(mix.num_classes) for kind in ("val", "ema")}
         self._told_of_collapse = False
 
     def on_train_epoch_start(self) -> None:
@@ -103,9 +102,13 @@ class ClassifyModule(TrainingModule):
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
-        with _numpy_seeded(counted_seed(self.seed, Use.MIX, self.global_step, batch_idx)):
-            images, soft = self._mix(images, labels)
-        return self._loss(self.network(channels_last(images)), soft)
+        # timm mixes the first with the last: put so, they are neighbours, which every part of a batch has.
+        order = torch.arange(len(images), device=images.device)
+        order = torch.cat([order[0::2], order[1::2].flip(0)])
+        with _numpy_seeded(counted_seed(self.seed, Use.MIX, *self.place(batch_idx))):
+            images, soft = self._mix(images[order], labels[order])
+        back = order.argsort()
+        return self._loss(self.network(channels_last(images[back])), soft[back])
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -129,22 +132,24 @@ class ClassifyModule(TrainingModule):
             return ""
         return f"validation top-1 {100 * self.measured['val_top1']:.1f} %, EMA {100 * self.measured['ema_top1']:.1f} %"
 
-    def on_validation_epoch_start(self) -> None:
-        for scores in self._scores.values():
-            scores.reset()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def measure(self, batch: Any, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the network and of its average, (B, classes), and labels, (B,)."""
         images, labels = batch
         images = channels_last(images)
-        self._scores["val"].update(self.network(images), labels)
-        self._scores["ema"].update(self.average.module(images), labels)
+        raw, average = (network(images).float().cpu() for network in (self.network, self.average.module))
+        return raw, average, labels.cpu()
 
-    def on_validation_epoch_end(self) -> None:
-        self.measured = {
-            f"{kind}_{name}": value for kind, scores in self._scores.items() for name, value in scores.compute().items()
-        }
+    def summarise(self, found: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+        scores = {kind: Scores(self._mix.num_classes) for kind in ("val", "ema")}
+        for raw, average, labels in found:
+            scores["val"].update(raw, labels)
+            scores["ema"].update(average, labels)
+        self._tell_of_collapse(scores["val"])
+        return {f"{kind}_{name}": value for kind, of in scores.items() for name, value in of.compute().items()}
+
+    def _tell_of_collapse(self, scores: "Scores") -> None:
         past_warmup = self.global_step > self.schedule.warmup_steps
-        if past_warmup and not self._told_of_collapse and self._scores["val"].is_collapsed:
+        if past_warmup and not self._told_of_collapse and scores.is_collapsed:
             self._told_of_collapse = True
             logger.warning(
                 "After epoch %d the network calls every validation picture the same: it has learned nothing yet, or "
@@ -177,10 +182,6 @@ class Scores:
                 "macro_f1": MulticlassF1Score(classes, average="macro"),
             }
         )
-        self.reset()
-
-    def reset(self) -> None:
-        self._metrics.reset()
         self._loss, self._labels = 0.0, torch.zeros(0, dtype=torch.int64)
         self._predicted: set[int] = set()
 
@@ -228,14 +229,12 @@ def labelled_loader(
     share: float = 0.95,
     batch_size: int = 64,
     workers: int = 0,
-) -> DataLoader[Any]:
+    here: Processes = ALONE,
+) -> MeasuringLoader:
     """Centre crops and labels, always in the same order; decoded once and kept, where they fit into 512 MiB."""
     transform = HeldOutTransform(size=size, mean=mean, std=std, share=share)
-    dataset: Any = LabelledImages(labelled, transform, most_bad=0.5)
-    if 4 * len(mean) * size[0] * size[1] * len(labelled) <= _MOST_CACHED_BYTES:
-        images, labels = zip(*(dataset[index] for index in range(len(labelled))), strict=True)
-        dataset, workers = TensorDataset(torch.stack(images), torch.tensor(labels)), 0
-    return ordered_loader(dataset, batch_size, workers)
+    dataset = LabelledImages(labelled, transform, most_bad=0.5)
+    return MeasuringLoader(dataset, batch_size, workers, here, cached=True)
 
 
 def predict(network: nn.Module, loader: DataLoader[Any], classes: int, device: torch.device) -> Predictions:

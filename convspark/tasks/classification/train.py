@@ -25,7 +25,6 @@ from ...runs.numbers import format_size
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from .. import recipe
-from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
@@ -114,7 +113,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             f"{self.workers} workers",
         ]
 
-    def fit_and_measure(self, run: Run[FinetuneSettings]) -> FinetuneResult:
+    def train(self, run: Run[FinetuneSettings]) -> None:
         s, origin = self.settings, self.origin
         classes = len(self.data.classes)
         mix = Mixup(
@@ -128,7 +127,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             mix.mixup_enabled = False
         loss = BinaryCrossEntropy() if s.optimizer == "lamb" else SoftTargetCrossEntropy()
         make = partial(_make_optimizer, self.network, s.optimizer, self.layer_decay)
-        module = ClassifyModule(
+        self._module = ClassifyModule(
             self.network,
             make,
             self.schedule,
@@ -146,16 +145,16 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             policy=s.policy,
             erase=s.erase,
         )
-        best = self.fit(
+        self._best = self.fit(
             run,
-            module,
+            self._module,
             LabelledImages(self.data.train, transform, s.seed),
-            labelled_loader(self.data.val, self.size, origin.mean, origin.std, workers=self.workers),
+            labelled_loader(self.data.val, self.size, origin.mean, origin.std, workers=self.workers, here=run.here),
             gradient_clip=None if s.optimizer == "lamb" else 5.0,
         )
-        return self._measure(module, best, run)
 
-    def _measure(self, module: ClassifyModule, best: KeepBest, run: Run[FinetuneSettings]) -> FinetuneResult:
+    def measured(self, run: Run[FinetuneSettings]) -> FinetuneResult:
+        module, best = self._module, self._best
         folder, origin, names = run.folder, self.origin, self.data.classes
         split, labelled = self.data.final
         loader = labelled_loader(labelled, self.size, origin.mean, origin.std, workers=self.workers)

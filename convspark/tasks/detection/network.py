@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
@@ -224,16 +223,14 @@ class DetectModule(TrainingModule):
             self.network.rpn.anchor_generator = _anchors(fitted["anchors"])
             self.network.roi_heads.detections_per_img = fitted["most"]
 
-    def on_validation_epoch_start(self) -> None:
-        self.detections = []
+    def measure(self, batch: Any, number: int) -> list[dict[str, Any]]:
+        """What is found in one picture."""
+        return detections_in(self.network, self._scenes.scenes[number], number + 1, self._channels)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        index = int(batch[0])
-        self.detections += detections_in(self.network, self._scenes.scenes[index], index + 1, self._channels)
-
-    def on_validation_epoch_end(self) -> None:
+    def summarise(self, found: list[list[dict[str, Any]]]) -> dict[str, float]:
+        self.detections = [one for of_picture in found for one in of_picture]
         scores = average_precision(self._scenes, self.detections, self._kind)
-        self.measured = {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
+        return {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
 
 
 def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int) -> list[dict[str, Any]]:
@@ -295,8 +292,3 @@ def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Ki
 
 def _silent(*_: Any) -> None:
     pass
-
-
-def scene_indices(scenes: Scenes) -> DataLoader[Any]:
-    """The scenes to validate with, one at a time, by their place."""
-    return DataLoader(range(len(scenes.scenes)), batch_size=1)  # type: ignore[arg-type]

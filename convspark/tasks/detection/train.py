@@ -14,16 +14,16 @@ from ...report.detections import draw_detections
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import Pyramid, pyramid_groups
-from ..task import Chosen, Task, adamw
+from ..task import Chosen, Task, adamw, one_by_one
 from .data import read_scenes
 from .network import (
     DetectModule,
+    Kind,
     SceneImages,
     average_precision,
     build_detector,
     collate,
     detections_in,
-    scene_indices,
 )
 from .settings import DetectResult, DetectSettings
 
@@ -82,22 +82,29 @@ class Detection(Task[DetectSettings, DetectResult]):
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 
-    def fit_and_measure(self, run: Run[DetectSettings]) -> DetectResult:
-        s, folder, channels = self.settings, run.folder, self.origin.channels
+    def train(self, run: Run[DetectSettings]) -> None:
+        s, channels = self.settings, self.origin.channels
         network, pyramid = self.network, self.network.backbone
         assert isinstance(network, FasterRCNN) and isinstance(pyramid, Pyramid)
-        kind = "segm" if self.masks else "bbox"
 
         def make() -> torch.optim.Optimizer:
             return adamw(pyramid_groups(network, pyramid, self.layer_decay))
 
-        module = DetectModule(network, make, self.schedule, self.val, kind, channels, s.seed)
+        self._module = DetectModule(network, make, self.schedule, self.val, self._kind, channels, s.seed)
         dataset = SceneImages(self.scenes, channels, s.size, self.masks, s.seed)
-        best = self.fit(run, module, dataset, scene_indices(self.val), collate=collate)
+        validation = one_by_one(len(self.val.scenes), run.here)
+        self._best = self.fit(run, self._module, dataset, validation, collate=collate)
+
+    @property
+    def _kind(self) -> Kind:
+        return "segm" if self.masks else "bbox"
+
+    def measured(self, run: Run[DetectSettings]) -> DetectResult:
+        s, folder, module = self.settings, run.folder, self._module
         trained = module.network.to(self.device).eval()
         # What was measured after the last epoch is there already, unless the run goes on after it.
         detections = module.detections if module.measured else self._detections(trained)
-        scores = average_precision(self.val, detections, kind)
+        scores = average_precision(self.val, detections, self._kind)
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
         draw_detections(self.val, detections, folder.pictures / "predictions.png")
         with written_whole(folder.path / "detector.pth") as temporary:
@@ -111,7 +118,7 @@ class Detection(Task[DetectSettings, DetectResult]):
             ap50=scores["ap50"],
             ap75=scores["ap75"],
             by_class=scores["by_class"],
-            best=best.best,
+            best=self._best.best,
             epochs=self.numbers.epochs,
             steps=self.numbers.steps,
             seconds=run.seconds,

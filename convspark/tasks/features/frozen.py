@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from ...data import HeldOutTransform, PretrainImages
 from ...model.stages import Stages
-from ...runs.loading import end_workers, ordered_loader, workers_explained
+from ...runs.loading import MeasuringLoader, end_workers, workers_explained
 from ...runs.module import channels_last
 
 logger = logging.getLogger(__name__)
@@ -48,4 +48,4 @@ def picture_loader(
 ) -> DataLoader[Any]:
     """Centre crops of unlabelled pictures, in their order."""
     dataset = PretrainImages(paths, HeldOutTransform(size=size, mean=mean, std=std), most_bad=1.0)
-    return ordered_loader(dataset, 64, workers)
+    return MeasuringLoader(dataset, 64, workers)

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from ...data import FileSource, PretrainImages, decode
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule, channels_last
+from ...runs.processes import ALONE, Processes
 from ...runs.schedule import Schedule
 from ...seeds import Counter
 from ..fpn import Pyramid
@@ -109,11 +109,10 @@ class SegmentModule(TrainingModule):
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
         self._maps, self._mean, self._std = maps, mean, std
-        self._counts = np.zeros((0, 0), dtype=np.int64)
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
-        return segmentation_loss(self.network(channels_last(images)), labels)
+        return segmentation_loss(self.network(channels_last(images)), labels, self.here)
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         return [(self.measured["val_iou"], "raw", self.network)] if self.measured else []
@@ -121,32 +120,31 @@ class SegmentModule(TrainingModule):
     def describe_measured(self) -> str:
         return f"mean IoU {100 * self.measured['val_iou']:.1f} %" if self.measured else ""
 
-    def on_validation_epoch_start(self) -> None:
-        classes = len(self._maps.classes)
-        self._counts = np.zeros((classes, classes), dtype=np.int64)
+    def measure(self, batch: Any, number: int) -> np.ndarray:
+        """See `pixel_counts`, of one picture."""
+        predicted = segment_picture(self.network, self._maps.pictures[number], self._mean, self._std)
+        return pixel_counts(self._maps.label_map(number), predicted, len(self._maps.classes))
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        index = int(batch[0])
-        predicted = segment_picture(self.network, self._maps.pictures[index], self._mean, self._std)
-        self._counts += pixel_counts(self._maps.label_map(index), predicted, len(self._maps.classes))
-
-    def on_validation_epoch_end(self) -> None:
-        scores = overlap(self._counts)
-        self.measured = {f"val_{name}": scores[name] for name in ("iou", "dice", "accuracy")}
+    def summarise(self, found: list[np.ndarray]) -> dict[str, float]:
+        scores = overlap(sum(found, np.zeros((len(self._maps.classes),) * 2, dtype=np.int64)))
+        return {f"val_{name}": scores[name] for name in ("iou", "dice", "accuracy")}
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy plus 1 - Dice, the mean over classes that are there; (B, K, H, W) and (B, H, W) -> a number."""
+def segmentation_loss(logits: Tensor, labels: Tensor, here: Processes = ALONE) -> Tensor:
+    """Cross-entropy plus 1 - Dice, the mean over classes that are there; (B, K, H, W) and (B, H, W) -> a number.
+
+    Of several processes, each with its part of a batch, it is that of the whole batch. Where no pixel counts it is 0.
+    """
     logits = logits.float()
     known = labels != IGNORED
-    if not known.any():
-        return logits.sum() * 0
-    entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+    pixels = here.summed(known.sum())
+    entropy = here.summed(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")) / pixels.clamp(min=1)
     share = logits.softmax(1) * known[:, None]
     truth = F.one_hot(labels.where(known, labels.new_zeros(())), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]
-    both, sizes = (share * truth).sum((0, 2, 3)), (share + truth).sum((0, 2, 3))
-    there = truth.sum((0, 2, 3)) > 0
-    return entropy + 1 - (2 * both[there] / sizes[there]).mean()
+    both, sizes = here.summed((share * truth).sum((0, 2, 3))), here.summed((share + truth).sum((0, 2, 3)))
+    there = here.summed(truth.sum((0, 2, 3))) > 0
+    dice = (2 * both[there] / sizes[there]).sum() / there.sum().clamp(min=1)
+    return (entropy + 1 - dice) * there.any()
 
 
 def segment_picture(network: nn.Module, path: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -178,8 +176,3 @@ def overlap(counts: np.ndarray) -> dict[str, Any]:
         "iou_by_class": [float(v) if t else None for v, t in zip(iou, there, strict=True)],
         "dice_by_class": [float(v) if t else None for v, t in zip(dice, there, strict=True)],
     }
-
-
-def map_indices(maps: LabelMaps) -> DataLoader[Any]:
-    """The pictures to validate with, one at a time, by their place."""
-    return DataLoader(range(len(maps)), batch_size=1)  # type: ignore[arg-type]

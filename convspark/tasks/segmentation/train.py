@@ -11,13 +11,12 @@ from ...report.label_maps import draw_label_maps
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
-from ..task import Chosen, Task, adamw
+from ..task import Chosen, Task, adamw, one_by_one
 from .data import read_label_maps, read_maps_again
 from .network import (
     MapImages,
     Segmenter,
     SegmentModule,
-    map_indices,
     overlap,
     pixel_counts,
     segment_picture,
@@ -91,17 +90,20 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 
-    def fit_and_measure(self, run: Run[SegmentSettings]) -> SegmentResult:
-        s, folder, network = self.settings, run.folder, self.network
-        mean, std = self.origin.mean, self.origin.std
+    def train(self, run: Run[SegmentSettings]) -> None:
+        s, network, mean, std = self.settings, self.network, self.origin.mean, self.origin.std
         assert isinstance(network, Segmenter)
 
         def make() -> torch.optim.Optimizer:
             return adamw(pyramid_groups(network, network.pyramid, self.layer_decay))
 
         module = SegmentModule(network, make, self.schedule, self.val, mean, std, s.seed)
-        best = self.fit(run, module, MapImages(self.maps, s.size, mean, std, s.seed), map_indices(self.val))
-        trained = module.network.to(self.device).eval()
+        dataset = MapImages(self.maps, s.size, mean, std, s.seed)
+        self._best = self.fit(run, module, dataset, one_by_one(len(self.val), run.here))
+
+    def measured(self, run: Run[SegmentSettings]) -> SegmentResult:
+        folder, mean, std = run.folder, self.origin.mean, self.origin.std
+        trained = self.network.to(self.device).eval()
         classes = self.maps.classes
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         shown = []
@@ -123,7 +125,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             accuracy=scores["accuracy"],
             iou_by_class=dict(zip(classes, scores["iou_by_class"], strict=True)),
             dice_by_class=dict(zip(classes, scores["dice_by_class"], strict=True)),
-            best=best.best,
+            best=self._best.best,
             epochs=self.numbers.epochs,
             steps=self.numbers.steps,
             seconds=run.seconds,

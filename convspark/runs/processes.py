@@ -1,0 +1,229 @@
+"""The processes that carry out a run together, as one of them sees them. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import ConvsparkError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .settings import Settings
+
+T = TypeVar("T")
+
+_PORT = "29400"
+_GRACE = 5.0  # seconds
+
+
+class EndedElsewhereError(ConvsparkError):
+    """Another process of the run has ended, and tells why itself."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes carry out a run, and which of them this one is.
+
+    Attributes:
+        rank: of this one, from 0; the first one writes.
+        count: of all.
+        local_rank, local_count: the same on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @classmethod
+    def here(cls) -> Processes:
+        """As this process was started: by torchrun (or `--devices`), by SLURM's srun, or alone."""
+        return cls._of(os.environ)
+
+    @classmethod
+    def _of(cls, environment: Any) -> Processes:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if all(name in environment for name in names):
+            rank, count, local = (int(environment[name]) for name in names)
+            return cls(rank, count, local, int(environment.get("LOCAL_WORLD_SIZE", count)))
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            node, local = int(environment["SLURM_NODEID"]), int(environment["SLURM_LOCALID"])
+            each = _tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])
+            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), local, each[node])
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        return self.count > 1
+
+    def from_first(self, value: T) -> T:
+        """What the first process passes, in all of them."""
+        if not self.are_several:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gathered(self, value: T) -> list[T]:
+        """What each process passes, by rank, in all of them."""
+        if not self.are_several:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, with gradients: those of a loss that each of them computes from it,
+        averaged as theirs are, are right."""
+        if not self.are_several:
+            return values
+        import torch.distributed as dist
+        from torch.distributed.nn.functional import all_reduce
+
+        if values.requires_grad:
+            return all_reduce(values)
+        dist.all_reduce(values := values.clone())
+        return values
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Processes]:
+    """Within it, the processes of a run are connected.
+
+    Args:
+        device: as asked for.
+
+    Raises:
+        UsageError: processes and devices that do not go together.
+        EndedElsewhereError: another process has ended.
+    """
+    here = Processes.here()
+    if not here.are_several:
+        yield here
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # a run within a program that has connected them
+        yield here
+        return
+    check_device(device, here)
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    _meet()
+    if on_gpus:
+        torch.cuda.set_device(gpu_of(here))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpus else "gloo", init_method="env://", rank=here.rank, world_size=here.count
+    )
+    # Only where all is well: else it might wait for processes that are gone.
+    atexit.register(dist.destroy_process_group)
+    try:
+        yield here
+    except BaseException as error:
+        atexit.unregister(dist.destroy_process_group)
+        if not isinstance(error, RuntimeError) or not _is_of_connection(error):
+            raise
+        time.sleep(_GRACE)  # the other one's own words come first
+        raise EndedElsewhereError("another process of the run has ended, so that this one ends too") from None
+
+
+def check_count(asked: Settings, here: Processes) -> None:
+    """Raise UsageError where as many processes were asked for as there are not."""
+    wanted: dict[str, Any] = {name: getattr(asked, name, None) for name in ("devices", "nodes")}
+    for name, there in (("devices", here.local_count), ("nodes", here.count // here.local_count)):
+        if wanted[name] not in (None, "all", there):
+            raise UsageError(
+                f"{name} is {wanted[name]!r}, but {there} {'is' if there == 1 else 'are'} running this: the command "
+                "line starts them by itself; a program of yours is to be started by `torchrun --nproc-per-node N`"
+            )
+
+
+def check_device(device: str, here: Processes) -> None:
+    """Raise UsageError where processes and devices do not go together."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device is {device!r}, but {here.count} processes take one each: expected auto, cpu or cuda")
+
+
+def gpu_of(here: Processes) -> int:
+    """The number of this process's GPU.
+
+    Raises:
+        UsageError: there are fewer than processes on this machine.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if there == 1:  # each process was shown its own
+        return 0
+    if there < here.local_count:
+        raise UsageError(f"there are {here.local_count} processes on this machine, and {there} GPUs: start fewer")
+    return here.local_rank
+
+
+class Agreement:
+    """Whether any process has one of these wishes; the question is on its way until `result`, which waits for it."""
+
+    def __init__(self, here: Processes, *wishes: bool) -> None:
+        self._own, self._work = wishes, None
+        if here.are_several:
+            import torch
+            import torch.distributed as dist
+
+            self._wishes: torch.Tensor = torch.tensor(wishes, dtype=torch.uint8)
+            self._work = dist.all_reduce(self._wishes, dist.ReduceOp.MAX, async_op=True)
+
+    def result(self) -> tuple[bool, ...]:
+        """Of each wish, whether any process has it."""
+        if self._work is None:
+            return self._own
+        self._work.wait()
+        return tuple(map(bool, self._wishes.tolist()))
+
+
+def _meet() -> None:
+    """Where the processes find each other, if nobody told them."""
+    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", _PORT)
+
+
+def _tasks_of_nodes(text: str) -> list[int]:
+    """SLURM's `4(x2),3` as [4, 4, 3]."""
+    tasks: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        tasks += [int(count)] * int(times or 1)
+    return tasks
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    """Whether it tells that another process is gone, as gloo, NCCL and the store of addresses say it."""
+    import torch.distributed as dist
+
+    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
+    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    return isinstance(error, kinds) or any(words in str(error) for words in told)
