@@ -166,11 +166,14 @@ class Command:
     def spread(self, arguments: Sequence[str], given: Namespace) -> int | None:
         """Start the processes that were asked for, and wait for them: their exit code; None where this is one of them,
         or the only one."""
-        devices, nodes = given.get("devices"), given.get("nodes")
-        check_positive(devices=None if devices == "all" else devices, nodes=nodes)
-        if Processes.here().are_several or (devices in (None, 1) and nodes in (None, 1)):
+        asked, nodes = given.get("devices"), given.get("nodes") or 1
+        if Processes.here().are_several or asked is None:
             return None
-        return launch([sys.executable, "-m", "convspark", self.name, *arguments], count_of(devices), nodes or 1)
+        devices = count_of(asked)
+        check_positive(devices=devices, nodes=given.get("nodes"))
+        if devices * nodes == 1:
+            return None
+        return launch([sys.executable, "-m", "convspark", self.name, *arguments], devices, nodes)
 
     def values(self, namespace: Namespace) -> dict[str, Any]:
         """The function's arguments out of what was parsed."""

@@ -192,7 +192,8 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
 
     split = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
     images = reopen_images(run.folder, s.images, **split) if run.goes_on else find_images(s.images, **split)
-    numbers = count(len(images.train) * s.crops_per_image, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
+    examples, processes = len(images.train) * s.crops_per_image, run.here.count
+    numbers = count(examples, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate, processes)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:
         _check_export(model, mean, std, parse_size(s.size))

@@ -22,12 +22,12 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 
 
-def count_of(devices: Any) -> int:
+def count_of(devices: int | str) -> int:
     """The number of processes that `--devices` stands for."""
     if devices != "all":
         if isinstance(devices, str):
             raise UsageError(f"devices is {devices!r}: expected a number of processes, or all")
-        return devices or 1
+        return devices
     import torch
 
     if not torch.cuda.device_count():

@@ -223,6 +223,9 @@ class MeasuringLoader(DataLoader[Any]):
 
     Whoever reads it to the end calls `end_workers`.
 
+    Attributes:
+        images: the dataset of all.
+
     Args:
         cached: decode once and keep what fits into 512 MiB.
     """
@@ -236,7 +239,7 @@ class MeasuringLoader(DataLoader[Any]):
         *,
         cached: bool = False,
     ) -> None:
-        count = len(dataset)  # type: ignore[arg-type]
+        self.images, count = dataset, len(dataset)  # type: ignore[arg-type]
         # Where there are fewer batches than processes, each measures with all of them: Lightning leaves out the rest of
         # an empty loader's epoch.
         self._here = here if -(-count // batch_size) >= here.count else ALONE
@@ -261,6 +264,10 @@ class MeasuringLoader(DataLoader[Any]):
     def of_all(self, found: list[Any]) -> list[Any]:
         """What the processes found in their batches, together; each calls it."""
         return [one for part in self._here.gathered(found) for one in part]
+
+    def of_all_for_first(self, found: list[Any]) -> list[Any]:
+        """The same in the first process; the others have nothing then, unless each has measured all."""
+        return [one for part in self._here.gathered_by_first(found) for one in part]
 
 
 def _bytes_of(example: Any) -> int:

@@ -76,6 +76,8 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+            # Of weights of 1 x 1, whose channels-last strides are told in two ways.
+            warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
             # Workers are forked before they have threads of their own, and use none of ours.
             warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks.*")
             yield

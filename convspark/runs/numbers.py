@@ -61,9 +61,17 @@ def format_size(size: tuple[int, int]) -> int | str:
 
 
 def count(
-    images: int, batch_size: int | None, epochs: int, warmup_epochs: float | None, accumulate: int = 1
+    images: int,
+    batch_size: int | None,
+    epochs: int,
+    warmup_epochs: float | None,
+    accumulate: int = 1,
+    processes: int = 1,
 ) -> Numbers:
     """The numbers of a run over so many images; None for a batch size or a warm-up chooses one.
+
+    Args:
+        processes: that share each forward pass.
 
     Raises:
         UsageError: numbers that do not go together.
@@ -73,7 +81,8 @@ def count(
     if accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
     if batch_size is None:
-        batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // accumulate) * accumulate
+        parts = accumulate * processes
+        batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // parts) * parts
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: expected 1 or more images")
     if batch_size > images:
@@ -86,6 +95,11 @@ def count(
             f"batch_size is {batch_size} and accumulate {accumulate}: the batch must divide evenly into its "
             f"forward passes; try --batch-size {-(-batch_size // accumulate) * accumulate}"
         )
+    if batch_size // accumulate % processes:
+        raise UsageError(
+            f"batch_size is {batch_size}{f' in {accumulate} passes' if accumulate > 1 else ''}, which {processes} "
+            f"processes cannot share evenly: {_most(batch_size // accumulate, processes)} can"
+        )
     if warmup_epochs is None:
         warmup_epochs = default_warmup_epochs(epochs)
     if not 0 <= warmup_epochs <= epochs:
@@ -93,6 +107,11 @@ def count(
     steps_per_epoch = -(-images // batch_size)
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
+
+
+def _most(images: int, processes: int) -> int:
+    """The most processes, fewer than these, that so many images can be divided among."""
+    return next(fewer for fewer in range(processes - 1, 0, -1) if images % fewer == 0)
 
 
 def default_warmup_epochs(epochs: int) -> float:

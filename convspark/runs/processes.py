@@ -6,7 +6,7 @@ import atexit
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +15,6 @@ from ..errors import ConvsparkError, UsageError
 
 if TYPE_CHECKING:
     import torch
-
-    from .settings import Settings
 
 T = TypeVar("T")
 
@@ -80,6 +78,23 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def led(self, prepare: Callable[[], T]) -> T:
+        """What the first process has prepared, in all of them; where it could not, the others end too."""
+        if not self.are_several:
+            return prepare()
+        if not self.is_first:
+            made: list[T] | None = self.from_first(None)
+            if made is None:
+                raise EndedElsewhereError("the first process could not begin, and tells why")
+            return made[0]
+        try:
+            value = prepare()
+        except BaseException:
+            self.from_first(None)
+            raise
+        self.from_first([value])
+        return value
+
     def gathered(self, value: T) -> list[T]:
         """What each process passes, by rank, in all of them."""
         if not self.are_several:
@@ -89,6 +104,16 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def gathered_by_first(self, value: T) -> list[T]:
+        """The same in the first process; nothing in the others."""
+        if not self.are_several:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] | None = [None] * self.count if self.is_first else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes, with gradients: those of a loss that each of them computes from it,
@@ -148,13 +173,15 @@ def joined(device: str) -> Iterator[Processes]:
         raise EndedElsewhereError("another process of the run has ended, so that this one ends too") from None
 
 
-def check_count(asked: Settings, here: Processes) -> None:
+def check_count(here: Processes, devices: int | str | None, nodes: int | None) -> None:
     """Raise UsageError where as many processes were asked for as there are not."""
-    wanted: dict[str, Any] = {name: getattr(asked, name, None) for name in ("devices", "nodes")}
-    for name, there in (("devices", here.local_count), ("nodes", here.count // here.local_count)):
-        if wanted[name] not in (None, "all", there):
+    for name, wanted, there in (
+        ("devices", devices, here.local_count),
+        ("nodes", nodes, here.count // here.local_count),
+    ):
+        if wanted not in (None, "all", there):
             raise UsageError(
-                f"{name} is {wanted[name]!r}, but {there} {'is' if there == 1 else 'are'} running this: the command "
+                f"{name} is {wanted!r}, but {there} {'is' if there == 1 else 'are'} running this: the command "
                 "line starts them by itself; a program of yours is to be started by `torchrun --nproc-per-node N`"
             )
 

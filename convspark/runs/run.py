@@ -164,7 +164,7 @@ def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
         prepare: the job that a run of them is; whatever is wrong shows here, before anything is written.
     """
     here = Processes.here()
-    check_count(asked, here)
+    check_count(here, getattr(asked, "devices", None), getattr(asked, "nodes", None))
     with run_log(logging.INFO if here.is_first else logging.ERROR) as log, joined(asked.device):
         import torch
 

@@ -74,7 +74,8 @@ class Task(ABC, Generic[S, R]):
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
         chosen = self.choose(images)
-        self.numbers = count(images, chosen.batch_size, chosen.epochs, chosen.warmup_epochs, chosen.accumulate)
+        steps = chosen.batch_size, chosen.epochs, chosen.warmup_epochs, chosen.accumulate
+        self.numbers = count(images, *steps, processes=run.here.count)
         self.learning_rate = chosen.learning_rate
         self.layer_decay = 1.0 if self.origin.is_random else self.usual_layer_decay
         if self.settings.layer_decay is not None:

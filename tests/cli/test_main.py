@@ -146,7 +146,7 @@ def _hears_ctrl_c():
     [
         ("import", signal.SIGTERM, _NOTHING),
         (
-            "convspark.pretraining.train:first_images",
+            "convspark.pretraining.plan:first_images",
             signal.SIGTERM,
             "Stopped. To go on:\n  convspark pretrain --resume {out}",
         ),

@@ -37,9 +37,9 @@ def test_masks_are_a_function_of_their_words(small):
 def test_every_step_has_a_mask_of_its_own_and_held_out_images_always_the_same(pictures, small, tmp_path, monkeypatch):
     asked = []
 
-    def record(model, images, *words):
+    def record(model, images, *words, part=None):
         asked.append(words)
-        return counted_grid(model, images, *words)
+        return counted_grid(model, images, *words, part=part)
 
     for asks in (module, drawing):
         monkeypatch.setattr(asks, "counted_grid", record)

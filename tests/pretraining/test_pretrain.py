@@ -131,7 +131,7 @@ def test_export_loads_in_plain_timm(finished):
 def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert config.pop("kind") == "pretrain"
-    assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume"}
+    assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
     unresolved = {name for name, value in config.items() if value is None}
     assert unresolved <= {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
     images = config.pop("images")

@@ -177,9 +177,9 @@ class Scores:
     def __init__(self, classes: int) -> None:
         self._metrics = MetricCollection(
             {
-                "top1": MulticlassAccuracy(classes, average="micro"),
-                "balanced": MulticlassRecall(classes, average="none"),
-                "macro_f1": MulticlassF1Score(classes, average="macro"),
+                "top1": MulticlassAccuracy(classes, average="micro", sync_on_compute=False),
+                "balanced": MulticlassRecall(classes, average="none", sync_on_compute=False),
+                "macro_f1": MulticlassF1Score(classes, average="macro", sync_on_compute=False),
             }
         )
         self._loss, self._labels = 0.0, torch.zeros(0, dtype=torch.int64)

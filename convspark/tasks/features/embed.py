@@ -34,6 +34,8 @@ def embed(
     partial: bool = False,
     size: int | str | None = None,
     device: str = "auto",
+    devices: int | str | None = None,
+    nodes: int | None = None,
     workers: int | None = None,
 ) -> EmbedResult:
     """Write one feature vector for each picture into a .npz file, for search, clustering or classifiers of your own.
@@ -46,6 +48,8 @@ def embed(
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         device: auto, cpu, cuda, cuda:1 or mps.
+        devices: processes on this machine, each with a device of its own, or all for one on each GPU.
+        nodes: machines that share the work; see docs/scaling.md.
         workers: processes that load pictures; by default chosen by the cores there are.
     """
     started = time.monotonic()
@@ -59,37 +63,48 @@ def embed(
     import numpy as np
 
     from ...checkpoints.origin import find_weights
-    from ...data import list_images, scan
+    from ...data import ScanResult, list_images, scan
     from ...files import written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
+    from ...runs.processes import Processes, check_count, joined
     from ...runs.progress import format_seconds
     from .frozen import frozen_features, picture_loader
 
-    with run_log():
+    here = Processes.here()
+    check_count(here, devices, nodes)
+    with run_log(logging.INFO if here.is_first else logging.ERROR), joined(device):
+
+        def prepare() -> ScanResult:
+            find_weights(weights, model, partial).check_pictures()
+            return scan(list_images(images))
+
+        found = here.led(prepare)
         origin = find_weights(weights, model, partial)
-        origin.check_pictures()
-        found = scan(list_images(images))
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
         backbone, sides = origin.build(), origin.sides(size)
         origin.check_size(backbone, sides)
-        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes)
+        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes, here)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:
             nonlocal spoke
             if time.monotonic() - spoke > 10:
                 spoke = time.monotonic()
-                left = (spoke - begun) / done * (len(found.good) - done)
-                logger.info("%d of %d pictures, %s left", done, len(found.good), format_seconds(left))
+                share = done * here.count / len(found.good)
+                left = (spoke - begun) * (1 / share - 1)
+                logger.info("%.0f %% of %d pictures, %s left", 100 * share, len(found.good), format_seconds(left))
 
         features = frozen_features(backbone, loader, chosen, tick)
         # Damage in the midst of a file shows only when it is decoded: another picture stood in for it.
-        spoilt = {path for path, _ in loader.dataset.bad_files()}  # type: ignore[attr-defined]
+        spoilt = {path for bad in here.gathered(loader.images.bad_files()) for path, _ in bad}  # type: ignore[attr-defined]
+        if not here.is_first:
+            return here.from_first(EmbedResult(out, 0, 0, 0, 0))
         kept = [i for i, path in enumerate(found.good) if path not in spoilt]
         paths = np.array([found.good[i] for i in kept])
         with written_whole(target) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, features=features[kept], paths=paths, weights=np.array(origin.given))
-    unreadable = len(found.bad) + len(spoilt)
-    return EmbedResult(str(target), len(kept), features.shape[1], unreadable, round(time.monotonic() - started, 1))
+        unreadable = len(found.bad) + len(spoilt)
+        seconds = round(time.monotonic() - started, 1)
+        return here.from_first(EmbedResult(str(target), len(kept), features.shape[1], unreadable, seconds))

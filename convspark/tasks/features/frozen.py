@@ -2,25 +2,26 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ...data import HeldOutTransform, PretrainImages
 from ...model.stages import Stages
 from ...runs.loading import MeasuringLoader, end_workers, workers_explained
 from ...runs.module import channels_last
+from ...runs.processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
 
 
 def frozen_features(
-    backbone: nn.Module, loader: DataLoader[Any], device: torch.device, tick: Callable[[int], None] | None = None
+    backbone: nn.Module, loader: MeasuringLoader, device: torch.device, tick: Callable[[int], None] | None = None
 ) -> np.ndarray:
     """(N, C) float32: the mean over positions of the deepest stage that pre-training reaches.
+
+    Of several processes that share the pictures, the first one gets all.
 
     What lies behind that stage (a final norm, a wider last convolution) has random weights after pre-training.
 
@@ -29,23 +30,31 @@ def frozen_features(
         tick: called with the number of pictures done.
     """
     stages = Stages(backbone.to(device).eval())
-    found: list[np.ndarray] = []
+    found: list[tuple[int, np.ndarray]] = []
+    done = 0
     try:
         with torch.no_grad(), workers_explained():
-            for batch in loader:
+            for own, batch in enumerate(loader):
                 images = batch[0] if isinstance(batch, list | tuple) else batch
                 deepest = stages(channels_last(images.to(device)))[-1]
-                found.append(deepest.flatten(2).mean(-1).float().cpu().numpy())
+                found.append((loader.number(own), deepest.flatten(2).mean(-1).float().cpu().numpy()))
+                done += len(images)
                 if tick is not None:
-                    tick(sum(map(len, found)))
+                    tick(done)
     finally:
         end_workers(loader)
-    return np.concatenate(found)
+    found = sorted(loader.of_all_for_first(found), key=lambda pair: pair[0])
+    return np.concatenate([features for _, features in found]) if found else np.zeros((0, 0), np.float32)
 
 
 def picture_loader(
-    paths: Sequence[str], size: tuple[int, int], mean: Sequence[float], std: Sequence[float], workers: int = 0
-) -> DataLoader[Any]:
+    paths: Sequence[str],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    workers: int = 0,
+    here: Processes = ALONE,
+) -> MeasuringLoader:
     """Centre crops of unlabelled pictures, in their order."""
     dataset = PretrainImages(paths, HeldOutTransform(size=size, mean=mean, std=std), most_bad=1.0)
-    return MeasuringLoader(dataset, 64, workers)
+    return MeasuringLoader(dataset, 64, workers, here)

@@ -135,7 +135,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, here: Processes = ALONE) -
 
     Of several processes, each with its part of a batch, it is that of the whole batch. Where no pixel counts it is 0.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     known = labels != IGNORED
     pixels = here.summed(known.sum())
     entropy = here.summed(F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")) / pixels.clamp(min=1)
