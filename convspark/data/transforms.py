@@ -20,7 +20,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Picture: TypeAlias = Image.Image | Shrunk | Tensor
-"""A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats."""
+"""A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats, which are
+NaN where nothing is known."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """(top, left, height, width) of a part of a picture, in pixels of its full size."""
@@ -77,11 +78,11 @@ class _Normalised:
             box = _scaled(box, full, (picture.height, picture.width))
         top, left, height, width = box
         if isinstance(picture, Tensor):
-            return _resize(picture[:, top : top + height, left : left + width], self.shape)
+            return _resize(self._filled(picture[:, top : top + height, left : left + width]), self.shape)
         if len(self.mean) not in (1, 3):
             raise UsageError(
                 f"mean: {len(self.mean)} channels, but a picture file has 3 (RGB) or 1 (grey); "
-                "for other images pass a Dataset of tensors"
+                "read files with `Pixels`, or pass a Dataset of tensors"
             )
         mode = "L" if len(self.mean) == 1 else "RGB"
         picture = picture if picture.mode == mode else picture.convert(mode)
@@ -90,6 +91,16 @@ class _Normalised:
         part = picture.reduce(factor, corners) if factor > 1 else picture.crop(corners)
         values = torch.from_numpy(np.array(part))  # (h, w) or (h, w, C)
         return _resize(values[None] if values.ndim == 2 else values.permute(2, 0, 1), self.shape)
+
+    def _filled(self, part: Tensor) -> Tensor:
+        """(C, h, w) with each channel's mean in place of what is missing: 0, once it is normalised."""
+        if not part.is_floating_point():
+            return part
+        missing = part.isnan()
+        if not missing.any():
+            return part
+        means = self.mean if part.shape[0] == len(self.mean) else [sum(self.mean) / len(self.mean)]  # grey for colour
+        return torch.where(missing, torch.tensor(means, dtype=part.dtype)[:, None, None], part)
 
     def _normalise(self, image: Tensor) -> Tensor:
         """(C, H, W) -> float32, contiguous, (value - mean) / std; a single channel is repeated for each mean."""

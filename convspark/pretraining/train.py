@@ -1,10 +1,13 @@
 """A pre-training, carried out: trained, exported, its figures read."""
 
+import json
 import logging
 from collections.abc import Mapping
 
+from ..checkpoints.card import card_of
 from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
+from ..files import write_text
 from ..model.strides import as_text
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
@@ -38,9 +41,12 @@ class Pretraining:
         plan, s, folder = self.plan, self.settings, run.folder
         if not run.goes_on:
             plan.images.write_lists(folder)
+            if plan.statistics is not None:
+                write_text(folder.statistics, json.dumps(plan.statistics.as_dict(), indent=2) + "\n")
         loader, held_out = plan.train_loader(), plan.held_out_loader()
         pictures = first_images(held_out, loader.dataset)
         plan.model.train()
+        stretch = not plan.images.pixels.is_plain
         metrics = fit(
             plan.module(),
             folder,
@@ -50,7 +56,9 @@ class Pretraining:
             precision=plan.precision,
             epochs=s.epochs,
             gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
-            callbacks=[Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs)],
+            callbacks=[
+                Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs, show=s.show, stretch=stretch)
+            ],
             checkpoint_minutes=s.checkpoint_minutes,
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
@@ -91,6 +99,7 @@ def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> 
         "started from": s.init or "random weights",
         "command": f"`{command_line()}`",
         "mask ratio": f"{s.mask_ratio:g}, patches of {as_text(plan.model.patch_size)} pixels",
+        **card_of(plan.images.pixels),
         "loss on training images": last.get("train_loss"),
         "loss on held-out images": last.get("held_out_loss") or "not measured",
     }
@@ -101,6 +110,7 @@ def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> 
         std=plan.std,
         image_size=plan.size,
         untrained=plan.model.untrained,
+        pixels=plan.images.pixels,
         card=card,
     )
     by = "timm" if report.architecture else "torch"
