@@ -112,7 +112,8 @@ def find_weights(given: str | None, model: str | None = None, partial: bool = Fa
 
     Args:
         given: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part of
-            it), or `random:MODEL`.
+            it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and images
+            as it takes them.
         model: the network's name, where the weights do not tell it.
         partial: see `Origin`.
 
@@ -128,6 +129,9 @@ def find_weights(given: str | None, model: str | None = None, partial: bool = Fa
 
 def _origin(given: str, model: str | None) -> Origin:
     if given.startswith(RANDOM):
+        like = given.removeprefix(RANDOM)
+        if model is None and Path(like).is_dir():
+            return replace(_origin(like, None), given=given, source=None, classes=())
         return _known(given, model or given.removeprefix(RANDOM), None)
     path = Path(given)
     if (path / "config.yaml").is_file():

@@ -78,7 +78,7 @@ class _Normalised:
             box = _scaled(box, full, (picture.height, picture.width))
         top, left, height, width = box
         if isinstance(picture, Tensor):
-            return _resize(self._filled(picture[:, top : top + height, left : left + width]), self.shape)
+            return _resize(filled(picture[:, top : top + height, left : left + width], self.mean), self.shape)
         if len(self.mean) not in (1, 3):
             raise UsageError(
                 f"mean: {len(self.mean)} channels, but a picture file has 3 (RGB) or 1 (grey); "
@@ -92,16 +92,6 @@ class _Normalised:
         values = torch.from_numpy(np.array(part))  # (h, w) or (h, w, C)
         return _resize(values[None] if values.ndim == 2 else values.permute(2, 0, 1), self.shape)
 
-    def _filled(self, part: Tensor) -> Tensor:
-        """(C, h, w) with each channel's mean in place of what is missing: 0, once it is normalised."""
-        if not part.is_floating_point():
-            return part
-        missing = part.isnan()
-        if not missing.any():
-            return part
-        means = self.mean if part.shape[0] == len(self.mean) else [sum(self.mean) / len(self.mean)]  # grey for colour
-        return torch.where(missing, torch.tensor(means, dtype=part.dtype)[:, None, None], part)
-
     def _normalise(self, image: Tensor) -> Tensor:
         """(C, H, W) -> float32, contiguous, (value - mean) / std; a single channel is repeated for each mean."""
         channels = len(self.mean)
@@ -112,6 +102,17 @@ class _Normalised:
             )
         values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         return values.mul_(self._scale / _UNITS.get(image.dtype, 1.0)).add_(self._shift)
+
+
+def filled(part: Tensor, mean: Sequence[float]) -> Tensor:
+    """(C, h, w) with each channel's mean in place of what is missing, NaN: 0, once it is normalised."""
+    if not part.is_floating_point():
+        return part
+    missing = part.isnan()
+    if not missing.any():
+        return part
+    means = mean if part.shape[0] == len(mean) else [sum(mean) / len(mean)]  # grey that stands for colours
+    return torch.where(missing, torch.tensor(means, dtype=part.dtype)[:, None, None], part)
 
 
 # Bytes and 16-bit integers are shares of their largest value; floats count as they are.

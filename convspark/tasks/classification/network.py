@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
-from ...data import HeldOutTransform
+from ...data import PLAIN, HeldOutTransform, Pixels
 from ...model.networks import copied
 from ...model.stages import Stages
 from ...runs.loading import end_workers, ordered_loader
@@ -228,10 +228,11 @@ def labelled_loader(
     share: float = 0.95,
     batch_size: int = 64,
     workers: int = 0,
+    pixels: Pixels = PLAIN,
 ) -> DataLoader[Any]:
     """Centre crops and labels, always in the same order; decoded once and kept, where they fit into 512 MiB."""
     transform = HeldOutTransform(size=size, mean=mean, std=std, share=share)
-    dataset: Any = LabelledImages(labelled, transform, most_bad=0.5)
+    dataset: Any = LabelledImages(labelled, transform, most_bad=0.5, pixels=pixels)
     if 4 * len(mean) * size[0] * size[1] * len(labelled) <= _MOST_CACHED_BYTES:
         images, labels = zip(*(dataset[index] for index in range(len(labelled))), strict=True)
         dataset, workers = TensorDataset(torch.stack(images), torch.tensor(labels)), 0

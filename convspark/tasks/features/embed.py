@@ -68,13 +68,12 @@ def embed(
 
     with run_log():
         origin = find_weights(weights, model, partial)
-        origin.check_pictures()
-        found = scan(list_images(images))
+        found = scan(list_images(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
         backbone, sides = origin.build(), origin.sides(size)
         origin.check_size(backbone, sides)
-        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes)
+        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes, origin.pixels)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:

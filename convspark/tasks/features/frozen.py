@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ...data import HeldOutTransform, PretrainImages
+from ...data import PLAIN, FileSource, HeldOutTransform, Pixels, PretrainImages
 from ...model.stages import Stages
 from ...runs.loading import end_workers, ordered_loader, workers_explained
 from ...runs.module import channels_last
@@ -44,8 +44,14 @@ def frozen_features(
 
 
 def picture_loader(
-    paths: Sequence[str], size: tuple[int, int], mean: Sequence[float], std: Sequence[float], workers: int = 0
+    paths: Sequence[str],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    workers: int = 0,
+    pixels: Pixels = PLAIN,
 ) -> DataLoader[Any]:
     """Centre crops of unlabelled pictures, in their order."""
-    dataset = PretrainImages(paths, HeldOutTransform(size=size, mean=mean, std=std), most_bad=1.0)
+    transform = HeldOutTransform(size=size, mean=mean, std=std)
+    dataset = PretrainImages(FileSource(paths, pixels=pixels), transform, most_bad=1.0)
     return ordered_loader(dataset, 64, workers)
