@@ -135,7 +135,7 @@ class Pixels:
         return chosen, known
 
     def _axis(self, layout: Layout) -> Axis:
-        return layout.axis(self.bands or self.channels, self.band_axis)
+        return layout.axis(None if self.bands else self.channels, self.band_axis)
 
     def _taken(self, layout: Layout) -> tuple[list[int], int | None]:
         """Places of the bands that are taken, and of the one that is opacity, counted from 0.

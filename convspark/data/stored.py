@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal, TypeAlias
@@ -78,11 +78,12 @@ class Layout:
     orientation: int = 1
     is_whole: bool | None = None
 
-    def axis(self, wanted: Sequence[int] | int | None = None, asked: Axis | None = None) -> Axis:
-        """Which axis the bands are: as the file tells, as was asked, or else the first or last that can only be it.
+    def axis(self, wanted: int | None = None, asked: Axis | None = None) -> Axis:
+        """Which axis the bands are: as the file tells, or as was asked; else the first or the last, whichever has as
+        many places as are wanted, or else is the shortest of the three.
 
         Args:
-            wanted: how many bands there must be, or which ones are to be taken, counted from 1. None: any number.
+            wanted: how many bands there should be; None where any number will do.
 
         Raises:
             NotReadError: it could be either, or neither.
@@ -92,23 +93,17 @@ class Layout:
         told = self.bands_axis or asked
         if told is not None:
             return told
-        first, last = self.shape[0], self.shape[-1]
-        if isinstance(wanted, int):
-            fits = [axis for axis, size in (("first", first), ("last", last)) if size == wanted]
-            looked_for = f"{wanted} bands are wanted"
-        else:  # the shortest, as pictures have more pixels a side than bands
-            least = max(wanted or [1])
-            sides = sorted(self.shape)
-            shortest = [("first", first), ("last", last)] if sides[0] < sides[1] else []
-            fits = [axis for axis, size in shortest if size == sides[0] and size >= least]
-            looked_for = "the bands must be the shortest side"
+        ends: tuple[tuple[Axis, int], ...] = ("first", self.shape[0]), ("last", self.shape[-1])
+        fits = [axis for axis, size in ends if size == wanted]
+        if not fits:  # the shortest side, as pictures have more pixels than bands
+            shortest, second, _ = sorted(self.shape)
+            fits = [axis for axis, size in ends if size == shortest < second]
         if len(fits) == 1:
-            return "first" if fits[0] == "first" else "last"
+            return fits[0]
         shape = " x ".join(map(str, self.shape))
-        which = "the first axis or the last" if fits else "neither the first axis nor the last"
         raise NotReadError(
-            f"an array of {shape}, of which {which} can be its bands ({looked_for}): give --band-axis first or last, "
-            "--channels with their number, or --bands with those to take"
+            f"an array of {shape}, of which the first axis or the last may be the bands: tell by --band-axis first or "
+            "last"
         )
 
     def size(self, axis: Axis) -> tuple[int, int, int]:
