@@ -94,7 +94,7 @@ class Layout:
         if told is not None:
             return told
         ends: tuple[tuple[Axis, int], ...] = ("first", self.shape[0]), ("last", self.shape[-1])
-        fits = [axis for axis, size in ends if size == wanted]
+        fits: list[Axis] = [axis for axis, size in ends if size == wanted]
         if not fits:  # the shortest side, as pictures have more pixels than bands
             shortest, second, _ = sorted(self.shape)
             fits = [axis for axis, size in ends if size == shortest < second]

@@ -123,13 +123,13 @@ def _layout(rows: list[list[Image.Image]], captions: list[str]) -> Image.Image:
             for column, picture in enumerate(pictures):
                 page.paste(picture, (left + column * (width + gap), top))
             if number < len(captions):
-                text = _fitted(captions[number], caption_font, block_width)
+                text = fitted(captions[number], caption_font, block_width)
                 draw.text((left, top + height + gap / 2), text, fill=_FAINT_INK, font=caption_font, anchor="la")
             number += 1
     return page
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text`, cut at its beginning (paths differ at their end) until it is at most `width` pixels wide."""
     text = text.encode("utf-8", "replace").decode()
     if font.getlength(text) <= width:
