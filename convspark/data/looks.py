@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -79,7 +80,7 @@ def same_content(paths: Iterable[str]) -> list[list[str]]:
     for alike in by_length.values():
         for path in alike if len(alike) > 1 else ():
             with open_regular(path) as file:
-                by_content[hashlib.file_digest(file, "sha256").digest()].append(path)
+                by_content[hashlib.file_digest(cast(Any, file), "sha256").digest()].append(path)
     return [group for group in by_content.values() if len(group) > 1]
 
 

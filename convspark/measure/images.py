@@ -82,7 +82,7 @@ class ScanReport:
             f"  look alike      {_groups(self.near_duplicates)}",
             f"  (nearly) blank  {_some(self.blank)}",
             "",
-            f"Channels of the pictures of {_bands(self.statistics['bands'])}, over {self.statistics['files']} files and "
+            f"Values of pictures of {_bands(self.statistics['bands'])}, over {self.statistics['files']} files and "
             f"{self.statistics['pixels']} pixels",
             *self.statistics_lines,
             "",
@@ -144,7 +144,8 @@ def scan(
     from ..runs.logs import run_log
 
     with run_log(logging.WARNING):
-        paths = list_images(images, bands=True)
+        of_before = os.path.abspath(out) if out is not None else None
+        paths = [path for path in list_images(images, bands=True) if os.path.abspath(path) != of_before]
         every = list(_watched(look_at(paths, channels, workers), len(paths)))
         good = [look for look in every if look.reason is None]
         if not good:
@@ -191,7 +192,7 @@ def scan(
         near_duplicates=alike,
         blank=[look.path for look, thumb in zip(good, thumbs, strict=True) if is_blank(thumb)],
         others=len(good) - len(chosen),
-        statistics={"bands": bands, **measured.as_dict()},
+        statistics={"bands": wanted, **measured.as_dict()},
         statistics_lines=measured.lines(),
         advice=advice,
         command=f"convspark pretrain {shlex.quote(keep or images)} {flags}",
