@@ -15,6 +15,7 @@ _MASKED_GREY = 0.5
 _INK, _FAINT_INK, _PAPER = (32, 33, 36), (110, 113, 118), (255, 255, 255)
 _LEAST_SIDE = 192  # pixels on the page; smaller images are enlarged by a whole factor
 _MOST_ROWS = 8
+_COLOURLESS = 1 / 255  # difference of the channels of a pixel
 _STRETCHED = (0.01, 0.99)  # quantiles that become black and white
 _ROWS_A_BLOCK = 4  # from five rows on, two blocks stand side by side: the page stays about as wide as high
 
@@ -37,7 +38,7 @@ def reconstruction_grid(
 
     Args:
         original, masked, reconstruction: (B, C, H, W), normalised by `mean` and `std`; the first eight are
-            drawn. One channel is shown in grey, three in colour.
+            drawn. One channel is shown in grey, three in colour, but those of a grey original in grey.
         mean, std: of each channel, as the images were normalised.
         path: of the file to write.
         captions: one a row, for example the names of the pictures.
@@ -66,6 +67,8 @@ def reconstruction_grid(
     mean, std = ([values[channel] for channel in chosen] for values in (mean, std))
     original, masked, reconstruction = (images[:, chosen] for images in (original, masked, reconstruction))
     columns = [_unit_range(images, original, mean, std, stretch) for images in (original, masked, reconstruction)]
+    is_grey = (columns[0].amax(1) - columns[0].amin(1)).amax((1, 2)) < _COLOURLESS  # (B, C, H, W) -> (B,)
+    columns = [torch.where(is_grey[:, None, None, None], column.mean(1, keepdim=True), column) for column in columns]
     columns[1] = torch.where(shown, columns[1], torch.tensor(_MASKED_GREY))
     rows = [[_to_pillow(column[row]) for column in columns] for row in range(count)]
     page = _layout(rows, list(captions or [])[:count])
