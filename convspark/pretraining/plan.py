@@ -277,6 +277,8 @@ def _check(s: PretrainSettings) -> None:
     check_shown(s.show, s.channels)
     if isinstance(s.model, str):
         pixels_of(s, s.channels)
+        if s.stats is None:
+            normalisation(s.channels, s.mean, s.std)
     if s.tracker != "none" and find_spec(s.tracker) is None:
         raise UsageError(f"tracker is {s.tracker!r}, which is not installed: pip install 'convspark[{s.tracker}]'")
     count(1 << 62, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)

@@ -126,9 +126,12 @@ def test_near_duplicates_are_all_pairs_within_seven_bits() -> None:
     for place in range(100):  # others of these, of 0 to 11 bits
         bits = rng.choice(64, place % 12, replace=False).astype(np.uint64)
         hashes[300 + place] = hashes[place] ^ np.bitwise_xor.reduce(np.uint64(1) << bits, initial=np.uint64(0))
+    for byte in range(8):  # one bit in each byte but this one
+        hashes[400 + byte] = hashes[200 + byte] ^ np.uint64(0x0101010101010101 & ~(255 << 8 * byte))
     thumb = rng.integers(0, 256, (1, 16, 16), np.uint8)
     found = near_duplicates(hashes.tolist(), np.repeat(thumb, 600, 0))
-    assert found == [[place, 300 + place] for place in range(100) if place % 12 <= 7]
+    expected = [[place, 300 + place] for place in range(100) if place % 12 <= 7]
+    assert found == expected + [[200 + byte, 400 + byte] for byte in range(8)]
     # Those that do not look alike are none, whatever their hashes; nor are blank ones.
     thumbs = rng.integers(0, 256, (600, 16, 16), np.uint8)
     thumbs[300] = 255 - thumbs[0]
