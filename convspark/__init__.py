@@ -8,6 +8,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.export import export
     from .measure.check import CheckReport, check
+    from .measure.images import ScanReport, scan
     from .model.spark import SparK
     from .pretraining.command import pretrain
     from .pretraining.reconstruct import reconstruct
@@ -25,6 +26,7 @@ _HOME = {
     "CheckReport": ".measure.check",
     "Comparison": ".tasks.comparison.settings",
     "PatchGrid": ".sparse",
+    "ScanReport": ".measure.images",
     "SparK": ".model.spark",
     "VisiblePatches": ".sparse",
     "check": ".measure.check",
@@ -37,6 +39,7 @@ _HOME = {
     "pretrain": ".pretraining.command",
     "probe": ".tasks.features.probe",
     "reconstruct": ".pretraining.reconstruct",
+    "scan": ".measure.images",
     "scatter": ".sparse",
     "segment": ".tasks.segmentation.command",
 }
@@ -45,6 +48,7 @@ __all__ = [
     "CheckReport",
     "Comparison",
     "PatchGrid",
+    "ScanReport",
     "SparK",
     "VisiblePatches",
     "__version__",
@@ -58,6 +62,7 @@ __all__ = [
     "pretrain",
     "probe",
     "reconstruct",
+    "scan",
     "scatter",
     "segment",
 ]

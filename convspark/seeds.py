@@ -22,6 +22,7 @@ class Use(IntEnum):
     STAND_IN = 3
     HOLD_OUT = 4
     LABELS = 5
+    STATISTICS = 6
     MASK = 101
     HELD_OUT_MASK = 102
     STEP = 103

@@ -4,7 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data import Pixels
+
 _OF_IMAGES = ("image size", "mean", "std")  # the last rows of every card
+
+
+def card_of(pixels: Pixels) -> dict[str, str]:
+    """What a card says of how files are read, unless they are plain pictures."""
+    if pixels.is_plain:
+        return {}
+    bands = f"bands {', '.join(map(str, pixels.bands))} of each file" if pixels.bands else "all bands of each file"
+    facts = {"channels": f"{pixels.channels}: {bands}, as they are stored"}
+    if pixels.low is not None and pixels.high is not None:
+        facts["values that count as 0"] = _numbers(pixels.low)
+        facts["values that count as 1"] = f"{_numbers(pixels.high)}; what is beyond is cut off"
+    else:
+        facts["values"] = "whole numbers as shares of their type's largest value, floats as they are"
+    return facts | {"missing values": "NaN, infinite, or GDAL's value for no data: the channel's mean"}
 
 
 def read_facts(folder: Path) -> dict[str, str]:
@@ -111,11 +127,11 @@ def timm_card(
 def _table(
     facts: Mapping[str, Any], mean: Sequence[float], std: Sequence[float], image_size: tuple[int, int]
 ) -> list[str]:
-    of_images = (
-        f"{image_size[0]}x{image_size[1]} pixels",
-        ", ".join(f"{value:g}" for value in mean),
-        ", ".join(f"{value:g}" for value in std),
-    )
+    of_images = f"{image_size[0]}x{image_size[1]} pixels", _numbers(mean), _numbers(std)
     rows = {**facts, **dict(zip(_OF_IMAGES, of_images, strict=True))}
     cells = [(name, str(value).replace("|", "\\|")) for name, value in rows.items()]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

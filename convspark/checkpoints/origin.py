@@ -5,11 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..data import PLAIN, Pixels
 from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
@@ -36,6 +37,7 @@ class Origin:
         channels: of their images.
         mean, std: of each channel of their images.
         classes: names of the classes that a classifier among the weights tells apart.
+        pixels: how picture files were read.
         partial: whether to go on where the weights leave most of the network, or a whole kind of its tensors, random.
     """
 
@@ -48,6 +50,7 @@ class Origin:
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     classes: Sequence[str] = ()
+    pixels: Pixels = PLAIN
     partial: bool = False
 
     @property
@@ -96,11 +99,11 @@ class Origin:
             ) from error
 
     def check_pictures(self) -> None:
-        """Raise UsageError unless the network takes what picture files hold: three channels, or one."""
-        if self.channels not in (1, 3):
+        """Raise UsageError unless the network takes 8-bit colour or grey."""
+        if not self.pixels.is_plain:
             raise UsageError(
-                f"weights is {self.given!r}, a network of images of {self.channels} channels; picture files have 3, or "
-                "1 where they are grey. Use it from Python, with your own images"
+                f"weights is {self.given!r}, a network of images of {self.channels} channels, read as they are stored; "
+                "this command takes 8-bit colour or grey alone. Use it from Python, with your own images"
             )
 
 
@@ -109,7 +112,8 @@ def find_weights(given: str | None, model: str | None = None, partial: bool = Fa
 
     Args:
         given: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part of
-            it), or `random:MODEL`.
+            it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and images
+            as it takes them.
         model: the network's name, where the weights do not tell it.
         partial: see `Origin`.
 
@@ -125,6 +129,9 @@ def find_weights(given: str | None, model: str | None = None, partial: bool = Fa
 
 def _origin(given: str, model: str | None) -> Origin:
     if given.startswith(RANDOM):
+        like = given.removeprefix(RANDOM)
+        if model is None and Path(like).is_dir():
+            return replace(_origin(like, None), given=given, source=None, classes=())
         return _known(given, model or given.removeprefix(RANDOM), None)
     path = Path(given)
     if (path / "config.yaml").is_file():
@@ -154,6 +161,16 @@ class _Trained(_Named):
     channels: int
     mean: list[float]
     std: list[float]
+    bands: list[int] | None = field(default=None, metadata={"before": None})
+    band_axis: Literal["first", "last"] | None = field(default=None, metadata={"before": None})
+    low: list[float] | None = field(default=None, metadata={"before": None})
+    high: list[float] | None = field(default=None, metadata={"before": None})
+
+    @property
+    def pixels(self) -> Pixels:
+        bands = None if self.bands is None else tuple(self.bands)
+        low, high = (None if each is None else tuple(each) for each in (self.low, self.high))
+        return Pixels(self.channels, bands, self.band_axis, low, high)
 
 
 def _of_run(given: str, model: str | None) -> Origin:
@@ -175,7 +192,17 @@ def _of_run(given: str, model: str | None) -> Origin:
     name = model or run.model
     if name is None:
         raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
-    return Origin(given, name, given, run.model_args or {}, run.size, run.channels, tuple(run.mean), tuple(run.std))
+    return Origin(
+        given,
+        name,
+        given,
+        run.model_args or {},
+        run.size,
+        run.channels,
+        tuple(run.mean),
+        tuple(run.std),
+        pixels=run.pixels,
+    )
 
 
 def _of_export(given: str, model: str | None) -> Origin:
@@ -192,13 +219,14 @@ def _of_export(given: str, model: str | None) -> Origin:
         described = config.get("pretrained_cfg", config)
         channels, height, width = described["input_size"]
         name = model or config["architecture"]
-    except (json.JSONDecodeError, KeyError, ValueError, AttributeError) as error:
+        pixels = Pixels.of_dict(config.get("pixels", {"channels": channels}))
+    except (json.JSONDecodeError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
     size = height if height == width else f"{height}x{width}"
     mean, std, classes = tuple(described["mean"]), tuple(described["std"]), tuple(config.get("label_names") or ())
-    return Origin(given, name, given, {}, size, channels, mean, std, classes)
+    return Origin(given, name, given, {}, size, channels, mean, std, classes, pixels)
 
 
 def _of_file(path: Path, model: str | None) -> Origin:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data import PLAIN, Pixels
 from ..errors import ConvsparkError
 from ..files import beside
 from ..model.networks import copied
@@ -62,6 +63,7 @@ def export_timm(
     untrained: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    pixels: Pixels = PLAIN,
 ) -> ExportReport:
     """Write `model.safetensors`, timm's `config.json` and a model card, load them again and compare the features.
 
@@ -77,6 +79,7 @@ def export_timm(
         untrained: names of the backbone's tensors that pre-training did not touch; named in the card.
         card: lines of the card's table: what the weights were trained on, and how.
         classes: names of the classes that the network's classifier tells apart; None leaves the classifier out.
+        pixels: how picture files were read; kept in `config.json`, unless they are plain.
 
     Raises:
         ConvsparkError: the reloaded export is not equal to the backbone.
@@ -97,7 +100,7 @@ def export_timm(
             difference = _compare_weights(source, fresh)
         else:
             tensors = len(plain.state_dict())
-            _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes)
+            _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes, pixels)
             names_untrained = _plain_untrained(source, plain, untrained)
             difference = _compare_features(source, fresh, (in_chans, *image_size))
         text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
@@ -158,6 +161,7 @@ def _write_timm(
     std: Sequence[float],
     input_size: tuple[int, int, int],
     classes: Sequence[str] | None,
+    pixels: Pixels,
 ) -> None:
     """Weights and `config.json` as timm itself writes them, less what it says of other weights."""
     from timm.models import save_for_hf
@@ -177,6 +181,8 @@ def _write_timm(
         config["pretrained_cfg"].pop(key, None)
     if classes is not None:
         config["label_names"] = list(classes)
+    if not pixels.is_plain:
+        config["pixels"] = pixels.as_dict()
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

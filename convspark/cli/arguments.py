@@ -287,6 +287,7 @@ def _expected(action: argparse.Action) -> str:
         r"tuple\[float, float\]": "two numbers, as in 0.9,0.95",
         r"list\[float\]": "numbers, as in 0.5,0.5,0.5",
         r"list\[str\]": "names, as in layer1,layer2",
+        r"^list\[int\] \| None$": "whole numbers, as in 3,2,1",
         r"list\[int\]": "a whole number, or one a side, as in 32,16",
         r"\bint \| str\b|\bstr \| int\b": "a whole number or a text",
         r"\bfloat \| str\b": "a number or a text",

@@ -18,6 +18,7 @@ from ..trust import trust_code
 
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
 COMMANDS = {
+    "scan": ("convspark.cli.scan", "what a folder of pictures holds, what is damaged or double, and what suits it"),
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
     "finetune": (
         "convspark.cli.finetune",

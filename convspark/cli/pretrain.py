@@ -31,9 +31,10 @@ _GROUPS = {
         "gradient_clip",
         "accumulate",
     ),
-    "images": ("held_out", "held_out_most", "crop_scale", "flip", "crops_per_image", "mean", "std"),
+    "images": ("held_out", "held_out_most", "crop_scale", "flip", "crops_per_image"),
+    "values": ("bands", "band_axis", "stats", "low", "high", "mean", "std"),
     "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "compile", "cuda_graph"),
-    "what is kept": ("picture_epochs", "checkpoint_minutes", "keep_epochs", "tracker"),
+    "what is kept": ("picture_epochs", "show", "checkpoint_minutes", "keep_epochs", "tracker"),
 }
 
 

@@ -130,7 +130,7 @@ def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | S
                 return deep
             if shrink is None or picture.format not in ("JPEG", "MPO"):
                 return to_rgb(picture)
-            full_size = (width, height) if _orientation(picture) >= 5 else (height, width)
+            full_size = (width, height) if orientation_of(picture) >= 5 else (height, width)
             factor = shrink(*full_size)
             for draft in _DRAFTS:
                 if draft <= factor:
@@ -154,7 +154,7 @@ def open_regular(path: str) -> BinaryIO:
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Any Pillow image as an upright RGB image, by the rules of `decode`."""
     picture.load()
-    orientation = _orientation(picture)
+    orientation = orientation_of(picture)
     mode = picture.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
         picture = _of_deep_grey(picture)
@@ -205,7 +205,7 @@ def upright_size(path: str) -> tuple[int, int]:
             return tiff.upright_size
         picture = open_header(file)
         width, height = picture.size
-        return (width, height) if _orientation(picture) >= 5 else (height, width)
+        return (width, height) if orientation_of(picture) >= 5 else (height, width)
 
 
 def left_out(picture: Image.Image) -> str | None:
@@ -214,7 +214,7 @@ def left_out(picture: Image.Image) -> str | None:
     return "hold several pictures, of which the first is taken" if several else None
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation_of(picture: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) if there is none, or damage: the pixels may still be good."""
     try:
         orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
@@ -234,27 +234,40 @@ def _of_deep_grey(picture: Image.Image) -> Image.Image:
     return picture_of(samples, opacity)
 
 
-def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
-    """A picture of 16-bit colours, of which Pillow keeps the upper 8 bits, as by `to_rgb`; None of other pictures."""
+def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[], np.ndarray]] | None:
+    """Of a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and what
+    reads them, (H, W, bands); None of other pictures.
+    """
     tiles = getattr(picture, "tile", [])  # what is to be decoded, and how
     tile: Any = tiles[0] if tiles else ("", None, 0, None)
     decoder, _, place, args = tile
-    orientation = 1
-    if picture.format == "PNG" and picture.mode != "I;16" and str(args).endswith(";16B"):
-        orientation = _orientation(picture)  # before others read from the file
-        samples = _png_samples(file, args)
-    elif decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
-        file.seek(place)
+    rawmode = str(args)
+    if picture.format == "PNG" and picture.mode != "I;16" and rawmode.endswith(";16B"):
+        return len(rawmode.removesuffix(";16B")), lambda: _png_samples(file, rawmode)
+    if decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
         size = picture.height, picture.width, 3
-        samples = np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size)
-    else:
+        return 3, lambda: _ppm_samples(file, place, size)
+    return None
+
+
+def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
+    """A picture of 16-bit colours as by `to_rgb`; None of other pictures."""
+    deep = deep_colours(picture, file)
+    if deep is None:
         return None
+    orientation = orientation_of(picture) if picture.format == "PNG" else 1  # before others read from the file
+    samples = deep[1]()
     colours, transparent, opacity = 3 if samples.shape[2] > 2 else 1, picture.info.get("transparency"), None
     if samples.shape[2] > colours:
         opacity = samples[..., colours].astype(np.float32) / 65535
     elif isinstance(transparent, tuple):
         opacity = (samples != transparent).any(2).astype(np.float32)
     return _upright(picture_of(samples[..., :colours], opacity).convert("RGB"), orientation)
+
+
+def _ppm_samples(file: BinaryIO, place: int, size: tuple[int, int, int]) -> np.ndarray:
+    file.seek(place)
+    return np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size)
 
 
 def _png_samples(file: BinaryIO, rawmode: str) -> np.ndarray:

@@ -5,12 +5,13 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
 from .decode import open_regular, picture_suffixes, sniff
+from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, item_of, items_in
 
 _log = logging.getLogger(__name__)
 
@@ -20,10 +21,12 @@ Source: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 _SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
-def list_images(source: Source) -> list[str]:
+def list_images(source: Source, bands: bool = False) -> list[str]:
     """Paths of the pictures that `source` names, in an order that does not depend on the machine.
 
     Args:
+        bands: whether files that are no pictures for `decode`, but may hold some of several bands, count too: NumPy's
+            arrays (`.npy`, `.npz`; one of four axes is several pictures, `scenes.npy[0]` and so on) and `.gtif`.
         source: one of
 
             * a folder, flat or nested, with or without class folders. Files are taken by suffix (every format
@@ -40,13 +43,17 @@ def list_images(source: Source) -> list[str]:
     Raises:
         DataError: `source` is missing, unreadable, or names no picture.
     """
+    suffixes = picture_suffixes() | BAND_SUFFIXES if bands else picture_suffixes()
     if not isinstance(source, str | os.PathLike):
-        return _from_iterable(source)
+        return _with_items(_from_iterable(source), bands)
     path = os.fspath(source)
     if os.path.isdir(path):
-        return _from_folder(path)
+        return _with_items(_from_folder(path, suffixes), bands)
+    if bands and not os.path.exists(path) and os.path.isfile(item_of(path)[0]):
+        return [path]
     if os.path.isfile(path):
-        return [path] if os.path.splitext(path)[1].lower() in picture_suffixes() else _from_text(path)
+        found = [path] if os.path.splitext(path)[1].lower() in suffixes else _from_text(path)
+        return _with_items(found, bands)
     raise DataError(
         f"images: {path!r} does not exist{_nearest(path)}; "
         "give a folder of pictures, or a text file with one path a line"
@@ -63,9 +70,15 @@ def _from_iterable(source: Iterable[str | os.PathLike[str]]) -> list[str]:
     return paths
 
 
-def _from_folder(root: str) -> list[str]:
+def _with_items(paths: list[str], bands: bool) -> list[str]:
+    """With the names of the pictures in arrays that hold several."""
+    if not bands:
+        return paths
+    return [item for path in paths for item in (items_in(path) if path.lower().endswith(ARRAY_SUFFIXES) else [path])]
+
+
+def _from_folder(root: str, suffixes: Container[str]) -> list[str]:
     """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million."""
-    suffixes = picture_suffixes()
     found: list[str] = []
     other: Counter[str] = Counter()
     nowhere: list[str] = []
@@ -109,6 +122,7 @@ def _from_folder(root: str) -> list[str]:
         raise DataError(
             f"images: no picture in folder {root!r} or below (found: {holds}); pictures are files that "
             "end in .jpg, .png, .webp, .tif and the other suffixes that Pillow reads"
+            f"{_arrays_there(other) if '.npy' not in suffixes else ''}"
         )
     if other:
         _log.info("%s: %d pictures, %d other files left out", root, len(found), sum(other.values()))
@@ -165,6 +179,11 @@ def _from_text(path: str) -> list[str]:
     if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
     return [os.path.join(base, line) for line in paths]
+
+
+def _arrays_there(other: Container[str]) -> str:
+    there = [suffix for suffix in sorted(BAND_SUFFIXES) if suffix in other]
+    return f". Of {' and '.join(there)}, tell how many bands there are: --channels N --stats auto" if there else ""
 
 
 def _nearest(path: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import DataError, UsageError
 from ..seeds import Use, counted
 from .decode import BadPictureError, decode_unquietly, left_out, open_header, open_regular, quiet
+from .pixels import PLAIN, Pixels
 from .tiff import Tiff
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ def scan(
     whole: bool = False,
     most_bad: float = MOST_BAD,
     progress: bool | None = None,
+    pixels: Pixels = PLAIN,
 ) -> ScanResult:
     """Looks at every file: its header, its size in pixels, and whether the end of the file is there.
 
@@ -66,6 +68,7 @@ def scan(
         whole: decode every picture to its last pixel: for those that are measured with.
         most_bad: share of bad files above which this fails.
         progress: a progress bar on stderr; None for one if stderr is a terminal.
+        pixels: how they will be read; files of other bands are bad.
 
     Raises:
         DataError: no readable picture, or a larger share than `most_bad` is bad; names the first few.
@@ -77,7 +80,7 @@ def scan(
     bad: list[tuple[str, str]] = []
     partly: dict[str, list[str]] = defaultdict(list)  # by what is left out
     with quiet(), ThreadPoolExecutor(workers or 8) as pool:
-        examined = pool.map(partial(_examine_all, whole), chunks)
+        examined = pool.map(partial(_examine_all, whole, pixels), chunks)
         for chunk, results in zip(chunks, _watched(examined, chunks, progress), strict=True):
             for path, (reason, left_out) in zip(chunk, results, strict=True):
                 if reason is None:
@@ -130,8 +133,24 @@ def hold_out(items: Sequence[T], share: float = 0.02, most: int = 1000, seed: in
     return train, [item for index, item in enumerate(items) if index in chosen]
 
 
-def _examine_all(whole: bool, paths: Iterable[str]) -> list[tuple[str | None, str | None]]:
-    return [_examine(path, whole) for path in paths]
+def _examine_all(whole: bool, pixels: Pixels, paths: Iterable[str]) -> list[tuple[str | None, str | None]]:
+    if pixels.is_plain:
+        return [_examine(path, whole) for path in paths]
+    return [(_examine_bands(path, whole, pixels), None) for path in paths]
+
+
+def _examine_bands(path: str, whole: bool, pixels: Pixels) -> str | None:
+    """Why a picture cannot be read as wanted, or None if it looks as if it can."""
+    try:
+        if pixels.look(path) and not whole:
+            return None
+    except Exception:  # reading raises it again and gives it a name
+        pass
+    try:
+        pixels.read_unquietly(path)
+    except BadPictureError as error:
+        return error.reason
+    return None
 
 
 def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:

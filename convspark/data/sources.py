@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from .decode import BadPictureError, Shrink, Shrunk, decode, to_rgb
+from .decode import BadPictureError, Shrink, to_rgb
+from .pixels import PLAIN, Pixels
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -40,9 +41,10 @@ class FileSource:
     Args:
         paths: of the files.
         gone: the places of those that do not belong to the data any more, whether there is a file or not.
+        pixels: how they are read.
     """
 
-    def __init__(self, paths: Sequence[str], gone: Iterable[int] = ()) -> None:
+    def __init__(self, paths: Sequence[str], gone: Iterable[int] = (), pixels: Pixels = PLAIN) -> None:
         if not paths:
             raise DataError("images: the list of paths is empty")
         # One array of bytes instead of a million Python strings: forked workers would copy those, page by
@@ -51,14 +53,15 @@ class FileSource:
         self._ends = np.cumsum([len(path) for path in encoded])
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._gone = frozenset(gone)
+        self._pixels = pixels
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def read(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+    def read(self, index: int, shrink: Shrink | None = None) -> Picture:
         if index in self._gone:
             raise GonePictureError(self.name(index), "no longer among the data")
-        return decode(self.name(index), shrink)
+        return self._pixels.read(self.name(index), shrink)
 
     def name(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0

@@ -7,7 +7,7 @@ pixel has bytes, and what the bytes mean is worked out here.
 import io
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -22,12 +22,12 @@ _FIRST_SEGMENT = 8  # where the data begin in what libtiff reads
 _KIND, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
 _STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR, _PREDICTOR = 273, 274, 277, 278, 279, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES, _EXTRA, _FORMAT, _NO_DATA = 322, 323, 324, 325, 338, 339, 42113
-_SUBSAMPLING = 530
+_SUBSAMPLING, _DESCRIPTION = 530, 270
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5  # photometric interpretations
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5  # photometric interpretations
 _YCBCR, _CIELAB = 6, 8
 _GREY = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
-_KNOWN_TO_PILLOW = (*_GREY, _RGB, 3, _CMYK, _YCBCR, _CIELAB)  # 3 is of palettes
+_KNOWN_TO_PILLOW = (*_GREY, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB)
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # of sample formats; 4 does not say
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of opacity among the extra samples
 _PLAIN_COMPRESSIONS = (1, 32773)  # none, PackBits
@@ -64,8 +64,18 @@ class Tiff:
         return (width, height) if 5 <= self.orientation <= 8 else (height, width)
 
     @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) before it is turned upright."""
+        return self._number(_HEIGHT), self._number(_WIDTH)
+
+    @property
     def orientation(self) -> int:
         return self._number(_ORIENTATION, 1)
+
+    @property
+    def is_of_amounts(self) -> bool:
+        """Whether samples are amounts of a colour or a band: no places in a palette, inks, or colour differences."""
+        return self._photometric not in (_PALETTE, _CMYK, _YCBCR, _CIELAB)
 
     @property
     def is_read_by_pillow(self) -> bool:
@@ -77,7 +87,7 @@ class Tiff:
             return not self._is_planar
         if self._photometric == _YCBCR and self._compression not in (6, 7) and self._list(_SUBSAMPLING, []) != [1, 1]:
             return False  # only of JPEGs the colours of neighbours may be shared
-        few = bits == {8} or (bits <= {1, 2, 4} and self._bands == 1)
+        few = bits == {8} or (bits <= {1, 2, 4} and self.bands == 1)
         return few and not (self._extra and (self._is_planar or self._photometric in _GREY))
 
     @property
@@ -90,7 +100,7 @@ class Tiff:
     @property
     def left_out(self) -> str | None:
         """What of the file is not in the picture."""
-        if self._photometric == _RGB and len(self._extra) > self._has_opacity:
+        if self._photometric == _RGB and len(self._extra) > self.has_opacity:
             return "have further bands, of which the first three are taken as red, green and blue"
         offset, seen = self.tags.next, {0}
         while offset not in seen:
@@ -107,23 +117,81 @@ class Tiff:
         most = Image.MAX_IMAGE_PIXELS
         if most is not None and height * width > 2 * most:
             raise Image.DecompressionBombError(f"{height * width} pixels; {2 * most} are the most that are read")
-        bits, kind, is_rgb = self._bits[0], self._kind, self._photometric == _RGB
-        fitting = _OF_FLOATS if kind == "f" else 0 if bits % 8 else _HORIZONTAL  # predictor
-        why = None
-        if len(set(self._bits)) > 1 or kind is None:
-            why = "bands of different types, or of complex numbers"
-        elif bits > 64 or (bits % 8 == 0 and bits not in (8, 16, 32, 64)) or (kind == "f" and bits not in (16, 32, 64)):
-            why = f"numbers of {bits} bits"
-        elif not (self._photometric in _GREY or (is_rgb and self._bands >= 3)):
+        bits, is_rgb = self._bits[0], self._photometric == _RGB
+        if why := self._strange_numbers:
+            pass
+        elif not (self._photometric in _GREY or (is_rgb and self.bands >= 3)):
             why = f"colours (photometric interpretation {self._photometric}) that are not read at {bits} bits"
-        elif not is_rgb and self._bands > 1 + self._has_opacity:
-            why = f"{self._bands} bands, which are not said to be red, green and blue"
-        elif self._compression not in (*_PLAIN_COMPRESSIONS, *_PREDICTING_COMPRESSIONS):
-            why = f"compression {self._compression}, which is not read for samples of this type"
-        elif self._predictor != 1 and (self._predictor != fitting or self._compression in _PLAIN_COMPRESSIONS):
-            why = f"predictor {self._predictor}, which is not read for samples of this type"
+        elif not is_rgb and self.bands > 1 + self.has_opacity:
+            raise NotReadError(
+                f"a TIFF with {self.bands} bands, which are not said to be red, green and blue: give --channels "
+                f"{self.bands} --stats auto to take them all, or --bands with the three to take; or save it as grey or "
+                "RGB of 8 bits, or pass a Dataset of arrays"
+            )
+        else:
+            why = self._strange_packing
         if why:
             raise NotReadError(f"a TIFF with {why}: save it as grey or RGB of 8 bits, or pass a Dataset of arrays")
+
+    @property
+    def are_samples_read(self) -> bool:
+        """Whether `samples` gives what is stored."""
+        return not (self._strange_numbers or self._strange_packing)
+
+    @property
+    def _strange_numbers(self) -> str | None:
+        """What of the numbers is not read."""
+        bits, kind = self._bits[0], self._kind
+        if len(set(self._bits)) > 1 or kind is None:
+            return "bands of different types, or of complex numbers"
+        if bits > 64 or (bits % 8 == 0 and bits not in (8, 16, 32, 64)) or (kind == "f" and bits not in (16, 32, 64)):
+            return f"numbers of {bits} bits"
+        return None
+
+    @property
+    def _strange_packing(self) -> str | None:
+        """What of the compression is not read."""
+        fitting = _OF_FLOATS if self._kind == "f" else 0 if self._bits[0] % 8 else _HORIZONTAL  # predictor
+        if self._compression not in (*_PLAIN_COMPRESSIONS, *_PREDICTING_COMPRESSIONS):
+            return f"compression {self._compression}, which is not read for samples of this type"
+        if self._predictor != 1 and (self._predictor != fitting or self._compression in _PLAIN_COMPRESSIONS):
+            return f"predictor {self._predictor}, which is not read for samples of this type"
+        return None
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """NumPy's type of `samples`."""
+        bits, kind = self._bits[0], self._kind
+        if bits % 8 == 0:
+            return np.dtype(f"{kind}{bits // 8}")
+        return np.dtype(f"{kind}{next(size for size in (1, 2, 4, 8) if 8 * size >= bits)}")
+
+    @property
+    def description(self) -> str:
+        """What the writer says of the picture; ImageJ, OME and tifffile tell there what several pages are."""
+        return str(self.tags.get(_DESCRIPTION, ""))
+
+    def pages(self) -> list["Tiff"]:
+        """Itself and the pictures after it that are like it; smaller copies and masks are none."""
+        found: list[Tiff] = [self]
+        offset, seen = self.tags.next, {0}
+        while offset not in seen:
+            seen.add(offset)
+            page = Tiff(self.file, _directory(self.file, offset))
+            if not int(page.tags.get(_KIND, 0)) & 5:
+                if page._form != self._form:
+                    return found[:1]
+                found.append(page)
+            offset = page.tags.next
+        return found
+
+    @property
+    def _form(self) -> tuple[object, ...]:
+        return (*self.upright_size, self.orientation, self.bands, tuple(self._bits), self._kind)
+
+    def samples(self) -> np.ndarray:
+        """(H, W, bands), turned as they are stored, of the type `kind`, bit for bit."""
+        return self._samples().astype(self.kind, copy=False)
 
     def picture(self) -> Image.Image:
         """What is stored, turned as it is, as 8-bit grey or RGB.
@@ -136,7 +204,7 @@ class Tiff:
         colours = 3 if self._photometric == _RGB else 1
         shown, opacity = samples[..., :colours], None
         most = {"u": (1 << bits) - 1, "i": (1 << (bits - 1)) - 1}.get(self._kind or "", 1)
-        if self._has_opacity:
+        if self.has_opacity:
             opacity = (samples[..., colours] / most).astype(np.float32).clip(0, 1)
             if self._extra[0] == _PREMULTIPLIED:
                 shown = shown / np.where(opacity > 0, opacity, 1)[..., None]
@@ -145,18 +213,18 @@ class Tiff:
             shown,
             opacity,
             white=most if few else None,
-            missing=None if few else self._missing,
+            missing=None if few else self.missing,
             inverted=self._photometric == _WHITE_IS_ZERO,
         )
 
     def _samples(self) -> np.ndarray:
         """(H, W, bands), as they are stored."""
         height, width = self._number(_HEIGHT), self._number(_WIDTH)
-        planes = self._bands if self._is_planar else 1
+        planes = self.bands if self._is_planar else 1
         tile_width = self._number(_TILE_WIDTH, width)
         tile_height = self._number(_TILE_HEIGHT, min(height, self._number(_ROWS, height)))
         across, down = -(-width // tile_width), -(-height // tile_height)
-        bands = self._bands // planes  # of a plane
+        bands = self.bands // planes  # of a plane
         row_bytes = -(-tile_width * bands * self._bits[0] // 8)  # of a tile
         count, most = down * tile_height * across * row_bytes * planes, Image.MAX_IMAGE_PIXELS
         if most is not None and count > _MOST_BYTES_A_PIXEL * most:
@@ -239,7 +307,7 @@ class Tiff:
         return kinds.pop() if len(kinds) == 1 else None
 
     @property
-    def _bands(self) -> int:
+    def bands(self) -> int:
         return self._number(_SAMPLES, 1)
 
     @property
@@ -254,12 +322,12 @@ class Tiff:
     def _extra(self) -> list[int]:
         """What the bands are that are no colours: 0 is not said."""
         colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
-        count = self._bands - colours
+        count = self.bands - colours
         stated = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])
         return (stated + [0] * count)[: max(0, count)]
 
     @property
-    def _has_opacity(self) -> bool:
+    def has_opacity(self) -> bool:
         return self._extra[:1] in ([_PREMULTIPLIED], [_STRAIGHT])
 
     @property
@@ -268,10 +336,10 @@ class Tiff:
 
     @property
     def _is_planar(self) -> bool:
-        return self._number(_PLANAR, 1) == 2 and self._bands > 1
+        return self._number(_PLANAR, 1) == 2 and self.bands > 1
 
     @property
-    def _missing(self) -> float | None:
+    def missing(self) -> float | None:
         """GDAL's value for no data."""
         try:
             return float(str(self.tags[_NO_DATA]).strip("\0 "))

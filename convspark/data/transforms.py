@@ -20,7 +20,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Picture: TypeAlias = Image.Image | Shrunk | Tensor
-"""A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats."""
+"""A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats, which are
+NaN where nothing is known."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """(top, left, height, width) of a part of a picture, in pixels of its full size."""
@@ -77,11 +78,11 @@ class _Normalised:
             box = _scaled(box, full, (picture.height, picture.width))
         top, left, height, width = box
         if isinstance(picture, Tensor):
-            return _resize(picture[:, top : top + height, left : left + width], self.shape)
+            return _resize(filled(picture[:, top : top + height, left : left + width], self.mean), self.shape)
         if len(self.mean) not in (1, 3):
             raise UsageError(
                 f"mean: {len(self.mean)} channels, but a picture file has 3 (RGB) or 1 (grey); "
-                "for other images pass a Dataset of tensors"
+                "read files with `Pixels`, or pass a Dataset of tensors"
             )
         mode = "L" if len(self.mean) == 1 else "RGB"
         picture = picture if picture.mode == mode else picture.convert(mode)
@@ -101,6 +102,17 @@ class _Normalised:
             )
         values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         return values.mul_(self._scale / _UNITS.get(image.dtype, 1.0)).add_(self._shift)
+
+
+def filled(part: Tensor, mean: Sequence[float]) -> Tensor:
+    """(C, h, w) with each channel's mean in place of what is missing, NaN: 0, once it is normalised."""
+    if not part.is_floating_point():
+        return part
+    missing = part.isnan()
+    if not missing.any():
+        return part
+    means = mean if part.shape[0] == len(mean) else [sum(mean) / len(mean)]  # grey that stands for colours
+    return torch.where(missing, torch.tensor(means, dtype=part.dtype)[:, None, None], part)
 
 
 # Bytes and 16-bit integers are shares of their largest value; floats count as they are.

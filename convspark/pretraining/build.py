@@ -1,12 +1,13 @@
 """The model that a run's settings describe: of a network of their name, of yours, or out of the run's folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from ..checkpoints.weights import read_checkpoint
+from ..data import Pixels
 from ..errors import ConvsparkError, UsageError
 from ..model.networks import find_network
 from ..model.spark import SparK
@@ -48,6 +49,25 @@ def build_model(settings: PretrainSettings, backbone: nn.Module | None = None, *
         stages=settings.stages,
         prove=prove,
     )
+
+
+def pixels_of(settings: PretrainSettings, channels: int) -> Pixels:
+    """How a run reads files, of whose images its network takes so many channels."""
+    bands = None if settings.bands is None else tuple(settings.bands)
+    low, high = _for_all(settings.low, channels), _for_all(settings.high, channels)
+    return Pixels(channels, bands, settings.band_axis, low, high)
+
+
+def _for_all(values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values) * (channels if len(values) == 1 else 1)
+
+
+def check_shown(show: Sequence[int] | None, channels: int) -> None:
+    """Raise UsageError unless these are the numbers of a channel, or of three."""
+    if show is not None and (len(show) not in (1, 3) or not all(1 <= channel <= channels for channel in show)):
+        raise UsageError(
+            f"show is {list(show)}: expected three channels or one, counted from 1 to {channels}, as in 3,2,1"
+        )
 
 
 def named_backbone(settings: PretrainSettings) -> nn.Module:

@@ -33,7 +33,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         out: run folder to make; by default runs/MODEL-DATE-TIME.
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
         model_args: further arguments for building the network, such as {output_stride: 16} for timm's on small images.
-        channels: channels of the images: 3 for colour, 1 for grey; others need a Dataset.
+        channels: channels of the images: 3 for colour, 1 for grey; others for TIFF and NumPy arrays of as many bands.
         patch_size: side of the masked patches in pixels, or height,width; by default the network's total stride. A
             multiple of it masks more coarsely, a finer one trains only the stages whose stride divides it.
         stages: names of the network's modules to decode, finest first; by default they are found.
@@ -55,6 +55,13 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         crop_scale: smallest and largest share of a picture's area that is cropped out.
         flip: mirror half of the crops.
         crops_per_image: crops made of each picture in an epoch; more than 1 pays for few, large photographs.
+        bands: which bands of a file are the channels, counted from 1, in this order; by default all.
+        band_axis: first or last axis of arrays that do not tell which one the bands are.
+        stats: auto measures low, high, mean and std over up to 500 files, where they are not given.
+        low: value of each channel that counts as 0, in the files' own units; what is below is cut off. One number is
+            for all channels. By default samples of more than 8 bits are shares of their type's largest value, or, of 3
+            channels or 1, stretched picture by picture.
+        high: value of each channel that counts as 1; what is above is cut off.
         mean: of each channel, from 0 to 1; by default ImageNet's.
         std: deviation of each channel; by default ImageNet's.
         seed: of everything random; the same seed gives the same run.
@@ -68,6 +75,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same
             step, sooner. On trial: quicker where it was measured, and not yet compared with steps as they are.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
+        show: three channels, or one, to draw pictures of, counted from 1; by default the first three.
         checkpoint_minutes: most minutes of work that a crash may cost.
         keep_epochs: also keep a checkpoint for good every so many epochs.
         tracker: also send the rows of metrics.csv to TensorBoard or Weights & Biases.

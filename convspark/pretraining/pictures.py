@@ -20,6 +20,7 @@ class Pictures(Callback):
         images: (B, C, H, W), normalised by `mean` and `std`.
         epochs: how often; 0 for never.
         captions: one an image.
+        show, stretch: see `reconstruction_grid`.
     """
 
     def __init__(
@@ -30,12 +31,16 @@ class Pictures(Callback):
         std: tuple[float, ...],
         epochs: int,
         captions: list[str] | None = None,
+        *,
+        show: list[int] | None = None,
+        stretch: bool = False,
     ) -> None:
         self._folder = folder
         self._images = images
         self._mean, self._std = mean, std
         self._epochs = epochs
         self._captions = captions
+        self._show, self._stretch = show, stretch
 
     @property
     def last(self) -> Path:
@@ -62,6 +67,8 @@ class Pictures(Callback):
             path,
             self._captions,
             visible,
+            show=self._show,
+            stretch=self._stretch,
         )
         with written_whole(self.last) as temporary:
             temporary.write_bytes(path.read_bytes())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import PretrainImages, list_images
+from ..data import PretrainImages, Statistics, list_images, measure
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
@@ -48,7 +48,7 @@ from ..runs.processes import ALONE, Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
-from .build import build_model, drop_path_of, named_backbone
+from .build import build_model, check_shown, drop_path_of, named_backbone, pixels_of
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import PretrainSettings
@@ -62,6 +62,7 @@ class Plan:
         settings: resolved; what `config.yaml` holds.
         learning_rate: the peak.
         mean, std: of each channel of the images.
+        statistics: that were measured for this run, when it began.
         picture_epochs: epochs between pictures, 0 for none.
     """
 
@@ -77,6 +78,7 @@ class Plan:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     picture_epochs: int
+    statistics: Statistics | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,6 +162,9 @@ class Plan:
             f"{self.workers} workers"
             f"{', compiled' if s.compile else ''}",
         ]
+        if self.statistics is not None:
+            measured = f"{self.statistics.files} of {self.statistics.total} files, {self.statistics.pixels} pixels"
+            lines += [f"values    measured over {measured}", *self.statistics.lines()]
         if self.model.untrained:
             lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (after the deepest stage)")
         return lines
@@ -190,8 +195,21 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     if device.type != "mps":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    split = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
-    images = reopen_images(run.folder, s.images, **split) if run.goes_on else find_images(s.images, **split)
+    pixels = pixels_of(s, model.in_chans)
+    to_measure = s.stats == "auto" and s.mean is None
+    split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
+    if run.goes_on:
+        images = reopen_images(run.folder, s.images, **split, pixels=pixels)
+    else:
+        images = find_images(s.images, **split, pixels=pixels, to_measure=to_measure)
+    if not images.are_files:
+        _refuse_for_dataset(s)
+    statistics = None
+    if to_measure:
+        statistics = measure(images.train, images.pixels, s.seed)
+        images = replace(images, pixels=statistics.scaled(images.pixels))
+        s = replace(s, mean=statistics.mean, std=statistics.std)
+    pixels = images.pixels
     examples, processes = len(images.train) * s.crops_per_image, run.here.count
     numbers = count(examples, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate, processes)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
@@ -221,6 +239,9 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         base_learning_rate=None,
         warmup_epochs=default_warmup_epochs(s.epochs) if s.warmup_epochs is None else s.warmup_epochs,
         betas=betas,
+        bands=None if pixels.bands is None else list(pixels.bands),
+        low=None if pixels.low is None else list(pixels.low),
+        high=None if pixels.high is None else list(pixels.high),
         mean=list(mean),
         std=list(std),
         held_out=s.held_out if isinstance(s.held_out, int | float | str) else None,
@@ -228,7 +249,9 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         precision=precision,
     )
     workers = default_workers(device) if s.workers is None else s.workers
-    return Plan(resolved, model, images, numbers, device, precision, workers, rate, betas, mean, std, picture_epochs)
+    return Plan(
+        resolved, model, images, numbers, device, precision, workers, rate, betas, mean, std, picture_epochs, statistics
+    )
 
 
 def _check_export(model: SparK, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
@@ -275,9 +298,25 @@ def _check(s: PretrainSettings) -> None:
     if s.learning_rate is not None and s.base_learning_rate is not None:
         raise UsageError("learning_rate and base_learning_rate exclude each other: give one of them")
     check_crop_scale(s.crop_scale)
+    check_shown(s.show, s.channels)
+    if isinstance(s.model, str):
+        pixels_of(s, s.channels)
+        if s.stats is None:
+            normalisation(s.channels, s.mean, s.std)
     if s.tracker != "none" and find_spec(s.tracker) is None:
         raise UsageError(f"tracker is {s.tracker!r}, which is not installed: pip install 'convspark[{s.tracker}]'")
     count(1 << 62, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
+
+
+def _refuse_for_dataset(s: PretrainSettings) -> None:
+    """Raise UsageError for what is said of files, where there is a Dataset."""
+    said = {"bands": s.bands, "band_axis": s.band_axis, "stats": s.stats, "low": s.low, "high": s.high}
+    wrong = [name for name, value in said.items() if value is not None]
+    if wrong:
+        raise UsageError(
+            f"{', '.join(wrong)}: for files alone, and images is a {type(s.images).__name__}, whose values count as "
+            "they are: leave it out, and give mean and std"
+        )
 
 
 def _look_for_images(images: Any) -> None:

@@ -19,6 +19,7 @@ def reconstruct(
     output: str = "reconstructions.png",
     mask_ratio: float | None = None,
     seed: int = 0,
+    show: list[int] | None = None,
     model: Any = None,
 ) -> Path:
     """Draw original, masked and reconstructed, a row a picture.
@@ -29,6 +30,7 @@ def reconstruct(
         output: PNG file to write; an existing one is replaced.
         mask_ratio: share of the patches to mask; by default the one trained with.
         seed: of the masks.
+        show: three channels, or one, to draw, counted from 1; by default those of the run's own pictures.
         model: a module like the one trained, where that was not a timm network (Python only).
 
     Raises:
@@ -42,29 +44,32 @@ def reconstruct(
 
     import torch
 
-    from ..data import HeldOutTransform, decode, list_images
+    from ..data import HeldOutTransform, item_of, list_images
     from ..model.spark import check_mask_ratio
     from ..report import reconstruction_grid
     from ..runs.numbers import normalisation, parse_size
     from ..seeds import Use
-    from .build import load_run
+    from .build import check_shown, load_run, pixels_of
     from .module import counted_grid
 
+    network, settings = load_run(run, model)
+    pixels = pixels_of(settings, settings.channels)
+    check_shown(show, settings.channels)
     paths: list[str] = []
     for picture in pictures:
-        paths += list_images(picture) if os.path.isdir(picture) else [picture]
+        listed = os.path.isdir(picture) or (os.path.isfile(picture) and not pixels.is_plain)
+        paths += list_images(picture, bands=not pixels.is_plain) if listed else [picture]
     paths = paths[:_MOST]
     for path in paths:
-        if not os.path.exists(path):
+        if not os.path.exists(item_of(path)[0]):
             raise DataError(f"pictures: there is no file {path!r}")
-    network, settings = load_run(run, model)
     size = parse_size(settings.size)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio, network.grid_shape(size))
         network.mask_ratio = mask_ratio
     mean, std = normalisation(settings.channels, settings.mean, settings.std)
     transform = HeldOutTransform(size=size, mean=mean, std=std)
-    images = torch.stack([transform(decode(path, transform.shrink)) for path in paths])
+    images = torch.stack([transform(pixels.read(path, transform.shrink)) for path in paths])
     shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     names = [os.path.basename(path) for path in paths]
@@ -77,5 +82,7 @@ def reconstruct(
         output,
         names,
         shown.grid.visible,
+        show=show or settings.show,
+        stretch=not pixels.is_plain,
     )
     return Path(output)

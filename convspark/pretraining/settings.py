@@ -50,6 +50,11 @@ class PretrainSettings(SpreadSettings):
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1
+    bands: list[int] | None = field(default=None, metadata={"before": None})
+    band_axis: Literal["first", "last"] | None = field(default=None, metadata={"before": None})
+    stats: Literal["auto"] | None = field(default=None, metadata={"before": None})
+    low: list[float] | None = field(default=None, metadata={"before": None})
+    high: list[float] | None = field(default=None, metadata={"before": None})
     mean: list[float] | None = None
     std: list[float] | None = None
     seed: int = 0
@@ -57,6 +62,7 @@ class PretrainSettings(SpreadSettings):
     compile: bool = field(default=False, metadata={"before": False})
     cuda_graph: bool = field(default=False, metadata={"before": False})
     picture_epochs: int | None = None
+    show: list[int] | None = field(default=None, metadata={"before": None})
     checkpoint_minutes: float = 10.0
     keep_epochs: int | None = None
     tracker: Literal["none", "tensorboard", "wandb"] = "none"

@@ -1,10 +1,13 @@
 """A pre-training, carried out: trained, exported, its figures read."""
 
+import json
 import logging
 from collections.abc import Mapping
 
+from ..checkpoints.card import card_of
 from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
+from ..files import write_text
 from ..model.strides import as_text
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
@@ -35,6 +38,9 @@ class Pretraining:
     def begin(self, run: Run[PretrainSettings]) -> None:
         """Write the lists of files, which a run that goes on reads."""
         self.plan.images.write_lists(run.folder)
+        if self.plan.statistics is not None:
+            text = json.dumps(self.plan.statistics.as_dict(), indent=2)
+            write_text(run.folder.statistics, text + "\n")
 
     def train(self, run: Run[PretrainSettings]) -> None:
         """Train to the end."""
@@ -42,6 +48,7 @@ class Pretraining:
         loader, held_out = plan.train_loader(run.here), plan.held_out_loader(run.here)
         pictures = plan.shown_images()
         plan.model.train()
+        stretch = not plan.images.pixels.is_plain
         self._metrics = fit(
             plan.module(),
             folder,
@@ -52,7 +59,9 @@ class Pretraining:
             precision=plan.precision,
             epochs=s.epochs,
             gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
-            callbacks=[Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs)],
+            callbacks=[
+                Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs, show=s.show, stretch=stretch)
+            ],
             checkpoint_minutes=s.checkpoint_minutes,
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
@@ -96,6 +105,7 @@ def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> 
         "started from": s.init or "random weights",
         "command": f"`{command_line()}`",
         "mask ratio": f"{s.mask_ratio:g}, patches of {as_text(plan.model.patch_size)} pixels",
+        **card_of(plan.images.pixels),
         "loss on training images": last.get("train_loss"),
         "loss on held-out images": last.get("held_out_loss") or "not measured",
     }
@@ -106,6 +116,7 @@ def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> 
         std=plan.std,
         image_size=plan.size,
         untrained=plan.model.untrained,
+        pixels=plan.images.pixels,
         card=card,
     )
     by = "timm" if report.architecture else "torch"

@@ -15,6 +15,8 @@ _MASKED_GREY = 0.5
 _INK, _FAINT_INK, _PAPER = (32, 33, 36), (110, 113, 118), (255, 255, 255)
 _LEAST_SIDE = 192  # pixels on the page; smaller images are enlarged by a whole factor
 _MOST_ROWS = 8
+_COLOURLESS = 1 / 255  # difference of the channels of a pixel
+_STRETCHED = (0.01, 0.99)  # quantiles that become black and white
 _ROWS_A_BLOCK = 4  # from five rows on, two blocks stand side by side: the page stays about as wide as high
 
 
@@ -27,20 +29,26 @@ def reconstruction_grid(
     path: str | os.PathLike[str],
     captions: Sequence[str] | None = None,
     visible: Tensor | None = None,
+    *,
+    show: Sequence[int] | None = None,
+    stretch: bool = False,
 ) -> None:
     """Draws a row a picture, original | masked | reconstruction, into a PNG file, which appears whole or not
     at all.
 
     Args:
         original, masked, reconstruction: (B, C, H, W), normalised by `mean` and `std`; the first eight are
-            drawn. Images of one channel are shown in grey, of three in colour; of others the first channels
-            (up to three) are shown, each stretched to the range it has in the original.
+            drawn. One channel is shown in grey, three in colour, but those of a grey original in grey.
         mean, std: of each channel, as the images were normalised.
         path: of the file to write.
         captions: one a row, for example the names of the pictures.
         visible: bool (B, h, w), True = visible, whose masked patches are drawn in mid-grey. Without it,
             masked are the pixels that are 0 in every channel of `masked`, which no pixel of a picture is
             after normalising.
+        show: three channels that are red, green and blue, or a single one, counted from 1. By default the first three,
+            or where there are two, the first.
+        stretch: draw each channel from the 1 % to the 99 % quantile that it has in the original, as channels of unknown
+            meaning and range always are: those of other images than of one or three.
     """
     count = min(len(original), _MOST_ROWS)
     original, masked, reconstruction = (
@@ -53,7 +61,14 @@ def reconstruction_grid(
         patches = visible[:count].cpu()
         shown = patches.repeat_interleave(height // patches.shape[1], 1)  # (B, h, w) -> (B, H, w)
         shown = shown.repeat_interleave(width // patches.shape[2], 2)[:, None]  # -> (B, 1, H, W)
-    columns = [_unit_range(images, original, mean, std) for images in (original, masked, reconstruction)]
+    channels = original.shape[1]
+    chosen = [channel - 1 for channel in show or (range(1, 4) if channels >= 3 else [1])]
+    stretch = stretch or channels not in (1, 3)
+    mean, std = ([values[channel] for channel in chosen] for values in (mean, std))
+    original, masked, reconstruction = (images[:, chosen] for images in (original, masked, reconstruction))
+    columns = [_unit_range(images, original, mean, std, stretch) for images in (original, masked, reconstruction)]
+    is_grey = (columns[0].amax(1) - columns[0].amin(1)).amax((1, 2)) < _COLOURLESS  # (B, C, H, W) -> (B,)
+    columns = [torch.where(is_grey[:, None, None, None], column.mean(1, keepdim=True), column) for column in columns]
     columns[1] = torch.where(shown, columns[1], torch.tensor(_MASKED_GREY))
     rows = [[_to_pillow(column[row]) for column in columns] for row in range(count)]
     page = _layout(rows, list(captions or [])[:count])
@@ -61,15 +76,14 @@ def reconstruction_grid(
         page.save(temporary, format="PNG")
 
 
-def _unit_range(images: Tensor, original: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised (B, C, H, W) -> values to show, (B, 1 or 3, H, W) between 0 and 1."""
+def _unit_range(images: Tensor, original: Tensor, mean: Sequence[float], std: Sequence[float], stretch: bool) -> Tensor:
+    """Normalised (B, 1 or 3, H, W) -> values to show, between 0 and 1."""
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]  # (C, 1, 1)
     values, truth = images * scale + shift, original * scale + shift
-    channels = values.shape[1]
-    if channels not in (1, 3):
-        # What the channels of such images measure, and in what range, is not known here.
-        low, high = truth.amin((2, 3), keepdim=True), truth.amax((2, 3), keepdim=True)  # (B, C, 1, 1)
-        values = ((values - low) / (high - low).clamp_min(1e-12))[:, : 3 if channels > 3 else 1]
+    if stretch:
+        ends = truth.new_tensor(_STRETCHED)
+        low, high = truth.flatten(2).quantile(ends, dim=2)[..., None, None]  # (B, C, 1, 1) each
+        values = (values - low) / (high - low).clamp_min(1e-12)
     return values.nan_to_num().clamp(0, 1)
 
 
@@ -112,13 +126,13 @@ def _layout(rows: list[list[Image.Image]], captions: list[str]) -> Image.Image:
             for column, picture in enumerate(pictures):
                 page.paste(picture, (left + column * (width + gap), top))
             if number < len(captions):
-                text = _fitted(captions[number], caption_font, block_width)
+                text = fitted(captions[number], caption_font, block_width)
                 draw.text((left, top + height + gap / 2), text, fill=_FAINT_INK, font=caption_font, anchor="la")
             number += 1
     return page
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """`text`, cut at its beginning (paths differ at their end) until it is at most `width` pixels wide."""
     text = text.encode("utf-8", "replace").decode()
     if font.getlength(text) <= width:

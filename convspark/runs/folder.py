@@ -30,6 +30,7 @@ class RunFolder:
     environment.json     versions, git commit, device, command line
     metrics.csv          one row an epoch
     log.txt              what was printed
+    statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
     bad_files.txt        what could not be read, and why (only if there was any)
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
@@ -105,6 +106,10 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def statistics(self) -> Path:
+        return self.path / "statistics.json"
 
     @property
     def train_files(self) -> Path:

@@ -18,13 +18,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ..data import (
+    PLAIN,
     EpochSampler,
+    FileSource,
     HeldOutTransform,
+    ImageSource,
+    Pixels,
     PretrainImages,
     PretrainTransform,
     adapt,
     as_lines,
+    fitting,
     hold_out,
+    item_of,
     list_images,
     names_in,
     scan,
@@ -48,12 +54,18 @@ class Images:
         train, held_out: lists of paths, or datasets; `held_out` is None where nothing is.
         bad: (path, reason) of what could not be read.
         description: for the log and the model card.
+        pixels: how files are read.
     """
 
     train: Any
     held_out: Any
     bad: list[tuple[str, str]] = field(default_factory=list)
     description: str = ""
+    pixels: Pixels = PLAIN
+
+    def source(self, images: Any) -> ImageSource:
+        """Those to train on, or those held out, as pictures by index."""
+        return FileSource(images, pixels=self.pixels) if isinstance(images, list) else adapt(images)
 
     @property
     def are_files(self) -> bool:
@@ -68,7 +80,15 @@ class Images:
         write_bad_files(folder, self.bad)
 
 
-def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0) -> Images:
+def find_images(
+    images: Any,
+    *,
+    held_out: Any = 0.02,
+    held_out_most: int = 1000,
+    seed: int = 0,
+    pixels: Pixels = PLAIN,
+    to_measure: bool = False,
+) -> Images:
     """Find and check the images, and hold a share of them out.
 
     Args:
@@ -76,14 +96,17 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
         held_out: the share that is not trained on, or images of its own, given in the same ways.
         held_out_most: the most that a share comes to.
         seed: of the choice.
+        pixels: how files are read.
+        to_measure: whether their statistics will be: files of more than 8 bits are then read as they are stored.
 
     Raises:
         DataError: nothing there, no readable picture, or more than 5 % unreadable.
     """
     bad: list[tuple[str, str]] = []
-    found, description = _open(images, bad)
+    found, description, pixels = _open(images, bad, pixels, to_measure)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        return Images(found, _whole(_open(held_out, bad)[0], bad), bad, description)
+        kept = _whole(_open(held_out, bad, pixels)[0], bad, pixels)
+        return Images(found, kept, bad, description, pixels)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(found, list):
@@ -92,11 +115,17 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
         order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
         train = Subset(found, order)
         kept = Subset(found, kept_order) if kept_order else None
-    return Images(train, _whole(kept or None, bad), bad, description)
+    return Images(train, _whole(kept or None, bad, pixels), bad, description, pixels)
 
 
 def reopen_images(
-    folder: RunFolder, images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0
+    folder: RunFolder,
+    images: Any,
+    *,
+    held_out: Any = 0.02,
+    held_out_most: int = 1000,
+    seed: int = 0,
+    pixels: Pixels = PLAIN,
 ) -> Images:
     """The images of a run that goes on: its own lists of files, or else found as `find_images` does.
 
@@ -108,20 +137,20 @@ def reopen_images(
     if not folder.train_files.is_file():
         if images is None:
             raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
-        return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed)
+        return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed, pixels=pixels)
     kept = None if isinstance(held_out, int | float | str) else held_out
     if folder.held_out_files.is_file():
         kept = _read_lines(folder.held_out_files)
     train = _read_lines(folder.train_files)
     if not train:
         raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
-    missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
+    missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(item_of(path)[0])]
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
             f"put them back, or correct {folder.train_files}"
         )
-    return Images(train, kept, [], images if isinstance(images, str) else "a list of files")
+    return Images(train, kept, [], images if isinstance(images, str) else "a list of files", pixels)
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
@@ -305,8 +334,7 @@ def train_dataset(
 ) -> PretrainImages:
     """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index)."""
     transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip)
-    source = images.train if images.are_files else adapt(images.train)
-    return PretrainImages(source, transform, seed, crops_per_image)
+    return PretrainImages(images.source(images.train), transform, seed, crops_per_image)
 
 
 def held_out_dataset(
@@ -316,7 +344,7 @@ def held_out_dataset(
     if images.held_out is None:
         return None
     transform = HeldOutTransform(size=size, mean=mean, std=std)
-    source = images.held_out if isinstance(images.held_out, list) else adapt(images.held_out)
+    source = images.source(images.held_out)
     # Unreadable held-out pictures are replaced like any other; here more of them are put up with, as they are few.
     return PretrainImages(source, transform, most_bad=0.5)
 
@@ -343,25 +371,26 @@ def workers_explained() -> Iterator[None]:
         raise ConvsparkError(advice) from error
 
 
-def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
-    """A list of readable paths, or a dataset; and what to call it."""
+def _open(images: Any, bad: list[tuple[str, str]], pixels: Pixels, to_measure: bool = False) -> tuple[Any, str, Pixels]:
+    """A list of readable paths, or a dataset; what to call it; and how files are read."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        paths = list_images(images)
-        result = scan(paths)
+        paths = list_images(images, bands=to_measure or not pixels.is_plain)
+        pixels = fitting(paths, pixels) if to_measure else pixels
+        result = scan(paths, pixels=pixels)
         bad += result.bad
         name = str(images) if isinstance(images, str | os.PathLike) else "a list of files"
-        return [os.path.abspath(path) for path in result.good], name
+        return [os.path.abspath(path) for path in result.good], name, pixels
     adapt(images)  # raises if it is no dataset of images
-    return images, type(images).__name__
+    return images, type(images).__name__, pixels
 
 
-def _whole(held_out: Any, bad: list[tuple[str, str]]) -> Any:
+def _whole(held_out: Any, bad: list[tuple[str, str]], pixels: Pixels) -> Any:
     """Held-out files without those that are damaged anywhere: none can stand in for what is measured with."""
     if not isinstance(held_out, list):
         return held_out
-    result = scan(held_out, whole=True, most_bad=0.5)
+    result = scan(held_out, whole=True, most_bad=0.5, pixels=pixels)
     bad += result.bad
     return result.good
 

@@ -142,8 +142,8 @@ def normalisation(
     if channels == 1:
         return (0.449,), (0.226,)
     raise UsageError(
-        f"the images have {channels} channels: give --mean and --std with {channels} numbers each, in the "
-        "images' own units (0 to 1 for whole numbers)"
+        f"the images have {channels} channels: measure them by --stats auto, or give --mean and --std with {channels} "
+        "numbers each, in the images' own units (0 to 1 for whole numbers)"
     )
 
 

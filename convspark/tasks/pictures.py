@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from ..data import list_images, scan
-from ..data.decode import quiet, upright_size
+from ..data import PLAIN, Pixels, list_images, scan
+from ..data.decode import quiet
 from ..errors import DataError
 from .detection.annotations import Annotated, some
 
@@ -18,18 +18,19 @@ _MOST_DAMAGED = 0.5  # of the pictures to validate with, which may be few
 
 
 def find_pictures(
-    annotated: Sequence[Annotated], source: str, images: str, kept: Sequence[str] | None = None
+    annotated: Sequence[Annotated], source: str, images: str, kept: Sequence[str] | None = None, bands: bool = False
 ) -> dict[str, Annotated]:
     """Annotated pictures by their path: of their name below the folder `images`, or else of the only picture there
     whose path ends most like it, which is said. Nothing outside the folder is opened, whatever the names are.
 
     Args:
         kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
+        bands: see `list_images`.
 
     Raises:
         DataError: pictures that are not there, or that could be several, or two entries of one picture.
     """
-    there = _Folder(images)
+    there = _Folder(images, bands)
     chosen = [there.named(picture.name) for picture in annotated]
     taken = {path for paths in chosen for path in paths}
     # What another entry names is that one's picture, however alike the names are.
@@ -76,30 +77,30 @@ def tell_new(pictures: Sequence[str], source: str) -> None:
         logger.warning("%s: %d pictures are not of the run, and left out: %s", source, len(pictures), some(pictures))
 
 
-def upright_sizes(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+def upright_sizes(paths: Sequence[str], pixels: Pixels = PLAIN) -> dict[str, tuple[int, int]]:
     """(height, width) in pixels of each readable picture, the right way up, as it is decoded.
 
     Raises:
         DataError: no picture, or more than 5 % of them, can be read; fewer are left out and named.
     """
     with quiet():
-        return {path: upright_size(path) for path in scan(paths).good}
+        return {path: pixels.upright_size(path) for path in scan(paths, pixels=pixels).good}
 
 
-def whole_pictures(paths: Sequence[str]) -> list[str]:
+def whole_pictures(paths: Sequence[str], pixels: Pixels = PLAIN) -> list[str]:
     """Those that can be decoded to their last pixel, before they are measured with; the others are named.
 
     Raises:
         DataError: more than half of them cannot.
     """
-    return scan(paths, whole=True, most_bad=_MOST_DAMAGED).good
+    return scan(paths, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels).good
 
 
 class _Folder:
     """A folder of pictures, listed when it must be."""
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    def __init__(self, root: str, bands: bool) -> None:
+        self._root, self._bands = root, bands
 
     def named(self, name: str) -> list[str]:
         """The file of that name, as it is or with slashes for backslashes; never one outside the folder."""
@@ -125,7 +126,7 @@ class _Folder:
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:
-        return [PurePosixPath(path) for path in list_images(self._root)]
+        return [PurePosixPath(path) for path in list_images(self._root, self._bands)]
 
     @cached_property
     def _by_name(self) -> dict[str, list[PurePosixPath]]:

@@ -63,11 +63,15 @@ class Task(ABC, Generic[S, R]):
     can_accumulate: ClassVar[bool] = False
     """Whether the command can divide a batch into passes."""
 
+    takes_bands: ClassVar[bool] = True
+    """Whether pictures may be of other pixels than 8-bit colour or grey."""
+
     def __init__(self, run: Run[S]) -> None:
         self.settings: S = run.settings
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
-        self.origin.check_pictures()
+        if not self.takes_bands:
+            self.origin.check_pictures()
         self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
         self.split: Split
         images = self.read()

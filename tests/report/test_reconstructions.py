@@ -57,6 +57,29 @@ def test_visible_patches_win_over_guessing(tmp_path: Path) -> None:
     assert area(page, (124, 116, 104)) == 2 * 200 * 200 + 3 * 100 * 100
 
 
+def test_grey_pictures_are_painted_grey(tmp_path: Path) -> None:
+    original = torch.cat([normalised((70, 70, 70)), normalised((70, 70, 75))])
+    reconstruction = normalised((30, 60, 90)).repeat(2, 1, 1, 1)
+    reconstruction_grid(original, original, reconstruction, MEAN, STD, tmp_path / "a.png")
+    page = pixels(tmp_path / "a.png")
+    assert area(page, (60, 60, 60)) == area(page, (30, 60, 90)) == 200 * 200
+
+
+def test_chosen_channels_from_their_darkest_to_their_brightest(tmp_path: Path) -> None:
+    """Of a ramp, 1 % at each end is cut off."""
+    images = torch.zeros(1, 4, 200, 200)
+    images[:, 1] = torch.linspace(0, 1, 200)[None]
+    images[:, 3] = torch.linspace(5, 4, 200)[:, None]
+    reconstruction_grid(images, images, images, [0.0] * 4, [1.0] * 4, tmp_path / "a.png", show=[4, 1, 2])
+    page = pixels(tmp_path / "a.png")
+    left, top = np.argwhere((page == (255, 0, 0)).all(2))[0][::-1]
+    shown = page[top : top + 200, left : left + 200].astype(float)
+    ramp = ((np.linspace(0, 1, 200) - 0.01) / 0.98).clip(0, 1) * 255
+    np.testing.assert_allclose(shown[..., 0], np.repeat(ramp[::-1, None], 200, 1), atol=2)
+    np.testing.assert_allclose(shown[..., 2], np.repeat(ramp[None], 200, 0), atol=2)
+    assert (shown[..., 1] == 0).all()
+
+
 def test_at_most_eight_rows_and_values_out_of_range(tmp_path: Path) -> None:
     original = normalised((10, 20, 30)).repeat(11, 1, 1, 1)
     wild = normalised((400, -300, 20)).repeat(11, 1, 1, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from ...data import FileSource, PretrainImages, PretrainTransform
+from ...data import PLAIN, FileSource, Pixels, PretrainImages, PretrainTransform
 from ...data.transforms import Picture
 from ...seeds import Counter
 from .data import GONE, Labelled
@@ -66,10 +66,15 @@ class LabelledImages(PretrainImages):
     """`dataset[(epoch, index)]` is (image, label); a picture that stands in for a bad one brings its own label."""
 
     def __init__(
-        self, labelled: Labelled, transform: Callable[[Picture, Counter], Tensor], seed: int = 0, most_bad: float = 0.05
+        self,
+        labelled: Labelled,
+        transform: Callable[[Picture, Counter], Tensor],
+        seed: int = 0,
+        most_bad: float = 0.05,
+        pixels: Pixels = PLAIN,
     ) -> None:
         gone = [place for place, (_, label) in enumerate(labelled) if label == GONE]
-        super().__init__(FileSource([path for path, _ in labelled], gone), transform, seed, most_bad=most_bad)
+        super().__init__(FileSource([path for path, _ in labelled], gone, pixels), transform, seed, most_bad=most_bad)
         self.labels: Sequence[int] = [label for _, label in labelled]
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:

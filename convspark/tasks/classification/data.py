@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...data import Split, list_images, scan, tell_gone
+from ...data import PLAIN, Pixels, Split, item_of, list_images, scan, tell_gone
 from ...errors import DataError, UsageError
 from ...seeds import Use, counted
 
@@ -82,7 +82,9 @@ class LabelledData:
         return self if fraction == 1 else replace(self, train=_drawn(self.train, fraction, seed)[0])
 
 
-def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole: bool = False) -> LabelledData:
+def read_labelled(
+    data: str | None, val_share: float = 0.2, seed: int = 0, whole: bool = False, pixels: Pixels = PLAIN
+) -> LabelledData:
     """Find pictures and their classes, leaving out what cannot be read.
 
     Args:
@@ -91,13 +93,14 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
         val_share: of the training pictures of each class that become `val` where there is none.
         seed: of that choice.
         whole: decode the pictures to train on to their last pixel, too, where none can stand in for a damaged one.
+        pixels: how files are read.
 
     Raises:
         DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
             classes in val or test that train does not have.
         UsageError: no such folder or file.
     """
-    named = _named(data)
+    named = _named(data, bands=not pixels.is_plain)
     parts = {
         part: [(path, label) for path, label, split in named if split == part] for part in ("train", "val", "test")
     }
@@ -113,7 +116,7 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
             raise DataError(
                 f"data: {part} has classes that train does not have: {_some(unknown)}; train has {_some(classes)}"
             )
-    result = scan([path for labelled in parts.values() for path, _ in labelled])
+    result = scan([path for labelled in parts.values() for path, _ in labelled], pixels=pixels)
     bad = {path for path, _ in result.bad}
     index = {name: i for i, name in enumerate(classes)}
     kept = {part: [(p, index[name]) for p, name in labelled if p not in bad] for part, labelled in parts.items()}
@@ -131,7 +134,8 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
         kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
     # Of those that are measured with none may be damaged anywhere: nothing can stand in for it.
     checked = ("train", "val", "test") if whole else ("val", "test")
-    decoded = scan([path for part in checked for path, _ in kept[part]], whole=True, most_bad=_MOST_DAMAGED)
+    examined = [path for part in checked for path, _ in kept[part]]
+    decoded = scan(examined, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)
     damaged = {path for path, _ in decoded.bad}
     train, val, test = (
         [(p, label) for p, label in kept[part] if p not in damaged] for part in ("train", "val", "test")
@@ -141,7 +145,7 @@ def read_labelled(data: str | None, val_share: float = 0.2, seed: int = 0, whole
     return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
-def read_again(data: str | None, split: Split) -> LabelledData:
+def read_again(data: str | None, split: Split, pixels: Pixels = PLAIN) -> LabelledData:
     """The pictures of a run that goes on, in the parts and with the classes that they had, whatever was deleted or
     added since.
 
@@ -152,7 +156,7 @@ def read_again(data: str | None, split: Split) -> LabelledData:
         DataError: too few of them are left.
         UsageError: no such folder or file.
     """
-    named = _named(data, lenient=bool(split.classes))
+    named = _named(data, lenient=bool(split.classes), bands=not pixels.is_plain)
     classes = split.classes or sorted({label for _, label, part in named if part == "train"})
     index = {name: i for i, name in enumerate(classes)}
     strange = sorted({label for _, label, _ in named} - set(classes))
@@ -162,8 +166,8 @@ def read_again(data: str | None, split: Split) -> LabelledData:
     measured = [path for path in (*split.val, *split.test) if path in known]
     trained = [path for path in split.train if path in known]
     # Of none left to look at, `tell_gone` says more.
-    scans = [scan(trained)] if trained else []
-    scans += [scan(measured, whole=True, most_bad=_MOST_DAMAGED)] if measured else []
+    scans = [scan(trained, pixels=pixels)] if trained else []
+    scans += [scan(measured, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)] if measured else []
     label_of = {path: known[path] for result in scans for path in result.good}
     for use, part, most in (
         ("trains on", split.train, 0.25),
@@ -182,11 +186,12 @@ def read_again(data: str | None, split: Split) -> LabelledData:
     )
 
 
-def _named(data: str | None, lenient: bool = False) -> list[tuple[str, str, str]]:
+def _named(data: str | None, lenient: bool = False, bands: bool = False) -> list[tuple[str, str, str]]:
     """(path, class, part) of every picture.
 
     Args:
         lenient: whether classes without pictures, and missing files that a CSV file names, are left out.
+        bands: see `list_images`.
     """
     if not data:
         raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
@@ -194,10 +199,10 @@ def _named(data: str | None, lenient: bool = False) -> list[tuple[str, str, str]
         list_images(data)  # raises, and suggests the nearest name
     if not os.path.isdir(data) and not os.path.isfile(data):
         raise UsageError(f"data is {data!r}, which is neither a folder nor a file")
-    return _from_csv(Path(data), lenient) if os.path.isfile(data) else _from_folders(Path(data), lenient)
+    return _from_csv(Path(data), lenient) if os.path.isfile(data) else _from_folders(Path(data), lenient, bands)
 
 
-def _from_folders(root: Path, lenient: bool) -> list[tuple[str, str, str]]:
+def _from_folders(root: Path, lenient: bool, bands: bool) -> list[tuple[str, str, str]]:
     folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class, or train/ and val/")
@@ -209,13 +214,13 @@ def _from_folders(root: Path, lenient: bool) -> list[tuple[str, str, str]]:
         others = [f.name for f in folders if f not in splits]
         if others:
             logger.warning("data: beside its splits, %r has %s, which is left out", str(root), _some(others))
-        return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()], lenient)]
+        return [found for f in splits for found in _class_folders(f, _SPLITS[f.name.lower()], lenient, bands)]
     if len(splits) == len(folders):
         raise DataError(f"data: {str(root)!r} has {_some(f.name for f in splits)}, but no train")
-    return _class_folders(root, "train", lenient)
+    return _class_folders(root, "train", lenient, bands)
 
 
-def _class_folders(root: Path, split: str, lenient: bool) -> list[tuple[str, str, str]]:
+def _class_folders(root: Path, split: str, lenient: bool, bands: bool) -> list[tuple[str, str, str]]:
     folders = _folders(root)
     if not folders:
         raise DataError(f"data: {str(root)!r} holds no folders: expected one for each class")
@@ -223,7 +228,7 @@ def _class_folders(root: Path, split: str, lenient: bool) -> list[tuple[str, str
     empty: list[str] = []
     for folder in folders:
         try:
-            found += [(os.path.abspath(path), folder.name, split) for path in list_images(folder)]
+            found += [(os.path.abspath(path), folder.name, split) for path in list_images(folder, bands)]
         except DataError:
             empty.append(folder.name)
     if empty and not lenient:
@@ -278,7 +283,7 @@ def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
     doubled = [path for path, n in Counter(path for path, _, _ in found).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
         raise DataError(f"data: {str(file)!r} names {len(doubled)} pictures more than once: {_some(doubled)}")
-    missing = [path for path, _, _ in found if not os.path.exists(path)]
+    missing = [path for path, _, _ in found if not os.path.exists(item_of(path)[0])]
     if missing and not lenient:
         raise DataError(
             f"data: {len(missing)} of the {len(found)} pictures that {str(file)!r} names do not exist: {_some(missing)}"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
-from ...data import HeldOutTransform
+from ...data import PLAIN, HeldOutTransform, Pixels
 from ...model.networks import copied
 from ...model.stages import Stages
 from ...runs.loading import MeasuringLoader, end_workers
@@ -230,10 +230,11 @@ def labelled_loader(
     batch_size: int = 64,
     workers: int = 0,
     here: Processes = ALONE,
+    pixels: Pixels = PLAIN,
 ) -> MeasuringLoader:
     """Centre crops and labels, always in the same order; decoded once and kept, where they fit into 512 MiB."""
     transform = HeldOutTransform(size=size, mean=mean, std=std, share=share)
-    dataset = LabelledImages(labelled, transform, most_bad=0.5)
+    dataset = LabelledImages(labelled, transform, most_bad=0.5, pixels=pixels)
     return MeasuringLoader(dataset, batch_size, workers, here, cached=True)
 
 

@@ -15,20 +15,23 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim.lamb import Lamb
 from torch import nn
 
+from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
 from ...errors import UsageError
 from ...files import write_text
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
+from ...runs.loading import MeasuringLoader
 from ...runs.numbers import format_size
+from ...runs.processes import ALONE, Processes
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from .. import recipe
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
-from .data import LabelledData, read_again, read_labelled
+from .data import Labelled, LabelledData, read_again, read_labelled
 from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
 from .settings import FinetuneResult, FinetuneSettings
 
@@ -45,13 +48,13 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
     can_accumulate = True
 
     def read(self) -> int:
-        s = self.settings
+        s, pixels = self.settings, self.origin.pixels
         self.size = self.origin.sides(s.size)
         self.settings = replace(s, size=format_size(self.size))
         self.data: LabelledData = (
-            read_again(s.data, self.kept)
+            read_again(s.data, self.kept, pixels)
             if self.kept
-            else read_labelled(s.data, s.val_share, s.seed).with_fraction(s.fraction, s.seed)
+            else read_labelled(s.data, s.val_share, s.seed, pixels=pixels).with_fraction(s.fraction, s.seed)
         )
         self.split = self.kept or self.data.split
         return len(self.data.train)
@@ -148,8 +151,8 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         self._best = self.fit(
             run,
             self._module,
-            LabelledImages(self.data.train, transform, s.seed),
-            labelled_loader(self.data.val, self.size, origin.mean, origin.std, workers=self.workers, here=run.here),
+            LabelledImages(self.data.train, transform, s.seed, pixels=origin.pixels),
+            self._loader(self.data.val, run.here),
             gradient_clip=None if s.optimizer == "lamb" else 5.0,
         )
 
@@ -157,7 +160,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         module, best = self._module, self._best
         folder, origin, names = run.folder, self.origin, self.data.classes
         split, labelled = self.data.final
-        loader = labelled_loader(labelled, self.size, origin.mean, origin.std, workers=self.workers)
+        loader = self._loader(labelled)
         network = best.restore(module.network)
         found = predict(network, loader, len(names), self.device)
         last = predict(module.average.module, loader, len(names), self.device)
@@ -184,6 +187,11 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         self._export(network, result, folder)
         return result
 
+    def _loader(self, labelled: Labelled, here: Processes = ALONE) -> MeasuringLoader:
+        """Of pictures to measure with."""
+        of, workers = self.origin, self.workers
+        return labelled_loader(labelled, self.size, of.mean, of.std, workers=workers, here=here, pixels=of.pixels)
+
     def _export(self, network: nn.Module, result: FinetuneResult, folder: RunFolder) -> None:
         origin = self.origin
         card = {
@@ -193,6 +201,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             "epochs": f"{result.epochs}, {result.steps} steps",
             f"top-1 on {result.split} ({result.pictures} pictures)": f"{100 * result.top1:.1f} %",
             f"balanced accuracy on {result.split}": f"{100 * result.balanced:.1f} %",
+            **card_of(origin.pixels),
         }
         wanted = not isinstance(network, Headed)
         export_timm(
@@ -203,6 +212,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             image_size=self.size,
             card=card,
             classes=self.data.classes if wanted else None,
+            pixels=origin.pixels,
         )
 
     def _warn_of_collapse(self, found: Predictions) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import DivergedError, UsageError
 from ...files import write_text
@@ -17,6 +18,9 @@ from ..classification.command import finetune
 from ..classification.settings import FinetuneResult, FinetuneSettings, read_predictions, read_result
 from .settings import CompareSettings, Comparison
 from .verdict import Difference, difference, sentence, summarise
+
+if TYPE_CHECKING:
+    from ...data import Pixels
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +75,7 @@ def compare(settings: CompareSettings) -> Comparison:
         asked = run.settings
         asked.check()
         if not run.goes_on or asked.epochs is None:
-            images = len(read_labelled(asked.data).train)
+            images = len(read_labelled(asked.data, pixels=_pixels(asked)).train)
             asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(images))
         if not run.goes_on:
             _build_all(asked)  # whatever is wrong shows before anything is written
@@ -97,7 +101,8 @@ def _arms(asked: CompareSettings) -> dict[str, tuple[str, str | None]]:
     origin = find_weights(run, asked.model)
     arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, asked.model)}
     for other in asked.against or ["random"]:
-        weights = {"random": f"{RANDOM}{origin.model}", "imagenet": origin.model}.get(other, other)
+        like = origin.model if origin.pixels.is_plain else run
+        weights = {"random": f"{RANDOM}{like}", "imagenet": origin.model}.get(other, other)
         model = asked.model if weights == run else origin.model if Path(weights).is_file() else None
         find_weights(weights, model)
         arms[other] = weights, model
@@ -205,8 +210,15 @@ def _data_of(job: _Job, asked: CompareSettings) -> str:
     file = job.folder.parent / f"data-seed{job.seed}.csv"
     if not file.is_file():
         own = {name: value for name, value in (asked.settings or {}).items() if name == "val_share"}
-        write_text(file, read_labelled(asked.data, seed=job.seed, **own).as_csv())
+        write_text(file, read_labelled(asked.data, seed=job.seed, pixels=_pixels(asked), **own).as_csv())
     return str(file)
+
+
+def _pixels(asked: CompareSettings) -> "Pixels":
+    """How the run read files."""
+    from ...checkpoints.origin import find_weights
+
+    return find_weights(asked.run, asked.model).pixels
 
 
 def _measured(result: FinetuneResult) -> dict[str, float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...data import PLAIN, Pixels
 from ...errors import DataError, UsageError
 from ..pictures import find_pictures, upright_sizes, whole_pictures
 from .annotations import Annotated, Box, read_annotations, some
@@ -104,6 +105,7 @@ def read_scenes(
     classes: list[str] | None = None,
     masks: bool = False,
     kept: Sequence[str] | None = None,
+    pixels: Pixels = PLAIN,
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
@@ -119,6 +121,7 @@ def read_scenes(
         masks: whether every object needs a mask. Else masks are read only to make boxes of them where there are none.
         kept: the pictures of a run that goes on: no others are taken, those that are not there are left out, and so are
             objects of other classes, which is said.
+        pixels: how the pictures are read.
 
     Raises:
         DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
@@ -129,14 +132,14 @@ def read_scenes(
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
     known = classes or names
-    pictures = find_pictures(annotated, source, images, kept)
+    pictures = find_pictures(annotated, source, images, kept, not pixels.is_plain)
     unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))
     if unknown and kept is None:
         raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
     if unknown:
         logger.warning("%s has %s, no classes of the run: their objects are left out", source, some(unknown))
         pictures = {path: picture.without(unknown) for path, picture in pictures.items()}
-    sizes = upright_sizes(list(pictures))
+    sizes = upright_sizes(list(pictures), pixels)
     readable = [(path, picture, sizes[path]) for path, picture in pictures.items() if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}

@@ -35,6 +35,7 @@ class Detection(Task[DetectSettings, DetectResult]):
     """A feature pyramid and an R-CNN, on annotated pictures."""
 
     usual_layer_decay = 0.65
+    takes_bands = False
 
     def read(self) -> int:
         s = self.settings

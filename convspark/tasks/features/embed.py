@@ -76,8 +76,9 @@ def embed(
     with run_log(logging.INFO if here.is_first else logging.ERROR), joined(device):
 
         def prepare() -> ScanResult:
-            find_weights(weights, model, partial).check_pictures()
-            return scan(list_images(images))
+            origin = find_weights(weights, model, partial)
+            origin.check_pictures()
+            return scan(list_images(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
 
         found = here.led(prepare)
         origin = find_weights(weights, model, partial)
@@ -85,7 +86,7 @@ def embed(
         processes = default_workers(chosen) if workers is None else workers
         backbone, sides = origin.build(), origin.sides(size)
         origin.check_size(backbone, sides)
-        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes, here)
+        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes, here, origin.pixels)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:

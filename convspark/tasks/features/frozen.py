@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data import HeldOutTransform, PretrainImages
+from ...data import PLAIN, FileSource, HeldOutTransform, Pixels, PretrainImages
 from ...model.stages import Stages
 from ...runs.loading import MeasuringLoader, end_workers, workers_explained
 from ...runs.module import channels_last
@@ -54,7 +54,9 @@ def picture_loader(
     std: Sequence[float],
     workers: int = 0,
     here: Processes = ALONE,
+    pixels: Pixels = PLAIN,
 ) -> MeasuringLoader:
     """Centre crops of unlabelled pictures, in their order."""
-    dataset = PretrainImages(paths, HeldOutTransform(size=size, mean=mean, std=std), most_bad=1.0)
+    transform = HeldOutTransform(size=size, mean=mean, std=std)
+    dataset = PretrainImages(FileSource(paths, pixels=pixels), transform, most_bad=1.0)
     return MeasuringLoader(dataset, 64, workers, here)

@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UsageError
@@ -89,15 +89,14 @@ def probe(
 
     with run_log():
         origin = find_weights(weights, model, partial)
-        origin.check_pictures()
-        found = read_labelled(data, val_share, whole=True)
+        found = read_labelled(data, val_share, whole=True, pixels=origin.pixels)
         chosen = choose_device(device)
         processes = default_workers(chosen) if workers is None else workers
         sides = origin.sides(size)
         split, final = found.final
         parts = {"train": found.train, "val": found.val, "final": final}
         loaders = {
-            part: labelled_loader(labelled, sides, origin.mean, origin.std, workers=processes)
+            part: labelled_loader(labelled, sides, origin.mean, origin.std, workers=processes, pixels=origin.pixels)
             for part, labelled in parts.items()
         }
         labels = {part: np.array([label for _, label in labelled]) for part, labelled in parts.items()}
@@ -112,7 +111,8 @@ def probe(
         )
         arms = [(origin.given, origin)]
         if not origin.is_random:
-            arms.append((f"{RANDOM}{origin.model}", find_weights(f"{RANDOM}{origin.model}")))
+            beside = replace(find_weights(f"{RANDOM}{origin.model}"), channels=origin.channels)
+            arms.append((beside.given, beside))
         for name, arm in arms:
             features: dict[str, Any] = {}
             rows: list[dict[str, dict[str, float]]] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ...data import Split, list_images
+from ...data import PLAIN, Pixels, Split, list_images
 from ...errors import DataError, UsageError
 from ..detection.annotations import some
 from ..detection.data import Scene, read_scenes
@@ -33,6 +33,7 @@ class LabelMaps:
         held: the values that each picture's mask holds.
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
+        pixels: how the pictures are read.
     """
 
     pictures: list[str]
@@ -40,6 +41,7 @@ class LabelMaps:
     held: list[frozenset[int]]
     labels: dict[int, int]
     classes: list[str]
+    pixels: Pixels = PLAIN
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -69,7 +71,7 @@ class LabelMaps:
 
     def whole(self) -> "LabelMaps":
         """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
-        return self.part(whole_pictures(self.pictures))
+        return self.part(whole_pictures(self.pictures, self.pixels))
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
         """The pictures to train on and those to validate with, both with the classes that are trained on.
@@ -106,7 +108,9 @@ class LabelMaps:
         return table
 
 
-def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | None = None) -> LabelMaps:
+def read_label_maps(
+    images: str | None, masks: str | None, like: LabelMaps | None = None, pixels: Pixels = PLAIN
+) -> LabelMaps:
     """Pictures and their masks, matched by their places below the two folders, and checked.
 
     Args:
@@ -115,6 +119,7 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
             Each value is a class: 0 and 255 for a single one, else 0, 1, 2, … with 255 for pixels that do not count.
             Or a COCO .json file.
         like: what was trained on, whose classes these must be.
+        pixels: how the pictures are read.
 
     Raises:
         UsageError: no such folder.
@@ -122,9 +127,9 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
     """
     images, masks = _checked(images, masks)
     if os.path.isfile(masks):
-        maps = _from_scenes(masks, images)
+        maps = _from_scenes(masks, images, pixels)
     else:
-        maps = _from_folders(images, masks)
+        maps = _from_folders(images, masks, pixels)
         labels, classes = _labels_of(maps.all_held, masks) if like is None else _labels_like(maps.all_held, like)
         maps = replace(maps, labels=labels, classes=classes)
     if like is None:
@@ -138,7 +143,9 @@ def read_label_maps(images: str | None, masks: str | None, like: LabelMaps | Non
     return replace(maps, labels=labels, classes=like.classes)
 
 
-def read_maps_again(images: str | None, masks: str | None, split: Split, pictures: Sequence[str]) -> LabelMaps:
+def read_maps_again(
+    images: str | None, masks: str | None, split: Split, pictures: Sequence[str], pixels: Pixels = PLAIN
+) -> LabelMaps:
     """Those `pictures` of a run that goes on which are still there, with the run's classes, whatever was deleted or
     added since.
 
@@ -150,10 +157,10 @@ def read_maps_again(images: str | None, masks: str | None, split: Split, picture
     """
     images, masks = _checked(images, masks)
     if os.path.isfile(masks):
-        maps = _from_scenes(masks, images, pictures)
+        maps = _from_scenes(masks, images, pixels, pictures)
         names = {value: maps.classes[label] for value, label in maps.labels.items()}
     else:
-        maps = _from_folders(images, masks, pictures)
+        maps = _from_folders(images, masks, pixels, pictures)
         names = {value: f"value {value}" for value in maps.all_held - {IGNORED}}
         names |= dict(zip(split.values, split.classes, strict=True))
     known = {name: label for label, name in enumerate(split.classes)}
@@ -172,23 +179,23 @@ def _checked(images: str | None, masks: str | None) -> tuple[str, str]:
     return images, masks
 
 
-def _from_scenes(file: str, images: str, kept: Sequence[str] | None = None) -> LabelMaps:
-    source = read_scenes(file, images, masks=True, kept=kept)
+def _from_scenes(file: str, images: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
+    source = read_scenes(file, images, masks=True, kept=kept, pixels=pixels)
     if len(source.classes) >= IGNORED:
         raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
     held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
     names = ["background", *source.classes]
     paths = [scene.path for scene in source.scenes]
-    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names)
+    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names, pixels)
 
 
-def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) -> LabelMaps:
+def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
     """Pictures and the masks in the same places, without labels.
 
     Args:
         kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
     """
-    files, pictures = _by_place(masks), _by_place(images)
+    files, pictures = _by_place(masks), _by_place(images, bands=not pixels.is_plain)
     if kept is not None:
         of_run = frozenset(kept)
         tell_new([path for path in pictures.values() if path not in of_run], images)
@@ -215,7 +222,7 @@ def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) ->
             some(idle),
         )
     file_of = {picture: files[place] for place, picture in pictures.items()}
-    sizes = upright_sizes(list(file_of))
+    sizes = upright_sizes(list(file_of), pixels)
     held: list[frozenset[int]] = []
     for picture, (height, width) in sizes.items():
         values = _values_of(file_of[picture])
@@ -225,13 +232,13 @@ def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) ->
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [])
+    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [], pixels)
 
 
-def _by_place(root: str) -> dict[str, str]:
+def _by_place(root: str, bands: bool = False) -> dict[str, str]:
     """Path of each picture by its place below `root`, without the suffix."""
     by_place: dict[str, str] = {}
-    for path in list_images(root):
+    for path in list_images(root, bands):
         place = os.path.splitext(os.path.relpath(path, root))[0]
         if place in by_place:
             raise DataError(

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...data import FileSource, PretrainImages, decode
-from ...data.transforms import Picture
+from ...data import PLAIN, FileSource, Pixels, PretrainImages
+from ...data.transforms import Picture, filled
 from ...runs.module import TrainingModule, channels_last
 from ...runs.processes import ALONE, Processes
 from ...runs.schedule import Schedule
@@ -57,12 +57,12 @@ class MapImages(PretrainImages):
     """
 
     def __init__(self, maps: LabelMaps, size: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> None:
-        super().__init__(FileSource(maps.pictures, maps.gone), _unused, seed)
+        super().__init__(FileSource(maps.pictures, maps.gone, maps.pixels), _unused, seed)
         self._maps, self._side = maps, size
         self._mean, self._std = mean, std
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
-        assert isinstance(picture, Image.Image)
+        assert isinstance(picture, Image.Image | Tensor)
         rng = np.random.default_rng(counter)
         labels = self._maps.label_map(image)
         side = self._side / float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))  # of the crop, before scaling
@@ -70,7 +70,7 @@ class MapImages(PretrainImages):
         top, left = int(rng.integers(labels.shape[0] - height + 1)), int(rng.integers(labels.shape[1] - width + 1))
         scale = self._side / side
         shape = max(1, min(self._side, round(scale * width))), max(1, min(self._side, round(scale * height)))
-        crop = picture.crop((left, top, left + width, top + height)).resize(shape, Image.Resampling.BILINEAR)
+        crop = _resized(picture, (left, top, left + width, top + height), shape, self._mean)
         cut = Image.fromarray(labels[top : top + height, left : left + width]).resize(shape, Image.Resampling.NEAREST)
         tensor = normalised(crop, self._mean, self._std)
         target = torch.from_numpy(np.array(cut)).long()
@@ -84,8 +84,21 @@ def _unused(picture: Picture, counter: Counter) -> Tensor:
     raise AssertionError("label maps make their own examples")
 
 
-def normalised(picture: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(C, H, W), (value - mean) / std, grey where there is one mean."""
+def _resized(
+    picture: Image.Image | Tensor, box: tuple[int, int, int, int], shape: tuple[int, int], mean: Sequence[float]
+) -> Image.Image | Tensor:
+    """The part of a picture in a box (left, top, right, bottom), of (width, height) `shape`; linear, antialiased."""
+    if isinstance(picture, Image.Image):
+        return picture.crop(box).resize(shape, Image.Resampling.BILINEAR)
+    left, top, right, bottom = box
+    part = filled(picture[:, top:bottom, left:right], mean)
+    return F.interpolate(part[None], shape[::-1], mode="bilinear", antialias=True)[0]
+
+
+def normalised(picture: Image.Image | Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(C, H, W), (value - mean) / std, grey where there is one mean; tensors are floats of these channels."""
+    if isinstance(picture, Tensor):
+        return (filled(picture, mean) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     values = torch.from_numpy(np.array(picture.convert("L" if len(mean) == 1 else "RGB")))
     values = (values[None] if values.ndim == 2 else values.permute(2, 0, 1)).float() / 255
     return (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -122,7 +135,7 @@ class SegmentModule(TrainingModule):
 
     def measure(self, batch: Any, number: int) -> np.ndarray:
         """See `pixel_counts`, of one picture."""
-        predicted = segment_picture(self.network, self._maps.pictures[number], self._mean, self._std)
+        predicted = segment_picture(self.network, self._maps.pictures[number], self._mean, self._std, self._maps.pixels)
         return pixel_counts(self._maps.label_map(number), predicted, len(self._maps.classes))
 
     def summarise(self, found: list[np.ndarray]) -> dict[str, float]:
@@ -147,10 +160,14 @@ def segmentation_loss(logits: Tensor, labels: Tensor, here: Processes = ALONE) -
     return (entropy + 1 - dice) * there.any()
 
 
-def segment_picture(network: nn.Module, path: str, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def segment_picture(
+    network: nn.Module, path: str, mean: Sequence[float], std: Sequence[float], pixels: Pixels = PLAIN
+) -> np.ndarray:
     """(H, W) uint8, the class of each pixel of a picture file."""
     device = next(network.parameters()).device
-    image = normalised(decode(path), mean, std)[None].to(device)
+    picture = pixels.read(path)
+    assert isinstance(picture, Image.Image | Tensor)
+    image = normalised(picture, mean, std)[None].to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         return network(channels_last(image)).argmax(1)[0].to(torch.uint8).cpu().numpy()
 

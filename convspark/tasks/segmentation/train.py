@@ -33,11 +33,11 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
     usual_layer_decay = 0.7
 
     def read(self) -> int:
-        s = self.settings
+        s, pixels = self.settings, self.origin.pixels
         if self.kept and self.kept.classes:
             self._read_again(self.kept)
         else:
-            every = read_label_maps(s.images, s.masks)
+            every = read_label_maps(s.images, s.masks, pixels=pixels)
             if s.val_images is None:
                 train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
                 if not val:
@@ -48,7 +48,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                     train, val = self.kept.train, self.kept.val
                 self.maps, self.val = every.split(train, val)
             else:
-                self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every)
+                self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every, pixels)
             self.split = Split(
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
@@ -56,12 +56,12 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         return len(self.maps)
 
     def _read_again(self, kept: Split) -> None:
-        s, self.split = self.settings, kept
+        s, self.split, pixels = self.settings, kept, self.origin.pixels
         if s.val_images is None:
-            train = val = read_maps_again(s.images, s.masks, kept, [*kept.train, *kept.val])
+            train = val = read_maps_again(s.images, s.masks, kept, [*kept.train, *kept.val], pixels)
         else:
-            train = read_maps_again(s.images, s.masks, kept, kept.train)
-            val = read_maps_again(s.val_images, s.val_masks, kept, kept.val)
+            train = read_maps_again(s.images, s.masks, kept, kept.train, pixels)
+            val = read_maps_again(s.val_images, s.val_masks, kept, kept.val, pixels)
         tell_gone(kept.train, train.pictures, "trains on")
         tell_gone(kept.val, val.pictures, "validates with", most=1)
         there = frozenset(val.pictures)
@@ -108,11 +108,11 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         shown = []
         for i, path in enumerate(self.val.pictures):
-            truth, found = self.val.label_map(i), segment_picture(trained, path, mean, std)
+            truth, found = self.val.label_map(i), segment_picture(trained, path, mean, std, self.val.pixels)
             counts += pixel_counts(truth, found, len(classes))
             if i < _DRAWN:
                 shown.append((path, truth, found))
-        draw_label_maps(shown, classes, folder.pictures / "predictions.png")
+        draw_label_maps(shown, classes, folder.pictures / "predictions.png", self.val.pixels)
         with written_whole(folder.path / "segmenter.pth") as temporary:
             torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
         scores = overlap(counts)

@@ -1,0 +1,202 @@
+"""What the channels of images measure: their range, mean and deviation, over a counted sample of the files."""
+
+import logging
+from collections import Counter as Tally
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError
+from ..seeds import Use, counted
+from .decode import BadPictureError, decode_unquietly, quiet, reason_of
+from .pixels import Pixels
+from .stored import item_of, opened
+
+logger = logging.getLogger(__name__)
+
+_MOST_FILES = 500
+_MOST_PIXELS = 1_000_000  # of all files together
+_ENDS = (0.001, 0.999)  # quantiles that become 0 and 1
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of each channel, over a sample.
+
+    Attributes:
+        files: that were looked into; `total` there are.
+        pixels: of each channel, of all these files.
+        kinds: types of samples, and how many files have them.
+        minimum, maximum: in the files' own units (bytes for plain pictures).
+        low, high: the 0.1 % and the 99.9 % quantile, alike; None for plain pictures, which need no scale.
+        mean, std: of the values as they are trained on, before they are normalised: from 0 to 1.
+        missing: share of the pixels of which nothing is known.
+    """
+
+    files: int
+    total: int
+    pixels: int
+    kinds: dict[str, int]
+    minimum: list[float]
+    maximum: list[float]
+    low: list[float] | None
+    high: list[float] | None
+    mean: list[float]
+    std: list[float]
+    missing: list[float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def scaled(self, pixels: Pixels) -> Pixels:
+        """With the scale that was found."""
+        if self.low is None or self.high is None:
+            return pixels
+        return replace(pixels, low=tuple(self.low), high=tuple(self.high))
+
+    def lines(self) -> list[str]:
+        """A line a channel."""
+        titles = ("channel", "smallest", "largest", "0 is", "1 is", "mean", "deviation", "missing")
+        rows = ["".join(f"{title:>11}" for title in titles)]
+        for i, mean in enumerate(self.mean):
+            values = [self.minimum[i], self.maximum[i]]
+            values += [0, 255] if self.low is None or self.high is None else [self.low[i], self.high[i]]
+            cells = [f"{i + 1}", *(f"{value:.5g}" for value in values), f"{mean:.4f}", f"{self.std[i]:.4f}"]
+            rows.append("".join(f"{cell:>11}" for cell in (*cells, f"{100 * self.missing[i]:.1f} %")))
+        return rows
+
+
+def fitting(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Pixels:
+    """How files are read whose statistics are to be measured: as they are stored, if they have more than 8 bits."""
+    if not pixels.is_plain:
+        return pixels
+    kinds = _kinds([paths[i] for i in _chosen(paths, seed)])
+    return pixels if set(kinds) <= {"uint8"} else replace(pixels, stored=True)
+
+
+def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
+    """Measure the channels of pictures over at most 500 files and a million pixels, both chosen by the seed.
+
+    Args:
+        pixels: how they are read (`fitting`). A scale that it has is kept.
+
+    Raises:
+        DataError: no file can be read, or a channel has no value in any.
+    """
+    chosen = _chosen(paths, seed)
+    most = max(1, _MOST_PIXELS // max(1, len(chosen)))
+    plain = pixels.is_plain
+    kinds = _kinds([paths[i] for i in chosen])
+
+    def part(index: int) -> np.ndarray | str:
+        try:
+            values = _plain(paths[index], pixels.channels) if plain else _stored(paths[index], pixels)
+        except BadPictureError as error:
+            return str(error)
+        if len(values) > most:
+            values = values[counted(seed, Use.STATISTICS, 1, index).choice(len(values), most, replace=False)]
+        return values
+
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(part, chosen))
+    found = [values for values in parts if isinstance(values, np.ndarray)]
+    if not found:
+        reason = parts[0] if parts else "there are none"
+        raise DataError(f"images: none of {len(chosen)} files can be measured: {reason}")
+    if len(kinds) > 1:
+        logger.warning(
+            "Samples are of several types (%s): are they in the same units?",
+            ", ".join(f"{kind} in {count} files" for kind, count in kinds.most_common()),
+        )
+    values = np.concatenate([np.broadcast_to(v, (len(v), pixels.channels)) for v in found])  # (N, C)
+    known = [channel[np.isfinite(channel)] for channel in values.T]
+    for number, channel in enumerate(known, start=1):
+        if not len(channel):
+            raise DataError(
+                f"images: channel {number} has no value in any of {len(found)} files: leave its band out, by --bands"
+            )
+    ends = [_ends(channel) for channel in known]
+    low = high = None
+    if not plain:
+        low = list(pixels.low) if pixels.low is not None else [lowest for lowest, _ in ends]
+        high = list(pixels.high) if pixels.high is not None else [highest for _, highest in ends]
+    shown = [
+        channel / 255 if low is None or high is None else ((channel - low[i]) / (high[i] - low[i])).clip(0, 1)
+        for i, channel in enumerate(known)
+    ]
+    deviations = [float(channel.std()) for channel in shown]
+    constant = [i + 1 for i, deviation in enumerate(deviations) if deviation == 0]
+    if constant:
+        logger.warning("The same value everywhere in channel %s: it tells nothing", ", ".join(map(str, constant)))
+    return Statistics(
+        files=len(found),
+        total=len(paths),
+        pixels=len(values),
+        kinds=dict(kinds),
+        minimum=[float(channel.min()) for channel in known],
+        maximum=[float(channel.max()) for channel in known],
+        low=low,
+        high=high,
+        mean=[_short(float(channel.mean())) for channel in shown],
+        std=[_short(deviation) or 1.0 for deviation in deviations],
+        missing=[1 - len(channel) / len(values) for channel in known],
+    )
+
+
+def _chosen(paths: Sequence[str], seed: int) -> list[int]:
+    """The places of the files that are looked into."""
+    return sorted(counted(seed, Use.STATISTICS).permutation(len(paths))[:_MOST_FILES].tolist())
+
+
+def _kinds(paths: Sequence[str]) -> Tally[str]:
+    """Types of samples, and how many files have them."""
+    with quiet(), ThreadPoolExecutor(_THREADS) as pool:
+        return Tally(kind for kind in pool.map(_kind, paths) if kind is not None)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """What becomes 0 and 1: quantiles, or the extremes where these are the same."""
+    low, high = np.quantile(values, _ENDS)
+    if low == high:
+        low, high = values.min(), values.max()
+    low, high = (_short(float(end)) for end in (low, high))
+    return (low, high) if low < high else (low, low + 1)
+
+
+def _short(value: float) -> float:
+    """Without the digits that nobody wants to read in a config."""
+    return float(f"{value:.9g}")
+
+
+def _kind(path: str) -> str | None:
+    """The type of a file's samples; None where it cannot be read."""
+    try:
+        with opened(path) as stored:
+            return stored.layout.kind.name
+    except Exception:  # reading says why
+        return None
+
+
+def _plain(path: str, channels: int) -> np.ndarray:
+    """(pixels, C) bytes, as floats."""
+    picture = decode_unquietly(path)
+    assert isinstance(picture, Image.Image)  # nothing was allowed to shrink it
+    array = np.asarray(picture.convert("L") if channels == 1 else picture)
+    return array.reshape(-1, channels).astype(np.float64)
+
+
+def _stored(path: str, pixels: Pixels) -> np.ndarray:
+    """(pixels, C) as they are stored, NaN where nothing is known."""
+    try:
+        with opened(path) as stored:
+            samples, known = pixels.known_samples(stored)
+    except Exception as error:  # damaged files lead to nearly anything
+        raise BadPictureError(path, reason_of(item_of(path)[0], error)) from error
+    values = samples.astype(np.float64)
+    values[~known] = np.nan
+    return values.reshape(-1, values.shape[2])  # (H, W, C) -> (H * W, C)

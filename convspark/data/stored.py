@@ -1,0 +1,314 @@
+"""What a picture file holds, as it is stored: any number of bands, of any type, bit for bit.
+
+`decode` makes 8-bit colour of a file; this leaves its samples as they are. The header tells a `Layout`, quickly, and
+`Stored.samples` reads them. Arrays of NumPy count as pictures here; one of four axes is several of them, each with a
+name of its own, `scenes.npy[3]`.
+"""
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from .decode import deep_colours, open_header, open_regular, orientation_of
+from .tiff import NotReadError, Tiff
+
+Axis: TypeAlias = Literal["first", "last"]
+"""Which axis of samples (bands, H, W) or (H, W, bands) the bands are."""
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+BAND_SUFFIXES = frozenset({*ARRAY_SUFFIXES, ".gtif", ".gtiff", ".geotiff"})
+"""Suffixes of files that are no pictures for `decode` and may be of several bands."""
+
+_MOST_BYTES_A_PIXEL = 24  # where there are `PIL.Image.MAX_IMAGE_PIXELS`
+_ITEM = re.compile(r"(.*\.np[yz])\[(\d+)\]$", re.DOTALL | re.IGNORECASE)
+# NumPy's type and the number of bands of Pillow's modes that hold what is stored; others are made RGB.
+_MODES = {
+    "1": ("u1", 1),
+    "L": ("u1", 1),
+    "LA": ("u1", 2),
+    "RGB": ("u1", 3),
+    "RGBA": ("u1", 4),
+    "I;16": ("u2", 1),
+    "I;16B": ("u2", 1),
+    "I;16L": ("u2", 1),
+    "I": ("i4", 1),
+    "F": ("f4", 1),
+}
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda samples: samples[:, ::-1],
+    3: lambda samples: samples[::-1, ::-1],
+    4: lambda samples: samples[::-1],
+    5: lambda samples: samples.swapaxes(0, 1),
+    6: lambda samples: samples[::-1].swapaxes(0, 1),
+    7: lambda samples: samples[::-1, ::-1].swapaxes(0, 1),
+    8: lambda samples: samples.swapaxes(0, 1)[::-1],
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file holds, as its header tells.
+
+    Attributes:
+        shape: of two or three axes, as stored.
+        kind: type of the samples.
+        bands_axis: which axis the bands are, where the file tells.
+        opacity: how many of the bands, the last ones, are opacity.
+        missing: value that stands for none; what is no finite number stands for none in any case.
+        format: TIFF, PNG, NPY, …
+        orientation: EXIF's, 1 to 8, of samples (H, W, bands).
+        is_whole: whether the end of the file is there; None where only reading tells.
+    """
+
+    shape: tuple[int, ...]
+    kind: np.dtype[Any]
+    format: str
+    bands_axis: Axis | None = None
+    opacity: int = 0
+    missing: float | None = None
+    orientation: int = 1
+    is_whole: bool | None = None
+
+    def axis(self, wanted: int | None = None, asked: Axis | None = None) -> Axis:
+        """Which axis the bands are: as the file tells, or as was asked; else the first or the last, whichever has as
+        many places as are wanted, or else is the shortest of the three.
+
+        Args:
+            wanted: how many bands there should be; None where any number will do.
+
+        Raises:
+            NotReadError: it could be either, or neither.
+        """
+        if len(self.shape) == 2:
+            return "last"
+        told = self.bands_axis or asked
+        if told is not None:
+            return told
+        ends: tuple[tuple[Axis, int], ...] = ("first", self.shape[0]), ("last", self.shape[-1])
+        fits: list[Axis] = [axis for axis, size in ends if size == wanted]
+        if not fits:  # the shortest side, as pictures have more pixels than bands
+            shortest, second, _ = sorted(self.shape)
+            fits = [axis for axis, size in ends if size == shortest < second]
+        if len(fits) == 1:
+            return fits[0]
+        shape = " x ".join(map(str, self.shape))
+        raise NotReadError(
+            f"an array of {shape}, of which the first axis or the last may be the bands: tell by --band-axis first or "
+            "last"
+        )
+
+    def size(self, axis: Axis) -> tuple[int, int, int]:
+        """(height, width, bands), upright."""
+        shape = (*self.shape, 1) if len(self.shape) == 2 else self.shape
+        height, width, bands = shape if axis == "last" else (*shape[1:], shape[0])
+        return (width, height, bands) if self.orientation >= 5 else (height, width, bands)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An open file: its layout, and what reads its samples, of the layout's shape and type."""
+
+    layout: Layout
+    load: Callable[[], np.ndarray]
+
+    def samples(self, axis: Axis) -> np.ndarray:
+        """(H, W, bands), upright, as they are stored."""
+        samples = self.load()
+        if samples.shape != self.layout.shape or samples.dtype != self.layout.kind:
+            raise ValueError(f"{samples.dtype} of {samples.shape} where {self.layout.shape} was announced")
+        samples = samples[..., None] if samples.ndim == 2 else samples
+        samples = np.moveaxis(samples, 0, 2) if axis == "first" else samples  # (bands, H, W) -> (H, W, bands)
+        turn = _UPRIGHT.get(self.layout.orientation)
+        return turn(samples) if turn else samples
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Stored]:
+    """The file at `path`, its header read.
+
+    Raises:
+        Exception: whatever Pillow and NumPy raise on files that are missing, damaged or of another kind.
+    """
+    name, item = item_of(path)
+    with open_regular(name) as file:
+        head = file.read(6)
+        if head == b"\x93NUMPY" or (head[:4] == b"PK\3\4" and name.lower().endswith(".npz")):
+            yield _of_array(file, name, item)
+        elif (tiff := Tiff.read(file)) is not None and tiff.are_samples_read and not _is_looked_up(tiff):
+            yield _of_tiff(tiff)
+        else:
+            yield _of_picture(file, tiff)
+
+
+def item_of(path: str) -> tuple[str, int | None]:
+    """The file that a name stands for, and which of the pictures in it; `scenes.npy[3]` is the fourth."""
+    found = None if os.path.exists(path) else _ITEM.match(path)
+    return (found[1], int(found[2])) if found else (path, None)
+
+
+def items_in(path: str) -> list[str]:
+    """The names of the pictures in a file of an array, as it is where it holds a single one or cannot be read."""
+    try:
+        with open_regular(path) as file:
+            shape = _header(file, path)[0]
+    except Exception:  # reading says why
+        return [path]
+    return [f"{path}[{item}]" for item in range(shape[0])] if len(shape) == 4 else [path]
+
+
+def _is_looked_up(tiff: Tiff) -> bool:
+    """Whether samples are no amounts but a palette's or YCbCr's, which Pillow makes colours of."""
+    return tiff.is_read_by_pillow and not tiff.is_of_amounts
+
+
+def _of_tiff(tiff: Tiff) -> Stored:
+    height, width = tiff.stored_size
+    pages, bands = tiff.pages(), tiff.bands
+    layout = Layout(
+        (height, width, bands),
+        tiff.kind,
+        "TIFF",
+        "last",
+        opacity=int(tiff.has_opacity and bands in (2, 4)),
+        missing=tiff.missing,
+        orientation=tiff.orientation,
+        is_whole=all(page.is_whole for page in pages),
+    )
+    if len(pages) == 1 or bands > 1:  # of several pictures of several bands the first is taken, as by `decode`
+        return Stored(layout, tiff.samples)
+    shape, axis = _pages_as(tiff.description, (len(pages), height, width))
+
+    def load() -> np.ndarray:
+        return np.stack([page.samples()[..., 0] for page in pages]).reshape(shape)
+
+    stacked = replace(layout, shape=shape, bands_axis=axis, opacity=0)
+    if tiff.orientation != 1:
+        raise NotReadError("a TIFF of several pages that are to be turned: save it with one page, upright")
+    return Stored(stacked, load)
+
+
+def _pages_as(description: str, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], Axis | None]:
+    """What pages (pages, H, W) are, as ImageJ, OME or tifffile tell it; else as they are, the bands not told.
+
+    Raises:
+        NotReadError: they are told to be no bands.
+    """
+    counts: dict[str, int] = {}
+    if description.startswith("ImageJ="):
+        counts = {name: int(n) for name, n in re.findall(r"^(channels|slices|frames)=(\d+)", description, re.M)}
+        counts = {"Z": counts.get("slices", 1), "T": counts.get("frames", 1)}
+    elif found := re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description):
+        counts = {axis: int(n) for axis, n in re.findall(r'Size([ZT])="(\d+)"', found[0])}
+    elif description.startswith('{"shape"'):
+        told = json.loads(description)
+        stored = tuple(int(side) for side in told["shape"])
+        axes = str(told.get("axes") or "?" * len(stored))
+        kept = [(axis, side) for axis, side in zip(axes, stored, strict=True) if side > 1 or axis in "YXCS"]
+        if math.prod(stored) == math.prod(shape) and len(kept) == 3:
+            named = [axis for axis, _ in kept]
+            if named[0] in "CS" or named[-1] in "CS":
+                return tuple(side for _, side in kept), "first" if named[0] in "CS" else "last"
+            if "?" in named:
+                return tuple(side for _, side in kept), None
+            counts = {named[0]: shape[0]}
+    if any(count > 1 for count in counts.values()):
+        words = {"Z": "slices of a volume", "T": "moments of a film"}
+        what = " and ".join(words.get(axis, f"places along {axis}") for axis, count in counts.items() if count > 1)
+        raise NotReadError(f"a TIFF of {shape[0]} pages, which it calls {what}, not bands: save each in its own file")
+    return shape, "first"
+
+
+def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
+    """By Pillow."""
+    picture = open_header(file)
+    if tiff is not None and not tiff.is_read_by_pillow:
+        tiff.check()  # raises
+    width, height = picture.size
+    name = picture.format or ""
+    deep = deep_colours(picture, file)
+    # Of TIFF, Pillow turns what it reads itself. Asking a PNG reads it to its end: another object is asked.
+    orientation = 1 if name == "TIFF" else orientation_of(open_header(file))
+    if deep is not None:
+        bands, read = deep
+        layout = Layout((height, width, bands), np.dtype("u2"), name, "last", int(bands in (2, 4)))
+        return Stored(replace(layout, orientation=orientation), lambda: read().astype(np.uint16))
+    mode = picture.mode
+    if picture.has_transparency_data:
+        mode = "LA" if mode in ("L", "LA", "La") else "RGBA"
+    kind, bands = _MODES.get(mode, ("u1", 3))
+    if mode == "I" and name == "PPM":
+        kind = "u2"
+
+    def load() -> np.ndarray:
+        file.seek(0)
+        picture.load()
+        target = "L" if mode == "1" else mode if mode in _MODES else "RGB"
+        return np.asarray(picture if picture.mode == target else picture.convert(target)).astype(kind, copy=False)
+
+    shape = (height, width) if bands == 1 else (height, width, bands)
+    layout = Layout(shape, np.dtype(kind), name, "last", int(mode in ("LA", "RGBA")))
+    return Stored(replace(layout, orientation=orientation), load)
+
+
+def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
+    shape, kind, whole, load = _header(file, path)
+    if len(shape) == 4:
+        if item is None or item >= shape[0]:
+            raise NotReadError(f"an array of {' x '.join(map(str, shape))}, which holds {shape[0]} pictures")
+        shape = shape[1:]
+    elif item is not None:
+        raise NotReadError(f"an array of {' x '.join(map(str, shape))}, which holds a single picture")
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise NotReadError(
+            f"an array of shape {shape}: expected (H, W), (H, W, bands) or (bands, H, W), or several of these"
+        )
+    if kind.kind not in "buif":
+        raise NotReadError(f"an array of {kind}: expected whole numbers or floats")
+    native = np.dtype("u1") if kind.kind == "b" else kind.newbyteorder("=")
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and math.prod(shape) * kind.itemsize > _MOST_BYTES_A_PIXEL * most:
+        raise Image.DecompressionBombError(f"{shape} of {kind}; {_MOST_BYTES_A_PIXEL * most} bytes are the most")
+
+    def read() -> np.ndarray:
+        array = load()
+        return np.array(array if item is None else array[item]).astype(native)
+
+    return Stored(Layout(shape, native, path.rpartition(".")[2].upper(), is_whole=whole), read)
+
+
+def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], bool | None, Callable[[], Any]]:
+    """Shape and type of an array, whether the file reaches to its end, and what reads it."""
+    file.seek(0)
+    if file.read(2) != b"PK":
+        file.seek(0)
+        shape, kind = _npy_header(file)
+        whole = os.fstat(file.fileno()).st_size >= file.tell() + math.prod(shape) * kind.itemsize
+        return shape, kind, whole, lambda: np.load(path, mmap_mode="r", allow_pickle=False)
+    with zipfile.ZipFile(file) as archive:
+        pictures: list[tuple[str, tuple[int, ...], np.dtype[Any]]] = []
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                shape, kind = _npy_header(member)
+            if len(shape) in (2, 3, 4):
+                pictures.append((name.removesuffix(".npy"), shape, kind))
+    if len(pictures) != 1:
+        names = ", ".join(name for name, _, _ in pictures[:6]) or "none"
+        raise NotReadError(f"a .npz file with {len(pictures)} arrays of 2 to 4 axes ({names}): expected one")
+    name, shape, kind = pictures[0]
+    return shape, kind, None, lambda: np.load(path, allow_pickle=False)[name]
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    return shape, kind

@@ -1,0 +1,266 @@
+"""`scan`: what a folder of pictures holds, what is wrong with it, and which settings suit it.
+
+The command line's `convspark scan` is this function. Its module imports no torch by itself.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, UsageError
+from .advice import Advice, advise
+
+if TYPE_CHECKING:
+    from ..data.looks import Look
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What was found; `str(report)` is the table.
+
+    Attributes:
+        images: what was scanned.
+        pictures: how many can be read.
+        sizes: least, median and greatest height, width and shorter side, in pixels.
+        formats, bands, kinds: how many pictures are of each format, number of bands and type of samples.
+        grey: how many are grey, however many bands they have.
+        unreadable: (path, reason).
+        duplicates: groups of files that are the same to the last byte.
+        near_duplicates: groups of pictures that look alike, the same files apart.
+        blank: pictures of nearly a single colour.
+        others: pictures of other numbers of bands than the most frequent.
+        statistics: of the channels of the most frequent number of bands, see `convspark.data.Statistics`.
+        advice: flags of `pretrain`, with reasons.
+        command: `convspark pretrain` with these.
+        sheet: the PNG file that was written.
+        keep: the list of files that was written.
+        seconds: this took.
+    """
+
+    images: str
+    pictures: int
+    sizes: dict[str, list[float]]
+    formats: dict[str, int]
+    bands: dict[int, int]
+    kinds: dict[str, int]
+    grey: int
+    unreadable: list[tuple[str, str]]
+    duplicates: list[list[str]]
+    near_duplicates: list[list[str]]
+    blank: list[str]
+    others: int
+    statistics: dict[str, Any]
+    statistics_lines: list[str]
+    advice: list[Advice]
+    command: str
+    sheet: str | None
+    keep: str | None
+    seconds: float
+
+    def __str__(self) -> str:
+        names = {"uint8": "8 bits", "uint16": "16 bits", "int16": "16 bits, signed"}
+        short = self.sizes["short"]
+        lines = [
+            f"{self.pictures} pictures in {self.images}",
+            f"  sizes           {' to '.join(_by(self.sizes, i) for i in (0, 2))}, median {_by(self.sizes, 1)}; "
+            f"shorter side {short[0]:g} to {short[2]:g}, median {short[1]:g}",
+            f"  formats         {_counted(self.formats)}",
+            f"  bands           {_counted(self.bands)}; {self.grey} are grey",
+            f"  samples         {_counted({names.get(kind, kind): n for kind, n in self.kinds.items()})}",
+            f"  unreadable      {_some(f'{path}: {reason}' for path, reason in self.unreadable)}",
+            f"  the same files  {_groups(self.duplicates)}",
+            f"  look alike      {_groups(self.near_duplicates)}",
+            f"  (nearly) blank  {_some(self.blank)}",
+            "",
+            f"Values of pictures of {_bands(self.statistics['bands'])}, over {self.statistics['files']} files and "
+            f"{self.statistics['pixels']} pixels",
+            *self.statistics_lines,
+            "",
+            "Settings that suit these",
+            *(f"  {f'--{each.flag} {each.value}':<24} {each.why}" for each in self.advice),
+            "",
+            f"  {self.command}",
+        ]
+        if self.others:
+            where = "are not in that list" if self.keep else "cannot be read with these: --keep FILE lists the others"
+            lines.append(f"  {self.others} pictures of other bands {where}")
+        lines += [f"Sheet of pictures: {self.sheet}"] if self.sheet else []
+        lines += [f"Without what is unreadable or double: {self.keep}"] if self.keep else []
+        return "\n".join(lines)
+
+
+def scan(
+    images: str | None = None,
+    *,
+    channels: int | None = None,
+    out: str | None = "scan.png",
+    pictures: int = 40,
+    keep: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> ScanReport:
+    """Look at every picture: what there is, what is damaged or double, and which settings of pretrain suit it.
+
+    Args:
+        images: folder of pictures or arrays, text file with one path a line, or one picture.
+        channels: how many bands arrays of NumPy have, where their shape does not tell it.
+        out: PNG file to write a sheet of pictures to; an existing one is replaced.
+        pictures: how many of them are on the sheet, 0 for none; drawn by the seed.
+        keep: text file to write, with the paths of what can be read, of duplicates and of what looks alike the first
+            one only; pretrain takes it.
+        seed: of what is drawn, and measured.
+        workers: threads; by default two more than there are cores.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        DataError: no picture there.
+    """
+    started = time.monotonic()
+    if images is None:
+        raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
+    if out is not None and not out.lower().endswith(".png"):
+        raise UsageError(f"out is {out!r}: expected a file that ends in .png")
+    if pictures < 0 or seed < 0:
+        raise UsageError(f"pictures is {pictures} and seed {seed}: expected 0 or more")
+    if channels is not None and channels < 1:
+        raise UsageError(f"channels is {channels}: expected 1 or more")
+
+    import numpy as np
+
+    from ..data import Pixels, as_lines, fitting, list_images, measure
+    from ..data.duplicates import is_blank, near_duplicates
+    from ..data.looks import look_at, same_content
+    from ..files import write_text
+    from ..runs.logs import run_log
+
+    with run_log(logging.WARNING):
+        of_before = os.path.abspath(out) if out is not None else None
+        paths = [path for path in list_images(images, bands=True) if os.path.abspath(path) != of_before]
+        every = list(_watched(look_at(paths, channels, workers), len(paths)))
+        good = [look for look in every if look.reason is None]
+        if not good:
+            reasons = _some(f"{look.path}: {look.reason}" for look in every)
+            raise DataError(f"images: none of the files can be read: {reasons}")
+        thumbs = np.stack([look.thumb for look in good if look.thumb is not None])
+        same = same_content(look.path for look in good)
+        twins = {path for group in same for path in group[1:]}
+        others = [place for place, look in enumerate(good) if look.path not in twins]
+        alike = [
+            [good[others[place]].path for place in group]
+            for group in near_duplicates([good[place].hash for place in others], thumbs[others])
+        ]
+        bands = Counter(map(_read_as, good)).most_common(1)[0][0]
+        chosen = [look for look in good if _read_as(look) == bands]
+        is_plain, is_grey = all(look.is_plain for look in chosen), all(look.is_grey for look in chosen)
+        wanted = 1 if is_plain and is_grey else bands
+        measured_paths = [look.path for look in chosen]
+        pixels = fitting(measured_paths, Pixels(wanted, stored=not is_plain), seed)
+        measured = measure(measured_paths, pixels, seed)
+        advice = advise([look.size for look in chosen], bands, is_plain=is_plain, is_grey=is_grey, pictures=len(good))
+        if keep is not None:
+            left_out = twins | {path for group in alike for path in group[1:]}
+            kept = (os.path.abspath(look.path) for look in chosen if look.path not in left_out)
+            write_text(keep, as_lines(kept))
+        if out is not None and pictures:
+            _draw(good, pictures, channels, seed, out)
+    sides = {
+        "height": [look.size[0] for look in good],
+        "width": [look.size[1] for look in good],
+        "short": [min(look.size) for look in good],
+    }
+    flags = " ".join(f"--{each.flag} {shlex.quote(each.value)}" for each in advice)
+    return ScanReport(
+        images=images,
+        pictures=len(good),
+        sizes={name: [float(f(values)) for f in (min, np.median, max)] for name, values in sides.items()},
+        formats=dict(Counter(look.format for look in good).most_common()),
+        bands=dict(Counter(look.bands for look in good).most_common()),
+        kinds=dict(Counter(look.kind for look in good).most_common()),
+        grey=sum(look.is_grey for look in good),
+        unreadable=[(look.path, look.reason) for look in every if look.reason is not None],
+        duplicates=same,
+        near_duplicates=alike,
+        blank=[look.path for look, thumb in zip(good, thumbs, strict=True) if is_blank(thumb)],
+        others=len(good) - len(chosen),
+        statistics={"bands": wanted, **measured.as_dict()},
+        statistics_lines=measured.lines(),
+        advice=advice,
+        command=f"convspark pretrain {shlex.quote(keep or images)} {flags}",
+        sheet=out if out is not None and pictures else None,
+        keep=keep,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def _read_as(look: "Look") -> int:
+    """How many bands are read of a picture: 8-bit colour of whatever is plain."""
+    return 3 if look.is_plain else look.bands
+
+
+def _bands(count: int) -> str:
+    return "1 band" if count == 1 else f"{count} bands"
+
+
+def _draw(good: "Sequence[Look]", count: int, channels: int | None, seed: int, out: str) -> None:
+    """A sheet of so many of the pictures, spread over all of them by the seed."""
+    from PIL import Image
+
+    from ..data import decode
+    from ..data.decode import Shrunk
+    from ..data.looks import displayed
+    from ..report.sheet import picture_sheet
+    from ..seeds import Use, counted
+
+    places = sorted(counted(seed, Use.STATISTICS, 2).permutation(len(good))[:count].tolist())
+    shown: list[Image.Image] = []
+    for look in (good[place] for place in places):
+        if look.is_plain:
+            picture = decode(look.path, lambda height, width: max(1.0, min(height, width) / 192))
+            shown.append(picture.picture if isinstance(picture, Shrunk) else picture)
+        else:
+            shown.append(displayed(look.path, channels))
+    captions = [
+        f"{os.path.basename(good[place].path)}  {good[place].size[1]}x{good[place].size[0]}" for place in places
+    ]
+    picture_sheet(shown, captions, out)
+
+
+def _watched(looks: "Iterable[Look]", total: int) -> "Iterable[Look]":
+    """With a progress bar, on a terminal."""
+    if not sys.stderr.isatty():
+        yield from looks
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(looks, "Looking at the pictures", total, console=Console(stderr=True), transient=True)
+
+
+def _by(sizes: dict[str, list[float]], place: int) -> str:
+    return f"{sizes['width'][place]:g}x{sizes['height'][place]:g}"
+
+
+def _counted(counts: dict[Any, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def _some(items: Iterable[str]) -> str:
+    listed = list(items)
+    more = [f"… and {len(listed) - _SHOWN} more"] if len(listed) > _SHOWN else []
+    return "\n".join([f"{len(listed)}", *(f"    {item}" for item in [*listed[:_SHOWN], *more])])
+
+
+def _groups(groups: list[list[str]]) -> str:
+    count = sum(len(group) - 1 for group in groups)
+    told = _some(" = ".join([*group[:3], *(["…"] if len(group) > 3 else [])]) for group in groups)
+    return f"{count} beside their first, in groups: {told}" if groups else "0"
