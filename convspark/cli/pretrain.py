@@ -53,8 +53,12 @@ def command() -> Command:
 
 def run(arguments: Sequence[str]) -> int:
     made = command()
-    given = made.parse(arguments)
+    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    several = list(arguments[:first])  # `{000..127}.tar`, as a shell writes it out
+    given = made.parse([*several[:1], *arguments[first:]])
     values = made.values(given)
+    if len(several) > 1:
+        values["images"] = several
     if given.print_config:
         from ..pretraining.estimate import resolved_config
 

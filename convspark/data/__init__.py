@@ -1,10 +1,13 @@
 """Where images come from and how they become tensors."""
 
+from .addresses import absolute, is_url
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
 from .files import as_lines, list_images, names_in
 from .photographs import demo_photographs
-from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
+from .places import is_missing, list_pictures
+from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
+from .shards import Places, shards_of, stamp_of
 from .sources import DatasetSource, FileSource, ImageSource, adapt
 from .splits import Split, tell_gone
 from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainTransform
@@ -12,25 +15,33 @@ from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainT
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MOST_BAD",
     "BadPictureError",
     "DatasetSource",
     "EpochSampler",
     "FileSource",
     "HeldOutTransform",
     "ImageSource",
+    "Places",
     "PretrainImages",
     "PretrainTransform",
     "ScanResult",
     "Shrunk",
     "Split",
     "TooManyBadPicturesError",
+    "absolute",
     "adapt",
     "as_lines",
     "decode",
     "demo_photographs",
     "hold_out",
+    "is_missing",
+    "is_url",
     "list_images",
+    "list_pictures",
     "names_in",
     "scan",
+    "shards_of",
+    "stamp_of",
     "tell_gone",
 ]

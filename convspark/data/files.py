@@ -5,19 +5,23 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
+from .addresses import is_url
 from .decode import open_regular, picture_suffixes, sniff
 
 _log = logging.getLogger(__name__)
 
 Source: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
+SHARD_SUFFIXES = (".tar", ".parquet")
+"""Of files that hold many pictures."""
+
 # Left by archivers and file servers, full of thumbnails and resource forks.
-_SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
+SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
 def list_images(source: Source) -> list[str]:
@@ -44,9 +48,9 @@ def list_images(source: Source) -> list[str]:
         return _from_iterable(source)
     path = os.fspath(source)
     if os.path.isdir(path):
-        return _from_folder(path)
+        return walk(path)
     if os.path.isfile(path):
-        return [path] if os.path.splitext(path)[1].lower() in picture_suffixes() else _from_text(path)
+        return [path] if os.path.splitext(path)[1].lower() in picture_suffixes() else from_text(path)
     raise DataError(
         f"images: {path!r} does not exist{_nearest(path)}; "
         "give a folder of pictures, or a text file with one path a line"
@@ -63,8 +67,14 @@ def _from_iterable(source: Iterable[str | os.PathLike[str]]) -> list[str]:
     return paths
 
 
-def _from_folder(root: str) -> list[str]:
-    """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million."""
+def walk(root: str, shards: list[str] | None = None) -> list[str]:
+    """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million.
+
+    Args:
+        shards: where given, files that hold many pictures are added to it, sorted, and a folder of nothing else is none
+            without a picture.
+    """
+    inside = [] if shards is None else shards
     suffixes = picture_suffixes()
     found: list[str] = []
     other: Counter[str] = Counter()
@@ -90,7 +100,7 @@ def _from_folder(root: str) -> list[str]:
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if _leads_to(entry.is_dir):
-                    if entry.name not in _SKIPPED_FOLDERS:
+                    if entry.name not in SKIPPED_FOLDERS:
                         folders.append(entry.path)
                 elif suffix in suffixes:
                     # A link that leads nowhere is a bad file, not a missing one.
@@ -100,17 +110,20 @@ def _from_folder(root: str) -> list[str]:
                     found.append(entry.path)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     nowhere.append(entry.path)
+                elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
+                    inside.append(entry.path)
                 elif _leads_to(entry.is_file):
                     other[suffix or "without suffix"] += 1
     if nowhere:
         _log.warning("%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), nowhere[0])
-    if not found:
+    inside.sort()
+    if not found and not inside:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"
         raise DataError(
             f"images: no picture in folder {root!r} or below (found: {holds}); pictures are files that "
             "end in .jpg, .png, .webp, .tif and the other suffixes that Pillow reads"
         )
-    if other:
+    if other and found:
         _log.info("%s: %d pictures, %d other files left out", root, len(found), sum(other.values()))
     found.sort()
     return found
@@ -147,7 +160,7 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _from_text(path: str) -> list[str]:
+def from_text(path: str) -> list[str]:
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8-sig")
@@ -161,10 +174,17 @@ def _from_text(path: str) -> list[str]:
     paths = names_in(text)
     if not paths:
         raise DataError(f"images: {path!r} holds no path; expected one path a line")
-    base = os.path.dirname(os.path.abspath(path))
+    return beside_list(path, paths)
+
+
+def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
+    """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
+    there; URLs stay.
+    """
+    base = os.path.dirname(os.path.abspath(listing))
     if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
-    return [os.path.join(base, line) for line in paths]
+    return [path if is_url(path) else os.path.join(base, path) for path in paths]
 
 
 def _nearest(path: str) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..errors import DataError, UsageError
 from ..seeds import Use, counted
-from .decode import BadPictureError, decode_unquietly, left_out, open_header, open_regular, quiet
+from .decode import BadPictureError, left_out, open_header, quiet
+from .sources import FileSource
 from .tiff import Tiff
 
 T = TypeVar("T")
@@ -72,14 +73,16 @@ def scan(
     """
     if not paths:
         raise DataError("images: there are no pictures to look at")
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    source = FileSource(paths)
+    chunks = [range(start, min(start + _CHUNK, len(paths))) for start in range(0, len(paths), _CHUNK)]
     good: list[str] = []
     bad: list[tuple[str, str]] = []
     partly: dict[str, list[str]] = defaultdict(list)  # by what is left out
     with quiet(), ThreadPoolExecutor(workers or 8) as pool:
-        examined = pool.map(partial(_examine_all, whole), chunks)
+        examined = pool.map(partial(_examine_all, source, whole), chunks)
         for chunk, results in zip(chunks, _watched(examined, chunks, progress), strict=True):
-            for path, (reason, left_out) in zip(chunk, results, strict=True):
+            for index, (reason, left_out) in zip(chunk, results, strict=True):
+                path = paths[index]
                 if reason is None:
                     good.append(path)
                 else:
@@ -130,15 +133,17 @@ def hold_out(items: Sequence[T], share: float = 0.02, most: int = 1000, seed: in
     return train, [item for index, item in enumerate(items) if index in chosen]
 
 
-def _examine_all(whole: bool, paths: Iterable[str]) -> list[tuple[str | None, str | None]]:
-    return [_examine(path, whole) for path in paths]
+def _examine_all(source: FileSource, whole: bool, indices: Iterable[int]) -> list[tuple[str | None, str | None]]:
+    return [_examine(source, index, whole) for index in indices]
 
 
-def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
+def _examine(source: FileSource, index: int, whole: bool) -> tuple[str | None, str | None]:
     """Why a picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
+    if not whole and source.is_remote(index):
+        return None, None
     beside: str | None = None
     try:
-        with open_regular(path) as file:
+        with source.open(index) as file:
             tiff = Tiff.read(file)
             if tiff is not None:
                 beside = tiff.left_out
@@ -154,7 +159,7 @@ def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
     except Exception:  # whatever Pillow raised, decoding raises it again and gives it a name
         pass
     try:
-        decode_unquietly(path)
+        source.decode(index)
     except BadPictureError as error:
         return error.reason, None
     return None, beside
@@ -162,7 +167,7 @@ def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
 
 def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
     """Whether the end of the picture is in the file; where the format does not tell, False: decode it."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
 
     def tail(count: int) -> bytes:
         file.seek(max(0, size - count))
@@ -181,7 +186,7 @@ def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
     return False
 
 
-def _watched(results: Iterable[T], chunks: Sequence[Sequence[str]], progress: bool | None) -> Iterable[T]:
+def _watched(results: Iterable[T], chunks: Sequence[Sequence[int]], progress: bool | None) -> Iterable[T]:
     """`results` (one a chunk) as they come, with a progress bar on stderr."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield from results

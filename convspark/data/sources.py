@@ -1,8 +1,9 @@
 """Sources of pictures: files, or any PyTorch dataset, behind one small interface."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +11,21 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from .decode import BadPictureError, Shrink, Shrunk, decode, to_rgb
+from . import remote
+from .addresses import is_url, within
+from .decode import (
+    BadPictureError,
+    Shrink,
+    Shrunk,
+    decode_bytes,
+    decode_unquietly,
+    open_regular,
+    quiet,
+    reason_of,
+    to_rgb,
+)
+from .names import Names
+from .shards import Places
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -35,7 +50,7 @@ class GonePictureError(BadPictureError):
 
 
 class FileSource:
-    """Picture files by path.
+    """Picture files by address: a path, a URL, or a place in a shard.
 
     Args:
         paths: of the files.
@@ -45,24 +60,58 @@ class FileSource:
     def __init__(self, paths: Sequence[str], gone: Iterable[int] = ()) -> None:
         if not paths:
             raise DataError("images: the list of paths is empty")
-        # One array of bytes instead of a million Python strings: forked workers would copy those, page by
-        # page, as they touch their reference counts.
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._ends = np.cumsum([len(path) for path in encoded])
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._names = Names(paths)
         self._gone = frozenset(gone)
+        self._elsewhere = np.array([is_url(path) for path in paths])  # not in a file of its own on this machine
+        self._places = Places(paths) if self._elsewhere.any() else None
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
+
+    @property
+    def places(self) -> Places | None:
+        """Of the pictures in shards; None where all are files of this machine."""
+        return self._places
 
     def read(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
         if index in self._gone:
             raise GonePictureError(self.name(index), "no longer among the data")
-        return decode(self.name(index), shrink)
+        with quiet():
+            return self.decode(index, shrink)
+
+    def decode(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+        """`read`, in silence or not."""
+        name = self.name(index)
+        if not self._elsewhere[index]:
+            return decode_unquietly(name, shrink)
+        try:
+            content = self._content(index)
+        except OSError as error:
+            raise BadPictureError(name, reason_of(name, error)) from error
+        return decode_bytes(name, content, shrink)
+
+    def open(self, index: int) -> BinaryIO:
+        """The file of a picture.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return io.BytesIO(self._content(index)) if self._elsewhere[index] else open_regular(self.name(index))
+
+    def is_remote(self, index: int) -> bool:
+        """Whether it is read through a network."""
+        if not self._elsewhere[index]:
+            return False
+        part = within(self.name(index))
+        return part is None or is_url(part.shard)
+
+    def _content(self, index: int) -> bytes:
+        if self._places is not None and self._places.number[index] >= 0:
+            return self._places.content(index)
+        return remote.read_all(self.name(index))
 
     def name(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+        return self._names[index]
 
 
 class DatasetSource:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import list_images
+from ..data import is_missing, list_images
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
@@ -43,6 +43,8 @@ from .build import build_model, drop_path_of, named_backbone
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import PretrainSettings
+
+_MOST_PLACES = 10_000
 
 
 @dataclass
@@ -184,7 +186,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     picture_epochs = max(1, s.epochs // 10) if s.picture_epochs is None else s.picture_epochs
     resolved = replace(
         s,
-        images=str(s.images) if isinstance(s.images, str | os.PathLike) else None,
+        images=_place(s.images),
         model=s.model if isinstance(s.model, str) else None,
         batch_size=numbers.batch_size,
         size=format_size(parse_size(s.size)),
@@ -260,5 +262,14 @@ def _look_for_images(images: Any) -> None:
     """A folder that is not there is told before the network is built."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
-    if isinstance(images, str | os.PathLike) and not os.path.exists(images):
+    if isinstance(images, str | os.PathLike) and is_missing(os.fspath(images)):
         list_images(images)  # raises, and suggests the nearest name
+
+
+def _place(images: Any) -> str | list[str] | None:
+    """Images as the settings of a run keep them: a place or several; a long list is in a file of its own."""
+    if isinstance(images, str | os.PathLike):
+        return os.fspath(images)
+    if isinstance(images, list | tuple) and len(images) <= _MOST_PLACES and all(isinstance(one, str) for one in images):
+        return list(images)
+    return None

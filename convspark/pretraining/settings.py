@@ -19,7 +19,7 @@ class PretrainSettings(Settings):
     kind: ClassVar[str] = "pretrain"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "cuda_graph", "checkpoint_minutes")
 
-    images: Any = field(default=None, metadata={"type": str | None})
+    images: Any = field(default=None, metadata={"type": str | list[str] | None})
     _: KW_ONLY
     model: "str | nn.Module | None" = field(default="resnet50", metadata={"type": str | None})
     epochs: int = 200

@@ -1,5 +1,6 @@
 """The images of a run: found, checked, split, and served as batches."""
 
+import json
 import logging
 import os
 import shutil
@@ -18,16 +19,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..data import (
+    MOST_BAD,
     EpochSampler,
     HeldOutTransform,
+    Places,
     PretrainImages,
     PretrainTransform,
+    absolute,
     adapt,
     as_lines,
     hold_out,
-    list_images,
+    is_url,
+    list_pictures,
     names_in,
     scan,
+    shards_of,
+    stamp_of,
 )
 from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
@@ -37,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 # Held-out images are decoded once and kept, as long as they take no more than this.
 _MOST_CACHED_BYTES = 512 << 20
+
+_FEW_PLACES = 4  # are named one by one
 
 
 @dataclass
@@ -64,6 +73,10 @@ class Images:
             _write_lines(folder.train_files, self.train)
         if isinstance(self.held_out, list):
             _write_lines(folder.held_out_files, self.held_out)
+        lists = [each for each in (self.train, self.held_out) if isinstance(each, list)]
+        shards = sorted({shard for each in lists for shard in shards_of(each)})
+        if shards:
+            write_text(folder.shards, json.dumps({shard: stamp_of(shard) for shard in shards}, indent=2) + "\n")
         write_bad_files(folder, self.bad)
 
 
@@ -114,13 +127,14 @@ def reopen_images(
     train = _read_lines(folder.train_files)
     if not train:
         raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
-    missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(path)]
+    missing = [path for path in train[:: max(1, len(train) // 100)] if not is_url(path) and not os.path.exists(path)]
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
             f"put them back, or correct {folder.train_files}"
         )
-    return Images(train, kept, [], images if isinstance(images, str) else "a list of files")
+    _tell_changed(folder, [*train, *(kept if isinstance(kept, list) else ())])
+    return Images(train, kept, [], _described(images))
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
@@ -307,13 +321,45 @@ def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        paths = list_images(images)
-        result = scan(paths)
+        result = scan(list_pictures(images))
         bad += result.bad
-        name = str(images) if isinstance(images, str | os.PathLike) else "a list of files"
-        return [os.path.abspath(path) for path in result.good], name
+        return [absolute(path) for path in result.good], _described(images)
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__
+
+
+def _described(images: Any) -> str:
+    """What to call the images of a run that has a list of files."""
+    if isinstance(images, list | tuple) and 0 < len(images) <= _FEW_PLACES:
+        return ", ".join(map(str, images))
+    return str(images) if isinstance(images, str | os.PathLike) else "a list of files"
+
+
+def _tell_changed(folder: RunFolder, pictures: Sequence[str]) -> None:
+    """Say which shards are no longer as they were when a run began.
+
+    Raises:
+        DataError: more of its pictures are gone than are put up with.
+    """
+    try:
+        before = json.loads(folder.shards.read_text(encoding="utf-8")) if folder.shards.is_file() else {}
+    except ValueError:
+        logger.warning("%s is torn: whether the files of pictures have changed is not known", folder.shards)
+        before = {}
+    changed = [shard for shard in shards_of(pictures) if before.get(shard) not in (None, stamp_of(shard))]
+    if not changed:
+        return
+    lost = Places(pictures).missing
+    gone = [pictures[index] for index in lost.nonzero()[0].tolist()]
+    told = f"{len(changed)} files of pictures have changed since the run {folder.path} began: {', '.join(changed[:3])}"
+    if len(gone) > MOST_BAD * len(pictures):
+        raise DataError(
+            f"{told}. {len(gone)} of its {len(pictures)} pictures are gone, for example {gone[0]}; put them back, or "
+            "start a new run"
+        )
+    if gone:
+        told += f"; {len(gone)} of its pictures are gone, others stand in for them"
+    logger.warning("%s. Where what is in their pictures changed, the run goes on otherwise than it would have", told)
 
 
 def _whole(held_out: Any, bad: list[tuple[str, str]]) -> Any:
