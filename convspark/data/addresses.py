@@ -47,7 +47,10 @@ def absolute(address: str) -> str:
     parts = within(address)
     if parts is not None:
         return str(parts._replace(shard=absolute(parts.shard)))
-    return address if is_url(address) else os.path.abspath(address)
+    if is_url(address):
+        return address
+    plain = address.startswith("/") and "//" not in address and "/." not in address and not address.endswith("/")
+    return address if plain else os.path.abspath(address)  # of a million, no second copies
 
 
 def expanded(pattern: str) -> list[str]:

@@ -134,14 +134,20 @@ def as_lines(names: Iterable[str]) -> str:
 
     A name that would not come back as it is, or that some reader of lines would cut, becomes a JSON text in ASCII.
     """
-    lines = (name if name.isprintable() and names_in(name) == [name] else json.dumps(name) for name in names)
-    return "".join(f"{line}\n" for line in lines)
+    return "".join([f"{name if _is_plain_line(name) else json.dumps(name)}\n" for name in names])
 
 
 def names_in(text: str) -> list[str]:
     """The names in a text of one line each; blank lines and comments are left out."""
     lines = (line.strip(" \t\r") for line in text.split("\n"))
     return [_unquoted(line) for line in lines if line and not line.startswith("#")]
+
+
+def _is_plain_line(name: str) -> bool:
+    if not name.isprintable():
+        return False
+    usual = name.startswith("/") and not name.endswith(" ")  # of a million, most are
+    return usual or names_in(name) == [name]
 
 
 def _unquoted(line: str) -> str:

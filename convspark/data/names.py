@@ -27,8 +27,23 @@ class Names(Sequence[str]):
         made.text, made.ends = text, ends
         return made
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Names):
+            return NotImplemented
+        return np.array_equal(self.ends, other.ends) and np.array_equal(self.text, other.text)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __len__(self) -> int:
         return len(self.ends)
+
+    def encoded(self, indices: range) -> list[bytes]:
+        """Some that follow each other, as bytes."""
+        first, last = indices.start, indices.stop
+        start = int(self.ends[first - 1]) if first else 0
+        ends = (self.ends[first:last] - start).tolist()
+        text = self.text[start : start + (ends[-1] if ends else 0)].tobytes()
+        return [text[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
     @overload
     def __getitem__(self, index: int) -> str: ...

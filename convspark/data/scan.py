@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from threading import Lock
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError
@@ -17,6 +18,7 @@ from ..seeds import Use, counted
 from .decode import BadPictureError, left_out, open_header, quiet
 from .sources import FileSource
 from .tiff import Tiff
+from .verdicts import Look, Verdicts
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ MOST_BAD = 0.05
 
 _CHUNK = 256  # paths a task: a future for each of a million paths would take a gigabyte
 _LISTED = 8
+_GOOD = (None, None)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def scan(
     whole: bool = False,
     most_bad: float = MOST_BAD,
     progress: bool | None = None,
+    place: str | None = None,
 ) -> ScanResult:
     """Looks at every file: its header, its size in pixels, and whether the end of the file is there.
 
@@ -59,14 +63,17 @@ def scan(
     files, other things under a picture's name, pictures too large to decode. Whatever looks wrong or
     unfamiliar is then decoded in full, so that no good picture is turned away. Damage in the midst of a file
     shows only in training (`PretrainImages` replaces such a picture), or where `whole` asks for it. What of files is
-    not taken (further pages, further bands) is said.
+    not taken (further pages, further bands) is said. Pictures behind a network are looked at only where `whole` asks
+    for it.
 
     Args:
-        paths: files, see `list_images`.
+        paths: files, see `list_images`, or other addresses of pictures.
         workers: threads; None for 8, which is more than there are cores because they wait for the disk.
         whole: decode every picture to its last pixel: for those that are measured with.
         most_bad: share of bad files above which this fails.
         progress: a progress bar on stderr; None for one if stderr is a terminal.
+        place: what to call the collection where it is kept what was found, so that only files that have changed are
+            looked at the next time; None keeps nothing.
 
     Raises:
         DataError: no readable picture, or a larger share than `most_bad` is bad; names the first few.
@@ -74,12 +81,13 @@ def scan(
     if not paths:
         raise DataError("images: there are no pictures to look at")
     source = FileSource(paths)
+    look = _Looking(source, Verdicts(source.names, place), Look.WHOLE if whole else Look.QUICK)
     chunks = [range(start, min(start + _CHUNK, len(paths))) for start in range(0, len(paths), _CHUNK)]
     good: list[str] = []
     bad: list[tuple[str, str]] = []
     partly: dict[str, list[str]] = defaultdict(list)  # by what is left out
     with quiet(), ThreadPoolExecutor(workers or 8) as pool:
-        examined = pool.map(partial(_examine_all, source, whole), chunks)
+        examined = pool.map(look.at_all, chunks)
         for chunk, results in zip(chunks, _watched(examined, chunks, progress), strict=True):
             for index, (reason, left_out) in zip(chunk, results, strict=True):
                 path = paths[index]
@@ -90,11 +98,14 @@ def scan(
                 if left_out is not None and not whole:
                     partly[left_out].append(path)
     check_bad_share(bad, len(paths), most_bad)
+    look.verdicts.keep()
     if bad:
         _log.warning("%s", describe_bad(bad, len(paths)))
     for what, holders in partly.items():
         more = ", …" if len(holders) > _LISTED else ""
         _log.warning("%d of %d files %s: %s%s", len(holders), len(paths), what, ", ".join(holders[:_LISTED]), more)
+    if look.unseen:
+        _log.info("%d pictures are read through a network, and were not looked at (a full check does)", look.unseen)
     return ScanResult(good, bad)
 
 
@@ -133,14 +144,43 @@ def hold_out(items: Sequence[T], share: float = 0.02, most: int = 1000, seed: in
     return train, [item for index, item in enumerate(items) if index in chosen]
 
 
-def _examine_all(source: FileSource, whole: bool, indices: Iterable[int]) -> list[tuple[str | None, str | None]]:
-    return [_examine(source, index, whole) for index in indices]
+class _Looking:
+    """One look at all pictures of a source."""
+
+    def __init__(self, source: FileSource, verdicts: Verdicts, wanted: Look) -> None:
+        self.verdicts = verdicts
+        self.unseen = 0
+        self._source = source
+        self._wanted = wanted
+        self._lock = Lock()
+
+    def at_all(self, indices: range) -> list[tuple[str | None, str | None]]:
+        """Why each picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
+        results: list[tuple[str | None, str | None]] = [_GOOD] * len(indices)
+        stamps = self._source.stamps(indices)
+        known = self.verdicts.are_good(indices, stamps, self._wanted)
+        good = np.zeros(len(indices), dtype=bool)
+        for place, index in enumerate(indices):
+            if known[place]:
+                reason, remark = None, self.verdicts.remark(index) if self.verdicts.remarks[1:] else None
+            elif self._wanted < Look.WHOLE and self._source.is_remote(index):
+                with self._lock:
+                    self.unseen += 1
+                continue
+            else:
+                reason, remark = _examine(self._source, index, self._wanted is Look.WHOLE)
+                good[place] = reason is None
+                self.verdicts.note(index, remark)
+            if reason or remark:
+                results[place] = reason, remark
+        self.verdicts.learn(np.asarray(indices)[good], stamps[good], self._wanted)
+        return results
 
 
 def _examine(source: FileSource, index: int, whole: bool) -> tuple[str | None, str | None]:
-    """Why a picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
-    if not whole and source.is_remote(index):
-        return None, None
+    """Of one picture what `_Looking.at_all` tells of each."""
+    if not whole and source.is_plain(index):
+        return _GOOD
     beside: str | None = None
     try:
         with source.open(index) as file:

@@ -1,6 +1,8 @@
 """Files that hold many pictures, behind one interface: where a picture lies, and its bytes."""
 
+import zlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -158,6 +160,18 @@ class Places:
         """Which pictures are in no shard any more, (N,) bool."""
         lost = [number for number, shard in enumerate(self._shards) if isinstance(shard, LostShard)]
         return (self.number >= 0) & ((self._places[:, 0] < 0) | np.isin(self.number, lost))
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Two numbers that change when a picture does, as its shard does; -1 of one that is in no shard."""
+        number = self.number[index]
+        if number < 0:
+            return -1, -1
+        return int(self._places[index, 1]), self._changed[number]
+
+    @cached_property
+    def _changed(self) -> list[int]:
+        """A number for each shard's stamp, below all times of files."""
+        return [zlib.crc32(stamp_of(path).encode()) for _, path in self.shards]
 
     def content(self, index: int) -> bytes:
         """The file of a picture in a shard.

@@ -1,6 +1,7 @@
 """Sources of pictures: files, or any PyTorch dataset, behind one small interface."""
 
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, Protocol
@@ -24,6 +25,7 @@ from .decode import (
     reason_of,
     to_rgb,
 )
+from .headers import is_plain
 from .names import Names
 from .shards import Places
 from .transforms import Picture
@@ -69,9 +71,18 @@ class FileSource:
         return len(self._names)
 
     @property
-    def places(self) -> Places | None:
-        """Of the pictures in shards; None where all are files of this machine."""
-        return self._places
+    def names(self) -> Names:
+        """Of all pictures."""
+        return self._names
+
+    def stamps(self, indices: range) -> np.ndarray:
+        """(size, time) of the file of each picture, or what stands for them, int64, (n, 2); -1 where not known."""
+        if self._places is not None and self._elsewhere[indices.start : indices.stop].any():
+            there = self._places
+            pairs = [there.stamp(at) if self._elsewhere[at] else _stamp(self.name(at)) for at in indices]
+        else:
+            pairs = [_stamp(name) for name in self._names.encoded(indices)]
+        return np.array(pairs, dtype=np.int64)
 
     def read(self, index: int, shrink: Shrink | None = None) -> Image.Image | Shrunk:
         if index in self._gone:
@@ -98,6 +109,10 @@ class FileSource:
         """
         return io.BytesIO(self._content(index)) if self._elsewhere[index] else open_regular(self.name(index))
 
+    def is_plain(self, index: int) -> bool:
+        """Whether it is, seen from outside, a whole picture of a usual kind; False says nothing."""
+        return not self._elsewhere[index] and is_plain(self.name(index))
+
     def is_remote(self, index: int) -> bool:
         """Whether it is read through a network."""
         if not self._elsewhere[index]:
@@ -112,6 +127,14 @@ class FileSource:
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+
+def _stamp(path: str | bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class DatasetSource:

@@ -170,7 +170,10 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     split = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
-    images = reopen_images(run.folder, s.images, **split) if run.goes_on else find_images(s.images, **split)
+    if run.goes_on:
+        images = reopen_images(run.folder, s.images, **split)
+    else:
+        images = find_images(s.images, **split, check=s.check)
     numbers = count(len(images.train) * s.crops_per_image, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:

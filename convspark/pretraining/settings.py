@@ -47,6 +47,7 @@ class PretrainSettings(Settings):
     accumulate: int = 1
     held_out: Any = field(default=0.02, metadata={"type": float | str | None})
     held_out_most: int = 1000
+    check: Literal["quick", "full", "none"] = field(default="quick", metadata={"before": "quick"})
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1

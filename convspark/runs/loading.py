@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -45,7 +45,10 @@ logger = logging.getLogger(__name__)
 # Held-out images are decoded once and kept, as long as they take no more than this.
 _MOST_CACHED_BYTES = 512 << 20
 
-_FEW_PLACES = 4  # are named one by one
+_FEW_PLACES, _MOST_PLACES = 4, 10_000  # are named one by one, to the user and in the cache
+
+Check: TypeAlias = Literal["quick", "full", "none"]
+"""How images are looked at before a run."""
 
 
 @dataclass
@@ -80,22 +83,25 @@ class Images:
         write_bad_files(folder, self.bad)
 
 
-def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0) -> Images:
+def find_images(
+    images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000, seed: int = 0, check: Check = "quick"
+) -> Images:
     """Find and check the images, and hold a share of them out.
 
     Args:
-        images: a folder, a text file of paths, a list of paths, or any map-style dataset of images.
+        images: what `list_pictures` takes, or any map-style dataset of images.
         held_out: the share that is not trained on, or images of its own, given in the same ways.
         held_out_most: the most that a share comes to.
         seed: of the choice.
+        check: `quick` looks at each file, `full` decodes it, `none` takes what is there.
 
     Raises:
         DataError: nothing there, no readable picture, or more than 5 % unreadable.
     """
     bad: list[tuple[str, str]] = []
-    found, description = _open(images, bad)
+    found, description = _open(images, bad, check)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        return Images(found, _whole(_open(held_out, bad)[0], bad), bad, description)
+        return Images(found, _whole(*_open(held_out, bad, check), bad, check), bad, description)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(found, list):
@@ -104,7 +110,7 @@ def find_images(images: Any, *, held_out: Any = 0.02, held_out_most: int = 1000,
         order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
         train = torch.utils.data.Subset(found, order)
         kept = torch.utils.data.Subset(found, kept_order) if kept_order else None
-    return Images(train, _whole(kept or None, bad), bad, description)
+    return Images(train, _whole(kept or None, description, bad, check), bad, description)
 
 
 def reopen_images(
@@ -316,16 +322,25 @@ def first_images(loader: Any, train: Any, count: int = 8) -> Tensor:
     return torch.cat(found)[:count]
 
 
-def _open(images: Any, bad: list[tuple[str, str]]) -> tuple[Any, str]:
+def _open(images: Any, bad: list[tuple[str, str]], check: Check) -> tuple[Any, str]:
     """A list of readable paths, or a dataset; and what to call it."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        result = scan(list_pictures(images))
-        bad += result.bad
-        return [absolute(path) for path in result.good], _described(images)
+        paths = list_pictures(images)
+        if check != "none":
+            result = scan(paths, whole=check == "full", place=_called(images))
+            bad += result.bad
+            paths = result.good
+        return [absolute(path) for path in paths], _described(images)
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__
+
+
+def _called(images: Any) -> str | None:
+    """What to call a collection from one run to the next; None for a list that Python has."""
+    places = [images] if isinstance(images, str | os.PathLike) else images
+    return "\n".join(absolute(os.fspath(place)) for place in places) if len(places) <= _MOST_PLACES else None
 
 
 def _described(images: Any) -> str:
@@ -362,11 +377,11 @@ def _tell_changed(folder: RunFolder, pictures: Sequence[str]) -> None:
     logger.warning("%s. Where what is in their pictures changed, the run goes on otherwise than it would have", told)
 
 
-def _whole(held_out: Any, bad: list[tuple[str, str]]) -> Any:
+def _whole(held_out: Any, description: str, bad: list[tuple[str, str]], check: Check) -> Any:
     """Held-out files without those that are damaged anywhere: none can stand in for what is measured with."""
-    if not isinstance(held_out, list):
+    if not isinstance(held_out, list) or check == "none":
         return held_out
-    result = scan(held_out, whole=True, most_bad=0.5)
+    result = scan(held_out, whole=True, most_bad=0.5, place=f"held out of {os.path.abspath(description)}")
     bad += result.bad
     return result.good
 
