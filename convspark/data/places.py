@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from ..errors import DataError, UsageError
 from . import remote
-from .addresses import expanded, is_url, within
+from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
-from .files import SHARD_SUFFIXES, Source, from_text, list_images, walk
+from .files import SHARD_SUFFIXES, Source, beside_list, from_text, list_images, walk
 from .shards import addresses_in
+from .tables import ParquetShard, is_saved_dataset, saved_split
 from .tars import COMPRESSED
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ def _at(place: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> list[str]:
+    saved = saved_split(folder) or folder
+    if is_saved_dataset(saved):
+        return addresses_in("dataset", absolute(saved))
     shards: list[str] = []
     found = walk(folder, shards)
     if found and shards:
@@ -95,7 +99,17 @@ def _at_url(url: str) -> list[str]:
 
 
 def _in_shard(path: str) -> list[str]:
-    return addresses_in("tar", path if is_url(path) else os.path.abspath(path))
+    path = absolute(path)
+    if not path.lower().endswith(".parquet"):
+        return addresses_in("tar", path)
+    try:
+        table = ParquetShard(path)
+        listed = None if table.holds_pictures else table.paths()
+    except FileNotFoundError:
+        raise DataError(f"images: {path!r} does not exist") from None
+    except OSError as error:
+        raise DataError(f"images: {path!r} cannot be read: {error}") from None
+    return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed))
 
 
 def _is_shard(place: str) -> bool:

@@ -1,5 +1,6 @@
 """Files that hold many pictures, behind one interface: where a picture lies, and its bytes."""
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from . import remote, tars
 from .addresses import Within, within
+from .tables import ParquetShard, SavedShard
 
 _BLOCK = 256  # neighbours that are read with one another, where a shard does not say
 
@@ -95,6 +97,10 @@ def open_shard(kind: str, path: str) -> Shard:
     match kind:
         case "tar":
             return TarShard(path)
+        case "parquet":
+            return ParquetShard(path)
+        case "dataset":
+            return SavedShard(path)
     raise AssertionError(kind)
 
 
@@ -121,8 +127,9 @@ def shards_of(addresses: Iterable[str]) -> dict[str, str]:
 
 def stamp_of(path: str) -> str:
     """What changes when a shard does; "gone" where it is not there, or cannot be read."""
+    saved = os.path.join(path, "state.json")  # with a fingerprint, in a folder that `datasets` wrote
     try:
-        return str(remote.stamp(path))
+        return str(remote.stamp(saved if os.path.isdir(path) else path))
     except OSError:
         return "gone"
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..errors import DataError, UsageError
 from . import remote
@@ -28,6 +29,7 @@ from .decode import (
 from .headers import is_plain
 from .names import Names
 from .shards import Places
+from .tables import bytes_of, column_of
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -54,6 +56,9 @@ class GonePictureError(BadPictureError):
 class FileSource:
     """Picture files by address: a path, a URL, or a place in a shard.
 
+    Attributes:
+        places: where those in shards lie; None where all are files of this machine.
+
     Args:
         paths: of the files.
         gone: the places of those that do not belong to the data any more, whether there is a file or not.
@@ -65,7 +70,7 @@ class FileSource:
         self._names = Names(paths)
         self._gone = frozenset(gone)
         self._elsewhere = np.array([is_url(path) for path in paths])  # not in a file of its own on this machine
-        self._places = Places(paths) if self._elsewhere.any() else None
+        self.places = Places(paths) if self._elsewhere.any() else None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -77,8 +82,8 @@ class FileSource:
 
     def stamps(self, indices: range) -> np.ndarray:
         """(size, time) of the file of each picture, or what stands for them, int64, (n, 2); -1 where not known."""
-        if self._places is not None and self._elsewhere[indices.start : indices.stop].any():
-            there = self._places
+        if self.places is not None and self._elsewhere[indices.start : indices.stop].any():
+            there = self.places
             pairs = [there.stamp(at) if self._elsewhere[at] else _stamp(self.name(at)) for at in indices]
         else:
             pairs = [_stamp(name) for name in self._names.encoded(indices)]
@@ -121,8 +126,8 @@ class FileSource:
         return part is None or is_url(part.shard)
 
     def _content(self, index: int) -> bytes:
-        if self._places is not None and self._places.number[index] >= 0:
-            return self._places.content(index)
+        if self.places is not None and self.places.number[index] >= 0:
+            return self.places.content(index)
         return remote.read_all(self.name(index))
 
     def name(self, index: int) -> str:
@@ -179,6 +184,32 @@ class DatasetSource:
         return f"item {index}"
 
 
+class HubSource:
+    """Items of a map-style dataset of Hugging Face's `datasets`: files in a column, decoded like all others."""
+
+    def __init__(self, dataset: Any, column: str, items: Sequence[int]) -> None:
+        from datasets import Image as Feature
+
+        self._rows = dataset.select_columns([column]).cast_column(column, Feature(decode=False))
+        self._column = column
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def read(self, index: int, shrink: Shrink | None = None) -> Picture:
+        name = self.name(index)
+        try:
+            content = bytes_of(self._rows[int(self._items[index])][self._column])
+        except OSError as error:
+            raise BadPictureError(name, reason_of(name, error)) from error
+        with quiet():
+            return decode_bytes(name, content, shrink)
+
+    def name(self, index: int) -> str:
+        return f"item {self._items[index]}"
+
+
 def adapt(dataset: Any) -> ImageSource:
     """Any map-style dataset of images as a source; see `DatasetSource` for what its items may be.
 
@@ -195,7 +226,10 @@ def adapt(dataset: Any) -> ImageSource:
         )
     if not len(dataset):
         raise DataError(f"images: the {type(dataset).__name__} is empty")
-    source = DatasetSource(dataset)
+    items = dataset.indices if isinstance(dataset, Subset) else range(len(dataset))
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    column = column_of(whole)
+    source = DatasetSource(dataset) if column is None else HubSource(whole, column, items)
     with suppress(BadPictureError):
         source.read(0)  # an item of the wrong kind is better found now than in a worker
     return source
