@@ -1,6 +1,8 @@
 """Where the pictures are: a folder, a text file of paths, or a list of paths become one list of paths."""
 
+import csv
 import difflib
+import io
 import json
 import logging
 import os
@@ -16,6 +18,9 @@ from .decode import open_regular, picture_suffixes, sniff
 _log = logging.getLogger(__name__)
 
 Source: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "url")
+"""Names of columns that hold paths of pictures, the likeliest first."""
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 """Of files that hold many pictures."""
@@ -36,6 +41,7 @@ def list_images(source: Source) -> list[str]:
             * a text file (UTF-8) with one path a line, relative to the file's own folder, or to the working
               directory if the first path is not found there. Blank lines and lines that begin with `#` are
               skipped; order and repetitions are kept. Names that no plain line can hold are JSON texts (`as_lines`).
+            * a CSV or TSV file with a column named `path` or the like, or with paths in its first column.
             * one picture.
             * an iterable of paths, kept as it is.
 
@@ -169,24 +175,48 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
 def from_text(path: str) -> list[str]:
     try:
         with open_regular(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(
-            f"images: {path!r} is neither a folder, nor a picture by its suffix, "
-            "nor a UTF-8 text file with one path a line"
-        ) from None
+            content = file.read()
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error.strerror}") from None
-    paths = names_in(text)
+    return beside_list(path, paths_in(content, path))
+
+
+def paths_in(content: bytes, listing: str) -> list[str]:
+    """The paths that a list holds, as they stand there: a line each, or the column of them where it is CSV or TSV.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"images: {listing!r} is neither a folder, nor a picture by its suffix, "
+            "nor a UTF-8 text file with one path a line"
+        ) from None
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(os.path.splitext(listing)[1].lower())
+    paths = names_in(text) if delimiter is None else _column_of_paths(text, delimiter)
     if not paths:
-        raise DataError(f"images: {path!r} holds no path; expected one path a line")
-    return beside_list(path, paths)
+        raise DataError(f"images: {listing!r} holds no path; expected one path a line")
+    return paths
+
+
+def _column_of_paths(text: str, delimiter: str) -> list[str]:
+    """By the name in the first row, or, where there is none of the usual, the first column of all rows."""
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    named = [head.index(name) for name in PATH_COLUMNS if name in head]
+    column, first = (named[0], 1) if named else (0, 0)
+    return [row[column] for row in rows[first:] if len(row) > column and row[column]]
 
 
 def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
     """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
     there; URLs stay.
     """
+    if is_url(listing):
+        base = listing.rpartition("/")[0]
+        return [path if is_url(path) else f"{base}/{path}" for path in paths]
     base = os.path.dirname(os.path.abspath(listing))
     if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()

@@ -9,14 +9,14 @@ from ..errors import DataError, UsageError
 from . import remote
 from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
-from .files import SHARD_SUFFIXES, Source, beside_list, from_text, list_images, walk
+from .files import SHARD_SUFFIXES, Source, beside_list, from_text, list_images, paths_in, walk
 from .shards import addresses_in
 from .tables import ParquetShard, is_saved_dataset, saved_split
 from .tars import COMPRESSED
 
 _log = logging.getLogger(__name__)
 
-_LISTS = (".txt", ".lst", ".list")
+_LISTS = (".txt", ".csv", ".tsv")
 
 
 def list_pictures(images: Source) -> list[str]:
@@ -78,11 +78,13 @@ def _in_folder(folder: str) -> list[str]:
     shards: list[str] = []
     found = walk(folder, shards)
     if found and shards:
-        _log.warning(
-            "%s holds pictures, which are taken, and %d files that may hold more, which are not: %s",
-            folder, len(shards), shards[0],
-        )  # fmt: skip
+        _warn_of_both(folder, shards)
     return found or [address for shard in shards for address in _in_shard(shard)]
+
+
+def _warn_of_both(folder: str, shards: list[str]) -> None:
+    told = "%s holds pictures, which are taken, and %d files that may hold more, which are not: %s"
+    _log.warning(told, folder, len(shards), shards[0])
 
 
 def _in_file(path: str) -> list[str]:
@@ -95,7 +97,32 @@ def _in_file(path: str) -> list[str]:
 
 
 def _at_url(url: str) -> list[str]:
-    raise UsageError(f"images: {url!r} cannot be read")
+    """A picture, a shard, a list, or a folder of them, behind a URL."""
+    suffix = os.path.splitext(url)[1].lower()
+    if suffix in picture_suffixes():
+        return [url]
+    if _is_shard(url):
+        return _in_shard(url)
+    try:
+        if suffix in _LISTS:
+            return _at_each(beside_list(url, paths_in(remote.read_all(url), url)))
+        files = remote.files_below(url)
+    except FileNotFoundError:
+        raise DataError(f"images: {url!r} does not exist") from None
+    except OSError as error:
+        raise DataError(f"images: {url!r} cannot be read: {error}") from None
+    names = {file: os.path.basename(file) for file in files}
+    shown = [file for file in files if not names[file].startswith(".")]
+    found = [file for file in shown if os.path.splitext(file)[1].lower() in picture_suffixes()]
+    shards = [file for file in shown if _is_shard(file)]
+    if found and shards:
+        _warn_of_both(url, shards)
+    if not found and not shards:
+        raise DataError(
+            f"images: no picture below {url!r} ({len(files)} files found); pictures end in .jpg, .png and the other "
+            "suffixes that Pillow reads, files of many in .tar or .parquet"
+        )
+    return found or [address for shard in shards for address in _in_shard(shard)]
 
 
 def _in_shard(path: str) -> list[str]:

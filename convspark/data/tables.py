@@ -13,11 +13,9 @@ import numpy as np
 from ..errors import DataError, UsageError
 from . import index, remote
 from .addresses import is_url
+from .files import PATH_COLUMNS
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "bytes", "picture", "photo")
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "url")
-"""Names of columns that hold paths of pictures, the likeliest first."""
-
 _MOST_KEPT = 256 << 20  # bytes of groups of rows that a process keeps
 _MANY = 64 << 20  # bytes of a group of rows that is slow to read for one picture
 

@@ -27,7 +27,7 @@ def write(file: Path, /, **columns: Any) -> Path:
     from pyarrow import parquet, table
 
     parquet.write_table(table(columns), file, row_group_size=10)
-    return path
+    return file
 
 
 @pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "struct"])
