@@ -6,6 +6,7 @@ from .decode import BadPictureError, Shrunk, decode
 from .files import as_lines, list_images, names_in
 from .photographs import demo_photographs
 from .places import is_missing, list_pictures
+from .remote import tell_repeated
 from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
 from .shards import Places, shards_of, stamp_of
 from .sources import DatasetSource, FileSource, ImageSource, adapt
@@ -44,4 +45,5 @@ __all__ = [
     "shards_of",
     "stamp_of",
     "tell_gone",
+    "tell_repeated",
 ]

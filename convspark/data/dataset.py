@@ -1,5 +1,6 @@
 """Pictures as training examples, and the order in which an epoch visits them."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from .transforms import Picture
 Key: TypeAlias = int | tuple[int, int]
 """(epoch, index), or an index in epoch 0."""
 
+_PATIENCE = 60.0  # seconds to find out again why pictures are bad: through a network that fails, each may take long
 _ATTEMPTS = 20  # with 5 % of bad pictures, all of so many replacements are bad once in 1e26 times
 
 
@@ -87,12 +89,15 @@ class PretrainImages(Dataset[Tensor]):
     def bad_files(self) -> list[tuple[str, str]]:
         """(path, reason) of every picture that could not be read so far, in this process or a worker."""
         found: list[tuple[str, str]] = []
+        until = time.monotonic() + _PATIENCE
         for index in self._is_bad.nonzero()[:, 0].tolist():
-            reason = "could be read later, but not when it was needed"
-            try:
-                self.source.read(index)
-            except BadPictureError as error:
-                reason = error.reason
+            reason = "could not be read when it was needed"
+            if time.monotonic() < until:
+                reason = "could be read later, but not when it was needed"
+                try:
+                    self.source.read(index)
+                except BadPictureError as error:
+                    reason = error.reason
             found.append((self.source.name(index), reason))
         return found
 

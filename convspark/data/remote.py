@@ -69,6 +69,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self._count = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.told = 0
         self._hopeless = set[str]()  # places where no attempt worked: one will do, until it works
 
     @property
@@ -105,6 +106,14 @@ class Attempts:
 
 ATTEMPTS = Attempts()
 """Of all reads of this process and those that are forked from it."""
+
+
+def tell_repeated() -> None:
+    """Say how many reads had to be tried again since this was last asked, if any."""
+    count = ATTEMPTS.repeated - ATTEMPTS.told
+    if count:
+        _log.warning("%d reads through the network failed and were tried again", count)
+    ATTEMPTS.told += count
 
 
 def read_range(place: str, start: int, size: int) -> bytes:

@@ -35,6 +35,7 @@ from ..data import (
     scan,
     shards_of,
     stamp_of,
+    tell_repeated,
 )
 from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
@@ -205,6 +206,7 @@ class TrainLoader(DataLoader[Tensor]):
             self.waited, starts_workers = 0.0 if hidden else self.arrived - asked, False
             yield batch
             asked = perf_counter()
+        tell_repeated()
 
     def mark(self, epoch: int, batches: int) -> None:
         """So many batches (optimiser steps) of this epoch are done."""
