@@ -30,7 +30,7 @@ _GROUPS = {
         "gradient_clip",
         "accumulate",
     ),
-    "images": ("held_out", "held_out_most", "check", "crop_scale", "flip", "crops_per_image", "mean", "std"),
+    "images": ("held_out", "held_out_most", "check", "shuffle", "crop_scale", "flip", "crops_per_image", "mean", "std"),
     "machine": ("seed", "device", "precision", "workers", "compile"),
     "what is kept": ("picture_epochs", "checkpoint_minutes", "keep_epochs", "tracker"),
 }

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import UsageError
 from ..seeds import Counter, Use, counted
 from .decode import BadPictureError, Shrink
+from .order import in_windows
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
 from .sources import FileSource, GonePictureError, ImageSource
 from .transforms import Picture
@@ -43,6 +44,7 @@ class PretrainImages(Dataset[Tensor]):
             neighbours in a batch share one decoding (`EpochSampler` keeps them together), which helps with
             few, large photographs.
         most_bad: share of unreadable pictures above which training stops.
+        blocks: of each picture, which others lie near it, where an epoch's order is to heed that.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PretrainImages(Dataset[Tensor]):
         seed: int = 0,
         crops_per_image: int = 1,
         most_bad: float = MOST_BAD,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if crops_per_image < 1:
             raise UsageError(f"crops_per_image: expected 1 or more, got {crops_per_image}")
@@ -59,6 +62,7 @@ class PretrainImages(Dataset[Tensor]):
         self.transform = transform
         self.seed = seed
         self.crops_per_image = crops_per_image
+        self.blocks = blocks
         self._most_bad = most_bad
         self._shrink: Callable[[int, int, Counter], float] | None = getattr(transform, "shrink", None)
         self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
@@ -156,6 +160,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         start_batch: how many batches of this epoch were already seen, to resume in its midst. The next epoch
             starts at 0.
         crops_per_image: as in the dataset; crops of one picture stay neighbours.
+        blocks: of each picture, which others lie near it (see `in_windows`); None shuffles them all.
     """
 
     def __init__(
@@ -168,6 +173,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         crops_per_image: int = 1,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise UsageError(f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}")
@@ -184,6 +190,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start_batch = start_batch
         self._rank = rank
         self._crops_per_image = crops_per_image
+        self._blocks = blocks
 
     def set_epoch(self, epoch: int) -> None:
         """Go on to `epoch`; a new one starts with its first batch."""
@@ -203,7 +210,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def _order(self) -> np.ndarray:
         """Indices of all batches together, (num_batches * batch_size,)."""
         crops = self._crops_per_image
-        images = counted(self.seed, Use.ORDER, self.epoch).permutation(self.length // crops)
+        rng = counted(self.seed, Use.ORDER, self.epoch)
+        images = rng.permutation(self.length // crops) if self._blocks is None else in_windows(rng, self._blocks)
         order = (images[:, None] * crops + np.arange(crops)).reshape(-1)  # (images, crops) -> (length,)
         place = np.arange(self.num_batches * self.batch_size)
         return order[place % self.length] + place // self.length * self.length

@@ -205,17 +205,18 @@ class RangeFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self.stamp.size - self._at)
-        if size <= 0:
-            return 0
-        if not self._begin <= self._at < self._begin + len(self._have):
-            wanted = min(max(size, self._block), self.stamp.size - self._at)
-            self._begin, self._have = self._at, read_range(self._place, self._at, wanted)
-        start = self._at - self._begin
-        part = self._have[start : start + size]
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+        """All of what is asked for, but at the end: not every reader would ask again."""
+        size, done = min(len(buffer), self.stamp.size - self._at), 0
+        while done < size:
+            if not self._begin <= self._at < self._begin + len(self._have):
+                wanted = min(max(size - done, self._block), self.stamp.size - self._at)
+                self._begin, self._have = self._at, read_range(self._place, self._at, wanted)
+            start = self._at - self._begin
+            part = self._have[start : start + size - done]
+            buffer[done : done + len(part)] = part
+            self._at += len(part)
+            done += len(part)
+        return done
 
 
 def open_anywhere(place: str) -> io.BufferedIOBase | io.RawIOBase:

@@ -16,6 +16,11 @@ from .tables import ParquetShard, SavedShard
 _BLOCK = 256  # neighbours that are read with one another, where a shard does not say
 
 
+def neighbours(count: int) -> np.ndarray:
+    """Blocks of pictures that follow each other, (count,)."""
+    return np.arange(count) // _BLOCK
+
+
 class Shard(Protocol):
     """A file of pictures."""
 
@@ -64,7 +69,7 @@ class TarShard:
         return remote.read_range(self._path, first, second)
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
-        return np.arange(len(places)) // _BLOCK
+        return neighbours(len(places))
 
 
 class LostShard:
@@ -168,6 +173,11 @@ class Places:
         lost = [number for number, shard in enumerate(self._shards) if isinstance(shard, LostShard)]
         return (self.number >= 0) & ((self._places[:, 0] < 0) | np.isin(self.number, lost))
 
+    @property
+    def largest_group(self) -> int:
+        """Bytes that have to be read for one picture, at most, of shards where that is more than itself."""
+        return max((shard.largest_group for shard in self._shards if isinstance(shard, ParquetShard)), default=0)
+
     def stamp(self, index: int) -> tuple[int, int]:
         """Two numbers that change when a picture does, as its shard does; -1 of one that is in no shard."""
         number = self.number[index]
@@ -193,7 +203,7 @@ class Places:
 
     def blocks(self) -> np.ndarray:
         """(N,): equal numbers where pictures are best read with one another, ascending as they first occur."""
-        blocks = np.arange(len(self.number)) // _BLOCK
+        blocks = neighbours(len(self.number))
         for number, shard in enumerate(self._shards):
             held = self.number == number
             blocks[held] = shard.blocks(self._places[held])

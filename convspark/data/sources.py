@@ -28,7 +28,7 @@ from .decode import (
 )
 from .headers import is_plain
 from .names import Names
-from .shards import Places
+from .shards import Places, neighbours
 from .tables import bytes_of, column_of
 from .transforms import Picture
 
@@ -79,6 +79,10 @@ class FileSource:
     def names(self) -> Names:
         """Of all pictures."""
         return self._names
+
+    def blocks(self) -> np.ndarray:
+        """(N,): equal numbers where pictures lie near each other, which is where they are quickest read together."""
+        return neighbours(len(self)) if self.places is None else self.places.blocks()
 
     def stamps(self, indices: range) -> np.ndarray:
         """(size, time) of the file of each picture, or what stands for them, int64, (n, 2); -1 where not known."""

@@ -17,15 +17,18 @@ from .files import PATH_COLUMNS
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "bytes", "picture", "photo")
 _MOST_KEPT = 256 << 20  # bytes of groups of rows that a process keeps
-_MANY = 64 << 20  # bytes of a group of rows that is slow to read for one picture
 
 
 class ParquetShard:
-    """A parquet file; places are rows and columns. A row is read with its group, which is kept for the next ones."""
+    """A parquet file; places are rows and columns. A row is read with its group, which is kept for the next ones.
+
+    Attributes:
+        largest_group: bytes of the largest group of rows.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._starts, self._columns = self._layout()
+        self._starts, self._columns, self.largest_group = self._layout()
 
     def inner_names(self) -> Iterable[str]:
         column = self._column_of_pictures()
@@ -67,17 +70,19 @@ class ParquetShard:
     def _column_of_pictures(self) -> str:
         return _choose([name for name, kind in self._kinds.items() if kind == "bytes"], self._path)
 
-    def _layout(self) -> tuple[np.ndarray, list[str]]:
-        """The first row of each group, and the number of rows; the columns."""
+    def _layout(self) -> tuple[np.ndarray, list[str], int]:
+        """The first row of each group, and the number of rows; the columns; the bytes of the largest group."""
         stamp = str(remote.stamp(self._path))
         kept = index.load("parquet", self._path, stamp)
         if kept is None:
             file = _reading(lambda: _open(self._path))
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            kept = {"starts": starts, "columns": np.array(json.dumps(file.schema_arrow.names))}
+            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum([group.num_rows for group in groups])]).astype(np.int64)
+            largest = max((group.total_byte_size for group in groups), default=0)
+            columns = np.array(json.dumps(file.schema_arrow.names))
+            kept = {"starts": starts, "columns": columns, "largest": np.array(largest)}
             index.save("parquet", self._path, kept, stamp)
-        return kept["starts"], json.loads(str(kept["columns"]))
+        return kept["starts"], json.loads(str(kept["columns"])), int(kept["largest"])
 
 
 class SavedShard:
@@ -184,13 +189,6 @@ class _Groups:
 
 
 _GROUPS = _Groups()
-
-
-def large_groups(path: str) -> int:
-    """Bytes of the largest group of rows of a parquet file, if it is slow to read for one picture; else 0."""
-    metadata = _reading(lambda: _open(path).metadata)
-    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    return max((size for size in sizes if size > _MANY), default=0)
 
 
 def _open(path: str) -> Any:

@@ -106,6 +106,7 @@ class Plan:
             flip=s.flip,
             crops_per_image=s.crops_per_image,
             seed=s.seed,
+            shuffle=s.shuffle,
         )
         return TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, self.device.type == "cuda")
 

@@ -48,6 +48,7 @@ class PretrainSettings(Settings):
     held_out: Any = field(default=0.02, metadata={"type": float | str | None})
     held_out_most: int = 1000
     check: Literal["quick", "full", "none"] = field(default="quick", metadata={"before": "quick"})
+    shuffle: Literal["full", "windows"] = field(default="full", metadata={"before": "full"})
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..data import (
     MOST_BAD,
     EpochSampler,
+    FileSource,
     HeldOutTransform,
     Places,
     PretrainImages,
@@ -47,6 +48,11 @@ logger = logging.getLogger(__name__)
 _MOST_CACHED_BYTES = 512 << 20
 
 _FEW_PLACES, _MOST_PLACES = 4, 10_000  # are named one by one, to the user and in the cache
+
+_SLOW = 64 << 20  # bytes of a group of rows
+
+Shuffle: TypeAlias = Literal["full", "windows"]
+"""Which pictures may follow each other in an epoch: any, or those that lie together, so that they are read together."""
 
 Check: TypeAlias = Literal["quick", "full", "none"]
 """How images are looked at before a run."""
@@ -175,7 +181,9 @@ class TrainLoader(DataLoader[Tensor]):
         collate: Callable[[Any], Any] | None = None,
     ) -> None:
         self.accumulate = accumulate
-        self.order = EpochSampler(len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image)
+        self.order = EpochSampler(
+            len(dataset), batch_size, seed, crops_per_image=dataset.crops_per_image, blocks=dataset.blocks
+        )
         self.waited = 0.0
         self.arrived = 0.0
         self._position = (0, 0)
@@ -255,11 +263,20 @@ def train_dataset(
     flip: bool,
     crops_per_image: int,
     seed: int,
+    shuffle: Shuffle = "full",
 ) -> PretrainImages:
     """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index)."""
     transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip)
-    source = images.train if images.are_files else adapt(images.train)
-    return PretrainImages(source, transform, seed, crops_per_image)
+    source = FileSource(images.train) if images.are_files else adapt(images.train)
+    files = source if isinstance(source, FileSource) else None
+    if shuffle == "full" and files is not None and files.places is not None and files.places.largest_group > _SLOW:
+        logger.warning(
+            "the parquet files have groups of rows of up to %d MB, each of which is read for a single picture: try "
+            "--shuffle windows, or write them with row_group_size=100",
+            files.places.largest_group >> 20,
+        )
+    blocks = files.blocks() if shuffle == "windows" and files is not None else None
+    return PretrainImages(source, transform, seed, crops_per_image, blocks=blocks)
 
 
 def held_out_loader(
