@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 def load(kind: str, place: str, stamp: str = "") -> dict[str, np.ndarray] | None:
     """The arrays kept of a place, if they were made when it had this stamp."""
     try:
-        with np.load(_file(kind, place), allow_pickle=False) as arrays:
+        with _file(kind, place).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["stamp"]) == stamp and str(arrays["place"]) == _ascii(place):
                 return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, torn, or of something else
