@@ -98,7 +98,7 @@ def _in_file(path: str) -> list[str]:
 
 def _at_url(url: str) -> list[str]:
     """A picture, a shard, a list, or a folder of them, behind a URL."""
-    suffix = os.path.splitext(url)[1].lower()
+    suffix = os.path.splitext(url.partition("?")[0])[1].lower()
     if suffix in picture_suffixes():
         return [url]
     if _is_shard(url):
@@ -147,7 +147,8 @@ def _matching(pattern: str) -> list[str]:
     """What a pattern of the command line stands for, where no shell wrote it out."""
     found: list[str] = []
     for each in expanded(pattern):
-        if not glob.has_magic(each):
+        asked = each.startswith(("http://", "https://")) and "*" not in each  # a question mark begins a query
+        if not glob.has_magic(each) or asked:
             found.append(each)
         elif is_url(each):
             found += remote.files_below(each)

@@ -5,6 +5,7 @@ What cannot be read in the end raises `OSError`, never waits for ever, and is fo
 
 import io
 import logging
+import mmap
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import torch
+import numpy as np
 
 from ..errors import UsageError
 from .addresses import is_url
@@ -68,13 +69,13 @@ class Attempts:
     """Reads that had to be tried again, counted in memory that forked processes share."""
 
     def __init__(self) -> None:
-        self._count = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._count = np.frombuffer(mmap.mmap(-1, 8), dtype=np.int64)
         self.told = 0
         self._hopeless = set[str]()  # places where no attempt worked: one will do, until it works
 
     @property
     def repeated(self) -> int:
-        return int(self._count)
+        return int(self._count[0])
 
     def make(self, action: Callable[[], T], place: str) -> T:
         """The result of an action, tried several times.
@@ -86,7 +87,7 @@ class Attempts:
         last: Exception = UnreachableError("never tried")
         for attempt in range(attempts):
             if attempt:
-                self._count += 1
+                self._count[0] += 1
                 time.sleep(PATIENCE.pause * 2 ** (attempt - 1))
             try:
                 result = _in_time(action, PATIENCE.seconds)
