@@ -31,7 +31,7 @@ _GROUPS = {
         "gradient_clip",
         "accumulate",
     ),
-    "images": ("held_out", "held_out_most", "crop_scale", "flip", "crops_per_image"),
+    "images": ("held_out", "held_out_most", "check", "shuffle", "crop_scale", "flip", "crops_per_image"),
     "values": ("bands", "band_axis", "stats", "low", "high", "mean", "std"),
     "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "compile", "cuda_graph"),
     "what is kept": ("picture_epochs", "show", "checkpoint_minutes", "keep_epochs", "tracker"),
@@ -55,8 +55,12 @@ def command() -> Command:
 
 def run(arguments: Sequence[str]) -> int:
     made = command()
-    given = made.parse(arguments)
+    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    several = list(arguments[:first])  # `{000..127}.tar`, as a shell writes it out
+    given = made.parse([*several[:1], *arguments[first:]])
     values = made.values(given)
+    if len(several) > 1:
+        values["images"] = several
     if given.print_config:
         from ..pretraining.estimate import resolved_config
 

@@ -1,11 +1,15 @@
 """Where images come from and how they become tensors."""
 
+from .addresses import absolute, is_url
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
 from .files import as_lines, list_images, names_in
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
-from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
+from .places import is_missing, list_pictures
+from .remote import tell_repeated
+from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
+from .shards import Places, shards_of, stamp_of
 from .sources import DatasetSource, FileSource, ImageSource, adapt
 from .splits import Split, tell_gone
 from .statistics import Statistics, fitting, measure
@@ -15,6 +19,7 @@ from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainT
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MOST_BAD",
     "PLAIN",
     "BadPictureError",
     "DatasetSource",
@@ -23,6 +28,7 @@ __all__ = [
     "HeldOutTransform",
     "ImageSource",
     "Pixels",
+    "Places",
     "PretrainImages",
     "PretrainTransform",
     "ScanResult",
@@ -30,16 +36,23 @@ __all__ = [
     "Split",
     "Statistics",
     "TooManyBadPicturesError",
+    "absolute",
     "adapt",
     "as_lines",
     "decode",
     "demo_photographs",
     "fitting",
     "hold_out",
+    "is_missing",
+    "is_url",
     "item_of",
     "list_images",
+    "list_pictures",
     "measure",
     "names_in",
     "scan",
+    "shards_of",
+    "stamp_of",
     "tell_gone",
+    "tell_repeated",
 ]

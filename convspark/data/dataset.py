@@ -1,5 +1,6 @@
 """Pictures as training examples, and the order in which an epoch visits them."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from ..errors import UsageError
 from ..parts import Part, part_of
 from ..seeds import Counter, Use, counted
 from .decode import BadPictureError, Shrink
+from .order import in_windows
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
 from .sources import FileSource, GonePictureError, ImageSource
 from .transforms import Picture
@@ -19,6 +21,7 @@ from .transforms import Picture
 Key: TypeAlias = int | tuple[int, int]
 """(epoch, index), or an index in epoch 0."""
 
+_PATIENCE = 60.0  # seconds to find out again why pictures are bad: through a network that fails, each may take long
 _ATTEMPTS = 20  # with 5 % of bad pictures, all of so many replacements are bad once in 1e26 times
 
 
@@ -42,6 +45,7 @@ class PretrainImages(Dataset[Tensor]):
             neighbours in a batch share one decoding (`EpochSampler` keeps them together), which helps with
             few, large photographs.
         most_bad: share of unreadable pictures above which training stops.
+        blocks: of each picture, which others lie near it, where an epoch's order is to heed that.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class PretrainImages(Dataset[Tensor]):
         seed: int = 0,
         crops_per_image: int = 1,
         most_bad: float = MOST_BAD,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if crops_per_image < 1:
             raise UsageError(f"crops_per_image: expected 1 or more, got {crops_per_image}")
@@ -58,6 +63,7 @@ class PretrainImages(Dataset[Tensor]):
         self.transform = transform
         self.seed = seed
         self.crops_per_image = crops_per_image
+        self.blocks = blocks
         self._most_bad = most_bad
         self._shrink: Callable[[int, int, Counter], float] | None = getattr(transform, "shrink", None)
         self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
@@ -88,12 +94,15 @@ class PretrainImages(Dataset[Tensor]):
     def bad_files(self) -> list[tuple[str, str]]:
         """(path, reason) of every picture that could not be read so far, in this process or a worker."""
         found: list[tuple[str, str]] = []
+        until = time.monotonic() + _PATIENCE
         for index in self._is_bad.nonzero()[:, 0].tolist():
-            reason = "could be read later, but not when it was needed"
-            try:
-                self.source.read(index)
-            except BadPictureError as error:
-                reason = error.reason
+            reason = "could not be read when it was needed"
+            if time.monotonic() < until:
+                reason = "could be read later, but not when it was needed"
+                try:
+                    self.source.read(index)
+                except BadPictureError as error:
+                    reason = error.reason
             found.append((self.source.name(index), reason))
         return found
 
@@ -152,6 +161,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank, world_size: of this process, and how many there are.
         crops_per_image: as in the dataset; crops of one picture stay neighbours.
         passes: forward passes of a batch.
+        blocks: of each picture, which others lie near it (see `in_windows`); None shuffles them all.
     """
 
     def __init__(
@@ -165,6 +175,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         world_size: int = 1,
         crops_per_image: int = 1,
         passes: int = 1,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * passes):
             raise UsageError(
@@ -184,6 +195,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start_batch = start_batch
         self._rank, self._world_size = rank, world_size
         self._crops_per_image = crops_per_image
+        self._blocks = blocks
 
     def set_epoch(self, epoch: int) -> None:
         """Go on to `epoch`; a new one starts with its first batch."""
@@ -208,7 +220,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def _order(self) -> np.ndarray:
         """Indices of all batches together, (num_batches * batch_size,)."""
         crops = self._crops_per_image
-        images = counted(self.seed, Use.ORDER, self.epoch).permutation(self.length // crops)
+        rng = counted(self.seed, Use.ORDER, self.epoch)
+        images = rng.permutation(self.length // crops) if self._blocks is None else in_windows(rng, self._blocks)
         order = (images[:, None] * crops + np.arange(crops)).reshape(-1)  # (images, crops) -> (length,)
         place = np.arange(self.num_batches * self.batch_size)
         return order[place % self.length] + place // self.length * self.length

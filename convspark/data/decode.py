@@ -1,6 +1,7 @@
 """From a file to an 8-bit RGB picture, the right way up, decoded no larger than it will be needed."""
 
 import errno
+import io
 import math
 import os
 import stat
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ..errors import DataError
+from .remote import CutOffError, UnreachableError
 from .stretch import picture_of
 from .tiff import NotReadError, Tiff
 
@@ -120,27 +122,40 @@ def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | S
     """`decode` without the silence."""
     try:
         with open_regular(path) as file:
-            tiff = Tiff.read(file)
-            if tiff is not None and not tiff.is_read_by_pillow:
-                return _upright(tiff.picture().convert("RGB"), tiff.orientation)
-            picture = open_header(file)
-            stored = width, height = picture.size
-            deep = _deep_colour(picture, file)
-            if deep is not None:
-                return deep
-            if shrink is None or picture.format not in ("JPEG", "MPO"):
-                return to_rgb(picture)
-            full_size = (width, height) if orientation_of(picture) >= 5 else (height, width)
-            factor = shrink(*full_size)
-            for draft in _DRAFTS:
-                if draft <= factor:
-                    picture.draft(None, (width // draft, height // draft))
-                    break
-            rgb = to_rgb(picture)
-            return rgb if picture.size == stored else Shrunk(rgb, full_size)
+            return decode_open(file, shrink)
     # Damaged files make Pillow's decoders raise nearly anything, from SyntaxError to struct.error.
     except Exception as error:
         raise BadPictureError(path, reason_of(path, error)) from error
+
+
+def decode_bytes(name: str, content: bytes, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+    """`decode` of the content of a file, without the silence; `name` is for its error."""
+    try:
+        return decode_open(io.BytesIO(content), shrink)
+    except Exception as error:
+        raise BadPictureError(name, reason_of(name, error, content)) from error
+
+
+def decode_open(file: BinaryIO, shrink: Shrink | None = None) -> Image.Image | Shrunk:
+    """`decode` of an open file; raises whatever its decoder does."""
+    tiff = Tiff.read(file)
+    if tiff is not None and not tiff.is_read_by_pillow:
+        return _upright(tiff.picture().convert("RGB"), tiff.orientation)
+    picture = open_header(file)
+    stored = width, height = picture.size
+    deep = _deep_colour(picture, file)
+    if deep is not None:
+        return deep
+    if shrink is None or picture.format not in ("JPEG", "MPO"):
+        return to_rgb(picture)
+    full_size = (width, height) if orientation_of(picture) >= 5 else (height, width)
+    factor = shrink(*full_size)
+    for draft in _DRAFTS:
+        if draft <= factor:
+            picture.draft(None, (width // draft, height // draft))
+            break
+    rgb = to_rgb(picture)
+    return rgb if picture.size == stored else Shrunk(rgb, full_size)
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -173,6 +188,11 @@ def sniff(path: str) -> bool:
             head = file.read(12)
     except (OSError, NotReadError):
         return False
+    return begins_like_a_picture(head)
+
+
+def begins_like_a_picture(head: bytes) -> bool:
+    """Whether the first 12 bytes are those of one of the common picture formats."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"BM")):
         return True
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
@@ -301,10 +321,14 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return page
 
 
-def reason_of(path: str, error: Exception) -> str:
-    """Why a file could not be read, in a few words for the list of bad files."""
+def reason_of(path: str, error: Exception, content: bytes | None = None) -> str:
+    """Why a file could not be read, in a few words for the list of bad files.
+
+    Args:
+        content: of one that lies in another, or elsewhere.
+    """
     match error:
-        case NotReadError():
+        case NotReadError() | UnreachableError() | CutOffError():
             return str(error)
         case FileNotFoundError():
             return "a link that leads nowhere" if os.path.islink(path) else "no such file"
@@ -315,7 +339,7 @@ def reason_of(path: str, error: Exception) -> str:
         case Image.DecompressionBombError():
             return f"too large: {error}"
         case UnidentifiedImageError():
-            return _what_instead(path)
+            return _what_instead(path, content)
         case OSError() if error.errno == errno.ELOOP:
             return "a link that leads in a circle"
         case OSError() if error.errno is not None:
@@ -326,11 +350,10 @@ def reason_of(path: str, error: Exception) -> str:
     return f"damaged: {type(error).__name__}: {words}"
 
 
-def _what_instead(path: str) -> str:
+def _what_instead(path: str, content: bytes | None) -> str:
     """What a file that Pillow does not know is, as far as its first bytes tell."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
+        head = _head(path) if content is None else content[:64]
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     if not head:
@@ -339,6 +362,11 @@ def _what_instead(path: str) -> str:
         return "a Git LFS pointer instead of the picture (`git lfs pull` brings it)"
     if head.lstrip().startswith((b"<!DOCTYPE", b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "a web page or XML instead of a picture"
-    if sniff(path):
+    if begins_like_a_picture(head[:12]):
         return "damaged in its first bytes, or a kind of this format that Pillow does not read"
     return f"not a picture that Pillow can read (it begins with {head[:8]!r})"
+
+
+def _head(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)

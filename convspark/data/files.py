@@ -1,15 +1,18 @@
 """Where the pictures are: a folder, a text file of paths, or a list of paths become one list of paths."""
 
+import csv
 import difflib
+import io
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
+from .addresses import is_url
 from .decode import open_regular, picture_suffixes, sniff
 from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, item_of, items_in
 
@@ -17,8 +20,14 @@ _log = logging.getLogger(__name__)
 
 Source: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "url")
+"""Names of columns that hold paths of pictures, the likeliest first."""
+
+SHARD_SUFFIXES = (".tar", ".parquet")
+"""Of files that hold many pictures."""
+
 # Left by archivers and file servers, full of thumbnails and resource forks.
-_SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
+SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
 def list_images(source: Source, bands: bool = False) -> list[str]:
@@ -35,6 +44,7 @@ def list_images(source: Source, bands: bool = False) -> list[str]:
             * a text file (UTF-8) with one path a line, relative to the file's own folder, or to the working
               directory if the first path is not found there. Blank lines and lines that begin with `#` are
               skipped; order and repetitions are kept. Names that no plain line can hold are JSON texts (`as_lines`).
+            * a CSV or TSV file with a column named `path` or the like, or with paths in its first column.
             * one picture.
             * an iterable of paths, kept as it is.
 
@@ -48,11 +58,11 @@ def list_images(source: Source, bands: bool = False) -> list[str]:
         return _with_items(_from_iterable(source), bands)
     path = os.fspath(source)
     if os.path.isdir(path):
-        return _with_items(_from_folder(path, suffixes), bands)
+        return _with_items(walk(path, bands=bands), bands)
     if bands and not os.path.exists(path) and os.path.isfile(item_of(path)[0]):
         return [path]
     if os.path.isfile(path):
-        found = [path] if os.path.splitext(path)[1].lower() in suffixes else _from_text(path)
+        found = [path] if os.path.splitext(path)[1].lower() in suffixes else from_text(path)
         return _with_items(found, bands)
     raise DataError(
         f"images: {path!r} does not exist{_nearest(path)}; "
@@ -77,8 +87,16 @@ def _with_items(paths: list[str], bands: bool) -> list[str]:
     return [item for path in paths for item in (items_in(path) if path.lower().endswith(ARRAY_SUFFIXES) else [path])]
 
 
-def _from_folder(root: str, suffixes: Container[str]) -> list[str]:
-    """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million."""
+def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> list[str]:
+    """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million.
+
+    Args:
+        shards: where given, files that hold many pictures are added to it, sorted, and a folder of nothing else is none
+            without a picture.
+        bands: whether files of several bands are pictures too.
+    """
+    inside = [] if shards is None else shards
+    suffixes = picture_suffixes() | BAND_SUFFIXES if bands else picture_suffixes()
     found: list[str] = []
     other: Counter[str] = Counter()
     nowhere: list[str] = []
@@ -103,7 +121,7 @@ def _from_folder(root: str, suffixes: Container[str]) -> list[str]:
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if _leads_to(entry.is_dir):
-                    if entry.name not in _SKIPPED_FOLDERS:
+                    if entry.name not in SKIPPED_FOLDERS:
                         folders.append(entry.path)
                 elif suffix in suffixes:
                     # A link that leads nowhere is a bad file, not a missing one.
@@ -113,18 +131,21 @@ def _from_folder(root: str, suffixes: Container[str]) -> list[str]:
                     found.append(entry.path)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     nowhere.append(entry.path)
+                elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
+                    inside.append(entry.path)
                 elif _leads_to(entry.is_file):
                     other[suffix or "without suffix"] += 1
     if nowhere:
         _log.warning("%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), nowhere[0])
-    if not found:
+    inside.sort()
+    if not found and not inside:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"
         raise DataError(
             f"images: no picture in folder {root!r} or below (found: {holds}); pictures are files that "
             "end in .jpg, .png, .webp, .tif and the other suffixes that Pillow reads"
             f"{_arrays_there(other) if '.npy' not in suffixes else ''}"
         )
-    if other:
+    if other and found:
         _log.info("%s: %d pictures, %d other files left out", root, len(found), sum(other.values()))
     found.sort()
     return found
@@ -135,14 +156,20 @@ def as_lines(names: Iterable[str]) -> str:
 
     A name that would not come back as it is, or that some reader of lines would cut, becomes a JSON text in ASCII.
     """
-    lines = (name if name.isprintable() and names_in(name) == [name] else json.dumps(name) for name in names)
-    return "".join(f"{line}\n" for line in lines)
+    return "".join([f"{name if _is_plain_line(name) else json.dumps(name)}\n" for name in names])
 
 
 def names_in(text: str) -> list[str]:
     """The names in a text of one line each; blank lines and comments are left out."""
     lines = (line.strip(" \t\r") for line in text.split("\n"))
     return [_unquoted(line) for line in lines if line and not line.startswith("#")]
+
+
+def _is_plain_line(name: str) -> bool:
+    if not name.isprintable():
+        return False
+    usual = name.startswith("/") and not name.endswith(" ")  # of a million, most are
+    return usual or names_in(name) == [name]
 
 
 def _unquoted(line: str) -> str:
@@ -161,24 +188,55 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         return False
 
 
-def _from_text(path: str) -> list[str]:
+def from_text(path: str) -> list[str]:
     try:
         with open_regular(path) as file:
-            text = file.read().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(
-            f"images: {path!r} is neither a folder, nor a picture by its suffix, "
-            "nor a UTF-8 text file with one path a line"
-        ) from None
+            content = file.read()
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error.strerror}") from None
-    paths = names_in(text)
+    return beside_list(path, paths_in(content, path))
+
+
+def paths_in(content: bytes, listing: str) -> list[str]:
+    """The paths that a list holds, as they stand there: a line each, or the column of them where it is CSV or TSV.
+
+    Raises:
+        DataError: there is none.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(
+            f"images: {listing!r} is neither a folder, nor a picture by its suffix, "
+            "nor a UTF-8 text file with one path a line"
+        ) from None
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(os.path.splitext(listing)[1].lower())
+    paths = names_in(text) if delimiter is None else _column_of_paths(text, delimiter)
     if not paths:
-        raise DataError(f"images: {path!r} holds no path; expected one path a line")
-    base = os.path.dirname(os.path.abspath(path))
+        raise DataError(f"images: {listing!r} holds no path; expected one path a line")
+    return paths
+
+
+def _column_of_paths(text: str, delimiter: str) -> list[str]:
+    """By the name in the first row, or, where there is none of the usual, the first column of all rows."""
+    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    named = [head.index(name) for name in PATH_COLUMNS if name in head]
+    column, first = (named[0], 1) if named else (0, 0)
+    return [row[column] for row in rows[first:] if len(row) > column and row[column]]
+
+
+def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
+    """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
+    there; URLs stay.
+    """
+    if is_url(listing):
+        base = listing.rpartition("/")[0]
+        return [path if is_url(path) else f"{base}/{path}" for path in paths]
+    base = os.path.dirname(os.path.abspath(listing))
     if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
-    return [os.path.join(base, line) for line in paths]
+    return [path if is_url(path) else os.path.join(base, path) for path in paths]
 
 
 def _arrays_there(other: Container[str]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UsageError
-from .decode import BadPictureError, Shrink, Shrunk, decode_unquietly, quiet, reason_of, upright_size
+from .decode import BadPictureError, Shrink, Shrunk, decode_bytes, decode_unquietly, quiet, reason_of, upright_size
 from .stored import Axis, Layout, Stored, item_of, opened
 from .tiff import NotReadError
 
@@ -91,23 +91,29 @@ class Pixels:
         with quiet():
             return self.read_unquietly(os.fspath(path), shrink)
 
-    def read_unquietly(self, path: str, shrink: Shrink | None = None) -> Image.Image | Shrunk | Tensor:
-        """`read` without the silence, which is the process's."""
+    def read_unquietly(
+        self, path: str, shrink: Shrink | None = None, content: bytes | None = None
+    ) -> Image.Image | Shrunk | Tensor:
+        """`read` without the silence, which is the process's.
+
+        Args:
+            content: of the file, where it is no file of its own; `path` is then for errors.
+        """
         if self.is_plain:
-            return decode_unquietly(path, shrink)
+            return decode_unquietly(path, shrink) if content is None else decode_bytes(path, content, shrink)
         try:
-            with opened(path) as stored:
+            with opened(path, content) as stored:
                 return self._scaled(*self.known_samples(stored))
         except Exception as error:  # damaged files lead to nearly anything
-            raise BadPictureError(path, reason_of(item_of(path)[0], error)) from error
+            raise BadPictureError(path, reason_of(item_of(path)[0], error, content)) from error
 
-    def look(self, path: str) -> bool | None:
+    def look(self, path: str, content: bytes | None = None) -> bool | None:
         """Looks at a header alone; whether the file is whole, None where only reading tells. Not for plain pictures.
 
         Raises:
             Exception: as reading would.
         """
-        with opened(path) as stored:
+        with opened(path, content) as stored:
             self._taken(stored.layout)
             return stored.layout.is_whole
 

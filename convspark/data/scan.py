@@ -7,16 +7,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from threading import Lock
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError
 from ..seeds import Use, counted
-from .decode import BadPictureError, decode_unquietly, left_out, open_header, open_regular, quiet
+from .decode import BadPictureError, left_out, open_header, quiet
 from .pixels import PLAIN, Pixels
+from .sources import FileSource
 from .tiff import Tiff
+from .verdicts import Look, Verdicts
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ MOST_BAD = 0.05
 
 _CHUNK = 256  # paths a task: a future for each of a million paths would take a gigabyte
 _LISTED = 8
+_GOOD = (None, None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def scan(
     most_bad: float = MOST_BAD,
     progress: bool | None = None,
     pixels: Pixels = PLAIN,
+    place: str | None = None,
 ) -> ScanResult:
     """Looks at every file: its header, its size in pixels, and whether the end of the file is there.
 
@@ -60,29 +65,36 @@ def scan(
     files, other things under a picture's name, pictures too large to decode. Whatever looks wrong or
     unfamiliar is then decoded in full, so that no good picture is turned away. Damage in the midst of a file
     shows only in training (`PretrainImages` replaces such a picture), or where `whole` asks for it. What of files is
-    not taken (further pages, further bands) is said.
+    not taken (further pages, further bands) is said. Pictures behind a network are looked at only where `whole` asks
+    for it.
 
     Args:
-        paths: files, see `list_images`.
+        paths: files, see `list_images`, or other addresses of pictures.
         workers: threads; None for 8, which is more than there are cores because they wait for the disk.
         whole: decode every picture to its last pixel: for those that are measured with.
         most_bad: share of bad files above which this fails.
         progress: a progress bar on stderr; None for one if stderr is a terminal.
         pixels: how they will be read; files of other bands are bad.
+        place: what to call the collection where it is kept what was found, so that only files that have changed are
+            looked at the next time; None keeps nothing.
 
     Raises:
         DataError: no readable picture, or a larger share than `most_bad` is bad; names the first few.
     """
     if not paths:
         raise DataError("images: there are no pictures to look at")
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    source = FileSource(paths, pixels=pixels)
+    kept = place if pixels.is_plain else None  # what is kept is known of plain pictures
+    look = _Looking(source, Verdicts(source.names, kept), Look.WHOLE if whole else Look.QUICK)
+    chunks = [range(start, min(start + _CHUNK, len(paths))) for start in range(0, len(paths), _CHUNK)]
     good: list[str] = []
     bad: list[tuple[str, str]] = []
     partly: dict[str, list[str]] = defaultdict(list)  # by what is left out
     with quiet(), ThreadPoolExecutor(workers or 8) as pool:
-        examined = pool.map(partial(_examine_all, whole, pixels), chunks)
+        examined = pool.map(look.at_all, chunks)
         for chunk, results in zip(chunks, _watched(examined, chunks, progress), strict=True):
-            for path, (reason, left_out) in zip(chunk, results, strict=True):
+            for index, (reason, left_out) in zip(chunk, results, strict=True):
+                path = paths[index]
                 if reason is None:
                     good.append(path)
                 else:
@@ -90,11 +102,14 @@ def scan(
                 if left_out is not None and not whole:
                     partly[left_out].append(path)
     check_bad_share(bad, len(paths), most_bad)
+    look.verdicts.keep()
     if bad:
         _log.warning("%s", describe_bad(bad, len(paths)))
     for what, holders in partly.items():
         more = ", …" if len(holders) > _LISTED else ""
         _log.warning("%d of %d files %s: %s%s", len(holders), len(paths), what, ", ".join(holders[:_LISTED]), more)
+    if look.unseen:
+        _log.info("%d pictures are read through a network, and were not looked at (a full check does)", look.unseen)
     return ScanResult(good, bad)
 
 
@@ -133,31 +148,64 @@ def hold_out(items: Sequence[T], share: float = 0.02, most: int = 1000, seed: in
     return train, [item for index, item in enumerate(items) if index in chosen]
 
 
-def _examine_all(whole: bool, pixels: Pixels, paths: Iterable[str]) -> list[tuple[str | None, str | None]]:
-    if pixels.is_plain:
-        return [_examine(path, whole) for path in paths]
-    return [(_examine_bands(path, whole, pixels), None) for path in paths]
-
-
-def _examine_bands(path: str, whole: bool, pixels: Pixels) -> str | None:
+def _examine_bands(source: FileSource, index: int, whole: bool) -> str | None:
     """Why a picture cannot be read as wanted, or None if it looks as if it can."""
     try:
-        if pixels.look(path) and not whole:
+        if source.look(index) and not whole:
             return None
     except Exception:  # reading raises it again and gives it a name
         pass
     try:
-        pixels.read_unquietly(path)
+        source.decode(index)
     except BadPictureError as error:
         return error.reason
     return None
 
 
-def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
-    """Why a picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
+class _Looking:
+    """One look at all pictures of a source."""
+
+    def __init__(self, source: FileSource, verdicts: Verdicts, wanted: Look) -> None:
+        self.verdicts = verdicts
+        self.unseen = 0
+        self._source = source
+        self._wanted = wanted
+        self._lock = Lock()
+
+    def at_all(self, indices: range) -> list[tuple[str | None, str | None]]:
+        """Why each picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
+        results: list[tuple[str | None, str | None]] = [_GOOD] * len(indices)
+        stamps = self._source.stamps(indices)
+        known = self.verdicts.are_good(indices, stamps, self._wanted)
+        good = np.zeros(len(indices), dtype=bool)
+        for place, index in enumerate(indices):
+            if known[place]:
+                reason, remark = None, self.verdicts.remark(index) if self.verdicts.remarks[1:] else None
+            elif self._wanted < Look.WHOLE and self._source.is_remote(index):
+                with self._lock:
+                    self.unseen += 1
+                continue
+            else:
+                whole = self._wanted is Look.WHOLE
+                if self._source.pixels.is_plain:
+                    reason, remark = _examine(self._source, index, whole)
+                else:
+                    reason, remark = _examine_bands(self._source, index, whole), None
+                good[place] = reason is None
+                self.verdicts.note(index, remark)
+            if reason or remark:
+                results[place] = reason, remark
+        self.verdicts.learn(np.asarray(indices)[good], stamps[good], self._wanted)
+        return results
+
+
+def _examine(source: FileSource, index: int, whole: bool) -> tuple[str | None, str | None]:
+    """Of one picture what `_Looking.at_all` tells of each."""
+    if not whole and source.is_plain(index):
+        return _GOOD
     beside: str | None = None
     try:
-        with open_regular(path) as file:
+        with source.open(index) as file:
             tiff = Tiff.read(file)
             if tiff is not None:
                 beside = tiff.left_out
@@ -173,7 +221,7 @@ def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
     except Exception:  # whatever Pillow raised, decoding raises it again and gives it a name
         pass
     try:
-        decode_unquietly(path)
+        source.decode(index)
     except BadPictureError as error:
         return error.reason, None
     return None, beside
@@ -181,7 +229,7 @@ def _examine(path: str, whole: bool) -> tuple[str | None, str | None]:
 
 def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
     """Whether the end of the picture is in the file; where the format does not tell, False: decode it."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
 
     def tail(count: int) -> bytes:
         file.seek(max(0, size - count))
@@ -200,7 +248,7 @@ def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
     return False
 
 
-def _watched(results: Iterable[T], chunks: Sequence[Sequence[str]], progress: bool | None) -> Iterable[T]:
+def _watched(results: Iterable[T], chunks: Sequence[Sequence[int]], progress: bool | None) -> Iterable[T]:
     """`results` (one a chunk) as they come, with a progress bar on stderr."""
     if not (sys.stderr.isatty() if progress is None else progress):
         yield from results

@@ -1,17 +1,26 @@
 """Sources of pictures: files, or any PyTorch dataset, behind one small interface."""
 
+import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..errors import DataError, UsageError
-from .decode import BadPictureError, Shrink, to_rgb
+from . import remote
+from .addresses import is_url, within
+from .decode import BadPictureError, Shrink, decode_bytes, open_regular, quiet, reason_of, to_rgb
+from .headers import is_plain
+from .names import Names
 from .pixels import PLAIN, Pixels
+from .shards import Places, neighbours
+from .tables import bytes_of, column_of
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
@@ -36,7 +45,10 @@ class GonePictureError(BadPictureError):
 
 
 class FileSource:
-    """Picture files by path.
+    """Picture files by address: a path, a URL, or a place in a shard.
+
+    Attributes:
+        places: where those in shards lie; None where all are files of this machine.
 
     Args:
         paths: of the files.
@@ -47,25 +59,89 @@ class FileSource:
     def __init__(self, paths: Sequence[str], gone: Iterable[int] = (), pixels: Pixels = PLAIN) -> None:
         if not paths:
             raise DataError("images: the list of paths is empty")
-        # One array of bytes instead of a million Python strings: forked workers would copy those, page by
-        # page, as they touch their reference counts.
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        self._ends = np.cumsum([len(path) for path in encoded])
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._names = Names(paths)
         self._gone = frozenset(gone)
-        self._pixels = pixels
+        self.pixels = pixels
+        self._elsewhere = np.array([is_url(path) for path in paths])  # not in a file of its own on this machine
+        self.places = Places(paths) if self._elsewhere.any() else None
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
+
+    @property
+    def names(self) -> Names:
+        """Of all pictures."""
+        return self._names
+
+    def blocks(self) -> np.ndarray:
+        """(N,): equal numbers where pictures lie near each other, which is where they are quickest read together."""
+        return neighbours(len(self)) if self.places is None else self.places.blocks()
+
+    def stamps(self, indices: range) -> np.ndarray:
+        """(size, time) of the file of each picture, or what stands for them, int64, (n, 2); -1 where not known."""
+        if self.places is not None and self._elsewhere[indices.start : indices.stop].any():
+            there = self.places
+            pairs = [there.stamp(at) if self._elsewhere[at] else _stamp(self.name(at)) for at in indices]
+        else:
+            pairs = [_stamp(name) for name in self._names.encoded(indices)]
+        return np.array(pairs, dtype=np.int64)
 
     def read(self, index: int, shrink: Shrink | None = None) -> Picture:
         if index in self._gone:
             raise GonePictureError(self.name(index), "no longer among the data")
-        return self._pixels.read(self.name(index), shrink)
+        with quiet():
+            return self.decode(index, shrink)
+
+    def decode(self, index: int, shrink: Shrink | None = None) -> Picture:
+        """`read`, in silence or not."""
+        name = self.name(index)
+        if not self._elsewhere[index]:
+            return self.pixels.read_unquietly(name, shrink)
+        try:
+            content = self._content(index)
+        except OSError as error:
+            raise BadPictureError(name, reason_of(name, error)) from error
+        return self.pixels.read_unquietly(name, shrink, content)
+
+    def look(self, index: int) -> bool | None:
+        """`Pixels.look` at a picture."""
+        name = self.name(index)
+        return self.pixels.look(name, self._content(index) if self._elsewhere[index] else None)
+
+    def open(self, index: int) -> BinaryIO:
+        """The file of a picture.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return io.BytesIO(self._content(index)) if self._elsewhere[index] else open_regular(self.name(index))
+
+    def is_plain(self, index: int) -> bool:
+        """Whether it is, seen from outside, a whole picture of a usual kind; False says nothing."""
+        return not self._elsewhere[index] and is_plain(self.name(index))
+
+    def is_remote(self, index: int) -> bool:
+        """Whether it is read through a network."""
+        if not self._elsewhere[index]:
+            return False
+        part = within(self.name(index))
+        return part is None or is_url(part.shard)
+
+    def _content(self, index: int) -> bytes:
+        if self.places is not None and self.places.number[index] >= 0:
+            return self.places.content(index)
+        return remote.read_all(self.name(index))
 
     def name(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+        return self._names[index]
+
+
+def _stamp(path: str | bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class DatasetSource:
@@ -110,6 +186,32 @@ class DatasetSource:
         return f"item {index}"
 
 
+class HubSource:
+    """Items of a map-style dataset of Hugging Face's `datasets`: files in a column, decoded like all others."""
+
+    def __init__(self, dataset: Any, column: str, items: Sequence[int]) -> None:
+        from datasets import Image as Feature
+
+        self._rows = dataset.select_columns([column]).cast_column(column, Feature(decode=False))
+        self._column = column
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def read(self, index: int, shrink: Shrink | None = None) -> Picture:
+        name = self.name(index)
+        try:
+            content = bytes_of(self._rows[int(self._items[index])][self._column])
+        except OSError as error:
+            raise BadPictureError(name, reason_of(name, error)) from error
+        with quiet():
+            return decode_bytes(name, content, shrink)
+
+    def name(self, index: int) -> str:
+        return f"item {self._items[index]}"
+
+
 def adapt(dataset: Any) -> ImageSource:
     """Any map-style dataset of images as a source; see `DatasetSource` for what its items may be.
 
@@ -126,7 +228,10 @@ def adapt(dataset: Any) -> ImageSource:
         )
     if not len(dataset):
         raise DataError(f"images: the {type(dataset).__name__} is empty")
-    source = DatasetSource(dataset)
+    items = dataset.indices if isinstance(dataset, Subset) else range(len(dataset))
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    column = column_of(whole)
+    source = DatasetSource(dataset) if column is None else HubSource(whole, column, items)
     with suppress(BadPictureError):
         source.read(0)  # an item of the wrong kind is better found now than in a worker
     return source

@@ -5,6 +5,7 @@
 name of its own, `scenes.npy[3]`.
 """
 
+import io
 import json
 import math
 import os
@@ -132,14 +133,14 @@ class Stored:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Stored]:
-    """The file at `path`, its header read.
+def opened(path: str, content: bytes | None = None) -> Iterator[Stored]:
+    """The file at `path`, or of this content, its header read.
 
     Raises:
         Exception: whatever Pillow and NumPy raise on files that are missing, damaged or of another kind.
     """
-    name, item = item_of(path)
-    with open_regular(name) as file:
+    name, item = item_of(path) if content is None else (path, None)
+    with open_regular(name) if content is None else io.BytesIO(content) as file:
         head = file.read(6)
         if head == b"\x93NUMPY" or (head[:4] == b"PK\3\4" and name.lower().endswith(".npz")):
             yield _of_array(file, name, item)

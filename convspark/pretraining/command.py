@@ -19,8 +19,10 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
     """Pre-train a convolutional network on unlabelled images, and export it for timm.
 
     Args:
-        images: folder of pictures (flat or nested, labelled or not), or text file with one path a line; in Python also
-            a list of paths or a map-style Dataset of images.
+        images: folder of pictures (flat or nested, labelled or not); text, CSV or parquet list of paths; tar or parquet
+            files that hold them, as data/{000..127}.tar or a folder of them; a dataset that Hugging Face's datasets
+            saved; each also behind a URL (s3://, gs://, hf://, https://). In Python also a list of paths or a map-style
+            Dataset of images.
         model: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; in Python also any
             nn.Module.
         epochs: passes over the images.
@@ -52,6 +54,10 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         accumulate: forward passes that a step's batch is divided into, to fit it into memory.
         held_out: share of the images held out to measure a loss that is not trained on, or a folder of such images.
         held_out_most: the most images that share comes to.
+        check: of the images at the start: quick looks at the header and the end of each file, full decodes all of them,
+            none takes what is there. Unchanged files are not looked at again.
+        shuffle: full lets any image follow any other; windows keeps together those that lie in the same part of a file,
+            which disks without random access and large parquet files read far quicker.
         crop_scale: smallest and largest share of a picture's area that is cropped out.
         flip: mirror half of the crops.
         crops_per_image: crops made of each picture in an epoch; more than 1 pays for few, large photographs.

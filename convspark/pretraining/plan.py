@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import PretrainImages, Statistics, list_images, measure
+from ..data import PretrainImages, Statistics, is_missing, list_images, measure
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
@@ -52,6 +52,8 @@ from .build import build_model, check_shown, drop_path_of, named_backbone, pixel
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import PretrainSettings
+
+_MOST_PLACES = 10_000
 
 
 @dataclass
@@ -116,6 +118,7 @@ class Plan:
             flip=s.flip,
             crops_per_image=s.crops_per_image,
             seed=s.seed,
+            shuffle=s.shuffle,
         )
 
     @cached_property
@@ -201,7 +204,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     if run.goes_on:
         images = reopen_images(run.folder, s.images, **split, pixels=pixels)
     else:
-        images = find_images(s.images, **split, pixels=pixels, to_measure=to_measure)
+        images = find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure)
     if not images.are_files:
         _refuse_for_dataset(s)
     statistics = None
@@ -226,7 +229,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     picture_epochs = max(1, s.epochs // 10) if s.picture_epochs is None else s.picture_epochs
     resolved = replace(
         s,
-        images=str(s.images) if isinstance(s.images, str | os.PathLike) else None,
+        images=_place(s.images),
         model=s.model if isinstance(s.model, str) else None,
         batch_size=numbers.batch_size,
         size=format_size(parse_size(s.size)),
@@ -323,5 +326,14 @@ def _look_for_images(images: Any) -> None:
     """A folder that is not there is told before the network is built."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
-    if isinstance(images, str | os.PathLike) and not os.path.exists(images):
+    if isinstance(images, str | os.PathLike) and is_missing(os.fspath(images)):
         list_images(images)  # raises, and suggests the nearest name
+
+
+def _place(images: Any) -> str | list[str] | None:
+    """Images as the settings of a run keep them: a place or several; a long list is in a file of its own."""
+    if isinstance(images, str | os.PathLike):
+        return os.fspath(images)
+    if isinstance(images, list | tuple) and len(images) <= _MOST_PLACES and all(isinstance(one, str) for one in images):
+        return list(images)
+    return None

@@ -19,7 +19,7 @@ class PretrainSettings(SpreadSettings):
     kind: ClassVar[str] = "pretrain"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "cuda_graph", "checkpoint_minutes")
 
-    images: Any = field(default=None, metadata={"type": str | None})
+    images: Any = field(default=None, metadata={"type": str | list[str] | None})
     _: KW_ONLY
     model: "str | nn.Module | None" = field(default="resnet50", metadata={"type": str | None})
     epochs: int = 200
@@ -47,6 +47,8 @@ class PretrainSettings(SpreadSettings):
     accumulate: int = 1
     held_out: Any = field(default=0.02, metadata={"type": float | str | None})
     held_out_most: int = 1000
+    check: Literal["quick", "full", "none"] = field(default="quick", metadata={"before": "quick"})
+    shuffle: Literal["full", "windows"] = field(default="full", metadata={"before": "full"})
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1

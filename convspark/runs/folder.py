@@ -32,6 +32,7 @@ class RunFolder:
     log.txt              what was printed
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
+    shards.json          of images in tar files and the like: those files, and what they were like
     bad_files.txt        what could not be read, and why (only if there was any)
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
@@ -118,6 +119,10 @@ class RunFolder:
     @property
     def held_out_files(self) -> Path:
         return self.path / "held_out_files.txt"
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards.json"
 
     @property
     def bad_files(self) -> Path:

@@ -1,5 +1,6 @@
 """The images of a run: found, checked, split, and served as batches."""
 
+import json
 import logging
 import os
 import shutil
@@ -11,29 +12,37 @@ from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ..data import (
+    MOST_BAD,
     PLAIN,
     EpochSampler,
     FileSource,
     HeldOutTransform,
     ImageSource,
     Pixels,
+    Places,
     PretrainImages,
     PretrainTransform,
+    absolute,
     adapt,
     as_lines,
     fitting,
     hold_out,
+    is_url,
     item_of,
     list_images,
+    list_pictures,
     names_in,
     scan,
+    shards_of,
+    stamp_of,
+    tell_repeated,
 )
 from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
@@ -44,6 +53,16 @@ logger = logging.getLogger(__name__)
 
 # What is measured with is decoded once and kept, as long as it takes no more than this.
 _MOST_CACHED_BYTES = 512 << 20
+
+_FEW_PLACES, _MOST_PLACES = 4, 10_000  # are named one by one, to the user and in the cache
+
+_SLOW = 64 << 20  # bytes of a group of rows
+
+Shuffle: TypeAlias = Literal["full", "windows"]
+"""Which pictures may follow each other in an epoch: any, or those that lie together, so that they are read together."""
+
+Check: TypeAlias = Literal["quick", "full", "none"]
+"""How images are looked at before a run."""
 
 
 @dataclass
@@ -77,6 +96,10 @@ class Images:
             _write_lines(folder.train_files, self.train)
         if isinstance(self.held_out, list):
             _write_lines(folder.held_out_files, self.held_out)
+        lists = [each for each in (self.train, self.held_out) if isinstance(each, list)]
+        shards = sorted({shard for each in lists for shard in shards_of(each)})
+        if shards:
+            write_text(folder.shards, json.dumps({shard: stamp_of(shard) for shard in shards}, indent=2) + "\n")
         write_bad_files(folder, self.bad)
 
 
@@ -86,16 +109,18 @@ def find_images(
     held_out: Any = 0.02,
     held_out_most: int = 1000,
     seed: int = 0,
+    check: Check = "quick",
     pixels: Pixels = PLAIN,
     to_measure: bool = False,
 ) -> Images:
     """Find and check the images, and hold a share of them out.
 
     Args:
-        images: a folder, a text file of paths, a list of paths, or any map-style dataset of images.
+        images: what `list_pictures` takes, or any map-style dataset of images.
         held_out: the share that is not trained on, or images of its own, given in the same ways.
         held_out_most: the most that a share comes to.
         seed: of the choice.
+        check: `quick` looks at each file, `full` decodes it, `none` takes what is there.
         pixels: how files are read.
         to_measure: whether their statistics will be: files of more than 8 bits are then read as they are stored.
 
@@ -103,10 +128,10 @@ def find_images(
         DataError: nothing there, no readable picture, or more than 5 % unreadable.
     """
     bad: list[tuple[str, str]] = []
-    found, description, pixels = _open(images, bad, pixels, to_measure)
+    found, description, pixels = _open(images, bad, check, pixels, to_measure)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        kept = _whole(_open(held_out, bad, pixels)[0], bad, pixels)
-        return Images(found, kept, bad, description, pixels)
+        kept, kept_description, _ = _open(held_out, bad, check, pixels)
+        return Images(found, _whole(kept, kept_description, bad, check, pixels), bad, description, pixels)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(found, list):
@@ -115,7 +140,7 @@ def find_images(
         order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
         train = Subset(found, order)
         kept = Subset(found, kept_order) if kept_order else None
-    return Images(train, _whole(kept or None, bad, pixels), bad, description, pixels)
+    return Images(train, _whole(kept or None, description, bad, check, pixels), bad, description, pixels)
 
 
 def reopen_images(
@@ -144,13 +169,15 @@ def reopen_images(
     train = _read_lines(folder.train_files)
     if not train:
         raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
-    missing = [path for path in train[:: max(1, len(train) // 100)] if not os.path.exists(item_of(path)[0])]
+    there = (path for path in train[:: max(1, len(train) // 100)] if not is_url(path))
+    missing = [path for path in there if not os.path.exists(item_of(path)[0])]
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
             f"put them back, or correct {folder.train_files}"
         )
-    return Images(train, kept, [], images if isinstance(images, str) else "a list of files", pixels)
+    _tell_changed(folder, [*train, *(kept if isinstance(kept, list) else ())])
+    return Images(train, kept, [], _described(images), pixels)
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
@@ -195,6 +222,7 @@ class TrainLoader(DataLoader[Tensor]):
             world_size=here.count,
             crops_per_image=dataset.crops_per_image,
             passes=accumulate,
+            blocks=dataset.blocks,
         )
         self.waited = 0.0
         self.arrived = 0.0
@@ -226,6 +254,7 @@ class TrainLoader(DataLoader[Tensor]):
             self.waited, starts_workers = 0.0 if hidden else self.arrived - asked, False
             yield batch
             asked = perf_counter()
+        tell_repeated()
 
     def mark(self, epoch: int, batches: int) -> None:
         """So many batches (optimiser steps) of this epoch are done."""
@@ -331,10 +360,20 @@ def train_dataset(
     flip: bool,
     crops_per_image: int,
     seed: int,
+    shuffle: Shuffle = "full",
 ) -> PretrainImages:
     """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index)."""
     transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip)
-    return PretrainImages(images.source(images.train), transform, seed, crops_per_image)
+    source = images.source(images.train)
+    files = source if isinstance(source, FileSource) else None
+    if shuffle == "full" and files is not None and files.places is not None and files.places.largest_group > _SLOW:
+        logger.warning(
+            "the parquet files have groups of rows of up to %d MB, each of which is read for a single picture: try "
+            "--shuffle windows, or write them with row_group_size=100",
+            files.places.largest_group >> 20,
+        )
+    blocks = files.blocks() if shuffle == "windows" and files is not None else None
+    return PretrainImages(source, transform, seed, crops_per_image, blocks=blocks)
 
 
 def held_out_dataset(
@@ -371,26 +410,84 @@ def workers_explained() -> Iterator[None]:
         raise ConvsparkError(advice) from error
 
 
-def _open(images: Any, bad: list[tuple[str, str]], pixels: Pixels, to_measure: bool = False) -> tuple[Any, str, Pixels]:
+def _open(
+    images: Any, bad: list[tuple[str, str]], check: Check, pixels: Pixels, to_measure: bool = False
+) -> tuple[Any, str, Pixels]:
     """A list of readable paths, or a dataset; what to call it; and how files are read."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        paths = list_images(images, bands=to_measure or not pixels.is_plain)
-        pixels = fitting(paths, pixels) if to_measure else pixels
-        result = scan(paths, pixels=pixels)
-        bad += result.bad
-        name = str(images) if isinstance(images, str | os.PathLike) else "a list of files"
-        return [os.path.abspath(path) for path in result.good], name, pixels
+        paths = _listed(images, bands=to_measure or not pixels.is_plain)
+        if to_measure:
+            if any(map(is_url, paths)):
+                raise UsageError(
+                    "stats is 'auto', which pictures in archives or behind URLs are not measured for: unpack some, find "
+                    "their --low, --high, --mean and --std with `convspark scan`, and give those"
+                )
+            pixels = fitting(paths, pixels)
+        if check != "none":
+            result = scan(paths, whole=check == "full", place=_called(images), pixels=pixels)
+            bad += result.bad
+            paths = result.good
+        return [absolute(path) for path in paths], _described(images), pixels
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__, pixels
 
 
-def _whole(held_out: Any, bad: list[tuple[str, str]], pixels: Pixels) -> Any:
+def _listed(images: Any, bands: bool) -> list[str]:
+    """All pictures; files of several bands too, where they are files of their own."""
+    if bands:
+        with suppress(DataError):  # it is none of those; else the same is raised again
+            return list_images(images, bands=True)
+    return list_pictures(images)
+
+
+def _called(images: Any) -> str | None:
+    """What to call a collection from one run to the next; None for a list that Python has."""
+    places = [images] if isinstance(images, str | os.PathLike) else images
+    return "\n".join(absolute(os.fspath(place)) for place in places) if len(places) <= _MOST_PLACES else None
+
+
+def _described(images: Any) -> str:
+    """What to call the images of a run that has a list of files."""
+    if isinstance(images, list | tuple) and 0 < len(images) <= _FEW_PLACES:
+        return ", ".join(map(str, images))
+    return str(images) if isinstance(images, str | os.PathLike) else "a list of files"
+
+
+def _tell_changed(folder: RunFolder, pictures: Sequence[str]) -> None:
+    """Say which shards are no longer as they were when a run began.
+
+    Raises:
+        DataError: more of its pictures are gone than are put up with.
+    """
+    try:
+        before = json.loads(folder.shards.read_text(encoding="utf-8")) if folder.shards.is_file() else {}
+    except ValueError:
+        logger.warning("%s is torn: whether the files of pictures have changed is not known", folder.shards)
+        before = {}
+    changed = [shard for shard in shards_of(pictures) if before.get(shard) not in (None, stamp_of(shard))]
+    if not changed:
+        return
+    lost = Places(pictures).missing
+    gone = [pictures[index] for index in lost.nonzero()[0].tolist()]
+    told = f"{len(changed)} files of pictures have changed since the run {folder.path} began: {', '.join(changed[:3])}"
+    if len(gone) > MOST_BAD * len(pictures):
+        raise DataError(
+            f"{told}. {len(gone)} of its {len(pictures)} pictures are gone, for example {gone[0]}; put them back, or "
+            "start a new run"
+        )
+    if gone:
+        told += f"; {len(gone)} of its pictures are gone, others stand in for them"
+    logger.warning("%s. Where what is in their pictures changed, the run goes on otherwise than it would have", told)
+
+
+def _whole(held_out: Any, description: str, bad: list[tuple[str, str]], check: Check, pixels: Pixels) -> Any:
     """Held-out files without those that are damaged anywhere: none can stand in for what is measured with."""
-    if not isinstance(held_out, list):
+    if not isinstance(held_out, list) or check == "none":
         return held_out
-    result = scan(held_out, whole=True, most_bad=0.5, pixels=pixels)
+    place = f"held out of {os.path.abspath(description)}"
+    result = scan(held_out, whole=True, most_bad=0.5, place=place, pixels=pixels)
     bad += result.bad
     return result.good
 

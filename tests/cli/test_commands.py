@@ -147,3 +147,16 @@ def test_demo_holds_photographs_out_whole():
     names = [name for name, _ in demo_photographs()]
     assert set(demo_module._HELD_OUT) <= set(names)
     assert 2 <= len(demo_module._HELD_OUT) <= len(names) - 8
+
+
+def test_several_images_as_a_shell_writes_them_out(monkeypatch):
+    from convspark.cli import pretrain as command
+
+    asked = []
+    makers = [command.command(), command.command()]
+    monkeypatch.setattr(command, "command", makers.pop)
+    monkeypatch.setattr(command, "pretrain", lambda **values: asked.append(values))
+    monkeypatch.setattr(command, "describe", str)
+    command.run(["0.tar", "1.tar", "--epochs", "2"])
+    command.run(["folder", "--epochs", "2"])
+    assert [values["images"] for values in asked] == [["0.tar", "1.tar"], "folder"]

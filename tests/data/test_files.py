@@ -150,3 +150,17 @@ def test_unusable_lists(tmp_path: Path) -> None:
             list_images(source)
     with pytest.raises(UsageError, match="int"):
         list_images([1, 2])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'label,path\n1,x.jpg\n2,"y, z.jpg"\n'),
+        ("b.csv", 'x.jpg,1\n"y, z.jpg",2\n'),
+        ("c.tsv", "image\tlabel\nx.jpg\t1\n\ny, z.jpg\t2\n"),
+        ("d.csv", '\ufeffFile_Name\nx.jpg\n"y, z.jpg"\n'),
+    ],
+)
+def test_tables_of_paths(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert list_images(tmp_path / name) == [str(tmp_path / "x.jpg"), str(tmp_path / "y, z.jpg")]

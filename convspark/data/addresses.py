@@ -1,0 +1,78 @@
+"""What a picture is called so that it is found again: a path, a URL, or a place in a file that holds many.
+
+Places in such a file, a shard, are written as fsspec chains them: `tar://MEMBER::SHARD`, `parquet://COLUMN/ROW::SHARD`,
+`dataset://COLUMN/ROW::FOLDER`.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+KINDS = ("tar", "parquet", "dataset")
+_STARTS = tuple(f"{kind}://" for kind in KINDS)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_EXPANDED = 1_000_000
+
+
+class Within(NamedTuple):
+    """A picture in a shard: of what kind, under what name, in which."""
+
+    kind: str
+    inner: str
+    shard: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}://{self.inner}::{self.shard}"
+
+
+def within(address: str) -> Within | None:
+    """The parts of an address in a shard; None where it is a file of its own."""
+    if not address.startswith(_STARTS):
+        return None
+    kind, _, rest = address.partition("://")
+    inner, colons, shard = rest.rpartition("::")
+    return Within(kind, inner, shard) if colons else None
+
+
+def is_url(place: str) -> bool:
+    return "://" in place and _URL.match(place) is not None
+
+
+def absolute(address: str) -> str:
+    """The same from any working directory."""
+    parts = within(address)
+    if parts is not None:
+        return str(parts._replace(shard=absolute(parts.shard)))
+    if is_url(address):
+        return address
+    plain = address.startswith("/") and "//" not in address and "/." not in address and not address.endswith("/")
+    return address if plain else os.path.abspath(address)  # of a million, no second copies
+
+
+def expanded(pattern: str) -> list[str]:
+    """`{000..127}` and `{a,b}` written out, as shells do; a text without them is alone."""
+    parts = _BRACES.split(pattern)
+    choices = [list(_choices(part)) if place % 2 else [part] for place, part in enumerate(parts)]
+    count = 1
+    for each in choices:
+        count *= len(each)
+    return ["".join(chosen) for chosen in product(*choices)] if count <= _MOST_EXPANDED else [pattern]
+
+
+def _choices(inside: str) -> Iterator[str]:
+    numbers = _RANGE.fullmatch(inside)
+    if numbers is None:
+        yield from inside.split(",") if "," in inside else [f"{{{inside}}}"]
+        return
+    first, last = numbers[1], numbers[2]
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    low, high = int(first), int(last)
+    if abs(high - low) >= _MOST_EXPANDED:
+        yield f"{{{inside}}}"
+        return
+    for number in range(low, high + 1) if low <= high else range(low, high - 1, -1):
+        yield str(number).zfill(width)

@@ -1,0 +1,157 @@
+"""What a user gives as IMAGES, whatever it is, as the addresses of pictures."""
+
+import glob
+import logging
+import os
+from collections.abc import Iterable
+
+from ..errors import DataError, UsageError
+from . import remote
+from .addresses import absolute, expanded, is_url, within
+from .decode import picture_suffixes
+from .files import SHARD_SUFFIXES, Source, beside_list, from_text, list_images, paths_in, walk
+from .shards import addresses_in
+from .tables import ParquetShard, is_saved_dataset, saved_split
+from .tars import COMPRESSED
+
+_log = logging.getLogger(__name__)
+
+_LISTS = (".txt", ".csv", ".tsv")
+
+
+def list_pictures(images: Source) -> list[str]:
+    """Addresses of the pictures that `images` names, in an order that does not depend on the machine.
+
+    Args:
+        images: what `list_images` takes; or tar files, alone, as a folder of them, or as a pattern (`{000..127}.tar`,
+            `*.tar`); several of all these, in their order.
+
+    Raises:
+        DataError: something is missing, unreadable, or names no picture.
+    """
+    if isinstance(images, str | os.PathLike):
+        found = _at(os.fspath(images))
+    else:
+        try:
+            places = [os.fspath(place) for place in images]
+        except TypeError as error:
+            raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
+        found = _at_each(places)
+    if not found:
+        raise DataError(f"images: no picture in {images!r}")
+    return found
+
+
+def is_missing(place: str) -> bool:
+    """Whether there is certainly nothing at a place: neither a path nor a URL nor a pattern of them."""
+    return not os.path.exists(place) and not is_url(place) and not glob.has_magic(place) and expanded(place) == [place]
+
+
+def _at_each(places: Iterable[str]) -> list[str]:
+    """Pictures stay what they are, also those that are not there; all else is looked into."""
+    found: list[str] = []
+    suffixes = picture_suffixes()
+    for place in places:
+        is_picture = within(place) is not None or os.path.splitext(place)[1].lower() in suffixes
+        opened = not is_picture and (_is_shard(place) or os.path.isdir(place))
+        found += _at(place) if opened else [place]
+    return found
+
+
+def _at(place: str) -> list[str]:
+    if os.path.isdir(place):
+        return _in_folder(place)
+    if os.path.isfile(place):
+        return _in_file(place)
+    several = _matching(place)
+    if several != [place]:
+        return _at_each(several)
+    if is_url(place):
+        return _at_url(place)
+    return list_images(place)  # raises, and suggests the nearest name
+
+
+def _in_folder(folder: str) -> list[str]:
+    saved = saved_split(folder) or folder
+    if is_saved_dataset(saved):
+        return addresses_in("dataset", absolute(saved))
+    shards: list[str] = []
+    found = walk(folder, shards)
+    if found and shards:
+        _warn_of_both(folder, shards)
+    return found or [address for shard in shards for address in _in_shard(shard)]
+
+
+def _warn_of_both(folder: str, shards: list[str]) -> None:
+    told = "%s holds pictures, which are taken, and %d files that may hold more, which are not: %s"
+    _log.warning(told, folder, len(shards), shards[0])
+
+
+def _in_file(path: str) -> list[str]:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in picture_suffixes():
+        return [path]
+    if _is_shard(path):
+        return _in_shard(path)
+    return _at_each(from_text(path))
+
+
+def _at_url(url: str) -> list[str]:
+    """A picture, a shard, a list, or a folder of them, behind a URL."""
+    suffix = os.path.splitext(url.partition("?")[0])[1].lower()
+    if suffix in picture_suffixes():
+        return [url]
+    if _is_shard(url):
+        return _in_shard(url)
+    try:
+        if suffix in _LISTS:
+            return _at_each(beside_list(url, paths_in(remote.read_all(url), url)))
+        files = remote.files_below(url)
+    except FileNotFoundError:
+        raise DataError(f"images: {url!r} does not exist") from None
+    except OSError as error:
+        raise DataError(f"images: {url!r} cannot be read: {error}") from None
+    names = {file: os.path.basename(file) for file in files}
+    shown = [file for file in files if not names[file].startswith(".")]
+    found = [file for file in shown if os.path.splitext(file)[1].lower() in picture_suffixes()]
+    shards = [file for file in shown if _is_shard(file)]
+    if found and shards:
+        _warn_of_both(url, shards)
+    if not found and not shards:
+        raise DataError(
+            f"images: no picture below {url!r} ({len(files)} files found); pictures end in .jpg, .png and the other "
+            "suffixes that Pillow reads, files of many in .tar or .parquet"
+        )
+    return found or [address for shard in shards for address in _in_shard(shard)]
+
+
+def _in_shard(path: str) -> list[str]:
+    path = absolute(path)
+    if not path.lower().endswith(".parquet"):
+        return addresses_in("tar", path)
+    try:
+        table = ParquetShard(path)
+        listed = None if table.holds_pictures else table.paths()
+    except FileNotFoundError:
+        raise DataError(f"images: {path!r} does not exist") from None
+    except OSError as error:
+        raise DataError(f"images: {path!r} cannot be read: {error}") from None
+    return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed))
+
+
+def _is_shard(place: str) -> bool:
+    return place.lower().endswith((*SHARD_SUFFIXES, *COMPRESSED))
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern of the command line stands for, where no shell wrote it out."""
+    found: list[str] = []
+    for each in expanded(pattern):
+        asked = each.startswith(("http://", "https://")) and "*" not in each  # a question mark begins a query
+        if not glob.has_magic(each) or asked:
+            found.append(each)
+        elif is_url(each):
+            found += remote.files_below(each)
+        else:
+            found += sorted(glob.glob(each, recursive=True)) or [each]
+    return found

@@ -1,0 +1,212 @@
+"""Files that hold many pictures, behind one interface: where a picture lies, and its bytes."""
+
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import DataError
+from . import remote, tars
+from .addresses import Within, within
+from .tables import ParquetShard, SavedShard
+
+_BLOCK = 256  # neighbours that are read with one another, where a shard does not say
+
+
+def neighbours(count: int) -> np.ndarray:
+    """Blocks of pictures that follow each other, (count,)."""
+    return np.arange(count) // _BLOCK
+
+
+class Shard(Protocol):
+    """A file of pictures."""
+
+    def inner_names(self) -> Iterable[str]:
+        """Of all its pictures, in its order."""
+        ...
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        """The places of pictures, int64, (N, 2): offset and size, or row and column; -1 where there is none."""
+        ...
+
+    def content(self, first: int, second: int) -> bytes:
+        """The file that is kept at a place.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
+    def blocks(self, places: np.ndarray) -> np.ndarray:
+        """(N, 2) -> (N,), numbers that are equal where pictures are read together."""
+        ...
+
+
+class TarShard:
+    """A tar; places are offsets and sizes in bytes."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._members = tars.members(path)
+
+    def inner_names(self) -> Iterable[str]:
+        return self._members.names
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        own = self._members
+        if list(names) == list(own.names):
+            return np.stack([own.offsets, own.sizes], axis=1)
+        order = {name: place for place, name in enumerate(own.names)}
+        rows = np.array([order.get(name, -1) for name in names], dtype=np.int64)
+        if not len(own.names):
+            return np.full((len(names), 2), -1)
+        return np.where(rows[:, None] < 0, -1, np.stack([own.offsets[rows], own.sizes[rows]], axis=1))
+
+    def content(self, first: int, second: int) -> bytes:
+        return remote.read_range(self._path, first, second)
+
+    def blocks(self, places: np.ndarray) -> np.ndarray:
+        return neighbours(len(places))
+
+
+class LostShard:
+    """One that is gone since a run began, or cannot be read: its pictures are bad, for the reason that it has."""
+
+    def __init__(self, path: str, reason: Exception) -> None:
+        self.path = path
+        self.reason = str(reason) or type(reason).__name__
+
+    def inner_names(self) -> Iterable[str]:
+        return ()
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        return np.zeros((len(names), 2), dtype=np.int64)
+
+    def content(self, first: int, second: int) -> bytes:
+        raise remote.UnreachableError(f"the file that holds it is gone or cannot be read: {self.reason}")
+
+    def blocks(self, places: np.ndarray) -> np.ndarray:
+        return np.zeros(len(places), dtype=np.int64)
+
+
+def open_shard(kind: str, path: str) -> Shard:
+    """The shard of a kind at a path or URL.
+
+    Raises:
+        DataError: it is something else.
+        OSError: it cannot be read.
+    """
+    match kind:
+        case "tar":
+            return TarShard(path)
+        case "parquet":
+            return ParquetShard(path)
+        case "dataset":
+            return SavedShard(path)
+    raise AssertionError(kind)
+
+
+def addresses_in(kind: str, path: str) -> list[str]:
+    """All pictures of a shard, in its order.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        shard = open_shard(kind, path)
+    except FileNotFoundError:
+        raise DataError(f"images: {path!r} does not exist") from None
+    except OSError as error:
+        raise DataError(f"images: {path!r} cannot be read: {error.strerror or error}") from None
+    return [str(Within(kind, name, path)) for name in shard.inner_names()]
+
+
+def shards_of(addresses: Iterable[str]) -> dict[str, str]:
+    """The shards in which pictures lie: kind by path."""
+    parts = (within(address) for address in addresses)
+    return {part.shard: part.kind for part in parts if part is not None}
+
+
+def stamp_of(path: str) -> str:
+    """What changes when a shard does; "gone" where it is not there, or cannot be read."""
+    saved = os.path.join(path, "state.json")  # with a fingerprint, in a folder that `datasets` wrote
+    try:
+        return str(remote.stamp(saved if os.path.isdir(path) else path))
+    except OSError:
+        return "gone"
+
+
+class Places:
+    """Where each of a list of pictures lies, of those that are in shards.
+
+    Attributes:
+        shards: by kind and path.
+        number: which of them, (N,); -1 for a file of its own.
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        parts = [within(address) for address in addresses]
+        found: dict[tuple[str, str], list[int]] = {}
+        for place, part in enumerate(parts):
+            if part is not None:
+                found.setdefault((part.kind, part.shard), []).append(place)
+        self.number = np.full(len(parts), -1, dtype=np.int32)
+        self._places = np.full((len(parts), 2), -1, dtype=np.int64)
+        self.shards: dict[tuple[str, str], Shard] = {}
+        for number, (key, held) in enumerate(found.items()):
+            try:
+                shard = open_shard(*key)
+            except (OSError, DataError) as error:
+                shard = LostShard(key[1], error)
+            names = [part.inner for part in map(parts.__getitem__, held) if part is not None]
+            self.number[held] = number
+            self._places[held] = shard.find(names)
+            self.shards[key] = shard
+        self._shards = list(self.shards.values())
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which pictures are in no shard any more, (N,) bool."""
+        lost = [number for number, shard in enumerate(self._shards) if isinstance(shard, LostShard)]
+        return (self.number >= 0) & ((self._places[:, 0] < 0) | np.isin(self.number, lost))
+
+    @property
+    def largest_group(self) -> int:
+        """Bytes that have to be read for one picture, at most, of shards where that is more than itself."""
+        return max((shard.largest_group for shard in self._shards if isinstance(shard, ParquetShard)), default=0)
+
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Two numbers that change when a picture does, as its shard does; -1 of one that is in no shard."""
+        number = self.number[index]
+        if number < 0:
+            return -1, -1
+        return int(self._places[index, 1]), self._changed[number]
+
+    @cached_property
+    def _changed(self) -> list[int]:
+        """A number for each shard's stamp, below all times of files."""
+        return [zlib.crc32(stamp_of(path).encode()) for _, path in self.shards]
+
+    def content(self, index: int) -> bytes:
+        """The file of a picture in a shard.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        first, second = map(int, self._places[index])
+        if first < 0:
+            raise remote.UnreachableError("no longer in the file that held it")
+        return self._shards[self.number[index]].content(first, second)
+
+    def blocks(self) -> np.ndarray:
+        """(N,): equal numbers where pictures are best read with one another, ascending as they first occur."""
+        blocks = neighbours(len(self.number))
+        for number, shard in enumerate(self._shards):
+            held = self.number == number
+            blocks[held] = shard.blocks(self._places[held])
+        changes = np.diff(blocks, prepend=blocks[:1]) != 0
+        changes |= np.diff(self.number, prepend=self.number[:1]) != 0
+        return np.cumsum(changes)

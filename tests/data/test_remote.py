@@ -1,0 +1,137 @@
+"""Bytes behind URLs: the same as of files, whatever is asked of them."""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data.shards import pictures, write_tar
+from data.test_tars import same_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convspark.data import FileSource, list_pictures, remote, scan
+from convspark.data.decode import BadPictureError
+from convspark.errors import DataError, UsageError
+
+FILES = pictures(12)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """The URL of a folder in memory, empty."""
+    import fsspec
+
+    fsspec.filesystem("memory").store.clear()
+    yield "memory://folder"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(attempts=4, pause=0.001, seconds=5.0))
+    monkeypatch.setattr(remote, "ATTEMPTS", remote.Attempts())
+
+
+def put(url: str, content: bytes) -> None:
+    import fsspec
+
+    with fsspec.open(url, "wb") as file:
+        file.write(content)  # type: ignore[union-attr]
+
+
+def test_pictures_shards_and_lists(memory: str, tmp_path: Path) -> None:
+    names = list(FILES)
+    for name, content in FILES.items():
+        put(f"{memory}/photos/deep/{name}", content)
+    put(f"{memory}/photos/.hidden.jpg", b"")
+    put(f"{memory}/photos/words.txt", b"")
+    put(f"{memory}/a.tar", write_tar(tmp_path / "a.tar", FILES).read_bytes())
+    put(f"{memory}/list.txt", "\n".join(f"photos/deep/{name}" for name in names).encode())
+    put(f"{memory}/list.csv", "\n".join(["label,path", *(f"1,photos/deep/{name}" for name in names)]).encode())
+    single = [f"memory:///folder/photos/deep/{name}" for name in names]
+    assert list_pictures(f"{memory}/photos") == single
+    assert list_pictures(f"{memory}/photos/deep/*.webp") == [each for each in single if each.endswith(".webp")]
+    listed = [f"{memory}/photos/deep/{name}" for name in names]
+    assert list_pictures(f"{memory}/list.txt") == list_pictures(f"{memory}/list.csv") == listed
+    inside = list_pictures(f"{memory}/a.tar")
+    for addresses in (single, listed, inside):
+        same_pictures(FileSource(addresses), list(FILES.values()), tmp_path)
+        assert scan(addresses, whole=True).good == addresses
+
+
+def test_parquet(memory: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from data.test_tables import write
+
+    put(f"{memory}/a.parquet", write(tmp_path / "a.parquet", image=list(FILES.values())).read_bytes())
+    same_pictures(FileSource(list_pictures(f"{memory}/a.parquet")), list(FILES.values()), tmp_path)
+
+
+def test_what_is_not_there_is_told(memory: str) -> None:
+    put(f"{memory}/words.txt", b"nothing")
+    with pytest.raises(DataError, match="does not exist"):
+        list_pictures("memory://folder/none.tar")
+    with pytest.raises(DataError, match="no picture below"):
+        list_pictures("memory://folder/")
+    with pytest.raises(UsageError, match="no URL that can be read"):
+        list_pictures("nonsense://folder")
+    with pytest.raises(BadPictureError, match="no such file"):
+        FileSource(["memory://folder/none.jpg"]).read(0)
+
+
+CONTENT = bytes(range(256)) * 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 700), st.lists(st.tuples(st.integers(0, 2100), st.integers(0, 900)), max_size=10))
+def test_files_behind_urls_read_like_files(block: int, reads: list[tuple[int, int]]) -> None:
+    put("memory://ranges", CONTENT)
+    mine, theirs = remote.RangeFile("memory://ranges", block), io.BytesIO(CONTENT)
+    for place, size in reads:
+        assert mine.seek(place) == theirs.seek(place)
+        assert mine.read(size) == theirs.read(size) and mine.tell() == theirs.tell()
+    assert mine.seek(-5, io.SEEK_END) == len(CONTENT) - 5 and mine.read() == CONTENT[-5:]
+
+
+def failing(times: int, error: Exception) -> tuple[list[int], object]:
+    made: list[int] = []
+
+    def act() -> str:
+        made.append(1)
+        if len(made) <= times:
+            raise error
+        return "done"
+
+    return made, act
+
+
+def test_attempts_are_counted_and_end() -> None:
+    attempts = remote.Attempts()
+    made, act = failing(3, ConnectionResetError("gone"))
+    assert attempts.make(act, "a") == "done" and attempts.repeated == 3  # type: ignore[arg-type]
+    made, act = failing(99, ValueError("odd"))
+    with pytest.raises(remote.UnreachableError, match="4 times: ValueError: odd"):
+        attempts.make(act, "a")  # type: ignore[arg-type]
+    with pytest.raises(remote.UnreachableError, match="1 times"):  # the next one at the same place
+        attempts.make(act, "a")  # type: ignore[arg-type]
+    assert len(made) == 5 and attempts.repeated == 6
+    made, act = failing(99, FileNotFoundError())
+    with pytest.raises(FileNotFoundError):
+        attempts.make(act, "b")  # type: ignore[arg-type]
+    assert len(made) == 1
+
+
+def test_nothing_is_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote.PATIENCE, "seconds", 0.02)
+    with pytest.raises(remote.UnreachableError, match=r"no answer within 0\.02 seconds"):
+        remote.Attempts().make(lambda: time.sleep(1), "a")
+
+
+def test_repeated_reads_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _, act = failing(2, OSError("odd"))
+    remote.ATTEMPTS.make(act, "a")  # type: ignore[arg-type]
+    remote.tell_repeated()
+    remote.tell_repeated()
+    assert caplog.text.count("2 reads through the network failed and were tried again") == 1

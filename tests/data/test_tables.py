@@ -1,0 +1,123 @@
+"""Pictures in parquet files and saved datasets come out as from files of their own."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data.shards import pictures
+from data.test_tars import same_pictures
+from PIL import Image
+from torch.utils.data import Subset
+
+from convspark.data import FileSource, adapt, list_pictures, scan
+from convspark.data.decode import BadPictureError, Shrunk
+from convspark.errors import DataError
+
+FILES = pictures(25)
+
+
+@pytest.fixture
+def arrow() -> Any:
+    return pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+
+def write(file: Path, /, **columns: Any) -> Path:
+    from pyarrow import parquet, table
+
+    parquet.write_table(table(columns), file, row_group_size=10)
+    return file
+
+
+@pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "struct"])
+def test_rows_are_the_files(arrow: Any, tmp_path: Path, as_struct: bool) -> None:
+    content = list(FILES.values())
+    cells = [{"bytes": each, "path": None} for each in content] if as_struct else content
+    path = write(tmp_path / "a.parquet", label=list(range(25)), image=cells, mask=[b"x"] * 25)
+    addresses = list_pictures(path)
+    assert addresses == [f"parquet://image/{row}::{path}" for row in range(25)]
+    source = FileSource(addresses)
+    same_pictures(source, content, tmp_path)
+    order = np.random.default_rng(0).permutation(25)
+    same_pictures(FileSource([addresses[i] for i in order]), [content[i] for i in order], tmp_path)
+    assert scan(addresses).good == addresses
+    (tmp_path / "alone").unlink()
+    assert list_pictures(tmp_path) == addresses  # a folder of such files
+    assert source.places is not None
+    assert source.places.blocks().tolist() == [0] * 10 + [1] * 10 + [2] * 5
+
+
+def test_rows_without_a_picture_are_bad(arrow: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=[*list(FILES.values())[:24], None])
+    ((bad, reason),) = scan(list_pictures(path)).bad
+    assert bad == f"parquet://image/24::{path}" and "no picture in this row" in reason
+
+
+def test_lists_of_paths(arrow: Any, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    files = [str(tmp_path / name) for name in FILES]
+    write(tmp_path / "list.parquet", label=[1] * 25, path=list(FILES))
+    assert list_pictures(tmp_path / "list.parquet") == files
+
+
+def test_what_cannot_be_chosen_is_told(arrow: Any, tmp_path: Path) -> None:
+    for name, columns, words in (
+        ("none", {"a": [1], "b": [2.0]}, "no column of pictures or of their paths"),
+        ("several", {"a": [b"x"], "b": [b"y"]}, "several columns of bytes, a, b"),
+    ):
+        path = write(tmp_path / f"{name}.parquet", **columns)
+        with pytest.raises(DataError, match=words):
+            list_pictures(path)
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(DataError, match="damaged"):
+        list_pictures(tmp_path / "damaged.parquet")
+
+
+@pytest.fixture
+def hub() -> Any:
+    return pytest.importorskip("datasets", reason="datasets is not installed")
+
+
+def dataset_of(hub: Any, content: list[bytes]) -> Any:
+    rows = {"label": list(range(len(content))), "image": [{"bytes": each, "path": None} for each in content]}
+    return hub.Dataset.from_dict(rows, features=hub.Features({"label": hub.Value("int64"), "image": hub.Image()}))
+
+
+def test_saved_datasets(hub: Any, tmp_path: Path) -> None:
+    content = list(FILES.values())
+    made = dataset_of(hub, content)
+    made.save_to_disk(tmp_path / "saved", num_shards=3)
+    addresses = list_pictures(tmp_path / "saved")
+    assert addresses[3] == f"dataset://image/3::{tmp_path / 'saved'}"
+    same_pictures(FileSource(addresses), content, tmp_path)
+    assert scan(addresses).good == addresses
+    made.select([4, 2, 7]).save_to_disk(tmp_path / "chosen")
+    same_pictures(FileSource(list_pictures(tmp_path / "chosen")), [content[i] for i in (4, 2, 7)], tmp_path)
+
+
+def test_the_split_to_train_on(hub: Any, tmp_path: Path) -> None:
+    content = list(FILES.values())
+    train, test = dataset_of(hub, content[:5]), dataset_of(hub, content[5:])
+    hub.DatasetDict({"test": test, "train": train}).save_to_disk(tmp_path / "both")
+    same_pictures(FileSource(list_pictures(tmp_path / "both")), content[:5], tmp_path)
+    hub.DatasetDict({"test": test, "other": train}).save_to_disk(tmp_path / "neither")
+    with pytest.raises(DataError, match="holds test, other: give one of these"):
+        list_pictures(tmp_path / "neither")
+    same_pictures(FileSource(list_pictures(tmp_path / "neither/test")), content[5:], tmp_path)
+
+
+def test_datasets_in_python(hub: Any, tmp_path: Path) -> None:
+    large = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)).save(large, "JPEG")
+    content = [*FILES.values(), b"no picture", large.getvalue()]
+    made = dataset_of(hub, content)
+    source = adapt(made)
+    same_pictures(adapt(Subset(made, range(25))), content[:25], tmp_path)
+    assert isinstance(source.read(26, lambda height, width: 4.0), Shrunk)  # as from a file
+    with pytest.raises(BadPictureError, match=r"item 25.*not a picture"):
+        source.read(25)
+    chosen = adapt(Subset(made, [24, 3]))
+    same_pictures(chosen, [content[24], content[3]], tmp_path)
+    assert chosen.name(0) == "item 24"

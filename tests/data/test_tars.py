@@ -1,0 +1,161 @@
+"""Pictures in tars come out as from files of their own."""
+
+import gzip
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.shards import pictures, write_tar
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convspark.data import FileSource, decode, list_pictures, scan
+from convspark.data.addresses import Within, absolute, expanded, within
+from convspark.data.decode import BadPictureError
+from convspark.errors import DataError
+
+FILES = pictures(12)
+
+
+def same_pictures(source: FileSource, contents: list[bytes], folder: Path) -> None:
+    assert len(source) == len(contents) > 0
+    for index, content in enumerate(contents):
+        (folder / "alone").write_bytes(content)
+        assert np.array_equal(source.read(index), decode(folder / "alone"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_the_files(tmp_path: Path, kind: int) -> None:
+    long = {f"{'deep/' * 15}{name}": content for name, content in FILES.items()}
+    others = {"000000.cls": b"3", "notes.json": b"{}", "._000001.jpg": b"fork", "__MACOSX/x.jpg": b"fork"}
+    path = write_tar(tmp_path / "a.tar", {**others, **long}, format=kind)
+    addresses = list_pictures(path)
+    assert addresses == [f"tar://{name}::{path}" for name in long]
+    same_pictures(FileSource(addresses), list(long.values()), tmp_path)
+    assert scan(addresses).good == addresses
+
+
+def test_names_without_suffix_links_and_repetitions(tmp_path: Path) -> None:
+    names = list(FILES)
+    path = write_tar(tmp_path / "a.tar", {"first": FILES[names[0]], "words": b"no picture", names[1]: FILES[names[1]]})
+    with tarfile.open(path, "a") as tar:
+        again = tarfile.TarInfo("again.png")
+        again.type, again.linkname = tarfile.LNKTYPE, names[1]
+        tar.addfile(again)
+        twice = tarfile.TarInfo(names[1])
+        twice.size = len(FILES[names[2]])
+        (tmp_path / "x").write_bytes(FILES[names[2]])
+        with (tmp_path / "x").open("rb") as file:
+            tar.addfile(twice, file)
+    addresses = list_pictures(path)
+    assert [within(address).inner for address in addresses] == ["first", names[1], "again.png", f"{names[1]}#2"]
+    same_pictures(FileSource(addresses), [FILES[names[i]] for i in (0, 1, 1, 2)], tmp_path)
+
+
+def test_every_way_to_name_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list(FILES)
+    for shard in range(3):
+        part = {name: FILES[name] for name in names[shard * 4 : shard * 4 + 4]}
+        write_tar(tmp_path / f"data/{shard:03}.tar", part)
+    every = [f"tar://{name}::{tmp_path}/data/{place // 4:03}.tar" for place, name in enumerate(names)]
+    shards = [str(tmp_path / f"data/{shard:03}.tar") for shard in range(3)]
+    (tmp_path / "data/list.txt").write_text("000.tar\n001.tar\n002.tar\n")
+    (tmp_path / "written.txt").write_text("\n".join(every))
+    monkeypatch.chdir(tmp_path)
+    given = ["data", "data/{000..002}.tar", "data/*.tar", shards, "data/list.txt", "written.txt", every]
+    for images in given:
+        assert list_pictures(images) == every, images
+    assert list_pictures("data/{000..001}.tar") == every[:8]
+    with pytest.raises(DataError, match=r"003\.tar' does not exist"):
+        list_pictures("data/{002..003}.tar")
+
+
+def test_cut_off_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is whole is used; a picture that is cut off is bad, one that is gone is told."""
+    path = write_tar(tmp_path / "a.tar", FILES)
+    with tarfile.open(path) as tar:
+        last, before = tar.getmembers()[-1], tar.getmembers()[-2]
+    os.truncate(path, last.offset_data + last.size // 2)
+    addresses = list_pictures(path)
+    assert len(addresses) == 12 and "is damaged or cut off after 12 members" in caplog.text
+    ((bad, reason),) = scan(addresses, most_bad=0.1).bad
+    assert bad == addresses[-1] and "truncated" in reason
+    os.truncate(path, before.offset + 100)
+    assert list_pictures(path) == addresses[:10]
+    os.truncate(path, before.offset)
+    caplog.clear()
+    assert list_pictures(path) == addresses[:10] and "has no end" in caplog.text
+
+
+def test_what_is_no_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", FILES)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar.gz").read_bytes())
+    (tmp_path / "c.tar").write_bytes(b"words" * 1000)
+    write_tar(tmp_path / "d.tar", {"a.txt": b"x"})
+    told = {
+        "a.tar.gz": "without compression",
+        "b.tar": "is no tar file",
+        "c.tar": "is no tar",
+        "d.tar": "no picture in",
+    }
+    for name, words in told.items():
+        with pytest.raises(DataError, match=words):
+            list_pictures(tmp_path / name)
+
+
+def test_a_tar_that_changes_is_read_anew(tmp_path: Path) -> None:
+    names = list(FILES)
+    path = write_tar(tmp_path / "a.tar", {name: FILES[name] for name in names[:3]})
+    assert len(list_pictures(path)) == 3
+    write_tar(path, {name: FILES[name] for name in names[2:7]})
+    addresses = list_pictures(path)
+    same_pictures(FileSource(addresses), [FILES[name] for name in names[2:7]], tmp_path)
+
+
+def test_pictures_that_are_gone_are_bad_ones(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", FILES)
+    addresses = [*list_pictures(path)[:2], f"tar://none.jpg::{path}", f"tar://x.jpg::{tmp_path}/none.tar"]
+    source = FileSource(addresses)
+    assert source.places is not None and source.places.missing.tolist() == [False, False, True, True]
+    for index, words in ((2, "no longer in the file"), (3, "gone or cannot be read")):
+        with pytest.raises(BadPictureError, match=words):
+            source.read(index)
+    path.unlink()
+    with pytest.raises(BadPictureError, match="no such file"):
+        source.read(0)
+
+
+def test_files_and_members_mixed(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", FILES)
+    name, content = next(iter(FILES.items()))
+    (tmp_path / name).write_bytes(content)
+    inside = list_pictures(path)
+    source = FileSource([inside[3], str(tmp_path / name), inside[1]])
+    same_pictures(source, [list(FILES.values())[3], content, list(FILES.values())[1]], tmp_path)
+
+
+@given(st.text(min_size=1), st.text(st.characters(exclude_characters=":"), min_size=1))
+def test_addresses_come_back(inner: str, shard: str) -> None:
+    assert within(str(Within("tar", inner, shard))) == ("tar", inner, shard)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 5))
+def test_braces_as_in_a_shell(low: int, high: int, width: int) -> None:
+    step = 1 if low <= high else -1
+    written = f"{low:0{width}}..{high:0{width}}"
+    width = (
+        max(len(f"{low:0{width}}"), len(f"{high:0{width}}")) if "0" in (written[0], written.split("..")[1][0]) else 0
+    )
+    expected = [f"a{number:0{width}}.tar" for number in range(low, high + step, step)]
+    assert expanded(f"a{{{written}}}.tar") == expected
+
+
+def test_other_braces() -> None:
+    assert expanded("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
+    assert expanded("plain") == ["plain"] and expanded("{one}") == ["{one}"]
+    assert absolute("tar://x.jpg::s3://bucket/a.tar") == "tar://x.jpg::s3://bucket/a.tar"
+    assert absolute("tar://x.jpg::a.tar") == f"tar://x.jpg::{os.getcwd()}/a.tar"
