@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..names import shown, shown_in_markdown, shown_text
+
 _OF_IMAGES = ("image size", "mean", "std")  # the last rows of every card
 
 
@@ -36,9 +38,13 @@ def file_card(
         use: how that library loads it.
         classes: that its outputs stand for.
     """
-    told = f"The classes, in the order of the outputs: {', '.join(classes)}." if classes else "It has no classifier."
+    told = (
+        f"The classes, in the order of the outputs: {', '.join(map(shown_in_markdown, classes))}."
+        if classes
+        else "It has no classifier."
+    )
     lines = [f"# {name} for {target}", "", told, "", "```", use, "```", "", *_table(facts, mean, std, image_size)]
-    return "\n".join(lines) + "\n"
+    return shown_text("\n".join(lines) + "\n")
 
 
 def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
@@ -52,14 +58,15 @@ def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
             "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no",
             "classifier: fine-tune it, or use its features.",
         ]
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else "")
+    more = f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else ""
+    told = ", ".join(map(shown_in_markdown, classes[:20])) + more
     return [
         "tags: [image-classification]",
         "---",
         "",
         f"# {name}, fine-tuned for {len(classes)} classes",
         "",
-        f"Fine-tuned with convspark. The classes, in the order of the outputs: {shown}.",
+        f"Fine-tuned with convspark. The classes, in the order of the outputs: {told}.",
     ]
 
 
@@ -105,7 +112,7 @@ def timm_card(
         ]
     else:
         lines += ["Every tensor in this folder was trained."]
-    return "\n".join(lines) + "\n"
+    return shown_text("\n".join(lines) + "\n")
 
 
 def _table(
@@ -117,5 +124,5 @@ def _table(
         ", ".join(f"{value:g}" for value in std),
     )
     rows = {**facts, **dict(zip(_OF_IMAGES, of_images, strict=True))}
-    cells = [(name, str(value).replace("|", "\\|")) for name, value in rows.items()]
+    cells = [(name, shown(value).replace("|", "\\|")) for name, value in rows.items()]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)]

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+from ..names import shown_text
 from ..trust import check_code
 
 TASK_GROUPS = {
@@ -151,7 +152,7 @@ class Command:
         self.add_switch("--json", help="print the result as JSON")
         given = self.parse(arguments)
         result = self._function(**self.values(given))
-        print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
+        print(json.dumps(asdict(result), indent=2) if given.json else shown_text(describe(result)))
         return 0
 
     def values(self, namespace: Namespace) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from .._version import __version__
 from ..errors import ConvsparkError
+from ..names import shown, shown_text
 from ..trust import trust_code
 
 # Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
@@ -64,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # from argparse: --help, --version
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     except ConvsparkError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown_text(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         # A run that has a folder says more; everything else writes at its end, and whole.
         stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
-        print(f"\n{interrupt if interrupt.args else stopped}", file=sys.stderr)
+        print(f"\n{shown_text(interrupt) if interrupt.args else stopped}", file=sys.stderr)
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
         asked = re.search(r"tried to allocate (\d+) bytes", str(error))
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SAYS_ENOUGH:
             raise
-        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        print(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}", file=sys.stderr)
         return ConvsparkError.exit_code
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..names import shown_text
 from ..pretraining.command import pretrain
 from ..pretraining.settings import PretrainResult
 from .arguments import Command
@@ -67,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(plan.as_dict(), indent=2) if given.json else plan)
         return 0
     result = pretrain(**values)
-    print(json.dumps(as_dict(result), indent=2) if given.json else describe(result))
+    print(json.dumps(as_dict(result), indent=2) if given.json else shown_text(describe(result)))
     return 0
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
+from ..names import shown
 from .decode import open_regular, picture_suffixes, sniff
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def _from_folder(root: str) -> list[str]:
         except OSError as error:
             if folder == root:
                 raise DataError(f"images: folder {root!r} cannot be read: {error.strerror}") from None
-            _log.warning("folder %s cannot be read (%s): its pictures are left out", folder, error.strerror)
+            _log.warning("folder %s cannot be read (%s): its pictures are left out", shown(folder), error.strerror)
             continue
         with entries:
             for entry in entries:
@@ -103,7 +104,9 @@ def _from_folder(root: str) -> list[str]:
                 elif _leads_to(entry.is_file):
                     other[suffix or "without suffix"] += 1
     if nowhere:
-        _log.warning("%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), nowhere[0])
+        _log.warning(
+            "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])
+        )
     if not found:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"
         raise DataError(

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from ..data import decode
 from ..files import written_whole
+from .labels import label, legend, of_any_letters
 
 
 def draw_label_maps(
@@ -28,17 +29,17 @@ def draw_label_maps(
     for row, (file, truth, predicted) in zip(grid, shown, strict=True):
         pixels = np.asarray(decode(file), dtype=np.float32)
         pixels = pixels / max(1.0, float(pixels.max()))  # dark microscope pictures become visible
-        titles = (os.path.basename(file), "truth", "predicted")
+        titles = (label(os.path.basename(file)), "truth", "predicted")
         for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
             view = pixels.copy()
-            for label in range(1, len(classes)) if labels is not None else ():
-                view[labels == label] = 0.45 * view[labels == label] + 0.55 * np.array(
-                    colours[(label - 1) % len(colours)]
+            for value in range(1, len(classes)) if labels is not None else ():
+                view[labels == value] = 0.45 * view[labels == value] + 0.55 * np.array(
+                    colours[(value - 1) % len(colours)]
                 )
             axes.imshow(view)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=9, parse_math=False)
             axes.set_axis_off()
     handles = [Rectangle((0, 0), 1, 1, color=colours[i % len(colours)]) for i in range(len(classes) - 1)]
-    figure.legend(handles, list(classes[1:]), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    with written_whole(path) as temporary:
+    legend(figure, handles, classes[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png")

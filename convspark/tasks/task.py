@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from ..checkpoints.origin import Origin, find_weights
 from ..data import PretrainImages, Split
 from ..files import write_text
+from ..report.labels import draw_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
 from ..runs.loading import TrainLoader
@@ -52,6 +53,7 @@ class Task(ABC, Generic[S, R]):
         network: to train, with its new head.
         kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
         split: the pictures of each part and their classes.
+        drawings: what draws the pictures of the results, called when all else is written.
 
     Raises:
         ConvsparkError: whatever is wrong with the settings; nothing was written yet.
@@ -65,6 +67,7 @@ class Task(ABC, Generic[S, R]):
 
     def __init__(self, run: Run[S]) -> None:
         self.settings: S = run.settings
+        self.drawings: list[Callable[[], None]] = []
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         self.origin.check_pictures()
@@ -110,7 +113,7 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def fit_and_measure(self, run: Run[S]) -> R:
-        """Train (`fit`), measure, and leave weights and pictures in the run's folder."""
+        """Train (`fit`), measure, leave weights in the run's folder, and add to `drawings`."""
 
     @property
     def name(self) -> str:
@@ -123,6 +126,8 @@ class Task(ABC, Generic[S, R]):
             write_text(run.folder.path / self.split.FILE, self.split.as_text())
         result = self.fit_and_measure(run)
         run.keep(result)
+        for draw in self.drawings:
+            draw_at_last(draw)
         return result
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:

@@ -164,7 +164,9 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         last = predict(module.average.module, loader, len(names), self.device)
         self._warn_of_collapse(found)
         _write_predictions(folder, labelled, found, last, names)
-        confusion_matrix(found.labels, found.predicted, names, folder.path / "confusion.png")
+        self.drawings.append(
+            partial(confusion_matrix, found.labels, found.predicted, names, folder.path / "confusion.png")
+        )
         result = FinetuneResult(
             folder=str(folder.path),
             weights=origin.given,

@@ -4,10 +4,12 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ...errors import DivergedError, UsageError
 from ...files import write_text
+from ...names import shown_text
 from ...runs.folder import RunFolder
 from ...runs.logs import run_log
 from ...runs.run import Run
@@ -64,6 +66,8 @@ def compare(settings: CompareSettings) -> Comparison:
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `finetune`.
     """
+    from ...report.comparison import accuracy_against_labels
+    from ...report.labels import draw_at_last
     from ..classification.data import read_labelled
 
     with run_log(only=__name__) as log:
@@ -83,6 +87,7 @@ def compare(settings: CompareSettings) -> Comparison:
                 raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
             report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
             run.keep(report, "compare.json")
+            draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
             return report
 
 
@@ -220,7 +225,6 @@ def _report(
     jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
 ) -> Comparison:
     from ...checkpoints.origin import find_weights
-    from ...report.comparison import accuracy_against_labels
 
     cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
     for job, result in zip(jobs, results, strict=True):
@@ -249,8 +253,7 @@ def _report(
         warning = find_weights(job.weights, job.model).warning()
         verdict += [f"Weights of {job.arm}: {warning}. Mistrust these figures."] if warning else []
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
-    write_text(folder / "compare.md", f"{report}\n")
-    accuracy_against_labels(scores, folder / "compare.png")
+    write_text(folder / "compare.md", shown_text(f"{report}\n"))
     return report
 
 

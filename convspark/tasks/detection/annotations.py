@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import DataError
+from ...names import shown
 
 _SHOWN = 3
 
@@ -75,7 +76,7 @@ def some(names: Iterable[str]) -> str:
     """The first few of many names."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more
+    return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
@@ -191,7 +192,7 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
             entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
             size = _size(root.findtext("size/height"), root.findtext("size/width"))
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
-            raise DataError(f"{file} is not a VOC annotation ({error})") from None
+            raise DataError(f"{shown(file)} is not a VOC annotation ({error})") from None
         names.update(entry.kind for entry in entries)
         name = (root.findtext("filename") or "").strip()
         stated = PurePosixPath(name.replace("\\", "/"))

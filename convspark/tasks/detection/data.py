@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, UsageError
+from ...names import shown
 from ..pictures import find_pictures, upright_sizes, whole_pictures
 from .annotations import Annotated, Box, read_annotations, some
 from .masks import Mask, box_around, read_mask
@@ -147,7 +148,7 @@ def read_scenes(
     for path, picture, size in readable:
         things: list[Thing] = []
         for entry in picture.entries:
-            where = f"{entry.where} of {picture.name}"
+            where = f"{entry.where} of {shown(picture.name)}"
             if masks and entry.segmentation is None:
                 raise DataError(
                     f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
@@ -198,7 +199,7 @@ def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int
     turned = all(stated == size[::-1] for _, stated, size in wrong)
     why = "turned by its EXIF orientation since?" if turned else "shrunk or cut since?"
     raise DataError(
-        f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {name} has "
+        f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {shown(name)} has "
         f"{size[1]}x{size[0]} pixels, annotated were {stated[1]}x{stated[0]}; {why} Give the pictures that were "
         "annotated"
     )

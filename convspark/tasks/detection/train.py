@@ -1,6 +1,7 @@
 """A detector's training: settings resolved, data read, network built; and how it is trained and measured."""
 
 import json
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -99,7 +100,7 @@ class Detection(Task[DetectSettings, DetectResult]):
         detections = module.detections if module.measured else self._detections(trained)
         scores = average_precision(self.val, detections, kind)
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
-        draw_detections(self.val, detections, folder.pictures / "predictions.png")
+        self.drawings.append(partial(draw_detections, self.val, detections, folder.pictures / "predictions.png"))
         with written_whole(folder.path / "detector.pth") as temporary:
             torch.save({"model": trained.state_dict()}, temporary)
         return DetectResult(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...data import Split, list_images
 from ...errors import DataError, UsageError
+from ...names import shown
 from ..detection.annotations import some
 from ..detection.data import Scene, read_scenes
 from ..detection.masks import decode_mask
@@ -221,7 +222,7 @@ def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) ->
         values = _values_of(file_of[picture])
         if (height, width) != values.shape:
             raise DataError(
-                f"the mask {file_of[picture]} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
+                f"the mask {shown(file_of[picture])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
@@ -235,8 +236,8 @@ def _by_place(root: str) -> dict[str, str]:
         place = os.path.splitext(os.path.relpath(path, root))[0]
         if place in by_place:
             raise DataError(
-                f"{by_place[place]} and {path} differ by nothing but their suffix, so that it is not clear which "
-                "picture and which mask belong together: rename or remove one of them"
+                f"{shown(by_place[place])} and {shown(path)} differ by nothing but their suffix, so that it is not "
+                "clear which picture and which mask belong together: rename or remove one of them"
             )
         by_place[place] = os.path.abspath(path)
     return by_place
@@ -281,7 +282,7 @@ def _values_of(file: str) -> np.ndarray:
         with Image.open(file) as opened:
             mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(f"the mask {file} cannot be read ({error})") from None
+        raise DataError(f"the mask {shown(file)} cannot be read ({error})") from None
     if mode not in ("L", "P", "1"):
-        raise DataError(f"the mask {file} is a picture of mode {mode}: expected 8-bit grey or a palette")
+        raise DataError(f"the mask {shown(file)} is a picture of mode {mode}: expected 8-bit grey or a palette")
     return values

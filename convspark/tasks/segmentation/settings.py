@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from ...errors import UsageError
+from ...names import shown
 from ..settings import TaskSettings
 
 
@@ -58,7 +59,7 @@ class SegmentResult:
 
     def __str__(self) -> str:
         rows = [
-            f"  {name:20} {_percent(iou):>8} {_percent(self.dice_by_class[name]):>8}"
+            f"  {shown(name):20} {_percent(iou):>8} {_percent(self.dice_by_class[name]):>8}"
             for name, iou in self.iou_by_class.items()
         ]
         return "\n".join(

@@ -1,5 +1,7 @@
 """A segmenter's training: settings resolved, data read, network built; and how it is trained and measured."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from ...data import Split, hold_out, tell_gone
 from ...errors import UsageError
 from ...files import written_whole
+from ...names import shown
 from ...report.label_maps import draw_label_maps
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
@@ -85,7 +88,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         return [
             f"network   {self.origin.model}, weights of {self.origin.given}, with a feature pyramid",
             f"pictures  {len(self.maps)} to train on, {len(self.val)} to validate with, classes "
-            f"{', '.join(self.maps.classes)}",
+            f"{', '.join(map(shown, self.maps.classes))}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of "
             f"{self.settings.size}",
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
@@ -104,13 +107,13 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         trained = module.network.to(self.device).eval()
         classes = self.maps.classes
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        shown = []
+        drawn = []
         for i, path in enumerate(self.val.pictures):
             truth, found = self.val.label_map(i), segment_picture(trained, path, mean, std)
             counts += pixel_counts(truth, found, len(classes))
             if i < _DRAWN:
-                shown.append((path, truth, found))
-        draw_label_maps(shown, classes, folder.pictures / "predictions.png")
+                drawn.append((path, truth, found))
+        self.drawings.append(partial(draw_label_maps, drawn, classes, folder.pictures / "predictions.png"))
         with written_whole(folder.path / "segmenter.pth") as temporary:
             torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
         scores = overlap(counts)
