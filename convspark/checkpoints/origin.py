@@ -192,13 +192,14 @@ def _of_export(given: str, model: str | None) -> Origin:
         described = config.get("pretrained_cfg", config)
         channels, height, width = described["input_size"]
         name = model or config["architecture"]
-    except (json.JSONDecodeError, KeyError, ValueError, AttributeError) as error:
+        size = int(height) if height == width else f"{height}x{width}"
+        mean, std = ([float(value) for value in described[key]] for key in ("mean", "std"))
+        classes = tuple(map(str, config.get("label_names") or ()))
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    size = height if height == width else f"{height}x{width}"
-    mean, std, classes = tuple(described["mean"]), tuple(described["std"]), tuple(config.get("label_names") or ())
-    return Origin(given, name, given, {}, size, channels, mean, std, classes)
+    return Origin(given, name, given, {}, size, channels, tuple(mean), tuple(std), classes)
 
 
 def _of_file(path: Path, model: str | None) -> Origin:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
 from ..names import shown_text
+from ..runs.settings import read_yaml
 from ..trust import check_code
 
 TASK_GROUPS = {
@@ -162,7 +163,7 @@ class Command:
     def _read_config(self, path: Path) -> dict[str, Any]:
         """The keys and values of a config file; UsageError unless all keys are known."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = read_yaml(path)
         except OSError as error:
             raise UsageError(f"--config {path} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -61,7 +61,7 @@ class Split:
                     raise TypeError(f"{name} is no list of them")
             if parts["values"] and len(parts["values"]) != len(parts["classes"]):
                 raise ValueError("as many values as classes are expected")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{file} does not hold the names of a run's pictures ({error}): restore it, or start a new run"
             ) from None

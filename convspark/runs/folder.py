@@ -173,7 +173,7 @@ def write_environment(folder: RunFolder, device: str) -> None:
             first = json.loads(folder.environment.read_text(encoding="utf-8"))
             first.setdefault("resumed", []).append(now)
             now = first
-        except (ValueError, AttributeError):  # torn, or of something else; nothing is read from it
+        except (ValueError, AttributeError, RecursionError):  # torn, or of something else; nothing is read from it
             logger.warning("%s could not be read and is written anew", folder.environment)
     write_text(folder.environment, json.dumps(now, indent=2) + "\n")
 

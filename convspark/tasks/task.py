@@ -15,7 +15,7 @@ from ..files import write_text
 from ..report.labels import draw_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
-from ..runs.loading import TrainLoader
+from ..runs.loading import TrainLoader, write_bad_files
 from ..runs.module import TrainingModule
 from ..runs.numbers import count
 from ..runs.run import Run
@@ -53,6 +53,7 @@ class Task(ABC, Generic[S, R]):
         network: to train, with its new head.
         kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
         split: the pictures of each part and their classes.
+        bad: (path, reason) of pictures that cannot be read.
         drawings: what draws the pictures of the results, called when all else is written.
 
     Raises:
@@ -73,6 +74,7 @@ class Task(ABC, Generic[S, R]):
         self.origin.check_pictures()
         self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
         self.split: Split
+        self.bad: list[tuple[str, str]] = []
         images = self.read()
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
@@ -97,7 +99,7 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def read(self) -> int:
-        """Read the data as `kept` says or anew, and tell `split`; the number of pictures to train on."""
+        """Read the data as `kept` says or anew, and tell `split` and `bad`; the number of pictures to train on."""
 
     @abstractmethod
     def choose(self, images: int) -> Chosen:
@@ -124,6 +126,7 @@ class Task(ABC, Generic[S, R]):
         """As `fit_and_measure`, with the result in `results.json` too."""
         if run.last_checkpoint is None:  # from then on, the network's outputs are as it says
             write_text(run.folder.path / self.split.FILE, self.split.as_text())
+        write_bad_files(run.folder, self.bad)
         result = self.fit_and_measure(run)
         run.keep(result)
         for draw in self.drawings:

@@ -1,7 +1,5 @@
 """A fine-tuning that could start: settings resolved, data read, network built; and how it is trained and measured."""
 
-import csv
-import io
 import logging
 from dataclasses import replace
 from functools import partial
@@ -17,7 +15,7 @@ from torch import nn
 
 from ...checkpoints.to_timm import export_timm
 from ...errors import UsageError
-from ...files import write_text
+from ...files import csv_text, write_text
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
@@ -54,7 +52,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             if self.kept
             else read_labelled(s.data, s.val_share, s.seed).with_fraction(s.fraction, s.seed)
         )
-        self.split = self.kept or self.data.split
+        self.split, self.bad = self.kept or self.data.split, self.data.bad
         return len(self.data.train)
 
     def choose(self, images: int) -> Chosen:
@@ -245,10 +243,9 @@ def _write_predictions(
     folder: RunFolder, labelled: Any, found: Predictions, last: Predictions, names: list[str]
 ) -> None:
     """What the best weights say of each picture and how surely, and what the last say."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "confidence", "last"])
-    rows = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
-    for (path, label), predicted, confidence, of_last in rows:
-        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]])
-    write_text(folder.path / "predictions.csv", text.getvalue())
+    columns = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
+    rows = [
+        [path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]]
+        for (path, label), predicted, confidence, of_last in columns
+    ]
+    write_text(folder.path / "predictions.csv", csv_text([["path", "label", "predicted", "confidence", "last"], *rows]))

@@ -75,8 +75,9 @@ def compare(settings: CompareSettings) -> Comparison:
         asked = run.settings
         asked.check()
         if not run.goes_on or asked.epochs is None:
-            images = len(read_labelled(asked.data).train)
-            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(images))
+            found = read_labelled(asked.data)
+            found.as_csv()  # as which the runs will have it
+            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(len(found.train)))
         if not run.goes_on:
             _build_all(asked)  # whatever is wrong shows before anything is written
         with run.begun(asked, "compare", log) as folder:

@@ -46,11 +46,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Annotated pictures and the names of their classes; label 1 is the first."""
+    """Annotated pictures and the names of their classes; label 1 is the first.
+
+    Attributes:
+        bad: (path, reason) of pictures that cannot be read, which are left out.
+    """
 
     scenes: list[Scene]
     classes: list[str]
     source: str = field(default="", compare=False)
+    bad: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
     @property
     def pictures(self) -> list[str]:
@@ -69,8 +74,9 @@ class Scenes:
 
     def whole(self) -> "Scenes":
         """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
-        kept = set(whole_pictures(self.pictures))
-        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept])
+        bad = list(self.bad)
+        kept = set(whole_pictures(self.pictures, bad))
+        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept], bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
         """As the content of a COCO file, for evaluation; image ids are places in `scenes`, from 1."""
@@ -137,7 +143,8 @@ def read_scenes(
     if unknown:
         logger.warning("%s has %s, no classes of the run: their objects are left out", source, some(unknown))
         pictures = {path: picture.without(unknown) for path, picture in pictures.items()}
-    sizes = upright_sizes(list(pictures))
+    damaged: list[tuple[str, str]] = []
+    sizes = upright_sizes(list(pictures), damaged)
     readable = [(path, picture, sizes[path]) for path, picture in pictures.items() if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
@@ -187,7 +194,7 @@ def read_scenes(
         logger.warning("%s; what is faulty is left out", faulty)
     if all(thing.crowd for scene in scenes for thing in scene.things):
         raise DataError(f"{source} holds no annotated object")
-    return Scenes(scenes, known, source)
+    return Scenes(scenes, known, source, damaged)
 
 
 def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:

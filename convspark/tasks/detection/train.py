@@ -52,6 +52,7 @@ class Detection(Task[DetectSettings, DetectResult]):
             self.scenes = self.scenes.part(self.kept.train)
         self.split = self.kept or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
         self.val = self.val.whole()
+        self.bad = [*self.scenes.bad, *self.val.bad]
         return len(self.scenes.scenes)
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:

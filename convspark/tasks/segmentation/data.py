@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
 from ...data import Split, list_images
+from ...data.decode import open_regular
 from ...errors import DataError, UsageError
 from ...names import shown
 from ..detection.annotations import some
@@ -34,6 +35,7 @@ class LabelMaps:
         held: the values that each picture's mask holds.
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
+        bad: (path, reason) of pictures that cannot be read, which are left out.
     """
 
     pictures: list[str]
@@ -41,6 +43,7 @@ class LabelMaps:
     held: list[frozenset[int]]
     labels: dict[int, int]
     classes: list[str]
+    bad: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -70,7 +73,8 @@ class LabelMaps:
 
     def whole(self) -> "LabelMaps":
         """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
-        return self.part(whole_pictures(self.pictures))
+        bad = list(self.bad)
+        return replace(self.part(whole_pictures(self.pictures, bad)), bad=bad)
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
         """The pictures to train on and those to validate with, both with the classes that are trained on.
@@ -180,7 +184,7 @@ def _from_scenes(file: str, images: str, kept: Sequence[str] | None = None) -> L
     held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
     names = ["background", *source.classes]
     paths = [scene.path for scene in source.scenes]
-    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names)
+    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names, source.bad)
 
 
 def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) -> LabelMaps:
@@ -216,7 +220,8 @@ def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) ->
             some(idle),
         )
     file_of = {picture: files[place] for place, picture in pictures.items()}
-    sizes = upright_sizes(list(file_of))
+    bad: list[tuple[str, str]] = []
+    sizes = upright_sizes(list(file_of), bad)
     held: list[frozenset[int]] = []
     for picture, (height, width) in sizes.items():
         values = _values_of(file_of[picture])
@@ -226,7 +231,7 @@ def _from_folders(images: str, masks: str, kept: Sequence[str] | None = None) ->
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [])
+    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [], bad)
 
 
 def _by_place(root: str) -> dict[str, str]:
@@ -279,7 +284,7 @@ def _painted(scene: Scene) -> np.ndarray:
 def _values_of(file: str) -> np.ndarray:
     """(H, W) uint8: grey values, or palette indices."""
     try:
-        with Image.open(file) as opened:
+        with open_regular(file) as content, Image.open(content) as opened:
             mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise DataError(f"the mask {shown(file)} cannot be read ({error})") from None

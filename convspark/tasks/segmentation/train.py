@@ -57,6 +57,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
         self.val = self.val.whole()
+        self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
     def _read_again(self, kept: Split) -> None:
