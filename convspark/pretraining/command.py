@@ -59,7 +59,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         std: deviation of each channel; by default ImageNet's.
         seed: of everything random; the same seed gives the same run.
         device: auto, cpu, cuda, cuda:1 or mps.
-        precision: auto is bf16 where the device has instructions for it (GPUs of Ampere and later, CPUs with AVX512-BF16 or AMX).
+        precision: auto is bf16 where the device has instructions for it.
         workers: processes that load images; by default chosen by the cores there are.
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same

@@ -42,7 +42,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         val_share: share of the training pictures to validate with, where the data name none.
         seed: of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.
-        precision: auto is bf16 where the device has instructions for it (GPUs of Ampere and later, CPUs with AVX512-BF16 or AMX).
+        precision: auto is bf16 where the device has instructions for it.
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
 

@@ -31,7 +31,7 @@ def segment(settings: SegmentSettings) -> SegmentResult:
         drop_path: stochastic depth rate.
         seed: of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.
-        precision: auto is bf16 where the device has instructions for it (GPUs of Ampere and later, CPUs with AVX512-BF16 or AMX).
+        precision: auto is bf16 where the device has instructions for it.
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
     """
