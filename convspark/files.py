@@ -96,8 +96,8 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
         Taken: another process has it.
     """
     until = time.monotonic() + patience
-    with path.open("r+b") as file:
-        while True:
+    while True:
+        with path.open("r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -107,5 +107,7 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             except OSError:
                 pass
-            break
-        yield
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # whoever had it has written it anew
+                continue
+            yield
+            return

@@ -107,6 +107,7 @@ class Command:
             UsageError: all keys of a config file that are not known, with the nearest that are; a flag that is not
                 known; a value of another type.
         """
+        arguments, flagged = self._without_positional_flags(arguments)
         arguments = self._bracketed(self._answered(arguments))
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
@@ -121,7 +122,24 @@ class Command:
         for key in self._positional:
             if given[key] is None:  # argparse gives a positional its default even where a file had a value
                 given[key] = configured.get(key)
+        for key, value in flagged.items():
+            given[key] = value
         return given
+
+    def _without_positional_flags(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """What stands without a flag may have one, too, `--images FOLDER`: with `--resume` the others are left out."""
+        flags = {_flag(name): name for name in self._positional}
+        left, flagged, words = list[str](), dict[str, str](), iter(arguments)
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if flag not in flags:
+                left.append(word)
+                continue
+            value = value if equals else next(words, None)
+            if not value:
+                raise UsageError(f"{flag} has no value: expected a text")
+            flagged[flags[flag]] = value
+        return left, flagged
 
     def _answered(self, arguments: Sequence[str]) -> list[str]:
         """`--compile` -> `--compile=true`, where that is not the default and neither true nor false follows."""

@@ -3,6 +3,7 @@
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
 from .files import as_lines, list_images, names_in
+from .moved import UNKNOWN, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .scan import ScanResult, TooManyBadPicturesError, hold_out, scan
 from .sources import DatasetSource, FileSource, ImageSource, adapt
@@ -12,6 +13,7 @@ from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainT
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "UNKNOWN",
     "BadPictureError",
     "DatasetSource",
     "EpochSampler",
@@ -26,8 +28,10 @@ __all__ = [
     "TooManyBadPicturesError",
     "adapt",
     "as_lines",
+    "at_new_place",
     "decode",
     "demo_photographs",
+    "file_sizes",
     "hold_out",
     "list_images",
     "names_in",

@@ -168,7 +168,9 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     split = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
-    images = reopen_images(run.folder, s.images, **split) if run.goes_on else find_images(s.images, **split)
+    images = (
+        reopen_images(run.folder, s.images, **split, moved=run.moved) if run.goes_on else find_images(s.images, **split)
+    )
     numbers = count(len(images.train) * s.crops_per_image, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:

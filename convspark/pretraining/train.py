@@ -36,8 +36,9 @@ class Pretraining:
     def train(self, run: Run[PretrainSettings]) -> PretrainResult:
         """Train to the end, and export the backbone."""
         plan, s, folder = self.plan, self.settings, run.folder
-        if not run.goes_on:
+        if not run.goes_on or run.moved:
             plan.images.write_lists(folder)
+            run.keep_places()
         loader, held_out = plan.train_loader(), plan.held_out_loader()
         pictures = first_images(held_out, loader.dataset)
         plan.model.train()

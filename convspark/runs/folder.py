@@ -31,6 +31,7 @@ class RunFolder:
     metrics.csv          one row an epoch
     log.txt              what was printed
     train_files.txt      the images trained on; held_out_files.txt those that were not
+    file_sizes.txt       their sizes in bytes, in that order
     bad_files.txt        what could not be read, and why (only if there was any)
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
@@ -113,6 +114,10 @@ class RunFolder:
     @property
     def held_out_files(self) -> Path:
         return self.path / "held_out_files.txt"
+
+    @property
+    def file_sizes(self) -> Path:
+        return self.path / "file_sizes.txt"
 
     @property
     def bad_files(self) -> Path:

@@ -4,8 +4,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -39,6 +39,8 @@ class Run(Generic[S]):
         settings: what was asked for; of a run that goes on, its own, with what may differ.
         goes_on: whether it was begun before.
         started: when, as `time.monotonic` has it.
+        moved: of a run that goes on, the names of those settings that say where its data are, and which say another
+            place now.
 
     Raises:
         UsageError: no such run to go on with, settings that differ from its own, a config that cannot be read, or an
@@ -49,11 +51,16 @@ class Run(Generic[S]):
         self.started = time.monotonic()
         self.goes_on = asked.resume is not None
         self.settings = asked
+        self.moved: frozenset[str] = frozenset()
         self._folder: RunFolder | None = None
+        self._held = ExitStack()
         if asked.resume is not None:
             self._folder = RunFolder.open(asked.resume, type(asked))
             own = read_settings(type(asked), self._folder.config)
             self.settings = resumed(own, asked, self._folder.path)
+            places = {name: getattr(self.settings, name) for name in asked.may_move}
+            self.moved = frozenset(name for name, place in places.items() if place != getattr(own, name))
+            self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
                 if key in ("model", "weights") and name != getattr(asked, key) and not typed:
@@ -93,16 +100,10 @@ class Run(Generic[S]):
         if self._folder is None:
             asked = self.settings.out
             self._folder = RunFolder.create(default_path(name) if asked is None else asked, type(settings))
-            write_text(
-                self._folder.config,
-                as_yaml(
-                    settings,
-                    "The settings of this run, resolved. Again, elsewhere: convspark "
-                    f"{settings.kind} --config {settings.file}",
-                ),
-            )
+            self._write_config(settings)
         try:
-            with held(self._folder.config, _PATIENCE):
+            with self._held:
+                self._held.enter_context(held(self._folder.config, _PATIENCE))
                 log.write_to(self._folder.log)
                 yield self._folder
         except KeyboardInterrupt as stopped:
@@ -115,6 +116,16 @@ class Run(Generic[S]):
             raise UsageError(
                 f"{self._folder.path} is a run that another process is carrying out: wait for it, or end that process"
             ) from None
+
+    def keep_places(self) -> None:
+        """Keep where the data are now, for the next time; called when the run's lists say the same."""
+        if self.moved:
+            self._write_config(self._own)
+            self._held.enter_context(held(self.folder.config))  # the file is another one than before
+
+    def _write_config(self, settings: S) -> None:
+        again = f"Again, elsewhere: convspark {settings.kind} --config {settings.file}"
+        write_text(self.folder.config, as_yaml(settings, f"The settings of this run, resolved. {again}"))
 
     def keep(self, result: Any, file: str = "results.json") -> None:
         """Write a result, a dataclass, into the folder."""

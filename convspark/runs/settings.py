@@ -36,11 +36,13 @@ class Settings:
         kind: the command's name.
         file: where a run of it keeps its settings.
         may_change: what belongs to the machine, and may differ where a run goes on.
+        may_move: where the data are, which may be another place where a run goes on.
     """
 
     kind: ClassVar[str]
     file: ClassVar[str] = "config.yaml"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers")
+    may_move: ClassVar[tuple[str, ...]] = ()
 
     out: str | None = None
     resume: str | None = None
@@ -139,12 +141,12 @@ def resumed(own: S, asked: S, where: Path) -> S:
     """
     default, taken, changed = type(asked)(), dict[str, Any](), list[str]()
     for each in fields(asked):
-        value = getattr(asked, each.name)
+        value, is_place = getattr(asked, each.name), isinstance(getattr(own, each.name), str)
         if "type" in each.metadata and not isinstance(value, str | int | float | None):
             taken[each.name] = value
         elif each.name == "resume" or value == getattr(default, each.name):
             continue
-        elif each.name in asked.may_change:
+        elif each.name in asked.may_change or (each.name in asked.may_move and isinstance(value, str) and is_place):
             taken[each.name] = value
         elif _plain(value) != _plain(getattr(own, each.name)):
             changed.append(each.name)
@@ -154,7 +156,7 @@ def resumed(own: S, asked: S, where: Path) -> S:
             start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(
             f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(asked.may_change)} may "
-            f"differ), or {start}"
+            f"differ, and the place of data that were moved), or {start}"
         )
     return replace(own, **taken)
 

@@ -51,6 +51,7 @@ class Task(ABC, Generic[S, R]):
         learning_rate: the peak.
         layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
+        moved: names of the settings that say where the data are, and say another place than before.
         kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
         split: the pictures of each part and their classes.
         bad: (path, reason) of pictures that cannot be read.
@@ -72,7 +73,10 @@ class Task(ABC, Generic[S, R]):
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         self.origin.check_pictures()
+        self.moved = run.moved
         self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
+        if self.kept and run.moved:
+            self.kept = self.kept.moved(**self.new_places())
         self.split: Split
         self.bad: list[tuple[str, str]] = []
         images = self.read()
@@ -96,6 +100,12 @@ class Task(ABC, Generic[S, R]):
             precision=precision,
         )
         self.network = self.build().train()
+
+    @abstractmethod
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        """Of each part of `kept`, where its pictures are now that the settings `moved` name another place: a folder, or
+        a file and the pictures that it names; None of a part that stays.
+        """
 
     @abstractmethod
     def read(self) -> int:
@@ -124,8 +134,9 @@ class Task(ABC, Generic[S, R]):
 
     def train(self, run: Run[S]) -> R:
         """As `fit_and_measure`, with the result in `results.json` too."""
-        if run.last_checkpoint is None:  # from then on, the network's outputs are as it says
-            write_text(run.folder.path / self.split.FILE, self.split.as_text())
+        if run.last_checkpoint is None or run.moved:  # from a checkpoint on, the network's outputs are as it says
+            write_text(run.folder.path / self.split.FILE, self.split.with_sizes().as_text())
+            run.keep_places()
         write_bad_files(run.folder, self.bad)
         result = self.fit_and_measure(run)
         run.keep(result)

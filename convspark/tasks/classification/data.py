@@ -190,6 +190,13 @@ def read_again(data: str | None, split: Split) -> LabelledData:
     )
 
 
+def named_place(data: str | None) -> tuple[str, list[str] | None]:
+    """Where pictures are: a folder, or a CSV file and those that it names."""
+    named = _named(data, lenient=True)
+    place = os.path.abspath(str(data))
+    return place, None if os.path.isdir(place) else [path for path, _, _ in named]
+
+
 def _named(data: str | None, lenient: bool = False) -> list[tuple[str, str, str]]:
     """(path, class, part) of every picture.
 

@@ -19,6 +19,7 @@ class FinetuneSettings(TaskSettings):
     """The arguments of `finetune`, described there."""
 
     kind: ClassVar[str] = "finetune"
+    may_move: ClassVar[tuple[str, ...]] = ("data",)
 
     data: str | None = None
     _: KW_ONLY

@@ -27,7 +27,7 @@ from ..keep_best import KeepBest
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
-from .data import LabelledData, read_again, read_labelled
+from .data import LabelledData, named_place, read_again, read_labelled
 from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
 from .settings import FinetuneResult, FinetuneSettings
 
@@ -42,6 +42,10 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     usual_layer_decay = 0.7
     can_accumulate = True
+
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        place = named_place(self.settings.data)
+        return {"train": place, "val": place, "test": place}
 
     def read(self) -> int:
         s = self.settings

@@ -13,6 +13,7 @@ class DetectSettings(TaskSettings):
     """The arguments of `detect`, described there."""
 
     kind: ClassVar[str] = "detect"
+    may_move: ClassVar[tuple[str, ...]] = ("train", "val", "images", "val_images")
 
     _: KW_ONLY
     train: str | None = None

@@ -37,6 +37,14 @@ class Detection(Task[DetectSettings, DetectResult]):
 
     usual_layer_decay = 0.65
 
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        s, moved = self.settings, self.moved
+        val = "val_images" if s.val_images else "images"
+        return {
+            "train": (str(s.images), None) if "images" in moved else None,
+            "val": (str(s.val_images or s.images), None) if val in moved else None,
+        }
+
     def read(self) -> int:
         s = self.settings
         self.masks = s.task == "masks"

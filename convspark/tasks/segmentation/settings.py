@@ -13,6 +13,7 @@ class SegmentSettings(TaskSettings):
     """The arguments of `segment`, described there."""
 
     kind: ClassVar[str] = "segment"
+    may_move: ClassVar[tuple[str, ...]] = ("images", "masks", "val_images", "val_masks")
 
     _: KW_ONLY
     images: str | None = None

@@ -1,5 +1,6 @@
 """A segmenter's training: settings resolved, data read, network built; and how it is trained and measured."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -35,6 +36,16 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
     """A feature pyramid and a class for every pixel."""
 
     usual_layer_decay = 0.7
+
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        s, moved = self.settings, self.moved
+        val = "val_images" if s.val_images else "images"
+        # Pictures of a COCO file are named as their folder was given.
+        name = str if os.path.isfile(str(s.masks)) else os.path.abspath
+        return {
+            "train": (name(str(s.images)), None) if "images" in moved else None,
+            "val": (name(str(s.val_images or s.images)), None) if val in moved else None,
+        }
 
     def read(self) -> int:
         s = self.settings
