@@ -41,7 +41,8 @@ USAGE_ERROR = 2
 # Errors of the system that the user can do something about, told in its own words and with the file's name.
 _SAYS_ENOUGH = {
     getattr(errno, name)
-    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE ENFILE".split()
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE "
+    "ENFILE".split()
 }
 _TRUST = "--trust-code"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import UsageError
-from ..files import write_text
+from ..errors import ConvsparkError, UsageError
+from ..files import is_left_over, write_text
 from .settings import Settings, kind_of
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> None:
         self.path = Path(path)
         self.config = self.path / settings.file
+        self._command = getattr(settings, "kind", "COMMAND")
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> "RunFolder":
@@ -82,13 +83,26 @@ class RunFolder:
         """Raise UsageError if a run (or anything else) is there already."""
         try:
             there = self.path.exists()
-            if self.path.is_dir() and not any(self.path.iterdir()):
+            if self.path.is_dir() and all(map(is_left_over, self.path.iterdir())):  # of a start that was killed
                 return
         except OSError as error:
             raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
         if there:
             hint = f"go on with `convspark {self.kind} --resume {self.path}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
+
+    def check_there(self) -> None:
+        """Raise ConvsparkError if the folder was moved or removed, or its disk is gone, while it was written to."""
+        if not self.config.is_file():
+            raise ConvsparkError(
+                f"the run folder {self.path} is gone, or its disk is: nothing more can be written. Put it back, then: "
+                f"{self.going_on}"
+            )
+
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with the run."""
+        return f"convspark {self._command} --resume {self.path}"
 
     @property
     def kind(self) -> str:

@@ -5,7 +5,7 @@ import logging.handlers
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class RunLog:
 
     def write_to(self, path: Path) -> None:
         """Write everything so far, and from now on, to this file, behind what is in it."""
-        self._file = logging.FileHandler(path, encoding="utf-8")
+        self._file = _LogFile(path, encoding="utf-8")
         self._file.setFormatter(_Shown("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._buffer.setTarget(self._file)
         self._buffer.capacity = 1  # each further line at once
@@ -96,6 +96,18 @@ def _console(stream: Any) -> Any:
     from rich.console import Console
 
     return Console(file=stream, highlight=False, soft_wrap=True)
+
+
+class _LogFile(logging.FileHandler):
+    """Where the disk is full, lines are lost: the run itself will say it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _Shown(logging.Formatter):

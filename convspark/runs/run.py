@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ..errors import UsageError
-from ..files import Taken, held, write_text
+from ..errors import ConvsparkError, UsageError
+from ..files import DISK_ERRORS, Taken, held, sweep, write_text
 from ..trust import check_code
 from .checkpoints import whole_checkpoint
 from .folder import RunFolder, default_path, write_environment
@@ -104,6 +105,7 @@ class Run(Generic[S]):
         try:
             with self._held:
                 self._held.enter_context(held(self._folder.config, _PATIENCE))
+                sweep(self._folder.path)
                 log.write_to(self._folder.log)
                 yield self._folder
         except KeyboardInterrupt as stopped:
@@ -112,6 +114,14 @@ class Run(Generic[S]):
             raise KeyboardInterrupt(
                 f"Stopped. To go on:\n  convspark {settings.kind} --resume {self._folder.path}"
             ) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS or not _is_below(error.filename, self._folder.path):
+                raise
+            self._folder.check_there()
+            raise ConvsparkError(
+                f"{error.strerror}: {error.filename}. What was written before stays as it was; mend it, then: "
+                f"{self._folder.going_on}"
+            ) from error
         except Taken:
             raise UsageError(
                 f"{self._folder.path} is a run that another process is carrying out: wait for it, or end that process"
@@ -130,6 +140,10 @@ class Run(Generic[S]):
     def keep(self, result: Any, file: str = "results.json") -> None:
         """Write a result, a dataclass, into the folder."""
         write_text(self.folder.path / file, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _is_below(file: Any, folder: Path) -> bool:
+    return isinstance(file, str | bytes | os.PathLike) and Path(os.fsdecode(file)).is_relative_to(folder)
 
 
 class Job(Protocol[S, R_co]):
