@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ...errors import DivergedError, UsageError
+from ...errors import ConvsparkError, DivergedError, UsageError
 from ...files import write_text
 from ...names import shown_text
 from ...runs.folder import RunFolder
@@ -86,6 +86,10 @@ def compare(settings: CompareSettings) -> Comparison:
                 results = _carry_out(jobs, asked)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
+            except ConvsparkError as error:
+                if isinstance(error.__cause__, OSError):  # of the disk: it is the comparison that goes on
+                    raise error.__cause__ from None
+                raise
             report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
             run.keep(report, "compare.json")
             draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
