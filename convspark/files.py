@@ -1,15 +1,29 @@
 """Files that are there whole or not at all."""
 
+import csv
+import errno
 import fcntl
 import glob
+import io
 import os
+import re
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UsageError
+
+_PROBED = 64 << 20  # bytes
+
+DISK_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENODEV ENXIO ENOTCONN ESHUTDOWN ENOENT".split()
+    if hasattr(errno, name)
+)
+"""Of a disk that is full, may not be written, fails, or is gone."""
 
 
 @contextmanager
@@ -25,15 +39,66 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise UsageError(f"{target} is a folder where a file is to be written: move it away")
     temporary = beside(target)
     try:
-        temporary.touch()
-        usual = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(usual)  # some writers (safetensors) let nobody but the owner read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with disk_errors(target):
+            temporary.touch()
+            usual = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(usual)  # some writers (safetensors) let nobody but the owner read
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where that fails, too, what went wrong before says more
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Within it, what libraries raise where a disk does not take what they write is an OSError with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
+    except Exception as error:
+        told = re.search(r"os error (\d+)", str(error))  # of Rust
+        of_torch = re.search(r"inline_container|iostream error|PytorchStreamWriter", str(error))
+        if told is None and of_torch is None:
+            raise
+        number = int(told[1]) if told is not None else _why_not(target.parent)
+        raise OSError(number, os.strerror(number), str(target)) from error
+
+
+def _why_not(folder: Path) -> int:
+    """Why a file could not be written whole there, as torch does not tell it."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(_PROBED >> 20):
+                file.write(bytes(1 << 20))
+            file.flush()
+    except OSError as error:
+        return error.errno or errno.EIO
+    return errno.EIO
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that are gone left half written in a folder, and below it."""
+    for path in [path for path in folder.rglob(".*-part*") if is_left_over(path)]:
+        _remove(path)
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a process that is gone was writing it (see `beside`)."""
+    found = re.fullmatch(r"\..*-part(\d+)(\..*)?", path.name, re.DOTALL)
+    return found is not None and not _is_running(int(found[1]))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def beside(target: Path) -> Path:
@@ -45,10 +110,7 @@ def beside(target: Path) -> Path:
     for left in target.parent.glob(f"{glob.escape(start)}[0-9]*{glob.escape(end)}"):
         number = left.name[len(start) : len(left.name) - len(end)]
         if number.isdecimal() and not _is_running(int(number)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+            _remove(left)
     return target.with_name(f"{start}{os.getpid()}{end}")
 
 
@@ -68,6 +130,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV that comes back as it is: Python quotes what holds a line break, but not a carriage return."""
+    text = io.StringIO()
+    plain, quoted = (csv.writer(text, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for row in rows:
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+    return text.getvalue()
+
+
 class Taken(Exception):
     """Another process holds a file."""
 
@@ -85,8 +156,8 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
         Taken: another process has it.
     """
     until = time.monotonic() + patience
-    with path.open("r+b") as file:
-        while True:
+    while True:
+        with path.open("r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -96,5 +167,7 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             except OSError:
                 pass
-            break
-        yield
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # whoever had it has written it anew
+                continue
+            yield
+            return

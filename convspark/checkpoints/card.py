@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Pixels
+from ..names import shown, shown_in_markdown, shown_text
 
 _OF_IMAGES = ("image size", "mean", "std")  # the last rows of every card
 
@@ -52,9 +53,13 @@ def file_card(
         use: how that library loads it.
         classes: that its outputs stand for.
     """
-    told = f"The classes, in the order of the outputs: {', '.join(classes)}." if classes else "It has no classifier."
+    told = (
+        f"The classes, in the order of the outputs: {', '.join(map(shown_in_markdown, classes))}."
+        if classes
+        else "It has no classifier."
+    )
     lines = [f"# {name} for {target}", "", told, "", "```", use, "```", "", *_table(facts, mean, std, image_size)]
-    return "\n".join(lines) + "\n"
+    return shown_text("\n".join(lines) + "\n")
 
 
 def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
@@ -68,14 +73,15 @@ def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
             "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no",
             "classifier: fine-tune it, or use its features.",
         ]
-    shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else "")
+    more = f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else ""
+    told = ", ".join(map(shown_in_markdown, classes[:20])) + more
     return [
         "tags: [image-classification]",
         "---",
         "",
         f"# {name}, fine-tuned for {len(classes)} classes",
         "",
-        f"Fine-tuned with convspark. The classes, in the order of the outputs: {shown}.",
+        f"Fine-tuned with convspark. The classes, in the order of the outputs: {told}.",
     ]
 
 
@@ -121,7 +127,7 @@ def timm_card(
         ]
     else:
         lines += ["Every tensor in this folder was trained."]
-    return "\n".join(lines) + "\n"
+    return shown_text("\n".join(lines) + "\n")
 
 
 def _table(
@@ -129,7 +135,7 @@ def _table(
 ) -> list[str]:
     of_images = f"{image_size[0]}x{image_size[1]} pixels", _numbers(mean), _numbers(std)
     rows = {**facts, **dict(zip(_OF_IMAGES, of_images, strict=True))}
-    cells = [(name, str(value).replace("|", "\\|")) for name, value in rows.items()]
+    cells = [(name, shown(value).replace("|", "\\|")) for name, value in rows.items()]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)]
 
 

@@ -219,14 +219,15 @@ def _of_export(given: str, model: str | None) -> Origin:
         described = config.get("pretrained_cfg", config)
         channels, height, width = described["input_size"]
         name = model or config["architecture"]
+        size = int(height) if height == width else f"{height}x{width}"
+        mean, std = ([float(value) for value in described[key]] for key in ("mean", "std"))
+        classes = tuple(map(str, config.get("label_names") or ()))
         pixels = Pixels.of_dict(config.get("pixels", {"channels": channels}))
-    except (json.JSONDecodeError, KeyError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    size = height if height == width else f"{height}x{width}"
-    mean, std, classes = tuple(described["mean"]), tuple(described["std"]), tuple(config.get("label_names") or ())
-    return Origin(given, name, given, {}, size, channels, mean, std, classes, pixels)
+    return Origin(given, name, given, {}, size, channels, tuple(mean), tuple(std), classes, pixels)
 
 
 def _of_file(path: Path, model: str | None) -> Origin:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data import PLAIN, Pixels
 from ..errors import ConvsparkError
-from ..files import beside
+from ..files import beside, disk_errors
 from ..model.networks import copied
 from ..model.stages import image_channels
 from .card import timm_card
@@ -93,20 +93,21 @@ def export_timm(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        if plain is None:
-            architecture = None
-            tensors = _write_weights(source.state_dict(), fresh)
-            names_untrained = list(untrained)
-            difference = _compare_weights(source, fresh)
-        else:
-            tensors = len(plain.state_dict())
-            _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes, pixels)
-            names_untrained = _plain_untrained(source, plain, untrained)
-            difference = _compare_features(source, fresh, (in_chans, *image_size))
-        text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
-        (fresh / "README.md").write_text(text, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+        with disk_errors(folder):
+            if plain is None:
+                architecture = None
+                tensors = _write_weights(source.state_dict(), fresh)
+                names_untrained = list(untrained)
+                difference = _compare_weights(source, fresh)
+            else:
+                tensors = len(plain.state_dict())
+                _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes, pixels)
+                names_untrained = _plain_untrained(source, plain, untrained)
+                difference = _compare_features(source, fresh, (in_chans, *image_size))
+            text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
+            (fresh / "README.md").write_text(text, encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return ExportReport(folder, architecture, tensors, difference, names_untrained)

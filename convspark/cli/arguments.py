@@ -16,9 +16,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
+from ..names import shown_text
 from ..runs.launch import count_of, launch
 from ..runs.numbers import check_positive
 from ..runs.processes import Processes
+from ..runs.settings import read_yaml
 from ..trust import check_code
 
 TASK_GROUPS = {
@@ -109,6 +111,7 @@ class Command:
             UsageError: all keys of a config file that are not known, with the nearest that are; a flag that is not
                 known; a value of another type.
         """
+        arguments, flagged = self._without_positional_flags(arguments)
         arguments = self._bracketed(self._answered(arguments))
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
@@ -123,7 +126,24 @@ class Command:
         for key in self._positional:
             if given[key] is None:  # argparse gives a positional its default even where a file had a value
                 given[key] = configured.get(key)
+        for key, value in flagged.items():
+            given[key] = value
         return given
+
+    def _without_positional_flags(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """What stands without a flag may have one, too, `--images FOLDER`: with `--resume` the others are left out."""
+        flags = {_flag(name): name for name in self._positional}
+        left, flagged, words = list[str](), dict[str, str](), iter(arguments)
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if flag not in flags:
+                left.append(word)
+                continue
+            value = value if equals else next(words, None)
+            if not value:
+                raise UsageError(f"{flag} has no value: expected a text")
+            flagged[flags[flag]] = value
+        return left, flagged
 
     def _answered(self, arguments: Sequence[str]) -> list[str]:
         """`--compile` -> `--compile=true`, where that is not the default and neither true nor false follows."""
@@ -160,7 +180,7 @@ class Command:
         result = self._function(**self.values(given))
         if not Processes.here().is_first:
             return 0
-        print(json.dumps(asdict(result), indent=2) if given.json else describe(result))
+        print(json.dumps(asdict(result), indent=2) if given.json else shown_text(describe(result)))
         return 0
 
     def spread(self, arguments: Sequence[str], given: Namespace) -> int | None:
@@ -182,7 +202,7 @@ class Command:
     def _read_config(self, path: Path) -> dict[str, Any]:
         """The keys and values of a config file; UsageError unless all keys are known."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = read_yaml(path)
         except OSError as error:
             raise UsageError(f"--config {path} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

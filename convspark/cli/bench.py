@@ -32,7 +32,7 @@ def bench(
         channels: channels of the images.
         batch_size: images of a step.
         mask_ratio: share of the patches that is masked.
-        precision: auto is bf16 where the device is fast at it.
+        precision: auto is bf16 where the device has instructions for it.
         device: auto, cpu, cuda, cuda:1 or mps.
         repeats: steps of each kind, of which the median counts.
         patch_size: side of a patch in pixels, or one a dimension; by default the network's total stride.

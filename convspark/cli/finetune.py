@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..names import shown
 from ..tasks.classification.command import finetune
 from ..tasks.classification.settings import FinetuneResult
 from .arguments import TASK_GROUPS, Command
@@ -28,7 +29,7 @@ def describe(result: FinetuneResult) -> str:
         [
             f"Top-1 {100 * result.top1:.1f} % on {result.pictures} {result.split} pictures{chosen}",
             f"  balanced      {balanced}",
-            f"  weakest       {', '.join(f'{name} {100 * recall:.0f} %' for name, recall in worst)}",
+            f"  weakest       {', '.join(f'{shown(name)} {100 * recall:.0f} %' for name, recall in worst)}",
             f"  weights       epoch {result.best['epoch']} of {result.epochs}, {result.best['weights']}",
             f"  run           {result.folder}",
             f"  confusion     {result.folder}/confusion.png",

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from .._version import __version__
 from ..errors import ConvsparkError
+from ..names import shown, shown_text
 from ..runs.processes import EndedElsewhereError, Processes
 from ..trust import trust_code
 
@@ -42,7 +43,8 @@ USAGE_ERROR = 2
 # Errors of the system that the user can do something about, told in its own words and with the file's name.
 _SAYS_ENOUGH = {
     getattr(errno, name)
-    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE ENFILE".split()
+    for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE "
+    "ENFILE".split()
 }
 _TRUST = "--trust-code"
 
@@ -69,12 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code  # what happened is told there
     except ConvsparkError as error:
         here = Processes.here()
-        print(f"error{'' if here.is_first else f' (process {here.rank})'}: {error}", file=sys.stderr)
+        print(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         # A run that has a folder says more; everything else writes at its end, and whole.
         stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
-        print(f"\n{interrupt if interrupt.args else stopped}", file=sys.stderr)
+        print(f"\n{shown_text(interrupt) if interrupt.args else stopped}", file=sys.stderr)
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
         asked = re.search(r"tried to allocate (\d+) bytes", str(error))
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SAYS_ENOUGH:
             raise
-        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        print(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}", file=sys.stderr)
         return ConvsparkError.exit_code
 
 

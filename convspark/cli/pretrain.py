@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from ..names import shown_text
 from ..pretraining.command import pretrain
 from ..pretraining.settings import PretrainResult
 from ..runs.processes import Processes
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     result = pretrain(**values)
     if not Processes.here().is_first:
         return 0
-    print(json.dumps(as_dict(result), indent=2) if given.json else describe(result))
+    print(json.dumps(as_dict(result), indent=2) if given.json else shown_text(describe(result)))
     return 0
 
 

@@ -4,6 +4,7 @@ from .addresses import absolute, is_url
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
 from .files import as_lines, list_images, names_in
+from .moved import UNKNOWN, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
 from .places import is_missing, list_pictures
@@ -21,6 +22,7 @@ __all__ = [
     "IMAGENET_STD",
     "MOST_BAD",
     "PLAIN",
+    "UNKNOWN",
     "BadPictureError",
     "DatasetSource",
     "EpochSampler",
@@ -39,8 +41,10 @@ __all__ = [
     "absolute",
     "adapt",
     "as_lines",
+    "at_new_place",
     "decode",
     "demo_photographs",
+    "file_sizes",
     "fitting",
     "hold_out",
     "is_missing",

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ..errors import DataError
+from ..names import shown
 from .remote import CutOffError, UnreachableError
 from .stretch import picture_of
 from .tiff import NotReadError, Tiff
@@ -70,7 +71,7 @@ class BadPictureError(DataError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{shown(self.path)}: {shown(self.reason)}"
 
 
 @overload

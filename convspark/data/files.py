@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import DataError, UsageError
+from ..names import shown
 from .addresses import is_url
 from .decode import open_regular, picture_suffixes, sniff
 from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, item_of, items_in
@@ -113,7 +114,7 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
         except OSError as error:
             if folder == root:
                 raise DataError(f"images: folder {root!r} cannot be read: {error.strerror}") from None
-            _log.warning("folder %s cannot be read (%s): its pictures are left out", folder, error.strerror)
+            _log.warning("folder %s cannot be read (%s): its pictures are left out", shown(folder), error.strerror)
             continue
         with entries:
             for entry in entries:
@@ -136,7 +137,9 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
                 elif _leads_to(entry.is_file):
                     other[suffix or "without suffix"] += 1
     if nowhere:
-        _log.warning("%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), nowhere[0])
+        _log.warning(
+            "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])
+        )
     inside.sort()
     if not found and not inside:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError
+from ..names import shown
 from ..seeds import Use, counted
 from .decode import BadPictureError, left_out, open_header, quiet
 from .pixels import PLAIN, Pixels
@@ -107,7 +108,9 @@ def scan(
         _log.warning("%s", describe_bad(bad, len(paths)))
     for what, holders in partly.items():
         more = ", …" if len(holders) > _LISTED else ""
-        _log.warning("%d of %d files %s: %s%s", len(holders), len(paths), what, ", ".join(holders[:_LISTED]), more)
+        _log.warning(
+            "%d of %d files %s: %s%s", len(holders), len(paths), what, ", ".join(map(shown, holders[:_LISTED])), more
+        )
     if look.unseen:
         _log.info("%d pictures are read through a network, and were not looked at (a full check does)", look.unseen)
     return ScanResult(good, bad)
@@ -125,7 +128,7 @@ def check_bad_share(bad: Sequence[tuple[str, str]], total: int, most_bad: float 
 def describe_bad(bad: Sequence[tuple[str, str]], total: int) -> str:
     """How many files of `total` are bad, and the first of them, a line each."""
     lines = [f"{len(bad)} of {total} pictures cannot be read:"]
-    lines += [f"  {path}: {reason}" for path, reason in bad[:_LISTED]]
+    lines += [f"  {shown(path)}: {shown(reason)}" for path, reason in bad[:_LISTED]]
     if len(bad) > _LISTED:
         lines.append(f"  … and {len(bad) - _LISTED} more")
     return "\n".join(lines)

@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 from ..errors import DataError
+from .moved import at_new_place, file_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Split:
     Attributes:
         classes: names, in the order of the network's outputs; empty in runs of the versions that did not keep them.
         values: what each class is in mask files; empty where there are none.
+        sizes: of the files of `train`, `val` and `test`, in bytes; empty in runs that did not keep them.
     """
 
     FILE: ClassVar[str] = "split.json"
@@ -35,6 +37,29 @@ class Split:
     test: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     values: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def with_sizes(self) -> "Split":
+        """With the sizes that the files have now, where they are not known."""
+        return self if self.sizes else replace(self, sizes=file_sizes([*self.train, *self.val, *self.test]))
+
+    def moved(self, **places: tuple[str, list[str] | None] | None) -> "Split":
+        """With the pictures of some parts at other places (see `at_new_place`); parts of one place are looked for
+        together.
+        """
+        start = {"train": 0, "val": len(self.train), "test": len(self.train) + len(self.val)}
+        parts = {name: list[str](getattr(self, name)) for name in start}
+        together: dict[str, list[str]] = {}
+        for name, place in places.items():
+            if place is not None:
+                together.setdefault(place[0], []).append(name)
+        for names in together.values():
+            place, listed = places[names[0]] or ("", None)
+            sizes = [size for n in names for size in self.sizes[start[n] : start[n] + len(parts[n])]]
+            found = at_new_place([path for n in names for path in parts[n]], sizes, place, listed)
+            for n in names:
+                parts[n], found = found[: len(parts[n])], found[len(parts[n]) :]
+        return replace(self, **parts)
 
     def as_text(self) -> str:
         """What `FILE` holds: JSON, a name a line, of any characters."""
@@ -53,15 +78,17 @@ class Split:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             parts = {name: content[name] for name in ("train", "val", "test")}
-            parts |= {name: content.get(name, []) for name in ("classes", "values")}
+            parts |= {name: content.get(name, []) for name in ("classes", "values", "sizes")}
             for name, entries in parts.items():
                 if not isinstance(entries, list) or not all(
-                    isinstance(entry, int if name == "values" else str) for entry in entries
+                    isinstance(entry, int if name in ("values", "sizes") else str) for entry in entries
                 ):
                     raise TypeError(f"{name} is no list of them")
             if parts["values"] and len(parts["values"]) != len(parts["classes"]):
                 raise ValueError("as many values as classes are expected")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if parts["sizes"] and len(parts["sizes"]) != sum(len(parts[name]) for name in ("train", "val", "test")):
+                raise ValueError("as many sizes as pictures are expected")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{file} does not hold the names of a run's pictures ({error}): restore it, or start a new run"
             ) from None

@@ -114,7 +114,7 @@ def bench(
         channels: channels of the images.
         batch_size: images of a step.
         mask_ratio: share of the patches that is masked; 0 shows what the machinery itself costs.
-        precision: of the computation; auto is bf16 where the device is fast at it.
+        precision: of the computation; auto is bf16 where the device has instructions for it.
         compile: run dense and visible only through torch.compile, visible only as one graph (`fullgraph=True`);
             Dynamo cannot trace the mode that mask-and-multiply is.
         device: auto, cpu, cuda or mps.

@@ -75,7 +75,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         devices: processes on this machine, each with a device of its own, or all for one on each GPU. The run is the
             same for any number of them.
         nodes: machines that carry out the run together; see docs/scaling.md.
-        precision: auto is bf16 where the device is fast at it.
+        precision: auto is bf16 where the device has instructions for it.
         workers: processes that load images; by default chosen by the cores there are.
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same

@@ -202,7 +202,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     to_measure = s.stats == "auto" and s.mean is None
     split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
     if run.goes_on:
-        images = reopen_images(run.folder, s.images, **split, pixels=pixels)
+        images = reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved)
     else:
         images = find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure)
     if not images.are_files:

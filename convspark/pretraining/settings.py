@@ -18,6 +18,7 @@ class PretrainSettings(SpreadSettings):
 
     kind: ClassVar[str] = "pretrain"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "cuda_graph", "checkpoint_minutes")
+    may_move: ClassVar[tuple[str, ...]] = ("images", "held_out")
 
     images: Any = field(default=None, metadata={"type": str | list[str] | None})
     _: KW_ONLY

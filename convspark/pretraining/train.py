@@ -37,7 +37,10 @@ class Pretraining:
 
     def begin(self, run: Run[PretrainSettings]) -> None:
         """Write the lists of files, which a run that goes on reads."""
+        if run.last_checkpoint is not None and not run.moved:
+            return
         self.plan.images.write_lists(run.folder)
+        run.keep_places()
         if self.plan.statistics is not None:
             text = json.dumps(self.plan.statistics.as_dict(), indent=2)
             write_text(run.folder.statistics, text + "\n")

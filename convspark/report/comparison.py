@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from ..files import written_whole
+from .labels import legend, of_any_letters
 
 _COLOURS = ("#e45756", "#4c78a8", "#72675b", "#54a24b", "#b279a2")
 
@@ -23,10 +24,12 @@ def accuracy_against_labels(scores: Sequence[Any], path: str | os.PathLike[str])
     figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    lines: dict[str, Any] = {}
     for arm, colour in zip(dict.fromkeys(score.arm for score in scores), _COLOURS * 9, strict=False):
         own = sorted((score for score in scores if score.arm == arm), key=lambda score: score.labels)
         labels = [score.labels for score in own]
-        axes.plot(labels, [100 * statistics.fmean(s.values["top1"]) for s in own], color=colour, label=arm, marker="o")
+        means = [100 * statistics.fmean(s.values["top1"]) for s in own]
+        (lines[arm],) = axes.plot(labels, means, color=colour, marker="o")
         for score in own:
             values = [100 * value for value in score.values["top1"]]
             axes.scatter([score.labels] * len(values), values, color=colour, s=14, alpha=0.45, linewidths=0)
@@ -39,8 +42,8 @@ def accuracy_against_labels(scores: Sequence[Any], path: str | os.PathLike[str])
     runs = max(len(score.values["top1"]) for score in scores)
     if runs > 1:
         axes.set_title(f"lines: mean of {runs} runs; small dots: single runs", fontsize=9, color="#555555")
-    axes.legend(frameon=False)
+    legend(axes, list(lines.values()), list(lines), frameon=False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png")

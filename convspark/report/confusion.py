@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import written_whole
+from .labels import label, of_any_letters
 
 _MOST_NUMBERS = 30  # classes above which cells hold no numbers
 _MOST_NAMES = 60
@@ -31,8 +32,9 @@ def confusion_matrix(
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
     if len(names) <= _MOST_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
+        told = [label(name) for name in names]
+        axes.set_xticks(range(len(names)), told, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(len(names)), told, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{np.trace(counts)} of {len(labels)} right")
@@ -42,5 +44,5 @@ def confusion_matrix(
                 colour = "white" if shares[row, column] > 0.55 else "#333333"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.spines[:].set_visible(False)
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png", bbox_inches="tight")  # names of classes may be long

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from ..data import decode
 from ..files import written_whole
+from .labels import label, legend, of_any_letters
 
 _COLOURS = ("#e45756", "#4c78a8", "#f2b134", "#54a24b", "#b279a2", "#ff9da6")
 
@@ -39,15 +40,15 @@ def draw_detections(
         ]
         guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in likely]
         titles = (
-            f"{os.path.basename(scene.path)}, truth: {len(truth)}",
+            f"{label(os.path.basename(scene.path))}, truth: {len(truth)}",
             f"predicted with a score of {least:g} or more: {len(guess)} (of {len(found)})",
         )
         for axes, things, title in zip(row, (truth, guess), titles, strict=True):
             _draw(axes, pixels, things)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=9, parse_math=False)
     handles = [Rectangle((0, 0), 1, 1, color=_colour(i)) for i in range(1, len(scenes.classes) + 1)]
-    figure.legend(handles, scenes.classes, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    with written_whole(path) as temporary:
+    legend(figure, handles, scenes.classes, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png")
 
 
@@ -56,12 +57,12 @@ def _draw(axes: Axes, pixels: np.ndarray, things: Sequence[Any]) -> None:
 
     axes.set_axis_off()
     shown = pixels.astype(np.float32) / max(1, int(pixels.max()))  # dark microscope pictures become visible
-    for box, label, mask in things:
+    for box, kind, mask in things:
         if mask is None:
-            axes.add_patch(Rectangle(box[:2], box[2], box[3], fill=False, edgecolor=_colour(label), linewidth=1.0))
+            axes.add_patch(Rectangle(box[:2], box[2], box[3], fill=False, edgecolor=_colour(kind), linewidth=1.0))
             continue
         inside = np.asarray(coding.decode(mask), dtype=bool)
-        colour = np.array([int(_colour(label)[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=np.float32)
+        colour = np.array([int(_colour(kind)[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=np.float32)
         shown[inside] = 0.5 * shown[inside] + 0.5 * colour
         axes.contour(inside, [0.5], colors="white", linewidths=0.5)
     axes.imshow(shown)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import PLAIN, Pixels, decode
 from ..files import written_whole
+from .labels import label, legend, of_any_letters
 
 
 def draw_label_maps(
@@ -32,19 +33,19 @@ def draw_label_maps(
     grid = figure.subplots(len(shown), 3, squeeze=False)
     for row, (file, truth, predicted) in zip(grid, shown, strict=True):
         picture = _displayed(file, pixels)
-        titles = (os.path.basename(file), "truth", "predicted")
+        titles = (label(os.path.basename(file)), "truth", "predicted")
         for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
             view = picture.copy()
-            for label in range(1, len(classes)) if labels is not None else ():
-                view[labels == label] = 0.45 * view[labels == label] + 0.55 * np.array(
-                    colours[(label - 1) % len(colours)]
+            for value in range(1, len(classes)) if labels is not None else ():
+                view[labels == value] = 0.45 * view[labels == value] + 0.55 * np.array(
+                    colours[(value - 1) % len(colours)]
                 )
             axes.imshow(view)
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=9, parse_math=False)
             axes.set_axis_off()
     handles = [Rectangle((0, 0), 1, 1, color=colours[i % len(colours)]) for i in range(len(classes) - 1)]
-    figure.legend(handles, list(classes[1:]), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
-    with written_whole(path) as temporary:
+    legend(figure, handles, classes[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png")
 
 

@@ -135,6 +135,7 @@ class Metrics(Callback):
         writer = csv.DictWriter(text, [*_BEFORE, *pl_module.measures, *_AFTER], lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
+        self._folder.check_there()
         write_text(self._folder.metrics, text.getvalue())
 
 
@@ -163,6 +164,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         self._folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        self._folder.check_there()
         with written_whole(path) as temporary:
             torch.save(checkpoint, temporary)
             if Path(path) == self._folder.last_checkpoint:

@@ -3,14 +3,12 @@
 import logging
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
 
 from ..errors import UsageError
 from .folder import available_cores
@@ -136,7 +134,8 @@ def quick_products(device: torch.device) -> Iterator[None]:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """ "auto" is bf16 where the device is fast at it: CUDA of compute capability 8 on, a CPU where it was measured.
+    """ "auto" is bf16 where the device has instructions for it: CUDA of compute capability 8 on, CPUs with AVX512-BF16
+    or AMX. The same machine always answers the same.
 
     Raises:
         UsageError: bf16 on a device that cannot.
@@ -149,7 +148,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    if device.type == "cpu" and _has_bf16_instructions() and _cpu_speedup_in_bf16() > 1.3:
+    if device.type == "cpu" and _has_bf16_products():
         return "bf16"
     return "fp32"
 
@@ -160,26 +159,12 @@ def default_workers(device: torch.device) -> int:
     return max(1, min(16, cores - 1)) if device.type != "cpu" else max(1, min(8, cores // 4))
 
 
-def _has_bf16_instructions() -> bool:
+def _has_bf16_products() -> bool:
+    """Whether this CPU multiplies bf16 by instructions of its own, and PyTorch's library for it knows them.
+
+    Measured speed would answer differently on another day, and a run's numbers must not hang on what else is running.
+    """
     # Private names: where they are gone, fp32 is the safe answer.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
-
-
-def _cpu_speedup_in_bf16() -> float:
-    """How many times quicker a typical convolution and its gradients are in bf16 than in fp32, here and now."""
-    conv = nn.Conv2d(128, 128, 3, padding=1).to(memory_format=torch.channels_last)
-    x = torch.zeros(8, 128, 28, 28).to(memory_format=torch.channels_last)
-    best = {False: float("inf"), True: float("inf")}
-    threads = torch.get_num_threads()
-    # In turn, the best of several, and on one core, so that what else the machine does decides nothing.
-    torch.set_num_threads(1)
-    try:
-        for bf16 in [False, True] * 6:
-            started = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                conv(x).sum().backward()
-            best[bf16] = min(best[bf16], time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-    return best[False] / best[True]
+    has = any(bool(getattr(torch.cpu, probe, lambda: False)()) for probe in probes)
+    return has and torch.backends.mkldnn.is_available()

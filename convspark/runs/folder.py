@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import UsageError
-from ..files import write_text
+from ..errors import ConvsparkError, UsageError
+from ..files import is_left_over, write_text
 from .settings import Settings, kind_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ class RunFolder:
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
     shards.json          of images in tar files and the like: those files, and what they were like
+    file_sizes.txt       their sizes in bytes, in that order
     bad_files.txt        what could not be read, and why (only if there was any)
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
@@ -42,6 +43,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> None:
         self.path = Path(path)
         self.config = self.path / settings.file
+        self._command = getattr(settings, "kind", "COMMAND")
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> "RunFolder":
@@ -83,13 +85,26 @@ class RunFolder:
         """Raise UsageError if a run (or anything else) is there already."""
         try:
             there = self.path.exists()
-            if self.path.is_dir() and not any(self.path.iterdir()):
+            if self.path.is_dir() and all(map(is_left_over, self.path.iterdir())):  # of a start that was killed
                 return
         except OSError as error:
             raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
         if there:
             hint = f"go on with `convspark {self.kind} --resume {self.path}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
+
+    def check_there(self) -> None:
+        """Raise ConvsparkError if the folder was moved or removed, or its disk is gone, while it was written to."""
+        if not self.config.is_file():
+            raise ConvsparkError(
+                f"the run folder {self.path} is gone, or its disk is: nothing more can be written. Put it back, then: "
+                f"{self.going_on}"
+            )
+
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with the run."""
+        return f"convspark {self._command} --resume {self.path}"
 
     @property
     def kind(self) -> str:
@@ -123,6 +138,10 @@ class RunFolder:
     @property
     def shards(self) -> Path:
         return self.path / "shards.json"
+
+    @property
+    def file_sizes(self) -> Path:
+        return self.path / "file_sizes.txt"
 
     @property
     def bad_files(self) -> Path:
@@ -183,7 +202,7 @@ def write_environment(folder: RunFolder, device: str) -> None:
             first = json.loads(folder.environment.read_text(encoding="utf-8"))
             first.setdefault("resumed", []).append(now)
             now = first
-        except (ValueError, AttributeError):  # torn, or of something else; nothing is read from it
+        except (ValueError, AttributeError, RecursionError):  # torn, or of something else; nothing is read from it
             logger.warning("%s could not be read and is written anew", folder.environment)
     write_text(folder.environment, json.dumps(now, indent=2) + "\n")
 

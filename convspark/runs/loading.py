@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default
 from ..data import (
     MOST_BAD,
     PLAIN,
+    UNKNOWN,
     EpochSampler,
     FileSource,
     HeldOutTransform,
@@ -32,6 +33,8 @@ from ..data import (
     absolute,
     adapt,
     as_lines,
+    at_new_place,
+    file_sizes,
     fitting,
     hold_out,
     is_url,
@@ -74,6 +77,7 @@ class Images:
         bad: (path, reason) of what could not be read.
         description: for the log and the model card.
         pixels: how files are read.
+        sizes: of the files trained on and held out, in bytes, where they are known already.
     """
 
     train: Any
@@ -81,6 +85,7 @@ class Images:
     bad: list[tuple[str, str]] = field(default_factory=list)
     description: str = ""
     pixels: Pixels = PLAIN
+    sizes: list[int] = field(default_factory=list[int])
 
     def source(self, images: Any) -> ImageSource:
         """Those to train on, or those held out, as pictures by index."""
@@ -92,6 +97,9 @@ class Images:
 
     def write_lists(self, folder: RunFolder) -> None:
         """Write the lists of files trained on, held out and unreadable, which a resumed run reads again."""
+        files = [path for part in (self.train, self.held_out) if isinstance(part, list) for path in part]
+        if files:
+            write_text(folder.file_sizes, "".join(f"{size}\n" for size in self.sizes or file_sizes(files)))
         if self.are_files:
             _write_lines(folder.train_files, self.train)
         if isinstance(self.held_out, list):
@@ -151,11 +159,16 @@ def reopen_images(
     held_out_most: int = 1000,
     seed: int = 0,
     pixels: Pixels = PLAIN,
+    moved: Container[str] = (),
 ) -> Images:
     """The images of a run that goes on: its own lists of files, or else found as `find_images` does.
 
+    Args:
+        moved: which of `images` and `held_out` are at another place than they were.
+
     Raises:
         UsageError: it had a Dataset that was not passed again.
+        DataError: other images than it had.
     """
     if held_out is None and not folder.held_out_files.is_file():
         raise UsageError(f"the run {folder.path} held out a Dataset: pass it again, as `held_out`")
@@ -169,15 +182,55 @@ def reopen_images(
     train = _read_lines(folder.train_files)
     if not train:
         raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
+    sizes: list[int] = []
+    if "images" in moved or "held_out" in moved:
+        train, kept, sizes = _moved(folder, train, kept, images, held_out, moved)
     there = (path for path in train[:: max(1, len(train) // 100)] if not is_url(path))
     missing = [path for path in there if not os.path.exists(item_of(path)[0])]
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
-            f"put them back, or correct {folder.train_files}"
+            f"put them back, or say where they are now: convspark pretrain --resume {folder.path} --images FOLDER"
         )
     _tell_changed(folder, [*train, *(kept if isinstance(kept, list) else ())])
-    return Images(train, kept, [], _described(images), pixels)
+    return Images(train, kept, [], _described(images), pixels, sizes)
+
+
+def _moved(
+    folder: RunFolder, train: list[str], held_out: Any, images: str, other: Any, names: Container[str]
+) -> tuple[list[str], Any, list[int]]:
+    """The files of a run, trained on and held out, where they are now; and their sizes.
+
+    Args:
+        images, other: where those to train on, and held-out ones of their own, are now.
+    """
+    kept: list[str] = held_out if isinstance(held_out, list) else []
+    total = len(train) + len(kept)
+    sizes = _read_sizes(folder.file_sizes, total) or [UNKNOWN] * total
+    parts = [("images", images, [*train, *kept])]
+    if isinstance(other, str):
+        parts = [("images", images, train), ("held_out", other, kept)]
+    found: list[str] = []
+    for name, place, paths in parts:
+        own = sizes[len(found) : len(found) + len(paths)]
+        found += at_new_place(paths, own, *_place(place)) if name in names and paths else paths
+    return found[: len(train)], found[len(train) :] if isinstance(held_out, list) else held_out, sizes
+
+
+def _place(images: str) -> tuple[str, list[str] | None]:
+    """A folder, or the file that names images and the images; all absolute."""
+    where = os.path.abspath(images)
+    listed = None if os.path.isdir(where) else [os.path.abspath(path) for path in list_images(images)]
+    return where, listed
+
+
+def _read_sizes(path: Path, count: int) -> list[int]:
+    """So many sizes, of a run of now; none where the file is not there or torn, as nothing else depends on it."""
+    try:
+        sizes = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    except (OSError, ValueError):
+        return []
+    return sizes if len(sizes) == count else []
 
 
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
@@ -421,8 +474,8 @@ def _open(
         if to_measure:
             if any(map(is_url, paths)):
                 raise UsageError(
-                    "stats is 'auto', which pictures in archives or behind URLs are not measured for: unpack some, find "
-                    "their --low, --high, --mean and --std with `convspark scan`, and give those"
+                    "stats is 'auto', which pictures in archives or behind URLs are not measured for: unpack some, find"
+                    " their --low, --high, --mean and --std with `convspark scan`, and give those"
                 )
             pixels = fitting(paths, pixels)
         if check != "none":

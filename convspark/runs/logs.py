@@ -5,10 +5,12 @@ import logging.handlers
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from ..names import shown_text
 
 _ROOT = "convspark"
 _CHATTY = ("lightning.pytorch", "lightning.fabric")
@@ -23,8 +25,8 @@ class RunLog:
 
     def write_to(self, path: Path) -> None:
         """Write everything so far, and from now on, to this file, behind what is in it."""
-        self._file = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
-        self._file.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._file = _LogFile(path, encoding="utf-8")
+        self._file.setFormatter(_Shown("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._buffer.setTarget(self._file)
         self._buffer.capacity = 1  # each further line at once
         self._buffer.flush()
@@ -98,6 +100,25 @@ def _console(stream: Any) -> Any:
     return Console(file=stream, highlight=False, soft_wrap=True)
 
 
+class _LogFile(logging.FileHandler):
+    """Where the disk is full, lines are lost: the run itself will say it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class _Shown(logging.Formatter):
+    """Without what a terminal would obey, whatever names a message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_text(super().format(record))
+
+
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         console().print(self.format(record), markup=False)
@@ -105,5 +126,5 @@ class _ConsoleHandler(logging.Handler):
 
 def _stderr_handler() -> logging.Handler:
     handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Shown("%(message)s"))
     return handler

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DivergedError
 from ..parts import Part
@@ -56,6 +56,8 @@ class TrainingModule(pl.LightningModule):
         self._count = 0
         self._jointly: Jointly | None = None
         self._found: list[tuple[int, Any]] = []
+        self._checked: int | None = None  # the step after which the weights were last looked at
+        self._watched: frozenset[str] = frozenset()
 
     def read_from(self, train: TrainLoader, held_out: MeasuringLoader | None) -> None:
         """Tell where its batches come from, and so which part of a whole one each is."""
@@ -94,6 +96,12 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self._make_optimizer()
 
+    def on_train_start(self) -> None:
+        # Statistics and averages; other buffers may hold infinities on purpose, as masks do.
+        state = self.state_dict()
+        buffers = ((name, value) for name, value in self.named_buffers() if name in state and value.is_floating_point())
+        self._watched = frozenset(name for name, value in buffers if value.isfinite().all())
+
     def on_train_epoch_start(self) -> None:
         self._sum, self._count = 0.0, 0
         self.measured = {}
@@ -104,13 +112,16 @@ class TrainingModule(pl.LightningModule):
         torch.manual_seed(counted_seed(self.seed, Use.STEP, *self.place(batch_idx)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        looks = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_CHECKS == 0
+        if looks:
+            self._check_weights()  # before a pass changes what statistics there are
         self._jointly = self._mode(batch_idx)
         with self._jointly or nullcontext():
             loss = self.loss_of(batch, batch_idx)
         self._sum = self._sum + loss.detach()
         self._count += 1
-        if loss.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_CHECKS == 0:
-            self.check_finite()
+        if looks:
+            self._check_loss(self.global_step + 1)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -146,16 +157,34 @@ class TrainingModule(pl.LightningModule):
             self._sum, self._count = (sum(values) / len(sums) for values in zip(*sums, strict=True))
 
     def check_finite(self) -> None:
-        """Raise DivergedError if a loss of this epoch was not a number."""
-        if not np.isfinite(float(self._sum)):
-            raise self.diverged("the loss is no longer a finite number")
+        """Raise DivergedError if a loss of this epoch was not a number, or the weights are none since a step.
 
-    def diverged(self, what: str) -> DivergedError:
-        """The error that tells what happened, when, and what to try."""
-        step = self.global_step
+        A loss may be finite when its gradients, or the step that they lead to, are not.
+        """
+        self._check_weights()
+        self._check_loss(self.global_step)
+
+    def _check_weights(self) -> None:
+        if self.global_step != self._checked:
+            if not self._weights_are_finite():
+                raise self.diverged("the weights are no longer finite numbers", self.global_step)
+            self._checked = self.global_step
+
+    def _check_loss(self, step: int) -> None:
+        if not np.isfinite(float(self._sum)):
+            raise self.diverged("the loss is no longer a finite number", step)
+
+    def _weights_are_finite(self) -> bool:
+        buffers = (value for name, value in self.named_buffers() if name in self._watched)
+        values = [value.detach() for value in (*self.parameters(), *buffers) if value.numel()]
+        return bool(nn.utils.get_total_norm(values, torch.inf).isfinite())
+
+    def diverged(self, what: str, step: int) -> DivergedError:
+        """The error that tells what happened, at which step (from 1), and what to try."""
+        rate = self.schedule.learning_rate(max(0, step - 1))
         return DivergedError(
-            f"{what} at step {step + 1} of {self.schedule.steps} (epoch "
-            f"{self.current_epoch + 1}, learning rate {self.schedule.learning_rate(step):.3g}). Try half the "
+            f"{what} at step {step} of {self.schedule.steps} (epoch "
+            f"{self.current_epoch + 1}, learning rate {rate:.3g}). Try half the "
             f"--learning-rate ({self.schedule.peak_lr / 2:.2g}), a longer --warmup-epochs, or --precision fp32"
         )
 

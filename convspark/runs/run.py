@@ -2,16 +2,17 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ..errors import UsageError
-from ..files import Taken, held, write_text
+from ..errors import ConvsparkError, UsageError
+from ..files import DISK_ERRORS, Taken, held, sweep, write_text
 from ..trust import check_code
 from .checkpoints import whole_checkpoint
 from .folder import RunFolder, default_path, write_environment
@@ -42,6 +43,8 @@ class Run(Generic[S]):
         goes_on: whether it was begun before.
         started: when, as `time.monotonic` has it.
         here: the processes that carry it out. All but the first go on with what that one has begun.
+        moved: of a run that goes on, the names of those settings that say where its data are, and which say another
+            place now.
 
     Raises:
         UsageError: no such run to go on with, settings that differ from its own, a config that cannot be read, or an
@@ -56,11 +59,16 @@ class Run(Generic[S]):
             asked = replace(asked, out=None, resume=asked.out)
         self.goes_on = asked.resume is not None
         self.settings = asked
+        self.moved: frozenset[str] = frozenset()
         self._folder: RunFolder | None = None
+        self._held = ExitStack()
         if asked.resume is not None:
             self._folder = RunFolder.open(asked.resume, type(asked))
             own = read_settings(type(asked), self._folder.config)
             self.settings = resumed(own, asked, self._folder.path, compare=here.is_first and not again)
+            places = {name: getattr(self.settings, name) for name in asked.may_move}
+            self.moved = frozenset(name for name, place in places.items() if place != getattr(own, name))
+            self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
                 if key in ("model", "weights") and name != getattr(asked, key) and not typed:
@@ -100,16 +108,11 @@ class Run(Generic[S]):
         if self._folder is None:
             asked = self.settings.out
             self._folder = RunFolder.create(default_path(name) if asked is None else asked, type(settings))
-            write_text(
-                self._folder.config,
-                as_yaml(
-                    settings,
-                    "The settings of this run, resolved. Again, elsewhere: convspark "
-                    f"{settings.kind} --config {settings.file}",
-                ),
-            )
+            self._write_config(settings)
         try:
-            with held(self._folder.config, _PATIENCE):
+            with self._held:
+                self._held.enter_context(held(self._folder.config, _PATIENCE))
+                sweep(self._folder.path)
                 log.write_to(self._folder.log)
                 yield self._folder
         except KeyboardInterrupt as stopped:
@@ -118,14 +121,36 @@ class Run(Generic[S]):
             raise KeyboardInterrupt(
                 f"Stopped. To go on:\n  convspark {settings.kind} --resume {self._folder.path}"
             ) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS or not _is_below(error.filename, self._folder.path):
+                raise
+            self._folder.check_there()
+            raise ConvsparkError(
+                f"{error.strerror}: {error.filename}. What was written before stays as it was; mend it, then: "
+                f"{self._folder.going_on}"
+            ) from error
         except Taken:
             raise UsageError(
                 f"{self._folder.path} is a run that another process is carrying out: wait for it, or end that process"
             ) from None
 
+    def keep_places(self) -> None:
+        """Keep where the data are now, for the next time; called when the run's lists say the same."""
+        if self.moved:
+            self._write_config(self._own)
+            self._held.enter_context(held(self.folder.config))  # the file is another one than before
+
+    def _write_config(self, settings: S) -> None:
+        again = f"Again, elsewhere: convspark {settings.kind} --config {settings.file}"
+        write_text(self.folder.config, as_yaml(settings, f"The settings of this run, resolved. {again}"))
+
     def keep(self, result: Any, file: str = "results.json") -> None:
         """Write a result, a dataclass, into the folder."""
         write_text(self.folder.path / file, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def _is_below(file: Any, folder: Path) -> bool:
+    return isinstance(file, str | bytes | os.PathLike) and Path(os.fsdecode(file)).is_relative_to(folder)
 
 
 class Job(Protocol[S, R_co]):
@@ -144,7 +169,7 @@ class Job(Protocol[S, R_co]):
         ...
 
     def begin(self, run: Run[S]) -> None:
-        """Leave in the run's folder what a run that goes on reads."""
+        """Leave in the run's folder what a run that goes on reads; one that was killed early may have to do it again."""
         ...
 
     def train(self, run: Run[S]) -> None:
@@ -188,8 +213,7 @@ def _lead(asked: S, prepare: Callable[[Run[S]], Job[S, R]], here: Processes, log
         logger.info("run folder %s", folder.path)
         for line in job.describe():
             logger.info("%s", line)
-        if run.last_checkpoint is None:  # killed before the first one, it may have been killed before this
-            job.begin(run)
+        job.begin(run)
         here.from_first(str(folder.path))
         with workers_explained():
             job.train(run)

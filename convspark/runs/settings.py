@@ -22,6 +22,9 @@ _SPREAD = ("devices", "nodes")
 _NOT_KEPT = ("out", "resume", *_SPREAD)
 _SHOWN = 6
 
+# A config is a page. Aliases may stand for more than any memory holds, and depth for more than any stack.
+_MOST_LETTERS, _MOST_VALUES, _DEEPEST = 1 << 20, 10_000, 50
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -34,11 +37,13 @@ class Settings:
         kind: the command's name.
         file: where a run of it keeps its settings.
         may_change: what belongs to the machine, and may differ where a run goes on.
+        may_move: where the data are, which may be another place where a run goes on.
     """
 
     kind: ClassVar[str]
     file: ClassVar[str] = "config.yaml"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers")
+    may_move: ClassVar[tuple[str, ...]] = ()
 
     out: str | None = None
     resume: str | None = None
@@ -96,7 +101,10 @@ def as_yaml(settings: Settings, comment: str = "") -> str:
     lines = [f"# {line}\n" for line in comment.splitlines()]
     for name, value in as_dict(settings).items():
         short = None if isinstance(value, list | dict) else False  # lists and mappings within their line
-        lines.append(yaml.safe_dump({name: value}, default_flow_style=short, allow_unicode=True))
+        line = yaml.safe_dump({name: value}, default_flow_style=short, allow_unicode=True)
+        if yaml.safe_load(line) != {name: value}:  # some letters end a line of YAML
+            line = yaml.safe_dump({name: value}, default_flow_style=short)
+        lines.append(line)
     return "".join(lines)
 
 
@@ -145,12 +153,14 @@ def resumed(own: S, asked: S, where: Path, *, compare: bool = True) -> S:
     """
     default, taken, changed = type(asked)(), dict[str, Any](), list[str]()
     for each in fields(asked):
-        value = getattr(asked, each.name)
+        value, is_place = getattr(asked, each.name), isinstance(getattr(own, each.name), str)
         if "type" in each.metadata and not isinstance(value, str | int | float | None):
             taken[each.name] = value
         elif each.name == "resume" or value == getattr(default, each.name):
             continue
-        elif each.name in asked.may_change or each.name in _SPREAD:
+        elif each.name in (*asked.may_change, *_SPREAD) or (
+            each.name in asked.may_move and isinstance(value, str) and is_place
+        ):
             taken[each.name] = value
         elif compare and _plain(value) != _plain(getattr(own, each.name)):
             changed.append(each.name)
@@ -160,14 +170,71 @@ def resumed(own: S, asked: S, where: Path, *, compare: bool = True) -> S:
             start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(
             f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(asked.may_change)} may "
-            f"differ), or {start}"
+            f"differ, and the place of data that were moved), or {start}"
         )
     return replace(own, **taken)
 
 
+def read_yaml(file: Path) -> Any:
+    """What a YAML file holds, if it is no larger than configs are.
+
+    Raises:
+        yaml.YAMLError, UnicodeDecodeError, OSError: it is larger or nested deeper, is no YAML or cannot be read.
+    """
+    with file.open(encoding="utf-8") as opened:
+        text = opened.read(_MOST_LETTERS + 1)
+    if len(text) > _MOST_LETTERS:
+        raise yaml.YAMLError(f"it is larger than {_MOST_LETTERS >> 20} MB: expected a config")
+    loader = _ShallowLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        values = _values_within(node, {})
+        if values > _MOST_VALUES:
+            raise yaml.YAMLError(f"it stands for {values:,} values, aliases written out: expected a config")
+        return loader.construct_document(node)
+    except ValueError as error:  # dates and numbers that are none
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+class _ShallowLoader(yaml.SafeLoader):
+    """Of no more levels than configs have: PyYAML takes seconds to run out of stack."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _values_within(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, with aliases written out.
+
+    Args:
+        known: of nodes seen before; 0 of those that are not counted to their end yet.
+    """
+    if known.get(node) == 0:
+        raise yaml.YAMLError("an alias stands within what it stands for")
+    if node not in known:
+        known[node] = 0
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.CollectionNode):
+            for each in node.value:
+                inner += each if isinstance(each, tuple) else [each]
+        known[node] = 1 + sum(_values_within(each, known) for each in inner)
+    return known[node]
+
+
 def _content(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

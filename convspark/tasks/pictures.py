@@ -77,23 +77,35 @@ def tell_new(pictures: Sequence[str], source: str) -> None:
         logger.warning("%s: %d pictures are not of the run, and left out: %s", source, len(pictures), some(pictures))
 
 
-def upright_sizes(paths: Sequence[str], pixels: Pixels = PLAIN) -> dict[str, tuple[int, int]]:
+def upright_sizes(
+    paths: Sequence[str], bad: list[tuple[str, str]], pixels: Pixels = PLAIN
+) -> dict[str, tuple[int, int]]:
     """(height, width) in pixels of each readable picture, the right way up, as it is decoded.
+
+    Args:
+        bad: to which (path, reason) of each of the others is added.
 
     Raises:
         DataError: no picture, or more than 5 % of them, can be read; fewer are left out and named.
     """
     with quiet():
-        return {path: pixels.upright_size(path) for path in scan(paths, pixels=pixels).good}
+        result = scan(paths, pixels=pixels)
+        bad += result.bad
+        return {path: pixels.upright_size(path) for path in result.good}
 
 
-def whole_pictures(paths: Sequence[str], pixels: Pixels = PLAIN) -> list[str]:
+def whole_pictures(paths: Sequence[str], bad: list[tuple[str, str]], pixels: Pixels = PLAIN) -> list[str]:
     """Those that can be decoded to their last pixel, before they are measured with; the others are named.
+
+    Args:
+        bad: to which (path, reason) of each of the others is added.
 
     Raises:
         DataError: more than half of them cannot.
     """
-    return scan(paths, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels).good
+    result = scan(paths, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)
+    bad += result.bad
+    return result.good
 
 
 class _Folder:

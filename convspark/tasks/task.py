@@ -11,9 +11,10 @@ from torch import nn
 from ..checkpoints.origin import Origin, find_weights
 from ..data import PretrainImages, Split
 from ..files import write_text
+from ..report.labels import draw_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
-from ..runs.loading import MeasuringLoader, TrainLoader
+from ..runs.loading import MeasuringLoader, TrainLoader, write_bad_files
 from ..runs.module import TrainingModule
 from ..runs.numbers import count
 from ..runs.processes import Processes
@@ -50,8 +51,11 @@ class Task(ABC, Generic[S, R]):
         learning_rate: the peak.
         layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
+        moved: names of the settings that say where the data are, and say another place than before.
         kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
         split: the pictures of each part and their classes.
+        bad: (path, reason) of pictures that cannot be read.
+        drawings: what draws the pictures of the results, called when all else is written.
 
     Raises:
         ConvsparkError: whatever is wrong with the settings; nothing was written yet.
@@ -68,12 +72,17 @@ class Task(ABC, Generic[S, R]):
 
     def __init__(self, run: Run[S]) -> None:
         self.settings: S = run.settings
+        self.drawings: list[Callable[[], None]] = []
         self.settings.check()
         self.origin: Origin = find_weights(self.settings.weights, self.settings.model, self.settings.partial)
         if not self.takes_bands:
             self.origin.check_pictures()
+        self.moved = run.moved
         self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
+        if self.kept and run.moved:
+            self.kept = self.kept.moved(**self.new_places())
         self.split: Split
+        self.bad: list[tuple[str, str]] = []
         images = self.read()
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
@@ -98,8 +107,14 @@ class Task(ABC, Generic[S, R]):
         self.network = self.build().train()
 
     @abstractmethod
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        """Of each part of `kept`, where its pictures are now that the settings `moved` name another place: a folder, or
+        a file and the pictures that it names; None of a part that stays.
+        """
+
+    @abstractmethod
     def read(self) -> int:
-        """Read the data as `kept` says or anew, and tell `split`; the number of pictures to train on."""
+        """Read the data as `kept` says or anew, and tell `split` and `bad`; the number of pictures to train on."""
 
     @abstractmethod
     def choose(self, images: int) -> Chosen:
@@ -119,7 +134,7 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def measured(self, run: Run[S]) -> R:
-        """Measure what was trained, and leave weights and pictures in the run's folder."""
+        """Measure what was trained, leave weights in the run's folder, and add to `drawings`."""
 
     @property
     def name(self) -> str:
@@ -127,13 +142,18 @@ class Task(ABC, Generic[S, R]):
         return f"{self.settings.kind}-{self.origin.model}"
 
     def begin(self, run: Run[S]) -> None:
-        """Write which pictures are of which part, and the classes."""
-        write_text(run.folder.path / self.split.FILE, self.split.as_text())
+        """Write which pictures are of which part, and the classes; and what could not be read."""
+        if run.last_checkpoint is None or run.moved:  # from a checkpoint on, the network's outputs are as it says
+            write_text(run.folder.path / self.split.FILE, self.split.with_sizes().as_text())
+            run.keep_places()
+        write_bad_files(run.folder, self.bad)
 
     def finish(self, run: Run[S]) -> R:
-        """As `measured`, with the result in `results.json` too."""
+        """As `measured`, with the result in `results.json` too, and the pictures drawn at last."""
         result = self.measured(run)
         run.keep(result)
+        for draw in self.drawings:
+            draw_at_last(draw)
         return result
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:

@@ -1,6 +1,7 @@
 """Listing: what is found, in which order, and what is said when nothing is."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -75,13 +76,19 @@ def test_any_names_come_back_from_a_list(names: list[str]) -> None:
     assert names_in(as_lines(names)) == names
 
 
-def test_links_and_pipes_of_all_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_links_and_pipes_of_all_kinds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """None is waited for, none is passed over without a word."""
     folder = tmp_path / "p"
     folder.mkdir()
-    for i in range(100):
+    for i in range(140):
         Image.new("RGB", (2, 2)).save(folder / f"{i}.png")
     os.mkfifo(tmp_path / "pipe")
+    bound = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir(tmp_path)  # a socket's name may not be long
+    bound.bind("socket")
+    bound.close()
     os.mkfifo(folder / "own_pipe")
     os.mkfifo(folder / "own_pipe.png")
     links = {
@@ -89,6 +96,8 @@ def test_links_and_pipes_of_all_kinds(tmp_path: Path, caplog: pytest.LogCaptureF
         "nowhere.png": "nowhere",
         "to_pipe.png": "../pipe",
         "to_pipe": "../pipe",
+        "to_device.png": "/dev/zero",
+        "to_socket.png": "../socket",
         "itself": "itself",
         "classes": "../gone",
         "through_a_file.png": "0.png/x.png",
@@ -99,10 +108,12 @@ def test_links_and_pipes_of_all_kinds(tmp_path: Path, caplog: pytest.LogCaptureF
     (folder / "two").symlink_to("one")
     found = list_images(folder)
     bad = {os.path.basename(path): reason for path, reason in scan(found).bad}
-    assert len(found) == 104 and bad == {
+    assert len(found) == 146 and bad == {
         "itself.png": "a link that leads in a circle",
         "nowhere.png": "a link that leads nowhere",
         "to_pipe.png": "a pipe, socket or device, not a picture",
+        "to_device.png": "a pipe, socket or device, not a picture",
+        "to_socket.png": "a pipe, socket or device, not a picture",
         "through_a_file.png": "cannot be read: Not a directory",
     }
     assert "4 links lead nowhere, and may have been folders of pictures" in caplog.text

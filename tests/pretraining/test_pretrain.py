@@ -97,6 +97,7 @@ def test_leaves_a_whole_run_folder(finished):
         "log.txt",
         "train_files.txt",
         "held_out_files.txt",
+        "file_sizes.txt",
         "checkpoints",
         "pictures",
         "export",

@@ -1,6 +1,9 @@
 """The choice of device and precision."""
 
+import re
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,20 +125,36 @@ def test_cpu_is_always_there():
 
 
 @pytest.mark.parametrize(
-    ("has_instructions", "speedup", "expected"),
-    [(True, 2.0, "bf16"), (True, 1.0, "fp32"), (False, 2.0, "fp32")],
+    ("instructions", "library", "expected"),
+    [
+        ("_is_avx512_bf16_supported", True, "bf16"),
+        ("_is_amx_tile_supported", True, "bf16"),
+        ("_is_amx_tile_supported", False, "fp32"),
+        (None, True, "fp32"),
+    ],
 )
-def test_bf16_on_a_cpu_only_where_it_was_measured_quicker(monkeypatch, has_instructions, speedup, expected):
-    monkeypatch.setattr(devices, "_has_bf16_instructions", lambda: has_instructions)
-    monkeypatch.setattr(devices, "_cpu_speedup_in_bf16", lambda: speedup)
+def test_bf16_on_a_cpu_hangs_on_its_instructions_alone(monkeypatch, instructions, library, expected):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == instructions, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: library)
+    for clock in (time.perf_counter, time.monotonic):
+        monkeypatch.setattr(time, clock.__name__, lambda: pytest.fail("it was measured"))
     assert devices.choose_precision("auto", torch.device("cpu")) == expected
     assert devices.choose_precision("fp32", torch.device("cpu")) == "fp32"
 
 
-def test_measuring_leaves_threads_as_they_were():
-    before = torch.get_num_threads()
-    assert devices._cpu_speedup_in_bf16() > 0
-    assert torch.get_num_threads() == before
+def test_a_pytorch_that_does_not_tell_gets_fp32(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert devices.choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+def test_this_cpu_has_what_its_kernel_says():
+    flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if flags is None:
+        pytest.skip("this system does not list its CPU's instructions")
+    has = {"avx512_bf16", "amx_tile"} & set(flags[1].split())
+    assert devices.choose_precision("auto", torch.device("cpu")) == ("bf16" if has else "fp32")
 
 
 def test_refuses_another_precision():

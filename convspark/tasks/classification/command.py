@@ -45,7 +45,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         devices: processes on this machine, each with a device of its own, or all for one on each GPU. The run is the
             same for any number of them.
         nodes: machines that carry out the run together; see docs/scaling.md.
-        precision: auto is bf16 where the device is fast at it.
+        precision: auto is bf16 where the device has instructions for it.
         workers: processes that load pictures; by default chosen by the cores there are.
         checkpoint_minutes: most minutes of work that a crash may cost.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...data import PLAIN, Pixels, Split, item_of, list_images, scan, tell_gone
 from ...errors import DataError, UsageError
+from ...files import csv_text
 from ...seeds import Use, counted
 
 logger = logging.getLogger(__name__)
@@ -64,13 +65,20 @@ class LabelledData:
         return Split(*parts, classes=self.classes)
 
     def as_csv(self) -> str:
-        """As a CSV file for `read_labelled`, with the parts that the pictures have here."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label", "split"])
-        for part, labelled in (("train", self.train), ("val", self.val), ("test", self.test)):
-            writer.writerows([path, self.classes[label], part] for path, label in labelled)
-        return text.getvalue()
+        """As a CSV file for `read_labelled`, with the parts that the pictures have here.
+
+        Raises:
+            DataError: names of classes that would not come back as they are.
+        """
+        lost = [name for name in self.classes if not _is_text(name) or name != name.strip()]
+        if lost:
+            raise DataError(
+                f"data: the classes {_some(lost)} have names that are no UTF-8, or begin or end with a blank: rename "
+                "their folders"
+            )
+        parts = (("train", self.train), ("val", self.val), ("test", self.test))
+        rows = [[path, self.classes[label], part] for part, labelled in parts for path, label in labelled]
+        return csv_text([["path", "label", "split"], *rows])
 
     def with_fraction(self, fraction: float, seed: int) -> "LabelledData":
         """With a share of each class's training labels, drawn by `seed`, at least one a class.
@@ -186,6 +194,13 @@ def read_again(data: str | None, split: Split, pixels: Pixels = PLAIN) -> Labell
     )
 
 
+def named_place(data: str | None) -> tuple[str, list[str] | None]:
+    """Where pictures are: a folder, or a CSV file and those that it names."""
+    named = _named(data, lenient=True)
+    place = os.path.abspath(str(data))
+    return place, None if os.path.isdir(place) else [path for path, _, _ in named]
+
+
 def _named(data: str | None, lenient: bool = False, bands: bool = False) -> list[tuple[str, str, str]]:
     """(path, class, part) of every picture.
 
@@ -254,10 +269,10 @@ def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
         header = text.partition("\n")[0]
         delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets write their country's
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file ({error})") from None
-    columns = [name.lower() for name in lines[0][1]] if lines else []
+    columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     if not all(map(_is_text, columns)):
         raise DataError(f"data: {str(file)!r} is neither a folder nor a CSV file in UTF-8")
     if not {"path", "label"} <= set(columns):
@@ -266,13 +281,16 @@ def _from_csv(file: Path, lenient: bool) -> list[tuple[str, str, str]]:
     found: list[tuple[str, str, str]] = []
     for number, row in lines[1:]:
         where = f"line {number} of {str(file)!r}"
-        if any(row[len(columns) :]):
+        if any(cell.strip() for cell in row[len(columns) :]):
             raise DataError(
                 f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds a "
                 f"{delimiter!r} in double quotes"
             )
         cells = dict(zip(columns, row, strict=False))
-        path, label, split = cells.get("path", ""), cells.get("label", ""), cells.get("split", "") or "train"
+        label, split = cells.get("label", "").strip(), cells.get("split", "").strip() or "train"
+        path = cells.get("path", "")
+        if not os.path.lexists(base / path):  # else blanks around it are its own
+            path = path.strip()
         if not path or not label:
             raise DataError(f"data: {where} has an empty path or label")
         if not _is_text(label):

@@ -116,7 +116,7 @@ class ClassifyModule(TrainingModule):
 
     def on_train_epoch_end(self) -> None:  # before the epoch's checkpoint
         if self.train_loss > _EXPLODED:
-            raise self.diverged(f"the loss grew to {self.train_loss:.3g}")
+            raise self.diverged(f"the loss grew to {self.train_loss:.3g}", self.global_step)
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         """What could be the best weights so far: validation top-1, name, network."""

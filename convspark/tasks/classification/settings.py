@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,12 +11,15 @@ from ...errors import UsageError
 from ...runs.numbers import check_crop_scale, check_not_negative, check_shares
 from ..settings import TaskSettings
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class FinetuneSettings(TaskSettings):
     """The arguments of `finetune`, described there."""
 
     kind: ClassVar[str] = "finetune"
+    may_move: ClassVar[tuple[str, ...]] = ("data",)
 
     data: str | None = None
     _: KW_ONLY
@@ -82,9 +86,15 @@ class FinetuneResult:
 
 
 def read_result(folder: str | Path) -> FinetuneResult | None:
-    """The result of a fine-tuning that is done, from its folder; None if it is not."""
+    """The result of a fine-tuning that is done, from its folder; None if it is not, or its file is damaged."""
     file = Path(folder) / "results.json"
-    return FinetuneResult(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return FinetuneResult(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        logger.warning("%s could not be read and is written anew", file)
+        return None
 
 
 def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:

@@ -1,7 +1,5 @@
 """A fine-tuning that could start: settings resolved, data read, network built; and how it is trained and measured."""
 
-import csv
-import io
 import logging
 from dataclasses import replace
 from functools import partial
@@ -18,7 +16,7 @@ from torch import nn
 from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
 from ...errors import UsageError
-from ...files import write_text
+from ...files import csv_text, write_text
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
@@ -31,7 +29,7 @@ from .. import recipe
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
-from .data import Labelled, LabelledData, read_again, read_labelled
+from .data import Labelled, LabelledData, named_place, read_again, read_labelled
 from .network import ClassifyModule, Headed, Predictions, batch_norms, labelled_loader, predict, remedy, with_classifier
 from .settings import FinetuneResult, FinetuneSettings
 
@@ -47,6 +45,10 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
     usual_layer_decay = 0.7
     can_accumulate = True
 
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        place = named_place(self.settings.data)
+        return {"train": place, "val": place, "test": place}
+
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
         self.size = self.origin.sides(s.size)
@@ -56,7 +58,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             if self.kept
             else read_labelled(s.data, s.val_share, s.seed, pixels=pixels).with_fraction(s.fraction, s.seed)
         )
-        self.split = self.kept or self.data.split
+        self.split, self.bad = self.kept or self.data.split, self.data.bad
         return len(self.data.train)
 
     def choose(self, images: int) -> Chosen:
@@ -166,7 +168,9 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         last = predict(module.average.module, loader, len(names), self.device)
         self._warn_of_collapse(found)
         _write_predictions(folder, labelled, found, last, names)
-        confusion_matrix(found.labels, found.predicted, names, folder.path / "confusion.png")
+        self.drawings.append(
+            partial(confusion_matrix, found.labels, found.predicted, names, folder.path / "confusion.png")
+        )
         result = FinetuneResult(
             folder=str(folder.path),
             weights=origin.given,
@@ -252,10 +256,9 @@ def _write_predictions(
     folder: RunFolder, labelled: Any, found: Predictions, last: Predictions, names: list[str]
 ) -> None:
     """What the best weights say of each picture and how surely, and what the last say."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "confidence", "last"])
-    rows = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
-    for (path, label), predicted, confidence, of_last in rows:
-        writer.writerow([path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]])
-    write_text(folder.path / "predictions.csv", text.getvalue())
+    columns = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
+    rows = [
+        [path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]]
+        for (path, label), predicted, confidence, of_last in columns
+    ]
+    write_text(folder.path / "predictions.csv", csv_text([["path", "label", "predicted", "confidence", "last"], *rows]))

@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DivergedError, UsageError
+from ...errors import ConvsparkError, DivergedError, UsageError
 from ...files import write_text
+from ...names import shown_text
 from ...runs.folder import RunFolder
 from ...runs.logs import run_log
 from ...runs.run import Run
@@ -68,6 +70,8 @@ def compare(settings: CompareSettings) -> Comparison:
     Raises:
         UsageError, DataError, DivergedError, KeyboardInterrupt: as `finetune`.
     """
+    from ...report.comparison import accuracy_against_labels
+    from ...report.labels import draw_at_last
     from ..classification.data import read_labelled
 
     with run_log(only=__name__) as log:
@@ -75,8 +79,9 @@ def compare(settings: CompareSettings) -> Comparison:
         asked = run.settings
         asked.check()
         if not run.goes_on or asked.epochs is None:
-            images = len(read_labelled(asked.data, pixels=_pixels(asked)).train)
-            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(images))
+            found = read_labelled(asked.data, pixels=_pixels(asked))
+            found.as_csv()  # as which the runs will have it
+            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(len(found.train)))
         if not run.goes_on:
             _build_all(asked)  # whatever is wrong shows before anything is written
         with run.begun(asked, "compare", log) as folder:
@@ -85,8 +90,13 @@ def compare(settings: CompareSettings) -> Comparison:
                 results = _carry_out(jobs, asked)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
+            except ConvsparkError as error:
+                if isinstance(error.__cause__, OSError):  # of the disk: it is the comparison that goes on
+                    raise error.__cause__ from None
+                raise
             report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
             run.keep(report, "compare.json")
+            draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
             return report
 
 
@@ -232,7 +242,6 @@ def _report(
     jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
 ) -> Comparison:
     from ...checkpoints.origin import find_weights
-    from ...report.comparison import accuracy_against_labels
 
     cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
     for job, result in zip(jobs, results, strict=True):
@@ -261,8 +270,7 @@ def _report(
         warning = find_weights(job.weights, job.model).warning()
         verdict += [f"Weights of {job.arm}: {warning}. Mistrust these figures."] if warning else []
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
-    write_text(folder / "compare.md", f"{report}\n")
-    accuracy_against_labels(scores, folder / "compare.png")
+    write_text(folder / "compare.md", shown_text(f"{report}\n"))
     return report
 
 

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...names import shown_in_markdown
+
 
 @dataclass(frozen=True)
 class Score:
@@ -137,10 +139,10 @@ def markdown(
     ]
     for arm in dict.fromkeys(score.arm for score in scores):
         cells = [next((_cell(s) for s in scores if (s.arm, s.fraction) == (arm, f)), "") for f in fractions]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {shown_in_markdown(arm)} | {' | '.join(cells)} |")
     for other in dict.fromkeys(each.other for each in differences):
         cells = [next((_gain(d) for d in differences if (d.other, d.fraction) == (other, f)), "") for f in fractions]
-        lines.append(f"| gain over {other} | {' | '.join(cells)} |")
+        lines.append(f"| gain over {shown_in_markdown(other)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *verdict])
 
 

@@ -6,10 +6,13 @@ import reprlib
 import xml.etree.ElementTree as ET
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ...data.decode import open_regular
+from ...data.tiff import NotReadError
 from ...errors import DataError
+from ...names import shown
 
 _SHOWN = 3
 
@@ -75,18 +78,19 @@ def some(names: Iterable[str]) -> str:
     """The first few of many names."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more
+    return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
     try:
-        content = json.loads(path.read_bytes())  # whose byte order mark tells the encoding
+        with open_regular(str(path)) as file:  # no pipe, which might be waited for without end
+            content = json.loads(file.read())  # whose byte order mark tells the encoding
     except RecursionError:
         raise DataError(f"{path} is not a COCO file: it is nested too deeply") from None
+    except (OSError, NotReadError) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
     needed = {"images", "annotations", "categories"}
     if not isinstance(content, dict) or not needed <= set(content):
         has = some(sorted(content)) or "nothing" if isinstance(content, dict) else f"a {type(content).__name__}"
@@ -101,6 +105,11 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
             file = _needed(entry, "file_name")
             if not isinstance(file, str) or not file:
                 raise ValueError(f"has the file_name {_short(file)}: expected the name of a picture file")
+            if _leads_out(file):
+                raise ValueError(
+                    f"has the file_name {_short(file)}, which leads out of the folder of the pictures: expected its "
+                    "place below that folder, as in train/0001.jpg"
+                )
             size = _size(entry.get("height"), entry.get("width"))
             pictures[_new_id(pictures, entry, where)] = Annotated(file, size, [])
         for where, entry in _entries(content, "annotations"):
@@ -114,8 +123,14 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
             pictures[image].entries.append(thing)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a COCO file: {where} {error}") from None
-    order = sorted(names, key=lambda id: (0, int(id), id) if id.isdecimal() else (1, 0, id))
+    order = sorted(names, key=lambda id: (0, len(id.lstrip("0")), id.lstrip("0"), id) if id.isdecimal() else (1, 0, id))
     return list(pictures.values()), list(dict.fromkeys(names[id] for id in order))
+
+
+def _leads_out(name: str) -> bool:
+    """Whether the name of a file, of whatever system, is absolute or goes upwards."""
+    path = PureWindowsPath(name)  # which takes slashes, too
+    return bool(path.root) or ".." in path.parts
 
 
 def _entries(content: dict[str, Any], part: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -178,7 +193,11 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
             raise DataError(
                 f"{path}: expected a COCO .json file, a folder of VOC .xml files, or a .txt list in ImageSets"
             )
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+            if line.strip()
+        ]
         whole = [folder / f"{line}.xml" for line in lines]  # lists of a class have its presence after the name
         files = [file if file.is_file() else folder / f"{file.stem.split()[0]}.xml" for file in whole]
     if not files:
@@ -187,11 +206,12 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
     names: set[str] = set()
     for file in files:
         try:
-            root = ET.parse(file).getroot()
+            with open_regular(str(file)) as opened:
+                root = ET.parse(opened).getroot()
             entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
             size = _size(root.findtext("size/height"), root.findtext("size/width"))
-        except (ET.ParseError, ValueError, LookupError, OSError) as error:
-            raise DataError(f"{file} is not a VOC annotation ({error})") from None
+        except (ET.ParseError, ValueError, LookupError, OSError, NotReadError) as error:
+            raise DataError(f"{shown(file)} is not a VOC annotation ({error})") from None
         names.update(entry.kind for entry in entries)
         name = (root.findtext("filename") or "").strip()
         stated = PurePosixPath(name.replace("\\", "/"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...data import PLAIN, Pixels
 from ...errors import DataError, UsageError
+from ...names import shown
 from ..pictures import find_pictures, upright_sizes, whole_pictures
 from .annotations import Annotated, Box, read_annotations, some
 from .masks import Mask, box_around, read_mask
@@ -46,11 +47,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Annotated pictures and the names of their classes; label 1 is the first."""
+    """Annotated pictures and the names of their classes; label 1 is the first.
+
+    Attributes:
+        bad: (path, reason) of pictures that cannot be read, which are left out.
+    """
 
     scenes: list[Scene]
     classes: list[str]
     source: str = field(default="", compare=False)
+    bad: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
     @property
     def pictures(self) -> list[str]:
@@ -69,8 +75,9 @@ class Scenes:
 
     def whole(self) -> "Scenes":
         """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
-        kept = set(whole_pictures(self.pictures))
-        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept])
+        bad = list(self.bad)
+        kept = set(whole_pictures(self.pictures, bad))
+        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept], bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
         """As the content of a COCO file, for evaluation; image ids are places in `scenes`, from 1."""
@@ -139,7 +146,8 @@ def read_scenes(
     if unknown:
         logger.warning("%s has %s, no classes of the run: their objects are left out", source, some(unknown))
         pictures = {path: picture.without(unknown) for path, picture in pictures.items()}
-    sizes = upright_sizes(list(pictures), pixels)
+    damaged: list[tuple[str, str]] = []
+    sizes = upright_sizes(list(pictures), damaged, pixels)
     readable = [(path, picture, sizes[path]) for path, picture in pictures.items() if path in sizes]
     _check_sizes(source, readable)
     label_of = {name: i for i, name in enumerate(known, start=1)}
@@ -150,7 +158,7 @@ def read_scenes(
     for path, picture, size in readable:
         things: list[Thing] = []
         for entry in picture.entries:
-            where = f"{entry.where} of {picture.name}"
+            where = f"{entry.where} of {shown(picture.name)}"
             if masks and entry.segmentation is None:
                 raise DataError(
                     f"{source}: {where} has no mask: expected `segmentation`; boxes alone are for detect --task boxes"
@@ -189,7 +197,7 @@ def read_scenes(
         logger.warning("%s; what is faulty is left out", faulty)
     if all(thing.crowd for scene in scenes for thing in scene.things):
         raise DataError(f"{source} holds no annotated object")
-    return Scenes(scenes, known, source)
+    return Scenes(scenes, known, source, damaged)
 
 
 def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:
@@ -201,7 +209,7 @@ def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int
     turned = all(stated == size[::-1] for _, stated, size in wrong)
     why = "turned by its EXIF orientation since?" if turned else "shrunk or cut since?"
     raise DataError(
-        f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {name} has "
+        f"{len(wrong)} of the {len(readable)} pictures of {source} have another size than it says: {shown(name)} has "
         f"{size[1]}x{size[0]} pixels, annotated were {stated[1]}x{stated[0]}; {why} Give the pictures that were "
         "annotated"
     )

@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 from ...errors import UsageError
+from ...names import shown
 from ..settings import TaskSettings
 
 
@@ -12,6 +13,7 @@ class DetectSettings(TaskSettings):
     """The arguments of `detect`, described there."""
 
     kind: ClassVar[str] = "detect"
+    may_move: ClassVar[tuple[str, ...]] = ("train", "val", "images", "val_images")
 
     _: KW_ONLY
     train: str | None = None
@@ -56,7 +58,9 @@ class DetectResult:
     seconds: float
 
     def __str__(self) -> str:
-        classes = ", ".join(f"{name} {'-' if ap is None else f'{100 * ap:.1f}'}" for name, ap in self.by_class.items())
+        classes = ", ".join(
+            f"{shown(name)} {'-' if ap is None else f'{100 * ap:.1f}'}" for name, ap in self.by_class.items()
+        )
         return "\n".join(
             [
                 f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}, AP75 {100 * self.ap75:.1f} of {self.task} on "

@@ -1,6 +1,7 @@
 """A detector's training: settings resolved, data read, network built; and how it is trained and measured."""
 
 import json
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,14 @@ class Detection(Task[DetectSettings, DetectResult]):
     usual_layer_decay = 0.65
     takes_bands = False
 
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        s, moved = self.settings, self.moved
+        val = "val_images" if s.val_images else "images"
+        return {
+            "train": (str(s.images), None) if "images" in moved else None,
+            "val": (str(s.val_images or s.images), None) if val in moved else None,
+        }
+
     def read(self) -> int:
         s = self.settings
         self.masks = s.task == "masks"
@@ -52,6 +61,7 @@ class Detection(Task[DetectSettings, DetectResult]):
             self.scenes = self.scenes.part(self.kept.train)
         self.split = self.kept or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
         self.val = self.val.whole()
+        self.bad = [*self.scenes.bad, *self.val.bad]
         return len(self.scenes.scenes)
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:
@@ -107,7 +117,7 @@ class Detection(Task[DetectSettings, DetectResult]):
         detections = module.detections if module.measured else self._detections(trained)
         scores = average_precision(self.val, detections, self._kind)
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
-        draw_detections(self.val, detections, folder.pictures / "predictions.png")
+        self.drawings.append(partial(draw_detections, self.val, detections, folder.pictures / "predictions.png"))
         with written_whole(folder.path / "detector.pth") as temporary:
             torch.save({"model": trained.state_dict()}, temporary)
         return DetectResult(

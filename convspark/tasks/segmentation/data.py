@@ -3,13 +3,15 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
 
 from ...data import PLAIN, Pixels, Split, list_images
+from ...data.decode import open_regular
 from ...errors import DataError, UsageError
+from ...names import shown
 from ..detection.annotations import some
 from ..detection.data import Scene, read_scenes
 from ..detection.masks import decode_mask
@@ -34,6 +36,7 @@ class LabelMaps:
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
         pixels: how the pictures are read.
+        bad: (path, reason) of pictures that cannot be read, which are left out.
     """
 
     pictures: list[str]
@@ -42,6 +45,7 @@ class LabelMaps:
     labels: dict[int, int]
     classes: list[str]
     pixels: Pixels = PLAIN
+    bad: list[tuple[str, str]] = field(default_factory=list, compare=False)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -71,7 +75,8 @@ class LabelMaps:
 
     def whole(self) -> "LabelMaps":
         """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
-        return self.part(whole_pictures(self.pictures, self.pixels))
+        bad = list(self.bad)
+        return replace(self.part(whole_pictures(self.pictures, bad, self.pixels)), bad=bad)
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
         """The pictures to train on and those to validate with, both with the classes that are trained on.
@@ -186,7 +191,8 @@ def _from_scenes(file: str, images: str, pixels: Pixels, kept: Sequence[str] | N
     held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
     names = ["background", *source.classes]
     paths = [scene.path for scene in source.scenes]
-    return LabelMaps(paths, list(source.scenes), held, {i: i for i in range(len(names))}, names, pixels)
+    labels = {i: i for i in range(len(names))}
+    return LabelMaps(paths, list(source.scenes), held, labels, names, pixels, source.bad)
 
 
 def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
@@ -222,17 +228,18 @@ def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] |
             some(idle),
         )
     file_of = {picture: files[place] for place, picture in pictures.items()}
-    sizes = upright_sizes(list(file_of), pixels)
+    bad: list[tuple[str, str]] = []
+    sizes = upright_sizes(list(file_of), bad, pixels)
     held: list[frozenset[int]] = []
     for picture, (height, width) in sizes.items():
         values = _values_of(file_of[picture])
         if (height, width) != values.shape:
             raise DataError(
-                f"the mask {file_of[picture]} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
+                f"the mask {shown(file_of[picture])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [], pixels)
+    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [], pixels, bad)
 
 
 def _by_place(root: str, bands: bool = False) -> dict[str, str]:
@@ -242,8 +249,8 @@ def _by_place(root: str, bands: bool = False) -> dict[str, str]:
         place = os.path.splitext(os.path.relpath(path, root))[0]
         if place in by_place:
             raise DataError(
-                f"{by_place[place]} and {path} differ by nothing but their suffix, so that it is not clear which "
-                "picture and which mask belong together: rename or remove one of them"
+                f"{shown(by_place[place])} and {shown(path)} differ by nothing but their suffix, so that it is not "
+                "clear which picture and which mask belong together: rename or remove one of them"
             )
         by_place[place] = os.path.abspath(path)
     return by_place
@@ -285,10 +292,10 @@ def _painted(scene: Scene) -> np.ndarray:
 def _values_of(file: str) -> np.ndarray:
     """(H, W) uint8: grey values, or palette indices."""
     try:
-        with Image.open(file) as opened:
+        with open_regular(file) as content, Image.open(content) as opened:
             mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(f"the mask {file} cannot be read ({error})") from None
+        raise DataError(f"the mask {shown(file)} cannot be read ({error})") from None
     if mode not in ("L", "P", "1"):
-        raise DataError(f"the mask {file} is a picture of mode {mode}: expected 8-bit grey or a palette")
+        raise DataError(f"the mask {shown(file)} is a picture of mode {mode}: expected 8-bit grey or a palette")
     return values

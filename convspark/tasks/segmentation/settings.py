@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from ...errors import UsageError
+from ...names import shown
 from ..settings import TaskSettings
 
 
@@ -12,6 +13,7 @@ class SegmentSettings(TaskSettings):
     """The arguments of `segment`, described there."""
 
     kind: ClassVar[str] = "segment"
+    may_move: ClassVar[tuple[str, ...]] = ("images", "masks", "val_images", "val_masks")
 
     _: KW_ONLY
     images: str | None = None
@@ -58,7 +60,7 @@ class SegmentResult:
 
     def __str__(self) -> str:
         rows = [
-            f"  {name:20} {_percent(iou):>8} {_percent(self.dice_by_class[name]):>8}"
+            f"  {shown(name):20} {_percent(iou):>8} {_percent(self.dice_by_class[name]):>8}"
             for name, iou in self.iou_by_class.items()
         ]
         return "\n".join(

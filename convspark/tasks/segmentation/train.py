@@ -1,5 +1,8 @@
 """A segmenter's training: settings resolved, data read, network built; and how it is trained and measured."""
 
+import os
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from ...data import Split, hold_out, tell_gone
 from ...errors import UsageError
 from ...files import written_whole
+from ...names import shown
 from ...report.label_maps import draw_label_maps
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
@@ -32,6 +36,16 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
 
     usual_layer_decay = 0.7
 
+    def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
+        s, moved = self.settings, self.moved
+        val = "val_images" if s.val_images else "images"
+        # Pictures of a COCO file are named as their folder was given.
+        name = str if os.path.isfile(str(s.masks)) else os.path.abspath
+        return {
+            "train": (name(str(s.images)), None) if "images" in moved else None,
+            "val": (name(str(s.val_images or s.images)), None) if val in moved else None,
+        }
+
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
         if self.kept and self.kept.classes:
@@ -53,6 +67,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
         self.val = self.val.whole()
+        self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
     def _read_again(self, kept: Split) -> None:
@@ -84,7 +99,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         return [
             f"network   {self.origin.model}, weights of {self.origin.given}, with a feature pyramid",
             f"pictures  {len(self.maps)} to train on, {len(self.val)} to validate with, classes "
-            f"{', '.join(self.maps.classes)}",
+            f"{', '.join(map(shown, self.maps.classes))}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of "
             f"{self.settings.size}",
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
@@ -106,13 +121,14 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         trained = self.network.to(self.device).eval()
         classes = self.maps.classes
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        shown = []
+        drawn = []
         for i, path in enumerate(self.val.pictures):
             truth, found = self.val.label_map(i), segment_picture(trained, path, mean, std, self.val.pixels)
             counts += pixel_counts(truth, found, len(classes))
             if i < _DRAWN:
-                shown.append((path, truth, found))
-        draw_label_maps(shown, classes, folder.pictures / "predictions.png", self.val.pixels)
+                drawn.append((path, truth, found))
+        picture = folder.pictures / "predictions.png"
+        self.drawings.append(partial(draw_label_maps, drawn, classes, picture, self.val.pixels))
         with written_whole(folder.path / "segmenter.pth") as temporary:
             torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
         scores = overlap(counts)

@@ -1,0 +1,109 @@
+"""The pictures of a run at another place: found by their names below the folder that held all, and by their sizes."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from ..errors import DataError
+from ..names import shown
+from .scan import MOST_BAD
+
+logger = logging.getLogger(__name__)
+
+_SHOWN, _TRIED = 3, 200
+UNKNOWN = -1
+"""Size of a file that was not there when the run began, or of a run of the versions that did not keep sizes."""
+
+
+def file_sizes(paths: Sequence[str]) -> list[int]:
+    """In bytes; `UNKNOWN` of what is not there."""
+    return [_size(path) for path in paths]
+
+
+def at_new_place(
+    paths: Sequence[str], sizes: Sequence[int], place: str, listed: Sequence[str] | None = None
+) -> list[str]:
+    """Where each picture of a run is now.
+
+    Its place below the deepest folder that held all pictures is looked for below `place`; where few are found so, that
+    below a folder further up. What is below `place` already, as of a move that was interrupted, stays.
+
+    Args:
+        paths: of the pictures, as the run has them.
+        sizes: of each, in bytes, when the run began; where they are `UNKNOWN`, files that are still there are compared.
+        place: the new folder, or a file that names pictures.
+        listed: the pictures that such a file names.
+
+    Raises:
+        DataError: pictures of other sizes, or more than 5 % of them are missing.
+    """
+    root = place if listed is None else _common(listed)
+    there: Callable[[str], bool] = os.path.isfile if listed is None else frozenset(listed).__contains__
+    left = [path for path in paths if not (_is_below(path, root) and there(path))]
+    base = _base(left, root, there) if left else ""
+    new = {path: os.path.join(root, os.path.relpath(path, base)) for path in left}
+    found = [new.get(path, path) for path in paths]
+    missing = [path for path in found if not there(path)]
+    kept = sizes or [UNKNOWN] * len(paths)
+    known = [size if size != UNKNOWN else _size(path) for path, size in zip(paths, kept, strict=True)]
+    pairs = [(path, _size(path), size) for path, size in zip(found, known, strict=True) if there(path)]
+    wrong = [
+        f"{shown(path)} has {now} bytes, it had {before}" for path, now, before in pairs if before not in (now, UNKNOWN)
+    ]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of the {len(paths)} pictures of the run are others at {place!r}: {_some(wrong)}. A run goes "
+            "on with the pictures that it was begun with: give the place where these are, or start a new run"
+        )
+    if len(missing) > MOST_BAD * len(paths):
+        raise DataError(
+            f"{len(missing)} of the {len(paths)} pictures of the run are not at {place!r}: "
+            f"{_some(map(shown, missing))}. They are looked for by their names below the folder that they were in, "
+            f"{shown(base or root)!r}: give the folder that took its place"
+        )
+    unchecked = sum(size == UNKNOWN for size in known)
+    logger.info(
+        "%d pictures are taken from %s, where they were in %s; %s%s",
+        len(paths) - len(missing),
+        shown(root),
+        shown(base or root),
+        f"of {unchecked} the size is not known, the others have theirs" if unchecked else "all have their sizes",
+        f"; missing are {len(missing)}: {_some(map(shown, missing))}" if missing else "",
+    )
+    return found
+
+
+def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:
+    """The old folder whose files are now below `root`: of that which held all, and those above it, the deepest below
+    which most are found.
+    """
+    tried = paths[:: max(1, len(paths) // _TRIED)]
+    candidates = [_common(paths)]
+    while (above := os.path.dirname(candidates[-1])) != candidates[-1]:
+        candidates.append(above)
+    found = [sum(there(os.path.join(root, os.path.relpath(path, base))) for path in tried) for base in candidates]
+    return candidates[found.index(max(found))]
+
+
+def _common(paths: Sequence[str]) -> str:
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # some absolute, some not
+        return ""
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path.startswith(os.path.join(root, ""))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return UNKNOWN
+
+
+def _some(told: Iterable[str]) -> str:
+    several = list(told)
+    more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
+    return ", ".join(several[:_SHOWN]) + more

@@ -1,0 +1,35 @@
+"""Names that come from elsewhere, of files and classes, as they are shown: a terminal obeys some of their characters, a
+line ends at others, and some no encoding has.
+"""
+
+import re
+import unicodedata
+
+_MARKUP = re.compile(r"([\\`*\[\]<>|$]|(?<!\w)_|_(?!\w))")
+
+
+def shown(name: object) -> str:
+    """A name in one line: characters that control something, and those that are none, as `\\x1b`, `\\n`, `\\u2028`."""
+    return _escaped(str(name), "")
+
+
+def shown_text(text: object) -> str:
+    """A text of several lines, or with tabs, likewise."""
+    return _escaped(str(text), "\n\t")
+
+
+def shown_in_markdown(name: object) -> str:
+    """A name in one line of a Markdown file, where nothing in it is markup."""
+    return _MARKUP.sub(r"\\\1", shown(name))
+
+
+def _escaped(text: str, kept: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c in kept or not _controls(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _controls(character: str) -> bool:
+    """Whether it is a control or format character, of no character's number, or a separator of lines."""
+    category = unicodedata.category(character)
+    return category.startswith("C") or category in ("Zl", "Zp")
