@@ -32,6 +32,10 @@ class Use(IntEnum):
     CLASSIFIER = 106
     DETECTOR = 107
     SEGMENTER = 108
+    SCALE = 109
+    """Of a picture in detection."""
+    SAMPLE = 110
+    """Of what is trained on in it."""
 
 
 def counted(seed: int, use: Use, epoch: int = 0, index: int = 0) -> np.random.Generator:

@@ -12,7 +12,7 @@ def test_a_number_stands_for_one_use_and_for_good():
     for use, word in words.items():
         assert counted(7, use, 2, 3).integers(1 << 60) == np.random.default_rng((7, word, 2, 3)).integers(1 << 60)
     trained = (Use.MASK, Use.HELD_OUT_MASK, Use.STEP, Use.INITIAL_WEIGHTS, Use.MIX)
-    heads = (Use.CLASSIFIER, Use.DETECTOR, Use.SEGMENTER)
+    heads = (Use.CLASSIFIER, Use.DETECTOR, Use.SEGMENTER, Use.SCALE, Use.SAMPLE)
     for word, use in enumerate((*trained, *heads), start=101):
         drawn = np.random.SeedSequence((7, word, 2)).generate_state(1, np.uint64)[0]
         assert counted_seed(7, use, 2) == int(drawn) >> 1

@@ -67,7 +67,9 @@ class Run(Generic[S]):
             own = read_settings(type(asked), self._folder.config)
             self.settings = resumed(own, asked, self._folder.path, compare=here.is_first and not again)
             places = {name: getattr(self.settings, name) for name in asked.may_move}
-            self.moved = frozenset(name for name, place in places.items() if place != getattr(own, name))
+            self.moved = frozenset(
+                name for name, place in places.items() if isinstance(place, str) and place != getattr(own, name)
+            )
             self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
@@ -169,7 +171,7 @@ class Job(Protocol[S, R_co]):
         ...
 
     def begin(self, run: Run[S]) -> None:
-        """Leave in the run's folder what a run that goes on reads; one that was killed early may have to do it again."""
+        """Leave in the run's folder what a run that goes on reads, which one killed early may have to do again."""
         ...
 
     def train(self, run: Run[S]) -> None:

@@ -134,7 +134,9 @@ def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     assert config.pop("kind") == "pretrain"
     assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
     unresolved = {name for name, value in config.items() if value is None}
-    assert unresolved <= {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
+    optional = {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
+    of_bands = {"bands", "band_axis", "stats", "low", "high", "show"}
+    assert unresolved <= optional | of_bands
     images = config.pop("images")
     again = pretrain(images, out=str(tmp_path / "again"), **config)
     assert again.train_loss == finished.train_loss

@@ -284,7 +284,7 @@ def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
     data = write_pictures(tmp_path / "data", 8)
     job = compare._Job("random", "random:test_resnet", None, 1.0, 3, 1, tmp_path / "out" / "random-1-seed3")
     job.folder.parent.mkdir()
-    asked = compare.CompareSettings(data=str(data), settings={"val_share": 0.4})
+    asked = compare.CompareSettings("random:test_resnet", str(data), settings={"val_share": 0.4})
     drawn = read_labelled(str(data), 0.4, seed=3)
     first = read_labelled(compare._data_of(job, asked))
     assert (first.train, first.val) == (drawn.train, drawn.val)

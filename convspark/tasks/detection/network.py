@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
@@ -19,7 +20,7 @@ from ...data import FileSource, PretrainImages
 from ...data.transforms import Picture
 from ...runs.module import TrainingModule
 from ...runs.schedule import Schedule
-from ...seeds import Counter
+from ...seeds import Counter, Use, counted, counted_seed
 from ..fpn import Pyramid
 from .data import Scene, Scenes
 from .masks import decode_mask
@@ -171,6 +172,35 @@ def collate(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[
     return [image for image, _ in examples], [target for _, target in examples]
 
 
+class CountedSampler(BalancedPositiveNegativeSampler):
+    """torchvision's choice of what of a picture is trained on, counted by the picture's place in the batch.
+
+    Attributes:
+        seed_of: of a picture's index in the pass, the seed of its choice.
+        sampled, positive: how many were chosen in the last pass, of all pictures.
+    """
+
+    seed_of: Callable[[int], int]
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive: list[Tensor] = []
+        negative: list[Tensor] = []
+        for index, matched in enumerate(matched_idxs):
+            torch.manual_seed(self.seed_of(index))
+            for chosen, found in zip((positive, negative), super().__call__([matched]), strict=True):
+                chosen += found
+        self.positive = torch.stack([mask.sum() for mask in positive]).sum()
+        self.sampled = self.positive + torch.stack([mask.sum() for mask in negative]).sum()
+        return positive, negative
+
+
+def _with_counted_sampler(part: Any) -> CountedSampler:
+    """Gives a part of an R-CNN its new sampler."""
+    before = part.fg_bg_sampler
+    part.fg_bg_sampler = CountedSampler(before.batch_size_per_image, before.positive_fraction)
+    return part.fg_bg_sampler
+
+
 class DetectModule(TrainingModule):
     """Trains a detector of torchvision's; after an epoch, its average precision on validation pictures.
 
@@ -195,13 +225,29 @@ class DetectModule(TrainingModule):
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
+        self._proposed, self._pooled = (_with_counted_sampler(part) for part in (network.rpn, network.roi_heads))
         self.detections: list[dict[str, Any]] = []
         self._scenes, self._channels = scenes, channels
         self._kind: Kind = kind
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        return torch.stack(list(self.network(images, targets).values())).sum()
+        place, first = self.place(batch_idx), self.part(len(images), batch_idx).first
+        scales = iter([counted(self.seed, Use.SCALE, place[0], first + index) for index in range(len(images))])
+        transform: Any = self.network.transform
+        transform.torch_choice = lambda sizes: sizes[int(next(scales).integers(len(sizes)))]
+        for number, sampler in enumerate((self._proposed, self._pooled)):
+            sampler.seed_of = lambda index, n=number: counted_seed(self.seed, Use.SAMPLE, *place, first + index, n)
+        losses = self.network(images, targets)
+        return torch.stack([loss * self._share(name) for name, loss in losses.items()]).sum()
+
+    def _share(self, name: str) -> Tensor | float:
+        """What makes a loss, a mean over what was sampled here, its part of the mean over what was in all processes."""
+        if not self.here.are_several:
+            return 1.0
+        sampler = self._proposed if "rpn" in name or name == "loss_objectness" else self._pooled
+        own = (sampler.positive if name == "loss_mask" else sampler.sampled).float()
+        return own * self.here.count / self.here.summed(own).clamp(min=1)
 
     def candidates(self) -> list[tuple[float, str, nn.Module]]:
         return [(self.measured["val_ap"], "raw", self.network)] if self.measured else []

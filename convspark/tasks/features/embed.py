@@ -77,7 +77,6 @@ def embed(
 
         def prepare() -> ScanResult:
             origin = find_weights(weights, model, partial)
-            origin.check_pictures()
             return scan(list_images(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
 
         found = here.led(prepare)
