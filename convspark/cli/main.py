@@ -38,6 +38,9 @@ COMMANDS = {
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
 }
 
+_BY_SEVERAL = ("pretrain", "finetune", "detect", "segment", "embed")
+"""What several processes can carry out together."""
+
 USAGE_ERROR = 2
 
 # Errors of the system that the user can do something about, told in its own words and with the file's name.
@@ -124,6 +127,10 @@ def _run(arguments: list[str]) -> int:
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(COMMANDS)}"
         kind = "option" if name.startswith("-") else "command"
         print(f"error: convspark has no {kind} {name!r}; {hint}\n\n{_help()}", file=sys.stderr)
+        return USAGE_ERROR
+    here = Processes.here()
+    if here.are_several and name not in _BY_SEVERAL:
+        print(f"error: convspark {name} runs in one process, and {here.count} were started", file=sys.stderr)
         return USAGE_ERROR
     if _TRUST in rest:
         rest.remove(_TRUST)

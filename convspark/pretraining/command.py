@@ -4,13 +4,8 @@ The command line's `convspark pretrain` is this function. Its module imports no 
 describe it at once.
 """
 
-from typing import TYPE_CHECKING
-
 from ..runs.run import carry_out
 from ..runs.settings import command
-
-if TYPE_CHECKING:
-    pass
 from .settings import PretrainResult, PretrainSettings
 
 

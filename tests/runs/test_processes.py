@@ -248,6 +248,13 @@ def test_bad_numbers_of_processes(arguments, code, words, capsys, monkeypatch):
     assert words in capsys.readouterr().err
 
 
+def test_other_commands_want_one_process(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["compare", "run", "data"]) == 2
+    assert capsys.readouterr().err == "error: convspark compare runs in one process, and 2 were started\n"
+
+
 def test_a_batch_is_shared_evenly():
     assert count(100, None, 1, None, 1, processes=6).batch_size == 60
     assert count(100, None, 1, None, 2, processes=4).batch_size == 64
