@@ -155,9 +155,9 @@ def test_killed_and_gone_on_with_alike_it_is_bit_by_bit_the_same(pictures, tmp_p
 def test_a_run_stopped_on_two_goes_on_with_others(pictures, tmp_path, then, capfd):
     command = ["pretrain", pictures, "--epochs", 2, *TINY]
     assert run_cli(1, *command, "--out", tmp_path / "whole") == 0
-    assert run_cli(2, *command, "--out", tmp_path / "run", kill=(1, 2, 15)) == 130
+    assert run_cli(2, *command, "--out", tmp_path / "run", kill=(1, 3, 15)) == 130
     errors = capfd.readouterr().err
-    assert f"Stopped after step 4 of 6. To go on:\n  convspark pretrain --resume {tmp_path / 'run'}" in errors
+    assert f"Stopped after step 5 of 6. To go on:\n  convspark pretrain --resume {tmp_path / 'run'}" in errors
     assert run_cli(then, "pretrain", "--resume", tmp_path / "run") == 0
     check_like(tmp_path / "run", tmp_path / "whole")
 
