@@ -192,7 +192,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     backbone = s.model if isinstance(s.model, nn.Module) else named_backbone(s)
     if s.init is not None and run.last_checkpoint is None:
         load_backbone_weights(backbone, s.init, s.partial)
-    model = build_model(s, backbone)
+    model = build_model(s, backbone, prove=run.here.is_first)
     if len(model.image_size) != 2:
         raise UsageError(f"model is {type(backbone).__name__}, a network for volumes; this command takes pictures")
     if device.type != "mps":
