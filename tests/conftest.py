@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[Any]:
-    """Reports that can be sent from one process to another: names of files need not be UTF-8, what tests print may not."""
+    """Reports that can be sent to another process: names of files need not be UTF-8, what is sent must be."""
     report = yield
     report.sections = [(title, _encodable(text)) for title, text in report.sections]
     if report.longrepr is not None and report.longreprtext != _encodable(report.longreprtext):
