@@ -26,7 +26,7 @@ def foreign(tmp_path, monkeypatch):
         "import pathlib, timm\npathlib.Path(__file__).with_name('imported').touch()\n"
         "def make():\n    return timm.create_model('resnet10t', num_classes=0)\n"
     )
-    pretrained = replace(PretrainSettings(), model=NETWORK, mean=[0.5] * 3, std=[0.5] * 3, images="pictures")
+    pretrained = replace(PretrainSettings(), epochs=1, model=NETWORK, mean=[0.5] * 3, std=[0.5] * 3, images="pictures")
     tasks = {"finetune": FinetuneSettings, "detect": DetectSettings, "segment": SegmentSettings}
     settings = {kind: make(weights=f"random:{NETWORK}", model=NETWORK) for kind, make in tasks.items()}
     for kind, of_it in {"pretrain": pretrained, "compare": CompareSettings(model=NETWORK), **settings}.items():

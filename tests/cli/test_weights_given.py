@@ -61,12 +61,12 @@ def begun(monkeypatch):
     """What is about to be trained, instead of its training."""
     jobs = []
 
-    def stop(self, run):
+    def stop(self, run, *_args, **_options):
         jobs.append(self.plan.model if isinstance(self, Pretraining) else self.network)
         raise _Begun
 
-    for job in (Task, Pretraining):
-        monkeypatch.setattr(job, "train", stop)
+    monkeypatch.setattr(Task, "fit", stop)
+    monkeypatch.setattr(Pretraining, "train", stop)
     return jobs
 
 
