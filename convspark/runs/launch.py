@@ -44,6 +44,7 @@ def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
     environment = {**os.environ, **_of_node(nodes)}
     first, count = int(environment.get("NODE_RANK", 0)) * devices, devices * nodes
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or else each step's bookkeeping is remarked on
     started = [
         subprocess.Popen(
             command,
