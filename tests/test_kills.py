@@ -2,7 +2,8 @@
 
 Prints what was tried and how much of it was identical:
 
-    python -m pytest -m slow tests/test_kills.py            # KILLS=10: so many of each kind; SEED=1: other moments
+    python -m pytest -m slow tests/test_kills.py            # KILLS=10: so many of each kind; SEED=1: other moments;
+                                                            # WAYS="2 processes": this column alone
 """
 
 import csv
@@ -32,6 +33,7 @@ WAYS = {
 }
 """Columns of the table: how a run is carried out. Another way is another line here."""
 
+WAYS = {way: flags for way, flags in WAYS.items() if way in os.environ.get("WAYS", way).split(",")}
 ALONE = ("compare",)  # is carried out by one process
 
 COMMANDS = ("pretrain", "finetune", "detect", "compare")
