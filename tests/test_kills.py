@@ -179,7 +179,8 @@ def killed_once(command: str, line: list[str], out: Path, moment: float) -> tupl
     if code != -signal.SIGKILL:
         return False, ""
     config = out / ("compare.yaml" if command == "compare" else "config.yaml")
-    again = [command, "--resume", str(out)] if config.is_file() else start
+    together = ["--devices", "2"] if "--devices" in line else []  # on another number, rounding differs
+    again = [command, "--resume", str(out), *together] if config.is_file() else start
     code, _ = carried_out(again)
     return True, "" if code == 0 else f"`{' '.join(again[:2])}` ended with {code}"
 
