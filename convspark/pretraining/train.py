@@ -58,6 +58,7 @@ class Pretraining:
             loader,
             held_out,
             here=run.here,
+            last=run.last_checkpoint if run.here.is_first else None,
             device=plan.device,
             precision=plan.precision,
             epochs=s.epochs,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
-from .checkpoints import check_content, whole_checkpoint
+from .checkpoints import check_content
 from .device import quick_products
 from .folder import RunFolder
 from .loading import MeasuringLoader, TrainLoader, end_workers
@@ -33,6 +34,7 @@ def fit(
     held_out: MeasuringLoader | None,
     *,
     here: Processes = ALONE,
+    last: Path | None,
     device: torch.device,
     precision: str,
     epochs: int,
@@ -50,6 +52,7 @@ def fit(
     Args:
         held_out: batches that are measured after each epoch, or None.
         here: the processes that train together.
+        last: checkpoint to go on from, the first process's for all; None to begin.
         precision: fp32 or bf16.
         go_on: the command that goes on with this run, for a user who stopped it.
         measure_every: epochs between measurements on `held_out`.
@@ -89,7 +92,7 @@ def fit(
             default_root_dir=folder.path,
         )
     module.read_from(train, held_out)
-    last = here.from_first(whole_checkpoint(folder) if here.is_first else None)
+    last = here.from_first(last)
     if last is not None:
         check_content(last, module.state_dict())
         logger.info("going on from %s", last)

@@ -82,8 +82,11 @@ class TrainingModule(pl.LightningModule):
 
     def part(self, images: int, batch_idx: int) -> Part:
         """Which part of the batch of a step so many images are, those of a pass; of a mere trial, all of it."""
-        part = None if self._train is None else self._train.order.part(batch_idx % self._train.accumulate)
+        part = self._part_of_pass(batch_idx)
         return Part(0, images, images) if part is None or part.images != images else part
+
+    def _part_of_pass(self, batch_idx: int) -> Part | None:
+        return None if self._train is None else self._train.order.part(batch_idx % self._train.accumulate)
 
     def place(self, batch_idx: int) -> tuple[int, int]:
         """(step of the run, step of the epoch) that a pass belongs to: the same for all passes of a batch."""
@@ -130,7 +133,7 @@ class TrainingModule(pl.LightningModule):
 
     def _mode(self, batch_idx: int) -> Jointly | None:
         """In which a part of a batch is computed; None for a whole one."""
-        part = None if self._train is None else self._train.order.part(batch_idx % self._train.accumulate)
+        part = self._part_of_pass(batch_idx)
         if part is None or part.is_whole:
             return None
         return Jointly(*part, dist.group.WORLD if self.here.are_several else None)

@@ -188,6 +188,7 @@ class Task(ABC, Generic[S, R]):
             train,
             validation,
             here=run.here,
+            last=run.last_checkpoint if run.here.is_first else None,
             device=self.device,
             precision=s.precision,
             epochs=n.epochs,
