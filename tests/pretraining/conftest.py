@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convspark import pretrain
+from convspark.runs.callbacks import Checkpoints
+
 
 def write_pictures(folder: Path, count: int) -> Path:
     """Smooth random pictures, 80 x 72 pixels, PNG."""
@@ -36,3 +39,24 @@ def small() -> dict:
         "device": "cpu",
         "precision": "fp32",
     }
+
+
+@pytest.fixture(scope="session")
+def stop_in_second_epoch(small):
+    """Pre-trains on a folder, and is stopped after four steps; into the folder `out`."""
+
+    def run(images: Path, out: Path) -> None:
+        settings = small | {"size": 32, "picture_epochs": 0, "held_out": 0.2, "mask_ratio": 0.5, "patch_size": 8}
+        with pytest.MonkeyPatch.context() as patch:
+            before = Checkpoints.on_train_batch_end
+
+            def stop(self, trainer, *rest):
+                if trainer.global_step == 4:
+                    self.stop()
+                before(self, trainer, *rest)
+
+            patch.setattr(Checkpoints, "on_train_batch_end", stop)
+            with pytest.raises(KeyboardInterrupt):
+                pretrain(str(images), out=str(out), **settings)
+
+    return run

@@ -10,26 +10,14 @@ from convspark.cli.main import main
 from convspark.errors import DataError, UsageError
 from convspark.pretraining.command import pretrain
 from convspark.runs import run as runs
-from convspark.runs.callbacks import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def stopped(pictures, small, tmp_path_factory):
+def stopped(pictures, stop_in_second_epoch, tmp_path_factory):
     """A run that was stopped in its second epoch, its pictures, and the weights that it ends with."""
     root = tmp_path_factory.mktemp("runs")
     shutil.copytree(pictures, root / "old")
-    settings = small | {"size": 32, "picture_epochs": 0, "held_out": 0.2, "mask_ratio": 0.5, "patch_size": 8}
-    with pytest.MonkeyPatch.context() as patch:
-        before = Checkpoints.on_train_batch_end
-
-        def stop(self, trainer, *rest):
-            if trainer.global_step == 4:
-                self.stop()
-            before(self, trainer, *rest)
-
-        patch.setattr(Checkpoints, "on_train_batch_end", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(str(root / "old"), out=str(root / "stopped"), **settings)
+    stop_in_second_epoch(root / "old", root / "stopped")
     shutil.copytree(root / "stopped", root / "whole")
     return root, load_file(pretrain(resume=str(root / "whole")).export.folder / "model.safetensors")
 

@@ -6,7 +6,6 @@ import pytest
 
 from convspark.errors import ConvsparkError
 from convspark.pretraining.command import pretrain
-from convspark.runs.callbacks import Checkpoints
 
 FILES = ("config.yaml", "environment.json", "metrics.csv", "train_files.txt", "held_out_files.txt", "log.txt")
 DAMAGES = {
@@ -22,21 +21,10 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def stopped(pictures, small, tmp_path_factory):
+def stopped(pictures, stop_in_second_epoch, tmp_path_factory):
     """A run that was stopped in its second epoch, and the loss that it ends with."""
     folder = tmp_path_factory.mktemp("runs")
-    settings = small | {"size": 32, "picture_epochs": 0, "held_out": 0.2, "mask_ratio": 0.5, "patch_size": 8}
-    with pytest.MonkeyPatch.context() as patch:
-        before = Checkpoints.on_train_batch_end
-
-        def stop(self, trainer, *rest):
-            if trainer.global_step == 4:
-                self.stop()
-            before(self, trainer, *rest)
-
-        patch.setattr(Checkpoints, "on_train_batch_end", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(pictures, out=str(folder / "stopped"), **settings)
+    stop_in_second_epoch(pictures, folder / "stopped")
     shutil.copytree(folder / "stopped", folder / "whole")
     return folder / "stopped", pretrain(resume=str(folder / "whole")).train_loss
 
