@@ -5,8 +5,13 @@ Names that a user types are trusted; those that stand in files are not, unless t
 or `--trust-code` says so.
 """
 
+import os
+import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .errors import UsageError
 
@@ -29,6 +34,34 @@ def check_code(name: object, file: str | Path) -> None:
     home, colon, _ = name.partition(":")
     if colon and home not in NO_CODE and not _trusted.intersection((name, None)):
         raise UsageError(
-            f"{file} names the network {name!r}: Python code of its author's, {home}, which would be imported and run. "
-            f"If you trust it, name it yourself (--model {name}) or add --trust-code"
+            f"{file} names {name!r}: Python code of its author's, {home}, which would be imported and run. "
+            f"If you trust it, name it yourself in the command line (--model {name}) or add --trust-code"
         )
+
+
+def named_code(name: str, argument: str) -> Any:
+    """What `package.module:attribute` names; the current folder is searched too.
+
+    Args:
+        argument: what to blame in messages.
+
+    Raises:
+        UsageError: no such module, or it has nothing of that name.
+    """
+    home, _, attribute = name.partition(":")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = import_module(home)
+    except ImportError as error:
+        raise UsageError(
+            f"{argument} is {name!r}, but {home} cannot be imported ({error}); expected package.module:name, "
+            "importable from the current folder or installed"
+        ) from None
+    finally:
+        sys.path.remove(here)
+    if not hasattr(module, attribute):
+        nearest = get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
+        raise UsageError(f"{argument} is {name!r}, but {home} has no {attribute!r}{hint}")
+    return getattr(module, attribute)

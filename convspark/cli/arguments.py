@@ -116,7 +116,8 @@ class Command:
         configured: dict[str, Any] = {}
         for path in _config_paths(arguments):
             content = self._read_config(path)
-            for name in (content.get("model"), *_random(content.get("weights")), *_random(content.get("against"))):
+            random = (name for key in ("weights", "against") for name in _random(content.get(key)))
+            for name in (content.get("model"), content.get("masks"), *random):
                 check_code(name, path)
             configured |= content
         try:

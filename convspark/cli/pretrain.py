@@ -21,6 +21,7 @@ _GROUPS = {
         "densify_norm",
         "drop_path",
     ),
+    "ablations": ("masks", "encoding", "levels", "mask_token", "target", "loss_on"),
     "optimisation": (
         "optimizer",
         "learning_rate",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from ..errors import UsageError
 from ..sparse import VisiblePatches, scatter
@@ -39,24 +40,41 @@ class Densify(nn.Module):
         deepest: the deepest stage is projected by 1x1, and not at all if C is the width.
         dims: number of spatial dimensions, 2 or 3.
         kernel: side of the projection's conv for the other stages, 3 in the paper.
+        learned_token: whether masked positions get a learned vector, or zeros.
     """
 
-    def __init__(self, channels: int, width: int, norm: str, deepest: bool, dims: int = 2, kernel: int = 3):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        norm: str,
+        deepest: bool,
+        dims: int = 2,
+        kernel: int = 3,
+        learned_token: bool = True,
+    ):
         super().__init__()
         self.norm = ChannelNorm(channels) if norm == "layer" else BatchNorm(channels)
-        self.mask_token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+        token = nn.Parameter(torch.empty(1, channels, *[1] * dims))
+        nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
+        self.mask_token = token if learned_token else None
         if deepest and channels == width:
             self.project = nn.Identity()
         else:
             kernel = 1 if deepest else kernel
             self.project = CONV[dims](channels, width, kernel_size=kernel, padding=kernel // 2)
 
-    def forward(self, features: VisiblePatches) -> Tensor:
-        """(N, C, p, p) at visible patches -> (B, width, H, W) everywhere."""
+    def forward(self, features: VisiblePatches | Tensor, group: ProcessGroup | None = None) -> Tensor:
+        """(N, C, p, p) at visible patches -> (B, width, H, W) everywhere; dense maps have nothing to fill.
+
+        group: processes to share a batch norm's statistics with, of dense maps; patches know theirs.
+        """
+        if not isinstance(features, VisiblePatches):
+            shared = (group,) if isinstance(self.norm, BatchNorm) else ()
+            return self.project(self.norm(features, *shared))
         x = self.norm(features)
         # The token takes the features' type, so that under autocast one map has one type.
-        return self.project(scatter(x, fill=self.mask_token.to(x.dtype)))
+        return self.project(scatter(x, fill=0.0 if self.mask_token is None else self.mask_token.to(x.dtype)))
 
 
 def choose_norm(requested: str, modules: Iterable[nn.Module]) -> str:

@@ -2,17 +2,14 @@
 
 import copy
 import inspect
-import os
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..trust import NO_CODE
+from ..trust import NO_CODE, named_code
 
 
 def find_network(
@@ -40,7 +37,7 @@ def find_network(
         raise UsageError(f"drop_path is {drop_path}, which is for timm's networks; give {name} its own in model_args")
     if home == "torchvision":
         return _torchvision(factory, model_args or {})
-    return _own(name, home, factory, model_args or {})
+    return _own(name, model_args or {})
 
 
 def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
@@ -60,22 +57,8 @@ def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
         raise UsageError(f"network is 'torchvision:{name}', which cannot be built with {model_args}: {error}") from None
 
 
-def _own(name: str, home: str, factory: str, model_args: Mapping[str, Any]) -> nn.Module:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        module = import_module(home)
-    except ImportError as error:
-        raise UsageError(
-            f"network is {name!r}, but {home} cannot be imported ({error}); expected package.module:factory, "
-            "importable from the current folder or installed"
-        ) from None
-    finally:
-        sys.path.remove(here)
-    made = getattr(module, factory, None)
-    if made is None:
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise UsageError(f"network is {name!r}, but {home} has no {factory!r}{_nearest(factory, names)}")
+def _own(name: str, model_args: Mapping[str, Any]) -> nn.Module:
+    made = named_code(name, "network")
     if not isinstance(made, nn.Module):
         try:
             made = made(**model_args)

@@ -16,6 +16,7 @@ from ..sparse.proof.prove import prove as prove_exact
 from .decoder import Decoder
 from .densify import Densify, choose_norm
 from .lean_decoder import LeanDecoder
+from .masks import masks_named
 from .stages import Stages, evaluating
 from .strides import Sides, as_text, divides, sides_of, times, upsampling
 from .target import join_patches, paint_prediction, per_patch, reconstruction_loss, split_patches
@@ -39,7 +40,7 @@ class SparKOutput(NamedTuple):
     grid: PatchGrid
     """Which patches were visible."""
     features: list[VisiblePatches]
-    """Of the decoded stages, finest first."""
+    """Of the decoded stages, finest first; dense maps, (B, C, H, W), where the encoding is "zero"."""
 
 
 class Reconstruction(NamedTuple):
@@ -64,6 +65,13 @@ class SparK(nn.Module):
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
         decoder: "lean", or "paper": the paper's own, of the same kind at some eight times the multiplications.
+        encoding: "sparse": the encoder computes visible patches only; "zero": it is the dense network on the image with
+            masked patches at 0, as the paper's ablation has it, and there is nothing to prove.
+        levels: how many stages to decode, the deepest ones; None takes all, at most four. 1 is a decoder without skips.
+        mask_token: "learned", or "zero" for zeros at masked positions.
+        target: "normalised": each patch's pixels by its own mean and deviation; "raw": the pixels as they are.
+        loss_on: "masked" patches, or "all".
+        masks: how masks are drawn where none is passed: see `masks_named`.
         densify_norm: "batch", "layer" or "auto": "layer" for backbones whose norms are LayerNorms.
         patch_size: side of a patch in pixels, or one a spatial dimension; None takes the deepest stride. A finer one
             trains only the stages whose stride divides it, and `untrained` names the rest.
@@ -101,10 +109,21 @@ class SparK(nn.Module):
         call: Callable[[nn.Module, Tensor], object] | None = None,
         sync_batchnorm: bool = True,
         decoder: str = "lean",
+        encoding: str = "sparse",
+        levels: int | None = None,
+        mask_token: str = "learned",
+        target: str = "normalised",
+        loss_on: str = "masked",
+        masks: str = "random",
     ):
         super().__init__()
+        self.encoding = _one_of("encoding", encoding, "sparse", "zero")
+        self.target = _one_of("target", target, "normalised", "raw")
+        self.loss_on = _one_of("loss_on", loss_on, "masked", "all")
+        learned = _one_of("mask_token", mask_token, "learned", "zero") == "learned"
+        self.draw_masks = masks_named(masks)
         self.sync_batchnorm = sync_batchnorm
-        self.stages = Stages(backbone, stages, in_chans, image_size, patch_size, call)
+        self.stages = Stages(backbone, stages, in_chans, image_size, patch_size, call, levels)
         dims = self.stages.dims
         if dims == 1:
             raise UsageError(
@@ -116,9 +135,10 @@ class SparK(nn.Module):
         self.image_size = sides_of(image_size, dims, "image_size")
         self.mask_ratio = mask_ratio
         check_mask_ratio(mask_ratio, self.grid_shape(self.image_size))
+        self.draw_masks(1, self.grid_shape(self.image_size), mask_ratio, torch.Generator())  # a file's may not fit
 
         ways = upsampling(self.stages.strides)
-        make_decoder = _chosen(decoder)
+        make_decoder = DECODERS[_one_of("decoder", decoder, *DECODERS)]
         blocks = make_decoder.count_blocks(ways)
         self.decoder_width = _checked_width(decoder_width, self.stages.channels[-1], blocks)
         modules = [backbone.get_submodule(name) for name in self.stages.modules]
@@ -134,6 +154,7 @@ class SparK(nn.Module):
                 deepest=block == 0,
                 dims=dims,
                 kernel=make_decoder.projection_kernel,
+                learned_token=learned and encoding == "sparse",  # dense maps have no position to fill
             )
             for channels, block in zip(reversed(self.stages.channels), self._block, strict=True)
         )
@@ -144,7 +165,7 @@ class SparK(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in self.untrained]
         if self.untrained:
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
-        if prove:
+        if prove and encoding == "sparse":
             started = time.perf_counter()
             proof = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
             seconds = time.perf_counter() - started
@@ -179,19 +200,35 @@ class SparK(nn.Module):
         grid = self._grid(images, grid, generator)
         group = self._process_group()
         inner = grid.afresh() if torch.compiler.is_compiling() else grid
-        features = self.stages(gather(images, inner if group is None else inner.across(group)))
+        if self.encoding == "zero":
+            features = self.stages(self._masked(images, grid))
+        else:
+            features = self.stages(gather(images, inner if group is None else inner.across(group)))
         prediction = self.decode(features)  # type: ignore[arg-type]
-        if inner is not grid:
+        if inner is not grid and self.encoding == "sparse":
             features = [as_patches(f.values, grid, f.axes) for f in features]  # type: ignore[attr-defined]
-        loss = reconstruction_loss(images, prediction, grid.visible, self.patch_size, group)
+        loss = reconstruction_loss(
+            images,
+            prediction,
+            grid.visible,
+            self.patch_size,
+            group,
+            raw=self.target == "raw",
+            everywhere=self.loss_on == "all",
+        )
         return SparKOutput(loss, prediction, grid, features)  # type: ignore[arg-type]
+
+    def _masked(self, images: Tensor, grid: PatchGrid) -> Tensor:
+        """The images with masked patches at 0."""
+        return join_patches(torch.where(per_patch(grid.visible), split_patches(images, self.patch_size), 0))
 
     def decode(self, features: Sequence[VisiblePatches]) -> Tensor:
         """The features of each stage, finest first, to the standardised pixels of all patches, (B, C, H, W)."""
+        group = self._process_group()
         maps: list[Tensor | None] = [None] * (self._block[-1] + 1)
         for block, densify, stage in zip(self._block, self.densify, reversed(features), strict=True):
-            maps[block] = densify(stage)
-        return self.decoder(maps, self._process_group())
+            maps[block] = densify(stage, group)
+        return self.decoder(maps, group)
 
     @torch.no_grad()
     def reconstruct(
@@ -203,10 +240,9 @@ class SparK(nn.Module):
         """
         with evaluating(self):
             _, prediction, drawn, _ = self(images, grid, generator)
-        patches = split_patches(images, self.patch_size)
-        masked = join_patches(torch.where(per_patch(drawn.visible), patches, 0))
-        painted = paint_prediction(images, prediction, drawn.visible, self.patch_size)
-        return Reconstruction(masked, painted, drawn)
+        raw = self.target == "raw"
+        painted = paint_prediction(images, prediction, drawn.visible, self.patch_size, raw=raw)
+        return Reconstruction(self._masked(images, drawn), painted, drawn)
 
     def _process_group(self) -> dist.ProcessGroup | None:
         """The processes to share statistics and counts with."""
@@ -224,9 +260,7 @@ class SparK(nn.Module):
         shape = self.grid_shape(images.shape[2:])
         if grid is None:
             check_mask_ratio(self.mask_ratio, shape)
-            return PatchGrid.random(
-                len(images), shape, mask_ratio=self.mask_ratio, generator=generator, device=images.device
-            )
+            return self.draw_masks(len(images), shape, self.mask_ratio, generator, images.device)
         if grid.batch_size != len(images) or tuple(grid.shape) != shape:
             raise UsageError(
                 f"grid of {grid.batch_size} images with {times(grid.shape)} patches: expected {len(images)} "
@@ -250,10 +284,10 @@ def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
         )
 
 
-def _chosen(decoder: str) -> type[Decoder] | type[LeanDecoder]:
-    if decoder not in DECODERS:
-        raise UsageError(f"decoder={decoder!r}: expected {' or '.join(map(repr, DECODERS))}")
-    return DECODERS[decoder]
+def _one_of(argument: str, value: str, *known: str) -> str:
+    if value not in known:
+        raise UsageError(f"{argument}={value!r}: expected {' or '.join(map(repr, known))}")
+    return value
 
 
 def _checked_width(width: int | None, channels: int, blocks: int) -> int:

@@ -76,6 +76,7 @@ class Stages:
             it are left out, so that a patch finer than the network's total stride trains the stages above; None takes
             the total stride.
         call: how to call the backbone on images where `backbone(images)` is not the way.
+        levels: how many stages to decode, the deepest ones; None takes all, at most four.
 
     Attributes:
         backbone: the very module passed in.
@@ -103,6 +104,7 @@ class Stages:
         image_size: int | Sequence[int] | None = None,
         patch_size: int | Sequence[int] | None = None,
         call: CallBackbone | None = None,
+        levels: int | None = None,
     ):
         first = _first_conv(backbone)
         self.backbone = backbone
@@ -120,7 +122,7 @@ class Stages:
             wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
             self.in_chans = probe.shape[1]
             self._probe_size = tuple(probe.shape[2:])
-            decoded = self._confirmed(_decodable(found, backbone, wanted), way, probe)
+            decoded = self._confirmed(_decodable(found, backbone, wanted, levels), way, probe)
             self.strides = tuple(stage.stride for stage in decoded)
             self.patch_size = wanted or self.strides[-1]
             self.channels = tuple(stage.channels for stage in decoded)
@@ -410,7 +412,9 @@ def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str
     return list(found.values())
 
 
-def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides | None) -> list[_Stage]:
+def _decodable(
+    stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides | None, levels: int | None
+) -> list[_Stage]:
     """The stages that a decoder can take up on its way from the deepest one that the patch allows, finest first."""
     by_stride = {stage.stride: stage for stage in stages if math.prod(stage.stride) > 1}
     kind = type(backbone).__name__
@@ -432,6 +436,10 @@ def _decodable(stages: Sequence[_Stage], backbone: nn.Module, patch_size: Sides 
                 f"{as_text(known[-1])}, or of a finer stage's to train {kind} up to that stage; its strides are "
                 f"{', '.join(map(as_text, known))}"
             )
+    if levels is not None:
+        if not 0 < levels <= len(chain):
+            raise UsageError(f"levels={levels}: expected 1 to {len(chain)}, the stages of {kind} that can be decoded")
+        chain = chain[-levels:]
     largest = max(n for factors in upsampling(chain) for factor in factors for n in factor)
     if largest > MAX_FACTOR:
         raise UsageError(

@@ -1,5 +1,7 @@
 """What the decoder has to predict: each patch's pixels, standardised by the patch's own mean and deviation.
 
+For ablations also the pixels as they are (`raw`), and the visible patches too (`everywhere`).
+
 All functions work on images of any number of spatial dimensions, written (B, C, H, W) in the comments.
 Patches are a *view* of the image, (B, C, h, P, w, P): no pixel is moved to compute a loss.
 """
@@ -59,10 +61,14 @@ def reconstruction_loss(
     visible: Tensor,
     patch_size: Sides,
     group: ProcessGroup | None = None,
+    *,
+    raw: bool = False,
+    everywhere: bool = False,
 ) -> Tensor:
     """Squared error to the standardised patches, mean within a patch, averaged over the masked patches.
 
     images, prediction: (B, C, H, W), the images normalised and not masked; visible: (B, h, w) bool.
+    raw: to the patches as they are; everywhere: averaged over all patches.
     Returns a scalar of at least float32, also under autocast: half precision loses small patch variances.
     With a process group, the mean of the processes' losses is the loss of their joint batch, however many masked
     patches each has.
@@ -71,25 +77,32 @@ def reconstruction_loss(
     with torch.autocast(images.device.type, enabled=False):
         images = images.to(torch.promote_types(images.dtype, torch.float32))
         prediction = prediction.to(images.dtype)
-        with torch.no_grad():
-            mean, deviation = patch_statistics(images, patch_size)
-            target = (split_patches(images, patch_size) - mean) / deviation
+        target = split_patches(images, patch_size)
+        if not raw:
+            with torch.no_grad():
+                mean, deviation = patch_statistics(images, patch_size)
+                target = (target - mean) / deviation
         error = (split_patches(prediction, patch_size) - target).square()
         within = (1, *range(3, error.ndim, 2))
-        masked = (~visible).to(error.dtype)
-        count, processes = masked.sum(), 1
+        counted = (torch.ones_like(visible) if everywhere else ~visible).to(error.dtype)
+        count, processes = counted.sum(), 1
         if group is not None:
             processes = dist.get_world_size(group)
             dist.all_reduce(count, group=group)
-        return (error.mean(within) * masked).sum() / ((count + COUNT_EPS) / processes)
+        return (error.mean(within) * counted).sum() / ((count + COUNT_EPS) / processes)
 
 
-def paint_prediction(images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides) -> Tensor:
-    """The picture behind a prediction, (B, C, H, W): prediction x deviation + mean of the true patch.
+def paint_prediction(
+    images: Tensor, prediction: Tensor, visible: Tensor, patch_size: Sides, *, raw: bool = False
+) -> Tensor:
+    """The picture that a prediction stands for, (B, C, H, W): prediction x deviation + mean of the true patch.
 
     Visible patches are copied from the image. The statistics of masked patches are the true ones, which only
-    someone who has the whole image can know: a way to look at a prediction, not a way to complete a picture.
+    someone who has the whole image can know: a way to look at a prediction, not a way to complete a picture. A `raw`
+    prediction is the picture itself.
     """
-    mean, deviation = patch_statistics(images, patch_size)
-    painted = split_patches(prediction, patch_size).to(images.dtype) * deviation + mean
+    painted = split_patches(prediction, patch_size).to(images.dtype)
+    if not raw:
+        mean, deviation = patch_statistics(images, patch_size)
+        painted = painted * deviation + mean
     return join_patches(torch.where(per_patch(visible), split_patches(images, patch_size), painted))

@@ -48,6 +48,12 @@ def build_model(settings: PretrainSettings, backbone: nn.Module | None = None, *
         patch_size=settings.patch_size,
         stages=settings.stages,
         prove=prove,
+        encoding=settings.encoding,
+        levels=settings.levels,
+        mask_token=settings.mask_token,
+        target=settings.target,
+        loss_on=settings.loss_on,
+        masks=settings.masks,
     )
 
 
@@ -91,6 +97,7 @@ def load_run(path: str | Path, backbone: nn.Module | None = None) -> tuple[SparK
     settings = read_settings(PretrainSettings, folder.config)
     if backbone is None:
         check_code(settings.model, folder.config)
+    check_code(settings.masks, folder.config)
     if not folder.last_checkpoint.is_file():
         raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
     model = build_model(settings, backbone, prove=False)

@@ -24,6 +24,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         batch_size: images of an optimiser step; by default 64, or fewer if there are fewer images.
         size: side of the images in pixels, or height x width as in 192x256; divisible by the patch.
         mask_ratio: share of the patches that is masked.
+        masks: how they are drawn: random, each patch by itself; blocks, rectangles of them; a .npy file of masks (K, h,
+            w), nonzero where visible; or package.module:function, see docs/ablation.md.
         init: start from these weights: a run, an export, a .safetensors or .pth file, or a timm name such as
             resnet50.a1_in1k. Advised where images are few.
         partial: go on where `init` leaves most of the network, or a whole kind of its tensors, random.
@@ -36,6 +38,11 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         stages: names of the network's modules to decode, finest first; by default they are found.
         decoder: lean, or paper: the paper's own, of the same kind at eight times the cost, for runs to compare with it.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
+        encoding: sparse computes visible patches only; zero is the dense network on pictures with masked patches at 0.
+        levels: how many stages are decoded, the deepest ones; by default all, at most 4. 1 is a decoder without skips.
+        mask_token: at masked positions of a decoded map: a learned vector, or zero.
+        target: pixels normalised by their patch's mean and deviation, or raw.
+        loss_on: masked patches, or all.
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm.
         drop_path: stochastic depth rate; by default the paper's for the networks it trained, else 0.
         optimizer: lamb is the paper's.

@@ -23,7 +23,7 @@ def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int,
     generator = torch.Generator().manual_seed(counted_seed(seed, use, *place))
     shape = model.grid_shape(images.shape[2:])
     first, count, total = part or Part(0, len(images), len(images))
-    return PatchGrid.random(count, shape, model.mask_ratio, generator, images.device, first=first, total=total)
+    return model.draw_masks(count, shape, model.mask_ratio, generator, images.device, first=first, total=total)
 
 
 class PretrainModule(TrainingModule):

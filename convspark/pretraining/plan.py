@@ -51,7 +51,7 @@ from ..seeds import Use, counted_seed
 from .build import build_model, check_shown, drop_path_of, named_backbone, pixels_of
 from .compile import check_compiler, compiled
 from .module import PretrainModule
-from .settings import PretrainSettings
+from .settings import ABLATIONS, PretrainSettings
 
 _MOST_PLACES = 10_000
 
@@ -146,6 +146,8 @@ class Plan:
         side = self.model.grid_shape(self.size)
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
+        masks = "" if s.masks == "random" else f", drawn by {s.masks}"
+        ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
         accumulated = f" in {n.accumulate} passes" if n.accumulate > 1 else ""
@@ -156,7 +158,7 @@ class Plan:
             f"images    {len(self.images.train)} to train on{crops}, {len(kept) if kept else 0} held out, "
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
-            f"{visible} of {patches} visible",
+            f"{visible} of {patches} visible{masks}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}{accumulated}, "
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
@@ -168,6 +170,8 @@ class Plan:
         if self.statistics is not None:
             measured = f"{self.statistics.files} of {self.statistics.total} files, {self.statistics.pixels} pixels"
             lines += [f"values    measured over {measured}", *self.statistics.lines()]
+        if ablated:
+            lines.append(f"ablated   {', '.join(ablated)}")
         if self.model.untrained:
             lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (after the deepest stage)")
         return lines
@@ -302,6 +306,8 @@ def _check(s: PretrainSettings) -> None:
         raise UsageError("learning_rate and base_learning_rate exclude each other: give one of them")
     check_crop_scale(s.crop_scale)
     check_shown(s.show, s.channels)
+    if s.compile and s.masks not in ("random", "blocks"):
+        raise UsageError(f"compile is for masks that all leave as many patches visible: leave it out with {s.masks}")
     if isinstance(s.model, str):
         pixels_of(s, s.channels)
         if s.stats is None:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ..checkpoints.to_timm import ExportReport
 
 
+ABLATIONS = {"encoding": "sparse", "levels": None, "mask_token": "learned", "target": "normalised", "loss_on": "masked"}
+"""Settings that take one thing away from the method, and their values in the method."""
+
+
 @dataclass(frozen=True)
 class PretrainSettings(SpreadSettings):
     """The arguments of `pretrain`, described there."""
@@ -27,6 +31,7 @@ class PretrainSettings(SpreadSettings):
     batch_size: int | None = None
     size: int | str = 224
     mask_ratio: float = 0.6
+    masks: str = field(default="random", metadata={"before": "random"})
     init: str | None = None
     partial: bool = field(default=False, metadata={"before": True})
     model_args: dict[str, Any] | None = None
@@ -35,6 +40,11 @@ class PretrainSettings(SpreadSettings):
     stages: list[str] | None = None
     decoder: Literal["paper", "lean"] = field(default="lean", metadata={"before": "paper"})
     decoder_width: int | None = None
+    encoding: Literal["sparse", "zero"] = field(default="sparse", metadata={"before": "sparse"})
+    levels: int | None = field(default=None, metadata={"before": None})
+    mask_token: Literal["learned", "zero"] = field(default="learned", metadata={"before": "learned"})
+    target: Literal["normalised", "raw"] = field(default="normalised", metadata={"before": "normalised"})
+    loss_on: Literal["masked", "all"] = field(default="masked", metadata={"before": "masked"})
     densify_norm: Literal["auto", "batch", "layer"] = "auto"
     drop_path: float | None = None
     optimizer: Literal["lamb", "adamw"] = "lamb"

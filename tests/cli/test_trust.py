@@ -74,7 +74,7 @@ OTHERS = ["reconstruct pretrain pictures/0.png", "compare pretrain labelled"]
 def test_code_that_a_file_names_is_not_imported(line, foreign, capsys):
     assert main(line.split()) == 2
     assert not foreign.exists()
-    assert f"names the network '{NETWORK}'" in capsys.readouterr().err
+    assert f"names '{NETWORK}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trusting", ["--trust-code", f"--model {NETWORK}", f"--model={NETWORK}"])

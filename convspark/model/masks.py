@@ -1,0 +1,154 @@
+"""How masks are drawn: each patch by itself, in blocks, from a file, or by a function of the user's."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..sparse import PatchGrid
+from ..trust import named_code
+from .strides import times
+
+ASPECT = 0.3
+"""Sides of a block are at most 1 / 0.3 times as long as one another (BEiT, Bao et al. 2022, algorithm 1)."""
+
+FEWEST = 4
+"""Patches of a block, where as many are still to be masked."""
+
+MaskFunction = Callable[[int, tuple[int, ...], float, torch.Generator], Tensor]
+"""(images, patches along each axis, mask ratio, generator) -> bool (images, *patches), True = visible."""
+
+
+class Masks(Protocol):
+    """Draws the masks of some images of a batch."""
+
+    def __call__(
+        self,
+        batch_size: int,
+        shape: tuple[int, ...],
+        mask_ratio: float,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        *,
+        first: int = 0,
+        total: int | None = None,
+    ) -> PatchGrid:
+        """As `PatchGrid.random`: images from `first` on of a batch of `total` get what they would get in that batch."""
+        ...
+
+
+def masks_named(name: str) -> Masks:
+    """The way of drawing that a setting names.
+
+    Args:
+        name: `random`; `blocks`; a .npy file of masks (K, h, w), nonzero = visible, of which every image gets one; or
+            package.module:function, a `MaskFunction`.
+
+    Raises:
+        UsageError: none of these, or a file or a function that cannot be used.
+    """
+    if name in _KINDS:
+        return _KINDS[name]
+    if name.endswith(".npy"):
+        return _Given(masks_of(name), name)
+    if ":" in name:
+        function = named_code(name, "masks")
+        if not callable(function):
+            raise UsageError(f"masks is {name!r}, a {type(function).__name__}: expected a function")
+        return _Given(function, name)
+    raise UsageError(f"masks is {name!r}: expected random, blocks, a .npy file, or package.module:function")
+
+
+def blocks(images: int, shape: tuple[int, ...], mask_ratio: float, generator: torch.Generator) -> Tensor:
+    """Mask rectangles until round(patches * (1 - mask_ratio)) are left; each may lie anywhere, over others too."""
+    seeds = torch.randint(1 << 62, (images,), generator=generator, device=generator.device).tolist()
+    return torch.from_numpy(np.stack([_block_mask(np.random.default_rng(seed), shape, mask_ratio) for seed in seeds]))
+
+
+def _block_mask(draw: np.random.Generator, shape: tuple[int, ...], mask_ratio: float) -> np.ndarray:
+    visible = np.ones(shape, bool)
+    left = visible.size - round(visible.size * (1 - mask_ratio))
+    while left > 0:
+        area = draw.uniform(min(FEWEST, left), left + 1)
+        stretch = draw.uniform(math.log(ASPECT), -math.log(ASPECT), len(shape)) / 2
+        sides = np.exp(stretch - stretch.mean()) * area ** (1 / len(shape))
+        sides = np.clip(np.round(sides).astype(int), 1, shape)
+        corner = [draw.integers(most - side + 1) for side, most in zip(sides, shape, strict=True)]
+        block = tuple(slice(at, at + side) for at, side in zip(corner, sides, strict=True))
+        hit = np.zeros(shape, bool)
+        hit[block] = visible[block]
+        hit = hit.flatten().nonzero()[0][:left]  # of the last block a part, so that all images keep as many
+        visible.flat[hit] = False
+        left -= len(hit)
+    return visible
+
+
+def masks_of(file: str) -> MaskFunction:
+    """A function that draws from the masks of a .npy file (K, h, w), nonzero = visible."""
+    try:
+        stored = np.load(Path(file), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"masks is {file!r}, which cannot be read as a .npy file: {error}") from None
+    if stored.ndim < 3 or stored.dtype.kind not in "biu" or not len(stored):
+        raise UsageError(
+            f"masks is {file!r}, {stored.dtype} of shape {stored.shape}: expected whole numbers or bool (K, h, w), "
+            "one mask each of h x w patches, nonzero where visible"
+        )
+    known = torch.from_numpy(stored != 0)
+    if not (known.flatten(1).any(1) & ~known.flatten(1).all(1)).all():
+        raise UsageError(f"masks is {file!r}: each of its masks must leave a patch visible, and mask one")
+
+    def draw(images: int, shape: tuple[int, ...], mask_ratio: float, generator: torch.Generator) -> Tensor:
+        if tuple(known.shape[1:]) != shape:
+            raise UsageError(
+                f"masks is {file!r}, masks of {times(known.shape[1:])} patches: expected {times(shape)}, as the images "
+                "have; (size / patch_size) tells the number"
+            )
+        return known[torch.randint(len(known), (images,), generator=generator, device=generator.device).cpu()]
+
+    return draw
+
+
+class _Given:
+    """Masks that a function draws, for the whole batch wherever a part of it is: the same for any number of processes.
+
+    Args:
+        name: for messages.
+        same: whether it leaves equally many patches visible in all images.
+    """
+
+    def __init__(self, function: MaskFunction, name: str, same: bool = False) -> None:
+        self._function, self._name, self._same = function, name, same
+
+    def __call__(
+        self,
+        batch_size: int,
+        shape: tuple[int, ...],
+        mask_ratio: float,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        *,
+        first: int = 0,
+        total: int | None = None,
+    ) -> PatchGrid:
+        total = first + batch_size if total is None else total
+        generator = torch.default_generator if generator is None else generator
+        visible = self._function(total, shape, mask_ratio, generator)
+        if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.shape != (total, *shape):
+            got = f"{visible.dtype} {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
+            raise UsageError(
+                f"masks is {self._name!r}, which gave {got}: expected a bool tensor {(total, *shape)}, True = visible"
+            )
+        cells = visible[first : first + batch_size].flatten().nonzero().squeeze(1)
+        return PatchGrid.from_cells(cells.to(device), batch_size, shape, self._visible(shape, mask_ratio))
+
+    def _visible(self, shape: Sequence[int], mask_ratio: float) -> int | None:
+        return round(math.prod(shape) * (1 - mask_ratio)) if self._same else None
+
+
+_KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _Given(blocks, "blocks", same=True)}

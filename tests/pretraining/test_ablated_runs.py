@@ -1,0 +1,51 @@
+"""Runs with a part of the method taken away: trained, kept in the config, gone on with, drawn, used as weights."""
+
+import numpy as np
+import pytest
+import yaml
+
+from convspark import pretrain, reconstruct
+from convspark.cli.main import main
+from convspark.errors import UsageError
+from convspark.pretraining.build import load_run
+
+ABLATED = [
+    {"encoding": "zero"},
+    {"levels": 1},
+    {"mask_token": "zero"},
+    {"target": "raw"},
+    {"loss_on": "all"},
+    {"masks": "blocks"},
+]
+
+
+@pytest.mark.parametrize("option", ABLATED, ids=str)
+def test_run(option, pictures, small, tmp_path):
+    out = tmp_path / "run"
+    result = pretrain(str(pictures), out=str(out), **small | {"epochs": 1}, **option)
+    assert np.isfinite(result.train_loss) and result.picture is not None
+    assert option.items() <= yaml.safe_load((out / "config.yaml").read_text()).items()
+    name, value = next(iter(option.items()))
+    assert f"{name} {value}" in (out / "log.txt").read_text() or f"drawn by {value}" in (out / "log.txt").read_text()
+    assert option.items() <= vars(load_run(str(out))[1]).items()
+    assert reconstruct(str(out), [str(pictures)], output=str(tmp_path / "shown.png")).is_file()
+
+
+def test_masks_of_a_file_and_of_a_function(pictures, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("left.npy", np.array([[[1, 0], [1, 0]], [[1, 0], [0, 0]]]))
+    pretrain(str(pictures), out="of-file", masks="left.npy", **small | {"epochs": 1})
+    (tmp_path / "my_masks.py").write_text(
+        "import torch\n"
+        "def rows(images, shape, mask_ratio, generator):\n"
+        "    seen = torch.arange(shape[0]) == torch.randint(shape[0], (images, 1), generator=generator)\n"
+        "    return seen[:, :, None].expand(images, *shape)\n"
+    )
+    pretrain(str(pictures), out="of-function", masks="my_masks:rows", **small | {"epochs": 1})
+    # Somebody else's run may name any code: going on with it asks first.
+    assert main(["pretrain", "--resume", "of-function"]) == 2
+    assert "names 'my_masks:rows': Python code" in capsys.readouterr().err
+    assert main(["reconstruct", "of-function", str(pictures), "-o", "shown.png"]) == 2
+    assert main(["reconstruct", "of-function", str(pictures), "-o", "shown.png", "--trust-code"]) == 0
+    with pytest.raises(UsageError, match="compile is for masks that all leave as many patches visible"):
+        pretrain(str(pictures), out="compiled", masks="left.npy", compile=True, **small)
