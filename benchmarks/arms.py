@@ -28,10 +28,16 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to pre-train: settings of `pretrain` that differ from those of the other arms."""
+    """One way to pre-train.
+
+    Attributes:
+        settings: of `pretrain`, that differ from those of the other arms.
+        otherwise: pre-trains without convspark: (budget, seed, folder) -> WEIGHTS of `finetune`, and its settings.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    otherwise: "Callable[[Budget, int, Path], tuple[str, dict[str, Any]]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,18 @@ def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
         return
     shape = f"{budget.name}-{budget.model}-{budget.size}-{budget.pretrain_epochs}"
     folder = out / shape / f"{arm.name}-seed{seed}"
-    weights, pretrained = f"random:{budget.model}", {}
-    if arm.name != RANDOM:
-        began = time.perf_counter()
-        result = _pretrained(budget, arm, seed, folder / "pretrained")
+    weights, pretrained, tune = f"random:{budget.model}", {}, budget.finetune
+    began = time.perf_counter()
+    if arm.otherwise is not None:
+        weights, own = arm.otherwise(budget, seed, folder / "pretrained")
+        tune = tune | own
+    elif arm.name != RANDOM:
+        pretrained = {"loss": _pretrained(budget, arm, seed, folder / "pretrained")}
         weights = str(folder / "pretrained" / "export")
-        pretrained = {"loss": result, "pretrain_seconds": round(time.perf_counter() - began)}
+    pretrained["pretrain_seconds"] = round(time.perf_counter() - began)
     for fraction in missing:
         epochs = recipe.epochs_at(fraction, budget.finetune_epochs)
-        settings = {"size": budget.size, "fraction": fraction, "epochs": epochs, "seed": seed, **budget.finetune}
+        settings = {"size": budget.size, "fraction": fraction, "epochs": epochs, "seed": seed, **tune}
         fine = folder / f"finetuned-{fraction:g}-{budget.finetune_epochs}"
         if (fine / "config.yaml").is_file():
             tuned = convspark.finetune(resume=str(fine))

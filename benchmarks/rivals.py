@@ -1,0 +1,372 @@
+"""SparK beside other ways of pre-training, on the same pictures for the same time; theirs by the library lightly.
+
+    pip install lightly
+    python -m benchmarks.rivals DATA --costs                 # seconds an image of each, side by side
+    python -m benchmarks.rivals DATA [--pretrain-epochs 30] [--seeds 3] [--fractions 0.1 1] [--arms NAME …]
+    python -m benchmarks.rivals --report
+
+Each rival gets as many epochs as take as long as SparK's `--pretrain-epochs`, by the costs measured before; pictures
+are read and augmented within that time. Their settings are those of their papers, or of lightly's examples for
+convnets, with rates for batches of 64; `--rate X` multiplies a rival's rate. All are
+fine-tuned by `convspark finetune`.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.optim
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from convspark import SparK
+from convspark.data import list_images
+from convspark.model.networks import copied
+from convspark.runs.device import choose_device, choose_precision, default_workers
+from convspark.runs.loading import find_images, train_dataset
+from convspark.runs.numbers import normalisation
+
+from . import records
+from .arms import RANDOM, Arm, Budget, arguments, budget_of, run_all, table
+
+RESULTS = records.RESULTS / "rivals.jsonl"
+COSTS = records.RESULTS / "rival_costs.jsonl"
+
+SPARK = "SparK"
+BATCH = 64
+VIT_PATCH = 16
+_WARM, _STEPS, _ROUNDS = 2, 3, 5
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = arguments(__doc__)
+    parser.add_argument("--costs", action="store_true", help="measure the cost of each, and nothing else")
+    parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rate of the rivals")
+    asked = parser.parse_args()
+    if asked.report:
+        print(report())
+        return
+    budget = budget_of(asked)
+    names = [name for name in (*METHODS, SPARK) if not asked.arms or name in asked.arms or name == SPARK]
+    cost = records.find(COSTS, _cost_key(budget))
+    if asked.costs or cost is None:
+        cost = measure_costs(budget, names)
+    if asked.costs:
+        return
+    arms = [Arm(SPARK), Arm(RANDOM)]
+    for name in METHODS:
+        epochs = max(1, round(budget.pretrain_epochs * cost["seconds"][SPARK] / cost["seconds"][name]))
+        arms.append(Arm(_arm(name, asked.rate), otherwise=partial(pretrain, name, epochs, asked.rate)))
+    wanted = {*(asked.arms or ()), *(_arm(name, asked.rate) for name in asked.arms or ())}
+    run_all(RESULTS, budget, [a for a in arms if not wanted or a.name in wanted], asked.seeds, asked.out)
+    print(report())
+
+
+def _arm(name: str, rate: float) -> str:
+    return name if rate == 1 else f"{name}, rate x {rate:g}"
+
+
+def _cost_key(budget: Budget) -> dict[str, Any]:
+    return {"data": budget.name, "model": budget.model, "size": budget.size}
+
+
+class Method(nn.Module):
+    """A way to pre-train: views of a picture, a loss of a batch of them, and the network that is kept."""
+
+    rate: float
+    """Learning rate at a batch of 64."""
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def views(self, size: int) -> Callable[[Image.Image], Any]:
+        """What makes a list of views of a picture."""
+        raise NotImplementedError
+
+    def loss(self, views: list[Tensor], progress: float) -> Tensor:
+        """Of a batch; `progress` goes from 0 to 1 over the training."""
+        raise NotImplementedError
+
+    def optimizer(self, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), rate, momentum=0.9, weight_decay=1e-4)
+
+
+class SimCLR(Method):
+    """Chen et al., arXiv 2002.05709."""
+
+    rate = 0.06
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import SimCLRProjectionHead
+
+        super().__init__(encoder, size)
+        width = encoder.num_features
+        self.head = SimCLRProjectionHead(width, width, 128)
+        self.contrast = NTXentLoss(temperature=0.2)
+
+    def views(self, size: int) -> Callable[[Image.Image], Any]:
+        from lightly.transforms import SimCLRTransform
+
+        return SimCLRTransform(input_size=size, cj_strength=0.5)
+
+    def loss(self, views: list[Tensor], progress: float) -> Tensor:
+        both = self.head(self.encoder(torch.cat(views)))
+        return self.contrast(*both.chunk(2))
+
+
+class MoCo(Method):
+    """MoCo v2, Chen et al., arXiv 2003.04297: with a queue, for batches that are small."""
+
+    rate = 0.03
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import MoCoProjectionHead
+
+        super().__init__(encoder, size)
+        width = encoder.num_features
+        self.head = MoCoProjectionHead(width, width, 128)
+        self.slow = copied(nn.Sequential(encoder, self.head)).requires_grad_(False)
+        self.contrast = NTXentLoss(temperature=0.2, memory_bank_size=(2048, 128))
+
+    def views(self, size: int) -> Callable[[Image.Image], Any]:
+        from lightly.transforms import MoCoV2Transform
+
+        return MoCoV2Transform(input_size=size)
+
+    def loss(self, views: list[Tensor], progress: float) -> Tensor:
+        _follow(self.slow, nn.Sequential(self.encoder, self.head), 0.99)
+        query = self.head(self.encoder(views[0]))
+        with torch.no_grad():
+            order = torch.randperm(len(views[1]))
+            key = self.slow(views[1][order])[order.argsort()]
+        return self.contrast(query, key)
+
+
+class DINO(Method):
+    """Caron et al., arXiv 2104.14294, for convnets: two large crops and four small ones."""
+
+    rate = 0.03
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        from lightly.loss import DINOLoss
+        from lightly.models.modules import DINOProjectionHead
+
+        super().__init__(encoder, size)
+        width = encoder.num_features
+        self.head = DINOProjectionHead(width, 512, 64, 2048, batch_norm=True)
+        self.teacher = copied(nn.Sequential(encoder, self.head)).requires_grad_(False)
+        self.agree = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
+
+    def views(self, size: int) -> Callable[[Image.Image], Any]:
+        from lightly.transforms import DINOTransform
+
+        return DINOTransform(global_crop_size=size, local_crop_size=size // 2, n_local_views=4)
+
+    def loss(self, views: list[Tensor], progress: float) -> Tensor:
+        _follow(self.teacher, nn.Sequential(self.encoder, self.head), 1 - 0.004 * (1 - progress))
+        with torch.no_grad():
+            aims = self.teacher(torch.cat(views[:2])).chunk(2)
+        large = self.head(self.encoder(torch.cat(views[:2]))).chunk(2)
+        small = self.head(self.encoder(torch.cat(views[2:]))).chunk(len(views) - 2)
+        return self.agree(list(aims), [*large, *small], epoch=int(5 * progress))
+
+
+class MAE(Method):
+    """He et al., arXiv 2111.06377, on a transformer about as large as the convnet."""
+
+    rate = 6e-4
+    ratio = 0.75
+
+    def __init__(self, encoder: nn.Module, size: int) -> None:
+        from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+
+        super().__init__(encoder, size)
+        width = encoder.num_features
+        self.masked = MaskedVisionTransformerTIMM(vit=encoder)  # pyright: ignore
+        self.narrow = nn.Linear(width, 128)
+        patches = (size // VIT_PATCH) ** 2
+        self.decoder = MaskedVisionTransformerDecoderTIMM(patches, 128, depth=2, num_heads=4)
+        self.head = nn.Linear(128, 3 * VIT_PATCH**2)
+
+    def views(self, size: int) -> Callable[[Image.Image], Any]:
+        from lightly.transforms import MAETransform
+
+        return MAETransform(input_size=size)
+
+    def loss(self, views: list[Tensor], progress: float) -> Tensor:
+        from lightly.models import utils
+
+        images = views[0]
+        shape = (len(images), self.masked.sequence_length)
+        keep, mask = utils.random_token_mask(shape, self.ratio, device=images.device)
+        seen = self.narrow(self.masked.encode(images=images, idx_keep=keep))
+        tokens = utils.repeat_token(self.decoder.mask_token, shape)
+        tokens = utils.set_at_index(tokens, keep, seen.type_as(tokens))
+        predicted = self.head(utils.get_at_index(self.decoder.decode(self.decoder.add_pos_embed(tokens)), mask))
+        pixels = utils.get_at_index(utils.patchify(images, VIT_PATCH), mask - 1)
+        pixels = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+        return nn.functional.mse_loss(predicted.float(), pixels)
+
+    def optimizer(self, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), rate, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+METHODS: dict[str, type[Method]] = {"SimCLR": SimCLR, "MoCo v2": MoCo, "DINO": DINO, "MAE, a transformer": MAE}
+
+
+def vit(size: int = 128) -> nn.Module:
+    """A transformer of 4.6 M parameters for pictures of one size; its blocks go in groups for layer decay."""
+    network = timm.models.vision_transformer.VisionTransformer(
+        img_size=size, patch_size=VIT_PATCH, embed_dim=192, depth=10, num_heads=3, num_classes=0, global_pool="avg"
+    )
+    return network
+
+
+def _follow(slow: nn.Module, fast: nn.Module, share: float) -> None:
+    with torch.no_grad():
+        for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+            old.lerp_(new, 1 - share)
+        for old, new in zip(slow.buffers(), fast.buffers(), strict=True):
+            old.copy_(new)
+
+
+class _Views(Dataset):
+    def __init__(self, folder: Path, views: Callable[[Image.Image], Any]) -> None:
+        self._paths, self._views = list_images(str(folder)), views
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        with Image.open(self._paths[index]) as image:
+            return list(self._views(image.convert("RGB")))
+
+
+def _begin(name: str, budget: Budget, seed: int) -> tuple[Method, DataLoader]:
+    """A method with the first weights that the seed gives everyone, and its batches."""
+    torch.manual_seed(seed)
+    encoder = vit(budget.size) if METHODS[name] is MAE else timm.create_model(budget.model, num_classes=0)
+    method = METHODS[name](encoder, budget.size).train()
+    data = _Views(budget.data / "train", method.views(budget.size))
+    workers = default_workers(choose_device())
+    return method, DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers)
+
+
+def _forever(batches: DataLoader) -> Iterator[list[Tensor]]:
+    return itertools.chain.from_iterable(itertools.repeat(batches))
+
+
+def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, folder: Path) -> tuple[str, dict]:
+    """Train a rival; WEIGHTS of its network for `convspark finetune`, and settings that it needs."""
+    file, model = folder / "weights.safetensors", "benchmarks.rivals:vit" if METHODS[name] is MAE else budget.model
+    settings = {"model": model}
+    if file.is_file():
+        return str(file), settings
+    method, batches = _begin(name, budget, seed)
+    optimizer, steps = method.optimizer(method.rate * rate), epochs * len(batches)
+    warm = max(1, steps // 10)
+
+    def shape(step: int) -> float:
+        falling = torch.tensor((step - warm) / max(1, steps - warm) * torch.pi)
+        return (step + 1) / warm if step < warm else float(0.5 * (1 + torch.cos(falling)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+    device = choose_device()
+    precision = choose_precision("auto", device)
+    method.to(device)
+    for step, views in enumerate(itertools.islice(_forever(batches), steps)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = method.loss([view.to(device) for view in views], step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 3.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps - 1:
+            print(f"{name} seed {seed} step {step}/{steps} loss {float(loss):.4f}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().cpu() for k, v in method.encoder.state_dict().items()}, file)
+    return str(file), settings
+
+
+def measure_costs(budget: Budget, names: list[str]) -> dict[str, Any]:
+    """Seconds an image of a step, pictures read in the same process, of all methods in turn; medians of rounds."""
+    device = choose_device()
+    precision = choose_precision("auto", device)
+    runs = {name: _steps(name, budget, device, precision) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _, (name, steps) in itertools.product(range(_ROUNDS), runs.items()):
+        began = time.perf_counter()
+        for _ in range(_STEPS):
+            next(steps)
+        seconds[name].append((time.perf_counter() - began) / _STEPS / BATCH)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name:20} {1 / median:7.1f} images/s, {median / medians[SPARK]:.2f} of SparK's time")
+    return records.append(COSTS, _cost_key(budget) | {"seconds": medians, "precision": precision})
+
+
+def _steps(name: str, budget: Budget, device: torch.device, precision: str) -> Iterator[None]:
+    if name == SPARK:
+        network = timm.create_model(budget.model, num_classes=0)
+        model, mean, std = SparK(network, budget.size, prove=False).to(device).train(), *normalisation(3, None, None)
+        data = train_dataset(
+            find_images(str(budget.data / "train"), held_out=0, held_out_most=0, seed=0),
+            (budget.size, budget.size),
+            mean,
+            std,
+            crop_scale=(0.67, 1.0),
+            flip=True,
+            crops_per_image=1,
+            seed=0,
+        )
+        batches: DataLoader = DataLoader(data, BATCH, shuffle=True, drop_last=True)
+        optimizer = timm.optim.Lamb(model.parameters(), 1e-3)
+    else:
+        model, loader = _begin(name, budget, 0)
+        batches = DataLoader(loader.dataset, BATCH, shuffle=True, drop_last=True)
+        optimizer = model.to(device).optimizer(model.rate)
+    for step, batch in enumerate(_forever(batches)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            if isinstance(model, SparK):
+                images = batch if isinstance(batch, Tensor) else batch[0]
+                loss = model(images.to(device)).loss
+            else:
+                loss = model.loss([view.to(device) for view in batch], 0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= _WARM:
+            yield
+
+
+def report() -> str:
+    """What each costs, and what it gives."""
+    shown = []
+    for line in records.read(COSTS):
+        spark = line["seconds"][SPARK]
+        rows = [f"| {name} | {1 / s:.0f} | {s / spark:.2f} |" for name, s in line["seconds"].items()]
+        shown.append("\n".join(["| | images/s | time of an image, SparK's = 1 |", "|---|---|---|", *rows]))
+    lines = records.read(RESULTS)
+    known = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
+    for key in sorted({tuple(line[k] for k in known) for line in lines}):
+        of = [line for line in lines if tuple(line[k] for k in known) == key]
+        shown.append(f"{dict(zip(known, key, strict=True))}: {of[0]['labels']} labels, {of[0]['pictures']} pictures")
+        shown.append(table(of, list(dict.fromkeys(line["arm"] for line in of)), SPARK))
+    return "\n\n".join(shown)
+
+
+if __name__ == "__main__":
+    main()
