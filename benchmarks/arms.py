@@ -201,10 +201,8 @@ def compared(lines: Sequence[Mapping[str, Any]], arm: str, to: str) -> Differenc
     return difference(scores[0], scores[1], gains)
 
 
-def table(
-    lines: Sequence[Mapping[str, Any]], arms: Sequence[str], to: str, note: Callable[[str], str] = lambda arm: ""
-) -> str:
-    """A table in Markdown: each arm's top-1 and its difference to the arm `to`; `note` is a last column."""
+def table(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], to: str) -> str:
+    """A table in Markdown: each arm's top-1 and its difference to the arm `to`."""
     head = f"| arm | seeds | top-1 | minus {to} | 95 % interval |"
     rows = [head, "|---|---|---|---|---|"]
     for arm in arms:
@@ -219,5 +217,5 @@ def table(
             spread = "" if between.deviation is None else f" ± {between.deviation:.1f}"
             interval = "" if between.low is None else f"{between.low:+.1f} to {between.high:+.1f}"
             row += f" | {between.mean:+.1f}{spread} | {interval} |"
-        rows.append(row + (f" {note(arm)} |" if note(arm) else ""))
+        rows.append(row)
     return "\n".join(rows)

@@ -1,9 +1,9 @@
 """How masks are drawn: each patch by itself, in blocks, from a file, or by a function of the user's."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def masks_named(name: str) -> Masks:
         function = named_code(name, "masks")
         if not callable(function):
             raise UsageError(f"masks is {name!r}, a {type(function).__name__}: expected a function")
-        return _Given(function, name)
+        return _Given(cast("MaskFunction", function), name)
     raise UsageError(f"masks is {name!r}: expected random, blocks, a .npy file, or package.module:function")
 
 
@@ -145,10 +145,8 @@ class _Given:
                 f"masks is {self._name!r}, which gave {got}: expected a bool tensor {(total, *shape)}, True = visible"
             )
         cells = visible[first : first + batch_size].flatten().nonzero().squeeze(1)
-        return PatchGrid.from_cells(cells.to(device), batch_size, shape, self._visible(shape, mask_ratio))
-
-    def _visible(self, shape: Sequence[int], mask_ratio: float) -> int | None:
-        return round(math.prod(shape) * (1 - mask_ratio)) if self._same else None
+        per_image = round(math.prod(shape) * (1 - mask_ratio)) if self._same else None
+        return PatchGrid.from_cells(cells.to(device), batch_size, shape, per_image)
 
 
 _KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _Given(blocks, "blocks", same=True)}

@@ -1,0 +1,132 @@
+"""What pre-training gains: larger networks, more epochs, more pictures. Resumable: call it again to go on.
+
+    python -m benchmarks.scaling_laws DATA --by models [--models resnet10t resnet18 …] [--pretrain-epochs 30]
+    python -m benchmarks.scaling_laws DATA --by epochs [--epochs 5 10 30 100] [--model resnet18]
+    python -m benchmarks.scaling_laws DATA --by pictures [--pictures 250 500 …] [--model resnet18]
+    python -m benchmarks.scaling_laws --report       # the tables of docs/scaling-laws.md, and its plot
+
+Fewer pictures are shown as many times more often, so that all arms take the same number of steps. Results go to
+benchmarks/results/scaling_laws.jsonl.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from convspark.data import list_images
+from convspark.seeds import Use, counted
+
+from . import records
+from .arms import RANDOM, Arm, Budget, arguments, budget_of, compared, run_all
+
+RESULTS = records.RESULTS / "scaling_laws.jsonl"
+PLOT = Path(__file__).parent.parent / "docs" / "images" / "scaling_laws.png"
+
+MODELS = "resnet10t resnet18 resnet34 resnet50 convnext_atto convnext_pico convnext_nano convnext_tiny".split()
+EPOCHS = [5, 10, 30, 100]
+PICTURES = [250, 500, 1000, 2000]
+ALL = "all pictures"
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = arguments(__doc__)
+    parser.add_argument("--by", choices=["models", "epochs", "pictures"])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--epochs", type=int, nargs="+", default=EPOCHS)
+    parser.add_argument("--pictures", type=int, nargs="+", default=PICTURES)
+    asked = parser.parse_args()
+    if not asked.report:
+        budget = budget_of(asked)
+        both = [Arm(ALL), Arm(RANDOM)]
+        if asked.by == "models":
+            for model in asked.models:
+                run_all(RESULTS, dataclasses.replace(budget, model=model), both, asked.seeds, asked.out)
+        elif asked.by == "epochs":
+            for epochs in asked.epochs:
+                run_all(RESULTS, dataclasses.replace(budget, pretrain_epochs=epochs), both, asked.seeds, asked.out)
+        else:
+            arms = [*both, *(fewer(budget, n, asked.out) for n in asked.pictures)]
+            run_all(RESULTS, budget, arms, asked.seeds, asked.out)
+    print(report())
+
+
+def fewer(budget: Budget, pictures: int, out: Path) -> Arm:
+    """Some of the pictures, the same for every seed, each as many times more often."""
+    paths = sorted(list_images(str(budget.data / "train")))
+    chosen = [paths[i] for i in sorted(counted(0, Use.LABELS).permutation(len(paths))[:pictures])]
+    file = out / f"{budget.name}-{pictures}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{Path(path).resolve()}\n" for path in chosen))
+    settings = {"images": str(file), "crops_per_image": max(1, round(len(paths) / pictures)), "held_out": 0}
+    return Arm(f"{pictures} pictures", settings)
+
+
+def report() -> str:
+    """Gain over random weights by network, by epochs and by pictures."""
+    lines, shown = records.read(RESULTS), []
+    known = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
+    points: list[dict[str, Any]] = []
+    for key in sorted({tuple(line[k] for k in known) for line in lines}):
+        of = [line for line in lines if tuple(line[k] for k in known) == key]
+        for arm in dict.fromkeys(line["arm"] for line in of if line["arm"] != RANDOM):
+            gain = compared(of, arm, RANDOM)
+            if gain is not None:
+                points.append(dict(zip(known, key, strict=True)) | {"arm": arm, "gain": gain})
+    head = "| data | network | parameters | pictures | epochs | seeds | gain over random weights | 95 % interval |"
+    shown += [head, "|---|---|---|---|---|---|---|---|"]
+    for point in points:
+        gain, millions = point["gain"], _millions(point["model"])
+        spread = "" if gain.deviation is None else f" ± {gain.deviation:.1f}"
+        interval = "" if gain.low is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
+        shown.append(
+            f"| {point['data']} | {point['model']} | {millions:.1f} M | {point['arm']} | {point['pretrain_epochs']} | "
+            f"{len(gain.points)} | {gain.mean:+.1f}{spread} | {interval} |"
+        )
+    if points:
+        plot(points)
+    return "\n".join(shown)
+
+
+def plot(points: Sequence[dict[str, Any]]) -> None:
+    """Gain against parameters, epochs and pictures, where at least two points differ in that alone."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
+    whole = [p for p in points if p["arm"] == ALL]
+    panels = [
+        ("parameters (millions)", whole, lambda p: _millions(p["model"]), ("data", "pretrain_epochs")),
+        ("epochs of pre-training", whole, lambda p: p["pretrain_epochs"], ("data", "model")),
+        ("pictures", points, lambda p: _pictures(p["arm"]), ("data", "model", "pretrain_epochs")),
+    ]
+    for axis, (label, of, place, same) in zip(axes, panels, strict=True):
+        for key in sorted({tuple(p[k] for k in same) for p in of}, key=str):
+            line = sorted((p for p in of if tuple(p[k] for k in same) == key and place(p)), key=place)
+            if len({place(p) for p in line}) > 1:
+                gains = [p["gain"] for p in line]
+                errors = [g.deviation or 0.0 for g in gains]
+                axis.errorbar(list(map(place, line)), [g.mean for g in gains], errors, marker="o", capsize=3)
+                axis.lines[-1].set_label(", ".join(map(str, key)))
+        axis.set(xlabel=label, xscale="log")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    axes[0].set_ylabel("gain over random weights, points")
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=110)
+    plt.close(figure)
+
+
+def _millions(model: str) -> float:
+    return sum(p.numel() for p in timm.create_model(model, num_classes=0).parameters()) / 1e6
+
+
+def _pictures(arm: str) -> int | None:
+    return int(arm.split()[0]) if arm != ALL else None
+
+
+if __name__ == "__main__":
+    main()
