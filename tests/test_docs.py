@@ -109,3 +109,13 @@ def test_example_of_a_meaning_of_its_own(taught):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_masks_of_ablation(tmp_path, monkeypatch):
+    from convspark.model.masks import masks_named
+
+    (tmp_path / "masks_of_the_page.py").write_text(blocks(ROOT / "docs" / "ablation.md")[0])
+    monkeypatch.chdir(tmp_path)
+    grid = masks_named("masks_of_the_page:columns")(500, (4, 5), 0.9, torch.Generator().manual_seed(0))
+    seen = grid.visible
+    assert (seen == seen[:, :1]).all() and seen.any((1, 2)).all()
