@@ -1,9 +1,9 @@
 """Where images come from and how they become tensors."""
 
-from .addresses import absolute, is_url
+from .addresses import absolute, base_name, is_url
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
-from .files import as_lines, list_images, names_in
+from .files import as_lines, names_in
 from .moved import UNKNOWN, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
@@ -42,6 +42,7 @@ __all__ = [
     "adapt",
     "as_lines",
     "at_new_place",
+    "base_name",
     "decode",
     "demo_photographs",
     "file_sizes",
@@ -50,7 +51,6 @@ __all__ = [
     "is_missing",
     "is_url",
     "item_of",
-    "list_images",
     "list_pictures",
     "measure",
     "names_in",

@@ -39,7 +39,6 @@ from ..data import (
     hold_out,
     is_url,
     item_of,
-    list_images,
     list_pictures,
     names_in,
     scan,
@@ -220,7 +219,7 @@ def _moved(
 def _place(images: str) -> tuple[str, list[str] | None]:
     """A folder, or the file that names images and the images; all absolute."""
     where = os.path.abspath(images)
-    listed = None if os.path.isdir(where) else [os.path.abspath(path) for path in list_images(images)]
+    listed = None if os.path.isdir(where) else [os.path.abspath(path) for path in list_pictures(images)]
     return where, listed
 
 
@@ -470,13 +469,8 @@ def _open(
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        paths = _listed(images, bands=to_measure or not pixels.is_plain)
+        paths = list_pictures(images, bands=to_measure or not pixels.is_plain)
         if to_measure:
-            if any(map(is_url, paths)):
-                raise UsageError(
-                    "stats is 'auto', which pictures in archives or behind URLs are not measured for: unpack some, find"
-                    " their --low, --high, --mean and --std with `convspark scan`, and give those"
-                )
             pixels = fitting(paths, pixels)
         if check != "none":
             result = scan(paths, whole=check == "full", place=_called(images), pixels=pixels)
@@ -485,14 +479,6 @@ def _open(
         return [absolute(path) for path in paths], _described(images), pixels
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__, pixels
-
-
-def _listed(images: Any, bands: bool) -> list[str]:
-    """All pictures; files of several bands too, where they are files of their own."""
-    if bands:
-        with suppress(DataError):  # it is none of those; else the same is raised again
-            return list_images(images, bands=True)
-    return list_pictures(images)
 
 
 def _called(images: Any) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from ..data import PLAIN, Pixels, list_images, scan
+from ..data import PLAIN, Pixels, list_pictures, scan
 from ..data.decode import quiet
 from ..errors import DataError
 from .detection.annotations import Annotated, some
@@ -25,7 +25,7 @@ def find_pictures(
 
     Args:
         kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
-        bands: see `list_images`.
+        bands: see `list_pictures`.
 
     Raises:
         DataError: pictures that are not there, or that could be several, or two entries of one picture.
@@ -138,7 +138,7 @@ class _Folder:
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:
-        return [PurePosixPath(path) for path in list_images(self._root, self._bands)]
+        return [PurePosixPath(path) for path in list_pictures(self._root, self._bands)]
 
     @cached_property
     def _by_name(self) -> dict[str, list[PurePosixPath]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...data import PLAIN, Pixels, Split, item_of, list_images, scan, tell_gone
+from ...data import PLAIN, Pixels, Split, item_of, list_pictures, scan, tell_gone
 from ...errors import DataError, UsageError
 from ...files import csv_text
 from ...seeds import Use, counted
@@ -206,12 +206,12 @@ def _named(data: str | None, lenient: bool = False, bands: bool = False) -> list
 
     Args:
         lenient: whether classes without pictures, and missing files that a CSV file names, are left out.
-        bands: see `list_images`.
+        bands: see `list_pictures`.
     """
     if not data:
         raise UsageError("data is missing: give a folder with a folder for each class, or a CSV file of path,label")
     if not os.path.exists(data):
-        list_images(data)  # raises, and suggests the nearest name
+        list_pictures(data)  # raises, and suggests the nearest name
     if not os.path.isdir(data) and not os.path.isfile(data):
         raise UsageError(f"data is {data!r}, which is neither a folder nor a file")
     return _from_csv(Path(data), lenient) if os.path.isfile(data) else _from_folders(Path(data), lenient, bands)
@@ -243,7 +243,7 @@ def _class_folders(root: Path, split: str, lenient: bool, bands: bool) -> list[t
     empty: list[str] = []
     for folder in folders:
         try:
-            found += [(os.path.abspath(path), folder.name, split) for path in list_images(folder, bands)]
+            found += [(os.path.abspath(path), folder.name, split) for path in list_pictures(folder, bands)]
         except DataError:
             empty.append(folder.name)
     if empty and not lenient:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from ...data import PLAIN, Pixels, Split, list_images
+from ...data import PLAIN, Pixels, Split, list_pictures
 from ...data.decode import open_regular
 from ...errors import DataError, UsageError
 from ...names import shown
@@ -245,7 +245,7 @@ def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] |
 def _by_place(root: str, bands: bool = False) -> dict[str, str]:
     """Path of each picture by its place below `root`, without the suffix."""
     by_place: dict[str, str] = {}
-    for path in list_images(root, bands):
+    for path in list_pictures(root, bands):
         place = os.path.splitext(os.path.relpath(path, root))[0]
         if place in by_place:
             raise DataError(
