@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from ..errors import DataError
 from ..names import shown
-from .addresses import is_url
+from .addresses import is_url, within
 from .decode import open_regular, picture_suffixes, sniff
 from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, items_in
 
@@ -183,13 +183,20 @@ def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
     """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
     there; URLs stay.
     """
-    if is_url(listing):
-        base = listing.rpartition("/")[0]
-        return [path if is_url(path) else f"{base}/{path}" for path in paths]
-    base = os.path.dirname(os.path.abspath(listing))
-    if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
+    base = listing.rpartition("/")[0] if is_url(listing) else os.path.dirname(os.path.abspath(listing))
+    if not is_url(listing) and not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
-    return [path if is_url(path) else os.path.join(base, path) for path in paths]
+    return [beside(base, path) for path in paths]
+
+
+def beside(base: str, path: str) -> str:
+    """A path or other address, relative to a folder or URL."""
+    parts = within(path)
+    if parts is not None:
+        return str(parts._replace(shard=beside(base, parts.shard)))
+    if is_url(path):
+        return path
+    return f"{base}/{path}" if is_url(base) else os.path.join(base, path)
 
 
 def _arrays_there(other: Container[str]) -> str:

@@ -10,9 +10,10 @@ from . import remote
 from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
 from .files import SHARD_SUFFIXES, Source, beside_list, from_text, nearest, paths_in, walk, with_items
+from .parquet import ParquetShard
 from .shards import addresses_in
 from .stored import BAND_SUFFIXES, item_of
-from .tables import ParquetShard, is_saved_dataset, saved_split
+from .tables import is_saved_dataset, saved_split
 from .tars import COMPRESSED
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def _at_each(places: Iterable[str], bands: bool) -> list[str]:
     """Pictures stay what they are, also those that are not there; all else is looked into."""
     found: list[str] = []
     for place in places:
-        opened = not _is_picture(place) and (_is_shard(place) or os.path.isdir(place))
+        opened = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
         found += _at(place, bands) if opened else [place]
     return found
 
@@ -117,7 +118,7 @@ def _warn_of_both(folder: str, shards: list[str]) -> None:
 def _in_file(path: str, bands: bool) -> list[str]:
     if _is_picture(path):
         return [path]
-    if _is_shard(path):
+    if is_shard(path):
         return _in_shard(path, bands)
     return _at_each(from_text(path), bands)
 
@@ -127,7 +128,7 @@ def _at_url(url: str, bands: bool) -> list[str]:
     suffix = os.path.splitext(url.partition("?")[0])[1].lower()
     if suffix in picture_suffixes() or within(url) is not None:
         return [url]
-    if _is_shard(url):
+    if is_shard(url):
         return _in_shard(url, bands)
     try:
         if suffix in _LISTS:
@@ -140,7 +141,7 @@ def _at_url(url: str, bands: bool) -> list[str]:
     names = {file: os.path.basename(file) for file in files}
     shown = [file for file in files if not names[file].startswith(".")]
     found = [file for file in shown if os.path.splitext(file)[1].lower() in picture_suffixes()]
-    shards = [file for file in shown if _is_shard(file)]
+    shards = [file for file in shown if is_shard(file)]
     if found and shards:
         _warn_of_both(url, shards)
     if not found and not shards:
@@ -157,7 +158,7 @@ def _in_shard(path: str, bands: bool) -> list[str]:
         return addresses_in("tar", path)
     try:
         table = ParquetShard(path)
-        listed = None if table.holds_pictures else table.paths()
+        listed = None if table.holds_pictures else list(filter(None, table.paths()))
     except FileNotFoundError:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:
@@ -165,7 +166,8 @@ def _in_shard(path: str, bands: bool) -> list[str]:
     return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed), bands)
 
 
-def _is_shard(place: str) -> bool:
+def is_shard(place: str) -> bool:
+    """Whether a path or URL is that of a file of many pictures, by its suffix."""
     return place.lower().endswith((*SHARD_SUFFIXES, *COMPRESSED))
 
 

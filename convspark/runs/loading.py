@@ -33,6 +33,7 @@ from ..data import (
     absolute,
     adapt,
     as_lines,
+    as_place,
     at_new_place,
     file_sizes,
     fitting,
@@ -212,15 +213,12 @@ def _moved(
     found: list[str] = []
     for name, place, paths in parts:
         own = sizes[len(found) : len(found) + len(paths)]
-        found += at_new_place(paths, own, *_place(place)) if name in names and paths else paths
+        if name in names and paths:
+            paths = at_new_place(
+                paths, own, *as_place(place, [absolute(path) for path in list_pictures(place, bands=True)])
+            )
+        found += paths
     return found[: len(train)], found[len(train) :] if isinstance(held_out, list) else held_out, sizes
-
-
-def _place(images: str) -> tuple[str, list[str] | None]:
-    """A folder, or the file that names images and the images; all absolute."""
-    where = os.path.abspath(images)
-    listed = None if os.path.isdir(where) else [os.path.abspath(path) for path in list_pictures(images)]
-    return where, listed
 
 
 def _read_sizes(path: Path, count: int) -> list[int]:
