@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import DataError, UsageError
 from . import remote
 from .addresses import absolute, is_url, within
-from .files import PATH_COLUMNS, beside
+from .files import PATH_COLUMNS, beside, names_in
 from .parquet import ParquetShard
 from .places import is_missing, is_shard, list_pictures
 from .shards import labels_of
@@ -55,6 +55,7 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
               with a column `label`; a folder that `datasets` saved: alone, in a folder, or as a pattern;
             * a folder with folders `train`, `val` and, if wanted, `test` of one of these; or files of which all tell
               their part by their names (`train-00000-of-00002.parquet`);
+            * a text file with a line for each of such files, or for each picture in them;
             * a CSV, TSV or parquet file with the columns `path`, `label` and, if wanted, `split`, paths relative to it.
         lenient: whether classes without pictures, and missing files that a list names, are left out.
         bands: see `list_pictures`.
@@ -205,7 +206,12 @@ def _is_list(data: str) -> bool:
     if data.lower().endswith(".parquet") and not is_missing(data):
         return "{" not in data and "*" not in data and not ParquetShard(data).holds_pictures
     named = data.lower().endswith((".csv", ".tsv", ".txt"))
-    return named if is_url(data) else os.path.isfile(data) and not is_shard(data)
+    if is_shard(data) or not (named if is_url(data) else os.path.isfile(data)):
+        return False
+    if not data.lower().endswith(".txt"):
+        return True
+    first = next(iter(names_in(_content(data).decode("utf-8", "replace"))), "")
+    return not is_shard(first) and within(first) is None  # else it names files that tell classes themselves
 
 
 def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
@@ -239,10 +245,7 @@ def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
     if file.lower().endswith(".parquet"):
         yield from _rows_of_parquet(file)
         return
-    try:
-        content = remote.read_all(file)
-    except OSError as error:
-        raise DataError(f"data: {file!r} cannot be read: {error.strerror or error}") from None
+    content = _content(file)
     try:
         # Paths may be of any bytes, as `LabelledData.as_csv` writes them; labels may not.
         text = content.decode("utf-8-sig", "surrogateescape")
@@ -267,6 +270,13 @@ def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
             )
         cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
         yield where, cells | {"path": cells[path]}
+
+
+def _content(file: str) -> bytes:
+    try:
+        return remote.read_all(file)
+    except OSError as error:
+        raise DataError(f"data: {file!r} cannot be read: {error.strerror or error}") from None
 
 
 def _rows_of_parquet(file: str) -> Iterator[tuple[str, dict[str, str]]]:
