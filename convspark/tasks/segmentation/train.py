@@ -62,7 +62,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             parts.setdefault(part, []).append(address)
         if "test" in parts:
             logger.info("%d pictures to test with are left out", len(parts["test"]))
-        return parts["train"], s.val_images or parts.get("val")
+        return parts.get("train", []), s.val_images or parts.get("val")
 
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
