@@ -36,7 +36,7 @@ from convspark.data import (
     IMAGENET_STD,
     PretrainImages,
     PretrainTransform,
-    list_images,
+    list_pictures,
 )
 from convspark.runs.loading import TrainLoader, find_images, train_dataset
 
@@ -121,8 +121,8 @@ def starting(count: int) -> dict[str, Any]:
     """Seconds from a folder of `count` tiny files to the first key of an epoch, by part; and ImageFolder's."""
     with tempfile.TemporaryDirectory() as root:
         _write_tiny(Path(root), count)
-        list_images(root)  # for the disk's cache
-        listing, paths = _timed(lambda: list_images(root))
+        list_pictures(root)  # for the disk's cache
+        listing, paths = _timed(lambda: list_pictures(root))
         assert len(paths) == count
         finding, images = _timed(lambda: find_images(root))
 
@@ -174,7 +174,7 @@ def start_table(lines: Sequence[dict[str, Any]]) -> str:
 
 def _collections(pictures: str, count: int, sides: Sequence[int], photographs: int) -> Iterator[tuple[str, str]]:
     """(name, folder with one class folder) of the pictures as they are, then enlarged."""
-    paths = list_images(pictures)
+    paths = list_pictures(pictures)
     rng = np.random.default_rng(0)
     chosen = [paths[i] for i in sorted(rng.permutation(len(paths))[:count])]
     name = "/".join(Path(pictures).resolve().parts[-2:])

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from convspark import PatchGrid, SparK
-from convspark.data import hold_out, list_images
+from convspark.data import hold_out, list_pictures
 from convspark.runs.optimizer import build_optimizer, parameter_groups, set_rates
 from convspark.runs.schedule import Schedule
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 def load(folder: str, size: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images (n, 3, size, size) to train on, and 512 held out."""
-    paths, kept = hold_out(list_images(folder), 0.5, 512, 0)
+    paths, kept = hold_out(list_pictures(folder), 0.5, 512, 0)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def read(path: str) -> torch.Tensor:

@@ -1,16 +1,17 @@
 """Where images come from and how they become tensors."""
 
-from .addresses import absolute, is_url
+from .addresses import absolute, base_name, is_url, within
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
-from .files import as_lines, list_images, names_in
-from .moved import UNKNOWN, at_new_place, file_sizes
+from .files import as_lines, names_in
+from .labelled import LabelledPicture, list_in_parts, list_labelled
+from .moved import UNKNOWN, as_place, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
 from .places import is_missing, list_pictures
 from .remote import tell_repeated
 from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
-from .shards import Places, shards_of, stamp_of
+from .shards import Places, masks_of, shards_of, stamp_of
 from .sources import DatasetSource, FileSource, ImageSource, adapt
 from .splits import Split, tell_gone
 from .statistics import Statistics, fitting, measure
@@ -29,6 +30,7 @@ __all__ = [
     "FileSource",
     "HeldOutTransform",
     "ImageSource",
+    "LabelledPicture",
     "Pixels",
     "Places",
     "PretrainImages",
@@ -41,7 +43,9 @@ __all__ = [
     "absolute",
     "adapt",
     "as_lines",
+    "as_place",
     "at_new_place",
+    "base_name",
     "decode",
     "demo_photographs",
     "file_sizes",
@@ -50,8 +54,10 @@ __all__ = [
     "is_missing",
     "is_url",
     "item_of",
-    "list_images",
+    "list_in_parts",
+    "list_labelled",
     "list_pictures",
+    "masks_of",
     "measure",
     "names_in",
     "scan",
@@ -59,4 +65,5 @@ __all__ = [
     "stamp_of",
     "tell_gone",
     "tell_repeated",
+    "within",
 ]

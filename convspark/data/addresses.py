@@ -53,6 +53,14 @@ def absolute(address: str) -> str:
     return address if plain else os.path.abspath(address)  # of a million, no second copies
 
 
+def base_name(address: str) -> str:
+    """What to call a picture in a title: its file's name, or its row's number and its table's name."""
+    parts = within(address)
+    if parts is None or parts.kind == "tar":
+        return os.path.basename(address if parts is None else parts.inner)
+    return f"{os.path.basename(parts.shard)} {os.path.basename(parts.inner)}"
+
+
 def expanded(pattern: str) -> list[str]:
     """`{000..127}` and `{a,b}` written out, as shells do; a text without them is alone."""
     parts = _BRACES.split(pattern)

@@ -218,9 +218,9 @@ def open_header(file: BinaryIO) -> Image.Image:
     return Image.open(file, formats=readable_formats())
 
 
-def upright_size(path: str) -> tuple[int, int]:
-    """(height, width) of a readable picture as it is decoded, from its header."""
-    with open_regular(path) as file:
+def upright_size(path: str, content: bytes | None = None) -> tuple[int, int]:
+    """(height, width) of a readable picture, a file or of that content, as it is decoded; from its header."""
+    with open_regular(path) if content is None else io.BytesIO(content) as file:
         tiff = Tiff.read(file)
         if tiff is not None:  # of which Pillow tells the size the right way up already
             return tiff.upright_size

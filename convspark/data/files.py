@@ -1,4 +1,4 @@
-"""Where the pictures are: a folder, a text file of paths, or a list of paths become one list of paths."""
+"""Where the pictures are on this machine: folders and lists of paths become one list of paths."""
 
 import csv
 import difflib
@@ -11,11 +11,11 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
-from ..errors import DataError, UsageError
+from ..errors import DataError
 from ..names import shown
-from .addresses import is_url
+from .addresses import is_url, within
 from .decode import open_regular, picture_suffixes, sniff
-from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, item_of, items_in
+from .stored import ARRAY_SUFFIXES, BAND_SUFFIXES, items_in
 
 _log = logging.getLogger(__name__)
 
@@ -31,57 +31,7 @@ SHARD_SUFFIXES = (".tar", ".parquet")
 SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
-def list_images(source: Source, bands: bool = False) -> list[str]:
-    """Paths of the pictures that `source` names, in an order that does not depend on the machine.
-
-    Args:
-        bands: whether files that are no pictures for `decode`, but may hold some of several bands, count too: NumPy's
-            arrays (`.npy`, `.npz`; one of four axes is several pictures, `scenes.npy[0]` and so on) and `.gtif`.
-        source: one of
-
-            * a folder, flat or nested, with or without class folders. Files are taken by suffix (every format
-              that Pillow reads, `picture_suffixes`), files without a suffix by their first bytes; hidden
-              files are left out, links are followed. Sorted by path.
-            * a text file (UTF-8) with one path a line, relative to the file's own folder, or to the working
-              directory if the first path is not found there. Blank lines and lines that begin with `#` are
-              skipped; order and repetitions are kept. Names that no plain line can hold are JSON texts (`as_lines`).
-            * a CSV or TSV file with a column named `path` or the like, or with paths in its first column.
-            * one picture.
-            * an iterable of paths, kept as it is.
-
-    Only folders are looked into; that each file is a readable picture is for `scan` to find out.
-
-    Raises:
-        DataError: `source` is missing, unreadable, or names no picture.
-    """
-    suffixes = picture_suffixes() | BAND_SUFFIXES if bands else picture_suffixes()
-    if not isinstance(source, str | os.PathLike):
-        return _with_items(_from_iterable(source), bands)
-    path = os.fspath(source)
-    if os.path.isdir(path):
-        return _with_items(walk(path, bands=bands), bands)
-    if bands and not os.path.exists(path) and os.path.isfile(item_of(path)[0]):
-        return [path]
-    if os.path.isfile(path):
-        found = [path] if os.path.splitext(path)[1].lower() in suffixes else from_text(path)
-        return _with_items(found, bands)
-    raise DataError(
-        f"images: {path!r} does not exist{_nearest(path)}; "
-        "give a folder of pictures, or a text file with one path a line"
-    )
-
-
-def _from_iterable(source: Iterable[str | os.PathLike[str]]) -> list[str]:
-    try:
-        paths = [os.fspath(path) for path in source]
-    except TypeError as error:
-        raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
-    if not paths:
-        raise DataError("images: the list of paths is empty")
-    return paths
-
-
-def _with_items(paths: list[str], bands: bool) -> list[str]:
+def with_items(paths: list[str], bands: bool) -> list[str]:
     """With the names of the pictures in arrays that hold several."""
     if not bands:
         return paths
@@ -233,13 +183,20 @@ def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
     """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
     there; URLs stay.
     """
-    if is_url(listing):
-        base = listing.rpartition("/")[0]
-        return [path if is_url(path) else f"{base}/{path}" for path in paths]
-    base = os.path.dirname(os.path.abspath(listing))
-    if not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
+    base = listing.rpartition("/")[0] if is_url(listing) else os.path.dirname(os.path.abspath(listing))
+    if not is_url(listing) and not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
-    return [path if is_url(path) else os.path.join(base, path) for path in paths]
+    return [beside(base, path) for path in paths]
+
+
+def beside(base: str, path: str) -> str:
+    """A path or other address, relative to a folder or URL."""
+    parts = within(path)
+    if parts is not None:
+        return str(parts._replace(shard=beside(base, parts.shard)))
+    if is_url(path):
+        return path
+    return f"{base}/{path}" if is_url(base) else os.path.join(base, path)
 
 
 def _arrays_there(other: Container[str]) -> str:
@@ -247,7 +204,7 @@ def _arrays_there(other: Container[str]) -> str:
     return f". Of {' and '.join(there)}, tell how many bands there are: --channels N --stats auto" if there else ""
 
 
-def _nearest(path: str) -> str:
+def nearest(path: str) -> str:
     """ " (did you mean …?)" where a name beside `path` is close to it, else nothing."""
     parent, name = os.path.split(os.path.abspath(path))
     try:

@@ -13,7 +13,7 @@ from ..files import written_whole
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1  # of what is kept; another one is made anew
+_VERSION = 2  # of what is kept; another one is made anew
 
 
 def cache_folder() -> Path:

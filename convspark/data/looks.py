@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,17 +11,9 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from .decode import (
-    BadPictureError,
-    Shrunk,
-    decode_unquietly,
-    deep_colours,
-    open_header,
-    open_regular,
-    quiet,
-    reason_of,
-)
+from .decode import BadPictureError, Shrunk, deep_colours, open_header, quiet, reason_of
 from .duplicates import thumbnail
+from .sources import FileSource
 from .stored import item_of, opened
 from .tiff import Tiff
 
@@ -57,47 +49,51 @@ class Look:
     thumb: np.ndarray | None = None
 
 
-def look_at(paths: Sequence[str], channels: int | None = None, workers: int | None = None) -> Iterator[Look]:
-    """A look at each file, in their order, as it comes; every picture is decoded.
+def look_at(source: FileSource, channels: int | None = None, workers: int | None = None) -> Iterator[Look]:
+    """A look at each picture, in their order, as it comes; every picture is decoded.
 
     Args:
+        source: of plain pixels.
         channels: how many bands arrays of NumPy have, which do not tell it.
         workers: threads; None for as many as there are cores, and two more, which wait for the disk.
     """
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     with quiet(), ThreadPoolExecutor(workers or (os.cpu_count() or 1) + 2) as pool:
-        for looks in pool.map(lambda chunk: [_look(path, channels) for path in chunk], chunks):
+        for looks in pool.map(lambda chunk: [_look(source, index, channels) for index in chunk], chunks):
             yield from looks
 
 
-def same_content(paths: Iterable[str]) -> list[list[str]]:
-    """Groups of files that are the same to the last byte; only files of one length are read."""
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for path in paths:
-        if item_of(path)[1] is None:
-            by_length[os.path.getsize(path)].append(path)
-    by_content: dict[bytes, list[str]] = defaultdict(list)
+def same_content(source: FileSource, indices: Iterable[int]) -> list[list[int]]:
+    """Groups of pictures that are the same to the last byte, of some; only files of one length are read."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index in indices:
+        if item_of(source.name(index))[1] is None:
+            by_length[int(source.stamps(range(index, index + 1))[0, 0])].append(index)
+    by_content: dict[bytes, list[int]] = defaultdict(list)
     for alike in by_length.values():
-        for path in alike if len(alike) > 1 else ():
-            with open_regular(path) as file:
-                by_content[hashlib.file_digest(cast(Any, file), "sha256").digest()].append(path)
+        for index in alike if len(alike) > 1 else ():
+            with source.open(index) as file:
+                by_content[hashlib.file_digest(cast(Any, file), "sha256").digest()].append(index)
     return [group for group in by_content.values() if len(group) > 1]
 
 
-def _look(path: str, channels: int | None) -> Look:
+def _look(source: FileSource, index: int, channels: int | None) -> Look:
+    path, content = source.name(index), None
     try:
-        return _plain(path) or _stored(path, channels)
+        content = source.content(index)
+        return _plain(source, index) or _stored(path, content, channels)
     except BadPictureError as error:
         return Look(path, error.reason)
     except Exception as error:  # damaged files lead to nearly anything
-        return Look(path, reason_of(item_of(path)[0], error))
+        return Look(path, reason_of(item_of(path)[0], error, content))
 
 
-def _plain(path: str) -> Look | None:
+def _plain(source: FileSource, index: int) -> Look | None:
     """Of 8-bit colour or grey; None of others."""
+    path = source.name(index)
     if item_of(path)[1] is not None or path.lower().endswith((".npy", ".npz")):
         return None
-    with open_regular(path) as file:
+    with source.open(index) as file:
         tiff = Tiff.read(file)
         if tiff is not None and not tiff.is_read_by_pillow:
             return None
@@ -105,8 +101,9 @@ def _plain(path: str) -> Look | None:
         if deep_colours(picture, file) or picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
             return None
         name, bands = picture.format or "", 3 if picture.mode == "P" else len(picture.getbands())
-    shrunk = decode_unquietly(path, lambda height, width: max(1.0, min(height, width) / _ENOUGH))
+    shrunk = source.decode(index, lambda height, width: max(1.0, min(height, width) / _ENOUGH))
     small = shrunk.picture if isinstance(shrunk, Shrunk) else shrunk
+    assert isinstance(small, Image.Image)
     size = shrunk.full_size if isinstance(shrunk, Shrunk) else (small.height, small.width)
     coarse = np.asarray(small.resize((8, 8), Image.Resampling.BOX, reducing_gap=2), dtype=int)
     number, thumb = thumbnail(small.convert("L"))
@@ -114,9 +111,9 @@ def _plain(path: str) -> Look | None:
     return Look(path, None, name, size, bands, "uint8", True, is_grey, number, thumb)
 
 
-def _stored(path: str, channels: int | None) -> Look:
+def _stored(path: str, content: bytes | None, channels: int | None) -> Look:
     """Of any bands and type."""
-    with opened(path) as file:
+    with opened(path, content) as file:
         layout = file.layout
         axis = layout.axis(channels)
         height, width, bands = layout.size(axis)
@@ -137,9 +134,9 @@ def seen(samples: np.ndarray, missing: float | None = None) -> np.ndarray:
     return np.where(known, values, 0).clip(0, 1)
 
 
-def displayed(path: str, channels: int | None = None) -> Image.Image:
-    """A picture of any bands in RGB: its first three bands, or its first."""
-    with quiet(), opened(path) as file:
+def displayed(path: str, content: bytes | None = None, channels: int | None = None) -> Image.Image:
+    """A picture of any bands in RGB: its first three bands, or its first; a file, or of that content."""
+    with quiet(), opened(path, content) as file:
         samples, missing = file.samples(file.layout.axis(channels)), file.layout.missing
     shown = seen(samples[..., : 3 if samples.shape[2] >= 3 else 1], missing)
     return Image.fromarray(np.uint8(255 * np.broadcast_to(shown, (*shown.shape[:2], 3))))

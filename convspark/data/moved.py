@@ -1,4 +1,7 @@
-"""The pictures of a run at another place: found by their names below the folder that held all, and by their sizes."""
+"""The pictures of a run at another place: found by their names below the folder that held all, and by their sizes.
+
+Of pictures in shards it is the shards that are looked for.
+"""
 
 import logging
 import os
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import DataError
 from ..names import shown
+from .addresses import is_url, within
 from .scan import MOST_BAD
 
 logger = logging.getLogger(__name__)
@@ -20,6 +24,14 @@ def file_sizes(paths: Sequence[str]) -> list[int]:
     return [_size(path) for path in paths]
 
 
+def as_place(where: str, addresses: Sequence[str]) -> tuple[str, list[str] | None]:
+    """What `at_new_place` is told of a place where these pictures are: a folder of files, or another one and what is
+    there.
+    """
+    holds_files = os.path.isdir(where) and not any(map(within, addresses))
+    return os.path.abspath(where) if not is_url(where) else where, None if holds_files else list(addresses)
+
+
 def at_new_place(
     paths: Sequence[str], sizes: Sequence[int], place: str, listed: Sequence[str] | None = None
 ) -> list[str]:
@@ -29,7 +41,7 @@ def at_new_place(
     below a folder further up. What is below `place` already, as of a move that was interrupted, stays.
 
     Args:
-        paths: of the pictures, as the run has them.
+        paths: of the pictures, or other addresses, as the run has them.
         sizes: of each, in bytes, when the run began; where they are `UNKNOWN`, files that are still there are compared.
         place: the new folder, or a file that names pictures.
         listed: the pictures that such a file names.
@@ -37,8 +49,10 @@ def at_new_place(
     Raises:
         DataError: pictures of other sizes, or more than 5 % of them are missing.
     """
-    root = place if listed is None else _common(listed)
-    there: Callable[[str], bool] = os.path.isfile if listed is None else frozenset(listed).__contains__
+    addresses, paths = paths, [_file_of(path) for path in paths]
+    files = None if listed is None else {_file_of(path) for path in listed}
+    root = place if files is None else _common(list(files))
+    there: Callable[[str], bool] = os.path.isfile if files is None else files.__contains__
     left = [path for path in paths if not (_is_below(path, root) and there(path))]
     base = _base(left, root, there) if left else ""
     new = {path: os.path.join(root, os.path.relpath(path, base)) for path in left}
@@ -70,7 +84,17 @@ def at_new_place(
         f"of {unchecked} the size is not known, the others have theirs" if unchecked else "all have their sizes",
         f"; missing are {len(missing)}: {_some(map(shown, missing))}" if missing else "",
     )
-    return found
+    return [_with_file(address, file) for address, file in zip(addresses, found, strict=True)]
+
+
+def _file_of(address: str) -> str:
+    part = within(address)
+    return address if part is None else part.shard
+
+
+def _with_file(address: str, file: str) -> str:
+    part = within(address)
+    return file if part is None else str(part._replace(shard=file))
 
 
 def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:
@@ -79,7 +103,7 @@ def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:
     """
     tried = paths[:: max(1, len(paths) // _TRIED)]
     candidates = [_common(paths)]
-    while (above := os.path.dirname(candidates[-1])) != candidates[-1]:
+    while (above := os.path.dirname(candidates[-1])) != candidates[-1] and not above.endswith(":/"):
         candidates.append(above)
     found = [sum(there(os.path.join(root, os.path.relpath(path, base))) for path in tried) for base in candidates]
     return candidates[found.index(max(found))]
@@ -87,7 +111,8 @@ def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:
 
 def _common(paths: Sequence[str]) -> str:
     try:
-        return os.path.commonpath([os.path.dirname(path) for path in paths])
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+        return common.replace(":/", "://", 1) if all(map(is_url, paths)) else common
     except ValueError:  # some absolute, some not
         return ""
 

@@ -117,11 +117,11 @@ class Pixels:
             self._taken(stored.layout)
             return stored.layout.is_whole
 
-    def upright_size(self, path: str) -> tuple[int, int]:
-        """(height, width) of a readable picture, from its header."""
+    def upright_size(self, path: str, content: bytes | None = None) -> tuple[int, int]:
+        """(height, width) of a readable picture, from its header; `content` as for `read_unquietly`."""
         if self.is_plain:
-            return upright_size(path)
-        with opened(path) as stored:
+            return upright_size(path, content)
+        with opened(path, content) as stored:
             return stored.layout.size(self._axis(stored.layout))[:2]
 
     def known_samples(self, stored: Stored) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,11 @@ from ..errors import DataError, UsageError
 from . import remote
 from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
-from .files import SHARD_SUFFIXES, Source, beside_list, from_text, list_images, paths_in, walk
+from .files import SHARD_SUFFIXES, Source, beside_list, from_text, nearest, paths_in, walk, with_items
+from .parquet import ParquetShard
 from .shards import addresses_in
-from .tables import ParquetShard, is_saved_dataset, saved_split
+from .stored import BAND_SUFFIXES, item_of
+from .tables import is_saved_dataset, saved_split
 from .tars import COMPRESSED
 
 _log = logging.getLogger(__name__)
@@ -19,27 +21,45 @@ _log = logging.getLogger(__name__)
 _LISTS = (".txt", ".csv", ".tsv")
 
 
-def list_pictures(images: Source) -> list[str]:
+def list_pictures(images: Source, bands: bool = False) -> list[str]:
     """Addresses of the pictures that `images` names, in an order that does not depend on the machine.
 
     Args:
-        images: what `list_images` takes; or tar files, alone, as a folder of them, or as a pattern (`{000..127}.tar`,
-            `*.tar`); several of all these, in their order.
+        images: one of
+
+            * a folder, flat or nested, with or without class folders, here or behind a URL. Files are taken by suffix
+              (every format that Pillow reads, `picture_suffixes`), files without a suffix by their first bytes; hidden
+              files are left out, links are followed. Sorted by path. Where it holds no picture, but tar or parquet
+              files, those in these.
+            * a text file (UTF-8) with one place a line, relative to the file's own folder, or to the working directory
+              if the first one is not found there. Blank lines and lines that begin with `#` are skipped; order and
+              repetitions are kept. Names that no plain line can hold are JSON texts (`as_lines`).
+            * a CSV, TSV or parquet file with a column named `path` or the like, or with paths in its first column.
+            * a tar file, a parquet file of pictures, a folder that `datasets` saved.
+            * one picture.
+            * a pattern of those (`{000..127}.tar`, `*.tar`).
+            * an iterable of all these, in their order. Pictures stay as they are.
+        bands: whether files that are no pictures for `decode`, but may hold some of several bands, count too: NumPy's
+            arrays (`.npy`, `.npz`; one of four axes is several pictures, `scenes.npy[0]` and so on) and `.gtif`.
+
+    That each is a readable picture is for `scan` to find out.
 
     Raises:
         DataError: something is missing, unreadable, or names no picture.
     """
     if isinstance(images, str | os.PathLike):
-        found = _at(os.fspath(images))
+        found = _at(os.fspath(images), bands)
     else:
         try:
             places = [os.fspath(place) for place in images]
         except TypeError as error:
             raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
-        found = _at_each(places)
+        if not places:
+            raise DataError("images: the list of paths is empty")
+        found = _at_each(places, bands)
     if not found:
         raise DataError(f"images: no picture in {images!r}")
-    return found
+    return with_items(found, bands)
 
 
 def is_missing(place: str) -> bool:
@@ -47,39 +67,47 @@ def is_missing(place: str) -> bool:
     return not os.path.exists(place) and not is_url(place) and not glob.has_magic(place) and expanded(place) == [place]
 
 
-def _at_each(places: Iterable[str]) -> list[str]:
+def _at_each(places: Iterable[str], bands: bool) -> list[str]:
     """Pictures stay what they are, also those that are not there; all else is looked into."""
     found: list[str] = []
-    suffixes = picture_suffixes()
     for place in places:
-        is_picture = within(place) is not None or os.path.splitext(place)[1].lower() in suffixes
-        opened = not is_picture and (_is_shard(place) or os.path.isdir(place))
-        found += _at(place) if opened else [place]
+        opened = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
+        found += _at(place, bands) if opened else [place]
     return found
 
 
-def _at(place: str) -> list[str]:
+def _is_picture(place: str) -> bool:
+    suffix = os.path.splitext(place)[1].lower()
+    return suffix in picture_suffixes() or suffix in BAND_SUFFIXES or within(place) is not None
+
+
+def _at(place: str, bands: bool) -> list[str]:
     if os.path.isdir(place):
-        return _in_folder(place)
+        return _in_folder(place, bands)
     if os.path.isfile(place):
-        return _in_file(place)
+        return _in_file(place, bands)
+    if os.path.isfile(item_of(place)[0]):
+        return [place]
     several = _matching(place)
     if several != [place]:
-        return _at_each(several)
+        return _at_each(several, bands)
     if is_url(place):
-        return _at_url(place)
-    return list_images(place)  # raises, and suggests the nearest name
+        return _at_url(place, bands)
+    raise DataError(
+        f"images: {place!r} does not exist{nearest(place)}; give a folder of pictures, or a text file with one path a "
+        "line"
+    )
 
 
-def _in_folder(folder: str) -> list[str]:
+def _in_folder(folder: str, bands: bool) -> list[str]:
     saved = saved_split(folder) or folder
     if is_saved_dataset(saved):
         return addresses_in("dataset", absolute(saved))
     shards: list[str] = []
-    found = walk(folder, shards)
+    found = walk(folder, shards, bands)
     if found and shards:
         _warn_of_both(folder, shards)
-    return found or [address for shard in shards for address in _in_shard(shard)]
+    return found or [address for shard in shards for address in _in_shard(shard, bands)]
 
 
 def _warn_of_both(folder: str, shards: list[str]) -> None:
@@ -87,25 +115,24 @@ def _warn_of_both(folder: str, shards: list[str]) -> None:
     _log.warning(told, folder, len(shards), shards[0])
 
 
-def _in_file(path: str) -> list[str]:
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in picture_suffixes():
+def _in_file(path: str, bands: bool) -> list[str]:
+    if _is_picture(path):
         return [path]
-    if _is_shard(path):
-        return _in_shard(path)
-    return _at_each(from_text(path))
+    if is_shard(path):
+        return _in_shard(path, bands)
+    return _at_each(from_text(path), bands)
 
 
-def _at_url(url: str) -> list[str]:
+def _at_url(url: str, bands: bool) -> list[str]:
     """A picture, a shard, a list, or a folder of them, behind a URL."""
     suffix = os.path.splitext(url.partition("?")[0])[1].lower()
-    if suffix in picture_suffixes():
+    if suffix in picture_suffixes() or within(url) is not None:
         return [url]
-    if _is_shard(url):
-        return _in_shard(url)
+    if is_shard(url):
+        return _in_shard(url, bands)
     try:
         if suffix in _LISTS:
-            return _at_each(beside_list(url, paths_in(remote.read_all(url), url)))
+            return _at_each(beside_list(url, paths_in(remote.read_all(url), url)), bands)
         files = remote.files_below(url)
     except FileNotFoundError:
         raise DataError(f"images: {url!r} does not exist") from None
@@ -114,7 +141,7 @@ def _at_url(url: str) -> list[str]:
     names = {file: os.path.basename(file) for file in files}
     shown = [file for file in files if not names[file].startswith(".")]
     found = [file for file in shown if os.path.splitext(file)[1].lower() in picture_suffixes()]
-    shards = [file for file in shown if _is_shard(file)]
+    shards = [file for file in shown if is_shard(file)]
     if found and shards:
         _warn_of_both(url, shards)
     if not found and not shards:
@@ -122,24 +149,25 @@ def _at_url(url: str) -> list[str]:
             f"images: no picture below {url!r} ({len(files)} files found); pictures end in .jpg, .png and the other "
             "suffixes that Pillow reads, files of many in .tar or .parquet"
         )
-    return found or [address for shard in shards for address in _in_shard(shard)]
+    return found or [address for shard in shards for address in _in_shard(shard, bands)]
 
 
-def _in_shard(path: str) -> list[str]:
+def _in_shard(path: str, bands: bool) -> list[str]:
     path = absolute(path)
     if not path.lower().endswith(".parquet"):
         return addresses_in("tar", path)
     try:
         table = ParquetShard(path)
-        listed = None if table.holds_pictures else table.paths()
+        listed = None if table.holds_pictures else list(filter(None, table.paths()))
     except FileNotFoundError:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error}") from None
-    return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed))
+    return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed), bands)
 
 
-def _is_shard(place: str) -> bool:
+def is_shard(place: str) -> bool:
+    """Whether a path or URL is that of a file of many pictures, by its suffix."""
     return place.lower().endswith((*SHARD_SUFFIXES, *COMPRESSED))
 
 

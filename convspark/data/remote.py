@@ -172,12 +172,22 @@ def files_below(place: str) -> list[str]:
     return sorted(system.unstrip_protocol(name) for name in found)
 
 
-def is_folder(place: str) -> bool:
-    """Whether a path or URL is a folder."""
-    if not is_url(place):
-        return os.path.isdir(place)
+def folders_in(place: str) -> list[str]:
+    """The URLs of the folders in a folder of URLs, hidden ones left out; sorted. None in what is no folder."""
     system, path = _system(place)
-    return ATTEMPTS.make(partial(system.isdir, path), place)
+    try:
+        found = ATTEMPTS.make(partial(system.ls, path, detail=True), place)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = [each["name"].rstrip("/") for each in found if each["type"] == "directory"]
+    return sorted(system.unstrip_protocol(name) for name in names if not os.path.basename(name).startswith("."))
+
+
+def below(place: str, root: str) -> str:
+    """The path of a file relative to a folder, of this machine or of URLs."""
+    if is_url(root):
+        place, root = (_system(each)[1] for each in (place, root))
+    return os.path.relpath(place, root)
 
 
 class RangeFile(io.RawIOBase):

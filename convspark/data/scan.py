@@ -70,7 +70,7 @@ def scan(
     for it.
 
     Args:
-        paths: files, see `list_images`, or other addresses of pictures.
+        paths: files, see `list_pictures`, or other addresses of pictures.
         workers: threads; None for 8, which is more than there are cores because they wait for the disk.
         whole: decode every picture to its last pixel: for those that are measured with.
         most_bad: share of bad files above which this fails.

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import DataError
 from . import remote, tars
 from .addresses import Within, within
-from .tables import ParquetShard, SavedShard
+from .parquet import ParquetShard
+from .tables import SavedShard
 
 _BLOCK = 256  # neighbours that are read with one another, where a shard does not say
 
@@ -22,7 +23,7 @@ def neighbours(count: int) -> np.ndarray:
 
 
 class Shard(Protocol):
-    """A file of pictures."""
+    """A file of pictures, and perhaps of what they show."""
 
     def inner_names(self) -> Iterable[str]:
         """Of all its pictures, in its order."""
@@ -44,6 +45,18 @@ class Shard(Protocol):
         """(N, 2) -> (N,), numbers that are equal where pictures are read together."""
         ...
 
+    def labels(self, names: Sequence[str]) -> list[str]:
+        """The class that the file has for each picture; "" where it has none.
+
+        Raises:
+            DataError: what it has are no classes.
+        """
+        ...
+
+    def masks(self, names: Sequence[str]) -> list[str]:
+        """The inner name of each picture's mask, a picture too; "" where there is none."""
+        ...
+
 
 class TarShard:
     """A tar; places are offsets and sizes in bytes."""
@@ -53,7 +66,8 @@ class TarShard:
         self._members = tars.members(path)
 
     def inner_names(self) -> Iterable[str]:
-        return self._members.names
+        masks = set(self.masks(self._members.names))
+        return (name for name in self._members.names if name not in masks)
 
     def find(self, names: Sequence[str]) -> np.ndarray:
         own = self._members
@@ -70,6 +84,13 @@ class TarShard:
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return neighbours(len(places))
+
+    def labels(self, names: Sequence[str]) -> list[str]:
+        of_name = dict(zip(self._members.names, self._members.labels, strict=True))
+        return [of_name.get(name, "") for name in names]
+
+    def masks(self, names: Sequence[str]) -> list[str]:
+        return tars.masks_of(names, self._members.names)
 
 
 class LostShard:
@@ -90,6 +111,12 @@ class LostShard:
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return np.zeros(len(places), dtype=np.int64)
+
+    def labels(self, names: Sequence[str]) -> list[str]:
+        return [""] * len(names)
+
+    def masks(self, names: Sequence[str]) -> list[str]:
+        return [""] * len(names)
 
 
 def open_shard(kind: str, path: str) -> Shard:
@@ -115,13 +142,51 @@ def addresses_in(kind: str, path: str) -> list[str]:
     Raises:
         DataError: it cannot be read, or is something else.
     """
+    return [str(Within(kind, name, path)) for name in _opened(kind, path).inner_names()]
+
+
+def labels_of(addresses: Sequence[str]) -> list[str]:
+    """The class that the shard of each picture has for it; "" where it has none, and of pictures in no shard.
+
+    Raises:
+        DataError: a shard cannot be read, or has no classes where one has labels.
+    """
+    return _told(addresses, lambda shard, names: shard.labels(names))
+
+
+def masks_of(addresses: Sequence[str]) -> list[str]:
+    """The address of each picture's mask in the same shard; "" where there is none, and of pictures in no shard."""
+    inner = _told(addresses, lambda shard, names: shard.masks(names))
+    parts = map(within, addresses)
+    return [str(part._replace(inner=name)) if part and name else "" for part, name in zip(parts, inner, strict=True)]
+
+
+def _told(addresses: Sequence[str], ask: Callable[[Shard, list[str]], list[str]]) -> list[str]:
+    """What shards answer of each of their pictures; "" of others."""
+    answers = [""] * len(addresses)
+    for (kind, path), held in _by_shard(addresses).items():
+        for place, answer in zip(held, ask(_opened(kind, path), list(held.values())), strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _by_shard(addresses: Sequence[str]) -> dict[tuple[str, str], dict[int, str]]:
+    """Of each shard, by kind and path, the pictures in it: inner name by place in the list."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for place, part in enumerate(map(within, addresses)):
+        if part is not None:
+            found.setdefault((part.kind, part.shard), {})[place] = part.inner
+    return found
+
+
+def _opened(kind: str, path: str) -> Shard:
+    """`open_shard`, its errors in words."""
     try:
-        shard = open_shard(kind, path)
+        return open_shard(kind, path)
     except FileNotFoundError:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error.strerror or error}") from None
-    return [str(Within(kind, name, path)) for name in shard.inner_names()]
 
 
 def shards_of(addresses: Iterable[str]) -> dict[str, str]:
@@ -148,22 +213,17 @@ class Places:
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        parts = [within(address) for address in addresses]
-        found: dict[tuple[str, str], list[int]] = {}
-        for place, part in enumerate(parts):
-            if part is not None:
-                found.setdefault((part.kind, part.shard), []).append(place)
-        self.number = np.full(len(parts), -1, dtype=np.int32)
-        self._places = np.full((len(parts), 2), -1, dtype=np.int64)
+        self.number = np.full(len(addresses), -1, dtype=np.int32)
+        self._places = np.full((len(addresses), 2), -1, dtype=np.int64)
         self.shards: dict[tuple[str, str], Shard] = {}
-        for number, (key, held) in enumerate(found.items()):
+        for number, (key, held) in enumerate(_by_shard(addresses).items()):
             try:
                 shard = open_shard(*key)
             except (OSError, DataError) as error:
                 shard = LostShard(key[1], error)
-            names = [part.inner for part in map(parts.__getitem__, held) if part is not None]
-            self.number[held] = number
-            self._places[held] = shard.find(names)
+            places = list(held)
+            self.number[places] = number
+            self._places[places] = shard.find(list(held.values()))
             self.shards[key] = shard
         self._shards = list(self.shards.values())
 

@@ -95,18 +95,19 @@ class FileSource:
     def decode(self, index: int, shrink: Shrink | None = None) -> Picture:
         """`read`, in silence or not."""
         name = self.name(index)
-        if not self._elsewhere[index]:
-            return self.pixels.read_unquietly(name, shrink)
         try:
-            content = self._content(index)
+            content = self.content(index)
         except OSError as error:
             raise BadPictureError(name, reason_of(name, error)) from error
         return self.pixels.read_unquietly(name, shrink, content)
 
     def look(self, index: int) -> bool | None:
         """`Pixels.look` at a picture."""
-        name = self.name(index)
-        return self.pixels.look(name, self._content(index) if self._elsewhere[index] else None)
+        return self.pixels.look(self.name(index), self.content(index))
+
+    def upright_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a readable picture, from its header."""
+        return self.pixels.upright_size(self.name(index), self.content(index))
 
     def open(self, index: int) -> BinaryIO:
         """The file of a picture.
@@ -114,7 +115,8 @@ class FileSource:
         Raises:
             OSError: it cannot be read.
         """
-        return io.BytesIO(self._content(index)) if self._elsewhere[index] else open_regular(self.name(index))
+        content = self.content(index)
+        return open_regular(self.name(index)) if content is None else io.BytesIO(content)
 
     def is_plain(self, index: int) -> bool:
         """Whether it is, seen from outside, a whole picture of a usual kind; False says nothing."""
@@ -127,7 +129,14 @@ class FileSource:
         part = within(self.name(index))
         return part is None or is_url(part.shard)
 
-    def _content(self, index: int) -> bytes:
+    def content(self, index: int) -> bytes | None:
+        """The file of a picture; None where it is a file of its own on this machine, which its name is the path of.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if not self._elsewhere[index]:
+            return None
         if self.places is not None and self.places.number[index] >= 0:
             return self.places.content(index)
         return remote.read_all(self.name(index))

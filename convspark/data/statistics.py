@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..errors import DataError
 from ..seeds import Use, counted
-from .decode import BadPictureError, decode_unquietly, quiet, reason_of
+from .decode import BadPictureError, quiet, reason_of
 from .pixels import Pixels
+from .sources import FileSource
 from .stored import item_of, opened
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def fitting(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Pixels:
     """How files are read whose statistics are to be measured: as they are stored, if they have more than 8 bits."""
     if not pixels.is_plain:
         return pixels
-    kinds = _kinds([paths[i] for i in _chosen(paths, seed)])
+    kinds = _kinds(_sample(paths, pixels, seed)[0])
     return pixels if set(kinds) <= {"uint8"} else replace(pixels, stored=True)
 
 
@@ -83,27 +84,28 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
     """Measure the channels of pictures over at most 500 files and a million pixels, both chosen by the seed.
 
     Args:
+        paths: of the pictures, or other addresses of theirs.
         pixels: how they are read (`fitting`). A scale that it has is kept.
 
     Raises:
         DataError: no file can be read, or a channel has no value in any.
     """
-    chosen = _chosen(paths, seed)
+    sample, chosen = _sample(paths, pixels, seed)
     most = max(1, _MOST_PIXELS // max(1, len(chosen)))
     plain = pixels.is_plain
-    kinds = _kinds([paths[i] for i in chosen])
+    kinds = _kinds(sample)
 
-    def part(index: int) -> np.ndarray | str:
+    def part(place: int) -> np.ndarray | str:
         try:
-            values = _plain(paths[index], pixels.channels) if plain else _stored(paths[index], pixels)
+            values = _plain(sample, place) if plain else _stored(sample, place)
         except BadPictureError as error:
             return str(error)
         if len(values) > most:
-            values = values[counted(seed, Use.STATISTICS, 1, index).choice(len(values), most, replace=False)]
+            values = values[counted(seed, Use.STATISTICS, 1, chosen[place]).choice(len(values), most, replace=False)]
         return values
 
     with quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(part, chosen))
+        parts = list(pool.map(part, range(len(chosen))))
     found = [values for values in parts if isinstance(values, np.ndarray)]
     if not found:
         reason = parts[0] if parts else "there are none"
@@ -148,15 +150,24 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
     )
 
 
-def _chosen(paths: Sequence[str], seed: int) -> list[int]:
-    """The places of the files that are looked into."""
-    return sorted(counted(seed, Use.STATISTICS).permutation(len(paths))[:_MOST_FILES].tolist())
+def _sample(paths: Sequence[str], pixels: Pixels, seed: int) -> tuple[FileSource, list[int]]:
+    """The files that are looked into, and their places among all."""
+    chosen: list[int] = sorted(counted(seed, Use.STATISTICS).permutation(len(paths))[:_MOST_FILES].tolist())
+    return FileSource([paths[place] for place in chosen], pixels=pixels), chosen
 
 
-def _kinds(paths: Sequence[str]) -> Tally[str]:
+def _kinds(sample: FileSource) -> Tally[str]:
     """Types of samples, and how many files have them."""
+
+    def kind(place: int) -> str | None:
+        try:
+            with opened(sample.name(place), sample.content(place)) as stored:
+                return stored.layout.kind.name
+        except Exception:  # reading says why
+            return None
+
     with quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        return Tally(kind for kind in pool.map(_kind, paths) if kind is not None)
+        return Tally(name for name in pool.map(kind, range(len(sample))) if name is not None)
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
@@ -173,30 +184,23 @@ def _short(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _kind(path: str) -> str | None:
-    """The type of a file's samples; None where it cannot be read."""
-    try:
-        with opened(path) as stored:
-            return stored.layout.kind.name
-    except Exception:  # reading says why
-        return None
-
-
-def _plain(path: str, channels: int) -> np.ndarray:
+def _plain(sample: FileSource, place: int) -> np.ndarray:
     """(pixels, C) bytes, as floats."""
-    picture = decode_unquietly(path)
+    picture, channels = sample.decode(place), sample.pixels.channels
     assert isinstance(picture, Image.Image)  # nothing was allowed to shrink it
     array = np.asarray(picture.convert("L") if channels == 1 else picture)
     return array.reshape(-1, channels).astype(np.float64)
 
 
-def _stored(path: str, pixels: Pixels) -> np.ndarray:
+def _stored(sample: FileSource, place: int) -> np.ndarray:
     """(pixels, C) as they are stored, NaN where nothing is known."""
+    name, content = sample.name(place), None
     try:
-        with opened(path) as stored:
-            samples, known = pixels.known_samples(stored)
+        content = sample.content(place)
+        with opened(name, content) as stored:
+            samples, known = sample.pixels.known_samples(stored)
     except Exception as error:  # damaged files lead to nearly anything
-        raise BadPictureError(path, reason_of(item_of(path)[0], error)) from error
+        raise BadPictureError(name, reason_of(item_of(name)[0], error, content)) from error
     values = samples.astype(np.float64)
     values[~known] = np.nan
     return values.reshape(-1, values.shape[2])  # (H, W, C) -> (H * W, C)

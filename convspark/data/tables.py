@@ -1,9 +1,7 @@
-"""Pictures in the columns of tables: parquet files, and datasets that Hugging Face's `datasets` saved."""
+"""Pictures, their classes and their masks in the columns of tables, such as Hugging Face's `datasets` saves."""
 
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,51 +9,65 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
-from . import index, remote
-from .addresses import is_url
-from .files import PATH_COLUMNS
+from . import remote
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "bytes", "picture", "photo")
-_MOST_KEPT = 256 << 20  # bytes of groups of rows that a process keeps
+_MASK_COLUMNS = ("mask", "annotation", "label", "labels")
 
 
-class ParquetShard:
-    """A parquet file; places are rows and columns. A row is read with its group, which is kept for the next ones.
+class Table:
+    """What is common to tables of pictures; places are rows and columns."""
 
-    Attributes:
-        largest_group: bytes of the largest group of rows.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._starts, self._columns, self.largest_group = self._layout()
+    _path: str
 
     def inner_names(self) -> Iterable[str]:
         column = self._column_of_pictures()
-        return (f"{column}/{row}" for row in range(int(self._starts[-1])))
+        return (f"{column}/{row}" for row in range(self._count()))
 
     def find(self, names: Sequence[str]) -> np.ndarray:
-        return _rows(names, self._columns, int(self._starts[-1]))
+        return rows_of(names, self._schema.names, self._count())
 
-    def content(self, first: int, second: int) -> bytes:
-        group = int(np.searchsorted(self._starts, first, side="right")) - 1
-        values = _GROUPS.get(self._path, group, self._columns[second])
-        return bytes_of(values[first - int(self._starts[group])].as_py())
-
-    def blocks(self, places: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._starts, places[:, 0], side="right")
-
-    def paths(self) -> list[str]:
-        """What a column of paths holds, where that is what the file has."""
-        text = [name for name, kind in self._kinds.items() if kind == "text"]
-        column = next((name for name in PATH_COLUMNS if name in text), text[0] if len(text) == 1 else None)
+    def labels(self, names: Sequence[str]) -> list[str]:
+        """Of a column `label`, or the only one of Hugging Face's ClassLabels; whole numbers by their names, where the
+        table or a `dataset_info.json` beside it has these.
+        """
+        column = self.label_column
         if column is None:
+            return [""] * len(names)
+        texts = self.texts(column)
+        return [texts[row] for row in self._row_of(names)]
+
+    def masks(self, names: Sequence[str]) -> list[str]:
+        """Of a column `mask`, `annotation` or `label` of pictures."""
+        column = next((name for name in _MASK_COLUMNS if self._kinds.get(name) == "bytes"), None)
+        return ["" if column is None else f"{column}/{row}" for row in self._row_of(names)]
+
+    @property
+    def label_column(self) -> str | None:
+        named = [name for name in ("label", "labels") if self._kinds.get(name) not in (None, "bytes")]
+        named = named or [name for name in self._schema.names if self._class_names(name)]
+        return named[0] if len(named) == 1 or "label" in named else None
+
+    def texts(self, column: str) -> list[str]:
+        """A column as text; "" where a row has none, and for Hugging Face's -1.
+
+        Raises:
+            DataError: it holds neither whole numbers nor text.
+        """
+        from pyarrow import types
+
+        kind = self._schema.field(column).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_integer(kind) or types.is_boolean(kind) or self._kinds[column] == "text"):
             raise DataError(
-                f"images: {self._path!r} has no column of pictures or of their paths (its columns: "
-                f"{', '.join(self._columns)}); expected bytes, or a struct with bytes, or a text column named path"
+                f"data: the column {column!r} of {self._path!r} holds {kind}: expected the class of each picture, as a "
+                "whole number or text"
             )
-        rows = _reading(lambda: _open(self._path).read(columns=[column])[column].to_pylist())
-        return [row for row in rows if row]
+        values = self._values(column)
+        names = self._class_names(column)
+        if names and types.is_integer(kind):
+            return [names[value] if value is not None and 0 <= value < len(names) else "" for value in values]
+        return ["" if value is None or value == -1 else str(value).strip() for value in values]
 
     @property
     def holds_pictures(self) -> bool:
@@ -64,45 +76,54 @@ class ParquetShard:
     @cached_property
     def _kinds(self) -> dict[str, str]:
         """Of each column, whether it holds `bytes` or `text`, or something else."""
-        schema = _reading(lambda: _open(self._path).schema_arrow)
-        return {field.name: _kind(field.type) for field in schema}
+        return {field.name: _kind(field.type) for field in self._schema}
 
     def _column_of_pictures(self) -> str:
         return _choose([name for name, kind in self._kinds.items() if kind == "bytes"], self._path)
 
-    def _layout(self) -> tuple[np.ndarray, list[str], int]:
-        """The first row of each group, and the number of rows; the columns; the bytes of the largest group."""
-        stamp = str(remote.stamp(self._path))
-        kept = index.load("parquet", self._path, stamp)
-        if kept is None:
-            file = _reading(lambda: _open(self._path))
-            groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum([group.num_rows for group in groups])]).astype(np.int64)
-            largest = max((group.total_byte_size for group in groups), default=0)
-            columns = np.array(json.dumps(file.schema_arrow.names))
-            kept = {"starts": starts, "columns": columns, "largest": np.array(largest)}
-            index.save("parquet", self._path, kept, stamp)
-        return kept["starts"], json.loads(str(kept["columns"])), int(kept["largest"])
+    @staticmethod
+    def _row_of(names: Sequence[str]) -> list[int]:
+        return [int(name.rpartition("/")[2]) for name in names]
+
+    def _class_names(self, column: str) -> list[str]:
+        """Those of a ClassLabel; none of another column."""
+        feature = self._features.get(column)
+        return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else []
+
+    @cached_property
+    def _features(self) -> dict[str, Any]:
+        """What Hugging Face's `datasets` noted of each column, in the table or beside it."""
+        noted = (self._schema.metadata or {}).get(b"huggingface")
+        try:
+            if noted is not None:
+                return json.loads(noted)["info"]["features"]
+            return json.loads(remote.read_all(f"{self._path.rpartition('/')[0]}/dataset_info.json"))["features"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    # What the two kinds of tables have each in its own way.
+
+    @property
+    def _schema(self) -> Any:
+        """Arrow's."""
+        raise NotImplementedError
+
+    def _count(self) -> int:
+        """How many rows there are."""
+        raise NotImplementedError
+
+    def _values(self, column: str) -> list[Any]:
+        """All of a column."""
+        raise NotImplementedError
 
 
-class SavedShard:
-    """A folder that `Dataset.save_to_disk` wrote; places are rows and columns. Its files are mapped, not read."""
+class SavedShard(Table):
+    """A folder that `Dataset.save_to_disk` wrote. Its files are mapped, not read."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         # What pyarrow has open does not survive a fork; each process opens its own.
         self._opened: tuple[int, Any] | None = None
-
-    def inner_names(self) -> Iterable[str]:
-        table = self._table()
-        column = _choose(
-            [name for name in table.column_names if _kind(table.schema.field(name).type) == "bytes"], self._path
-        )
-        return (f"{column}/{row}" for row in range(len(table)))
-
-    def find(self, names: Sequence[str]) -> np.ndarray:
-        table = self._table()
-        return _rows(names, table.column_names, len(table))
 
     def content(self, first: int, second: int) -> bytes:
         table = self._table()
@@ -110,6 +131,16 @@ class SavedShard:
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return places[:, 0] // 256
+
+    @property
+    def _schema(self) -> Any:
+        return self._table().schema
+
+    def _count(self) -> int:
+        return len(self._table())
+
+    def _values(self, column: str) -> list[Any]:
+        return self._table()[column].to_pylist()
 
     def _table(self) -> Any:
         """Its rows in their order, as an Arrow table."""
@@ -126,7 +157,9 @@ class SavedShard:
                 raise DataError(f"images: {self._path!r} holds several splits: give one of the folders in it")
             if loaded._indices is not None:  # selected or shuffled, and not flattened
                 loaded = loaded.flatten_indices()
-            self._opened = os.getpid(), loaded.data.table
+            table = loaded.data.table
+            # Its own notes may be those of before a change.
+            self._opened = os.getpid(), table.replace_schema_metadata(loaded.features.arrow_schema.metadata)
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,52 +200,6 @@ def column_of(dataset: Any) -> str | None:
     return _choose(images, "the Dataset") if images else None
 
 
-class _Groups:
-    """Groups of rows that were read last, for all threads of a process."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, str, int, str], Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, path: str, group: int, column: str) -> Any:
-        key = os.getpid(), path, group, column
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        values = _reading(lambda: _open(path).read_row_group(group, columns=[column], use_threads=False)[column])
-        with self._lock:
-            self._kept[key] = values
-            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-        return values
-
-
-_GROUPS = _Groups()
-
-
-def _open(path: str) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            f"images: {path!r} is read by pyarrow, which is not installed: pip install 'convspark[parquet]'"
-        ) from None
-    return parquet.ParquetFile(remote.RangeFile(path, block=1 << 20) if is_url(path) else path)
-
-
-def _reading(action: Any) -> Any:
-    """The result of an action of pyarrow, whose errors of damage become those of reading."""
-    try:
-        return action()
-    except (OSError, UsageError):
-        raise
-    except Exception as error:  # ArrowInvalid is a ValueError, others are not
-        raise remote.UnreachableError(
-            f"damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
 def _kind(kind: Any) -> str:
     from pyarrow import types
 
@@ -232,7 +219,7 @@ def _choose(columns: Sequence[str], path: str) -> str:
     return (named or list(columns))[0]
 
 
-def _rows(names: Sequence[str], columns: Sequence[str], count: int) -> np.ndarray:
+def rows_of(names: Sequence[str], columns: Sequence[str], count: int) -> np.ndarray:
     """`COLUMN/ROW` -> (row, number of the column), (N, 2); -1 where there is none."""
     order = {name: number for number, name in enumerate(columns)}
     places = np.full((len(names), 2), -1, dtype=np.int64)

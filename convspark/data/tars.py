@@ -1,8 +1,10 @@
 """Tar files as they are, webdataset's shards among them: where each picture lies, so that it is one read."""
 
+import json
 import logging
 import os
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
@@ -16,6 +18,10 @@ from .names import Names
 
 _log = logging.getLogger(__name__)
 
+_LABELS = (".cls", ".json")
+_MOST_OF_A_LABEL = 1 << 20  # bytes
+_MASKS = (".mask.png", ".seg.png")
+
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
@@ -25,11 +31,14 @@ class Members:
 
     Attributes:
         names, offsets, sizes: of each; (N,) int64 in bytes.
+        labels: what a member `.cls`, or "label" in a member `.json`, of the same name says of each; "" where there is
+            none.
     """
 
     names: Names
     offsets: np.ndarray
     sizes: np.ndarray
+    labels: Names
 
 
 def members(path: str) -> Members:
@@ -47,7 +56,23 @@ def members(path: str) -> Members:
     complaint = str(kept["complaint"])
     if complaint:
         _log.warning("%s %s", path, complaint)
-    return Members(Names.of(kept["text"], kept["ends"]), kept["offsets"], kept["sizes"])
+    names, labels = (Names.of(kept[of + "text"], kept[of + "ends"]) for of in ("", "label_"))
+    return Members(names, kept["offsets"], kept["sizes"], labels)
+
+
+def masks_of(names: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Of pictures by name, the one among those that are there which holds their masks: `a.mask.png` or `a.seg.png` of
+    `a.jpg`; "" where there is none, and of masks.
+    """
+    masks = {name[: -len(end)]: name for name in there for end in _MASKS if name.endswith(end)}
+    return ["" if name.endswith(_MASKS) else _beside(name, masks) for name in names]
+
+
+def _beside(name: str, others: Mapping[str, str]) -> str:
+    """What belongs to a picture, by its name without the suffix, or as webdataset has it, up to the first dot."""
+    stem = os.path.splitext(name)[0]
+    folder, slash, file = name.rpartition("/")
+    return others.get(stem) or others.get(f"{folder}{slash}{file.partition('.')[0]}", "")
 
 
 def _walk(path: str) -> dict[str, np.ndarray]:
@@ -57,6 +82,7 @@ def _walk(path: str) -> dict[str, np.ndarray]:
             "without compression, which gains next to nothing with pictures"
         )
     found: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}
     count, complaint = 0, ""
     with remote.open_anywhere(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -75,17 +101,23 @@ def _walk(path: str) -> dict[str, np.ndarray]:
                             continue
                         if place is not None and _is_picture(member.name, place, cast("BinaryIO", file)):
                             found[_new_name(member.name, found)] = place
+                        elif place is not None and member.name.endswith(_LABELS) and place[1] <= _MOST_OF_A_LABEL:
+                            label = _label_in(member.name, _read(cast("BinaryIO", file), *place))
+                            if label:  # of `.cls` and `.json`, whichever has one
+                                labels[os.path.splitext(member.name)[0]] = label
                 except tarfile.ReadError as error:
                     complaint = f"is damaged or cut off after {count} members ({error}): what lies after is not used"
                 if not complaint and tar.offset >= size:
                     complaint = "has no end: it may have been cut off"
         except tarfile.ReadError as error:
             raise DataError(f"images: {path!r} is no tar file: {error}") from None
-    names = Names(found)
+    names, told = Names(found), Names(_beside(name, labels) for name in found)
     places = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
     return {
         "text": names.text,
         "ends": names.ends,
+        "label_text": told.text,
+        "label_ends": told.ends,
         "offsets": places[:, 0],
         "sizes": places[:, 1],
         "complaint": np.array(complaint),
@@ -100,11 +132,27 @@ def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:
     suffix = os.path.splitext(name)[1].lower()
     if suffix or not place[1]:
         return suffix in picture_suffixes()
+    return begins_like_a_picture(_read(file, place[0], 12))
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     before = file.tell()
-    file.seek(place[0])
-    head = file.read(12)
+    file.seek(offset)
+    content = file.read(size)
     file.seek(before)
-    return begins_like_a_picture(head)
+    return content
+
+
+def _label_in(name: str, content: bytes) -> str:
+    """The label that a member is or holds; "" where it does not."""
+    text = content.decode("utf-8", "replace")
+    if name.endswith(".cls"):
+        return text.strip()
+    try:
+        label = json.loads(text)["label"] if '"label"' in text else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return str(label).strip() if isinstance(label, str | int) else ""
 
 
 def _new_name(name: str, taken: dict[str, tuple[int, int]]) -> str:

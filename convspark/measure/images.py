@@ -17,6 +17,7 @@ from ..errors import DataError, UsageError
 from .advice import Advice, advise
 
 if TYPE_CHECKING:
+    from ..data import FileSource
     from ..data.looks import Look
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def scan(
     """Look at every picture: what there is, what is damaged or double, and which settings of pretrain suit it.
 
     Args:
-        images: folder of pictures or arrays, text file with one path a line, or one picture.
+        images: folder of pictures or arrays, list of them, tar or parquet files, and whatever else docs/data.md names.
         channels: how many bands arrays of NumPy have, where their shape does not tell it.
         out: PNG file to write a sheet of pictures to; an existing one is replaced.
         pictures: how many of them are on the sheet, 0 for none; drawn by the seed.
@@ -137,7 +138,7 @@ def scan(
 
     import numpy as np
 
-    from ..data import Pixels, as_lines, fitting, list_images, measure
+    from ..data import FileSource, Pixels, absolute, as_lines, fitting, list_pictures, measure
     from ..data.duplicates import is_blank, near_duplicates
     from ..data.looks import look_at, same_content
     from ..files import write_text
@@ -145,14 +146,16 @@ def scan(
 
     with run_log(logging.WARNING):
         of_before = os.path.abspath(out) if out is not None else None
-        paths = [path for path in list_images(images, bands=True) if os.path.abspath(path) != of_before]
-        every = list(_watched(look_at(paths, channels, workers), len(paths)))
-        good = [look for look in every if look.reason is None]
+        paths = [path for path in list_pictures(images, bands=True) if absolute(path) != of_before]
+        source = FileSource(paths)
+        every = list(_watched(look_at(source, channels, workers), len(paths)))
+        readable = [index for index, look in enumerate(every) if look.reason is None]
+        good = [every[index] for index in readable]
         if not good:
             reasons = _some(f"{look.path}: {look.reason}" for look in every)
             raise DataError(f"images: none of the files can be read: {reasons}")
         thumbs = np.stack([look.thumb for look in good if look.thumb is not None])
-        same = same_content(look.path for look in good)
+        same = [[paths[index] for index in group] for group in same_content(source, readable)]
         twins = {path for group in same for path in group[1:]}
         others = [place for place, look in enumerate(good) if look.path not in twins]
         alike = [
@@ -169,10 +172,10 @@ def scan(
         advice = advise([look.size for look in chosen], bands, is_plain=is_plain, is_grey=is_grey, pictures=len(good))
         if keep is not None:
             left_out = twins | {path for group in alike for path in group[1:]}
-            kept = (os.path.abspath(look.path) for look in chosen if look.path not in left_out)
+            kept = (absolute(look.path) for look in chosen if look.path not in left_out)
             write_text(keep, as_lines(kept))
         if out is not None and pictures:
-            _draw(good, pictures, channels, seed, out)
+            _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, out)
     sides = {
         "height": [look.size[0] for look in good],
         "width": [look.size[1] for look in good],
@@ -211,11 +214,13 @@ def _bands(count: int) -> str:
     return "1 band" if count == 1 else f"{count} bands"
 
 
-def _draw(good: "Sequence[Look]", count: int, channels: int | None, seed: int, out: str) -> None:
+def _draw(
+    source: "FileSource", good: "Sequence[tuple[int, Look]]", count: int, channels: int | None, seed: int, out: str
+) -> None:
     """A sheet of so many of the pictures, spread over all of them by the seed."""
     from PIL import Image
 
-    from ..data import decode
+    from ..data import base_name
     from ..data.decode import Shrunk
     from ..data.looks import displayed
     from ..report.sheet import picture_sheet
@@ -223,15 +228,16 @@ def _draw(good: "Sequence[Look]", count: int, channels: int | None, seed: int, o
 
     places = sorted(counted(seed, Use.STATISTICS, 2).permutation(len(good))[:count].tolist())
     shown: list[Image.Image] = []
-    for look in (good[place] for place in places):
+    captions: list[str] = []
+    for index, look in (good[place] for place in places):
         if look.is_plain:
-            picture = decode(look.path, lambda height, width: max(1.0, min(height, width) / 192))
-            shown.append(picture.picture if isinstance(picture, Shrunk) else picture)
+            read = source.read(index, lambda height, width: max(1.0, min(height, width) / 192))
+            picture = read.picture if isinstance(read, Shrunk) else read
+            assert isinstance(picture, Image.Image)
+            shown.append(picture)
         else:
-            shown.append(displayed(look.path, channels))
-    captions = [
-        f"{os.path.basename(good[place].path)}  {good[place].size[1]}x{good[place].size[0]}" for place in places
-    ]
+            shown.append(displayed(look.path, source.content(index), channels))
+        captions.append(f"{base_name(look.path)}  {look.size[1]}x{look.size[0]}")
     picture_sheet(shown, captions, out)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import PretrainImages, Statistics, is_missing, list_images, measure
+from ..data import PretrainImages, Statistics, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
@@ -333,7 +333,7 @@ def _look_for_images(images: Any) -> None:
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) and is_missing(os.fspath(images)):
-        list_images(images)  # raises, and suggests the nearest name
+        list_pictures(images)  # raises, and suggests the nearest name
 
 
 def _place(images: Any) -> str | list[str] | None:

@@ -3,11 +3,10 @@
 The command line's `convspark reconstruct` is this function. Its module imports no torch by itself.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 
 _MOST = 8
 
@@ -26,7 +25,8 @@ def reconstruct(
 
     Args:
         run: run folder of a pre-training.
-        pictures: picture files, or folders of them, whose first pictures are taken; eight at most are drawn.
+        pictures: picture files, or folders, lists and archives of them, whose first pictures are taken; eight at most
+            are drawn.
         output: PNG file to write; an existing one is replaced.
         mask_ratio: share of the patches to mask; by default the one trained with.
         seed: of the masks.
@@ -44,7 +44,7 @@ def reconstruct(
 
     import torch
 
-    from ..data import HeldOutTransform, item_of, list_images
+    from ..data import FileSource, HeldOutTransform, base_name, list_pictures
     from ..model.spark import check_mask_ratio
     from ..report import reconstruction_grid
     from ..runs.numbers import normalisation, parse_size
@@ -55,24 +55,18 @@ def reconstruct(
     network, settings = load_run(run, model)
     pixels = pixels_of(settings, settings.channels)
     check_shown(show, settings.channels)
-    paths: list[str] = []
-    for picture in pictures:
-        listed = os.path.isdir(picture) or (os.path.isfile(picture) and not pixels.is_plain)
-        paths += list_images(picture, bands=not pixels.is_plain) if listed else [picture]
-    paths = paths[:_MOST]
-    for path in paths:
-        if not os.path.exists(item_of(path)[0]):
-            raise DataError(f"pictures: there is no file {path!r}")
+    paths = [path for place in pictures for path in list_pictures(place, bands=not pixels.is_plain)][:_MOST]
     size = parse_size(settings.size)
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio, network.grid_shape(size))
         network.mask_ratio = mask_ratio
     mean, std = normalisation(settings.channels, settings.mean, settings.std)
     transform = HeldOutTransform(size=size, mean=mean, std=std)
-    images = torch.stack([transform(pixels.read(path, transform.shrink)) for path in paths])
+    source = FileSource(paths, pixels=pixels)
+    images = torch.stack([transform(source.read(index, transform.shrink)) for index in range(len(paths))])
     shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    names = [os.path.basename(path) for path in paths]
+    names = [base_name(path) for path in paths]
     reconstruction_grid(
         images,
         shown.masked,

@@ -10,32 +10,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..data import PLAIN, Pixels, decode
+from ..data.transforms import Picture
 from ..files import written_whole
 from .labels import label, legend, of_any_letters
 
 
 def draw_label_maps(
-    shown: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    classes: Sequence[str],
-    path: str | os.PathLike[str],
-    pixels: Pixels = PLAIN,
+    shown: Sequence[tuple[str, Picture, np.ndarray, np.ndarray]], classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
     """Draws rows of picture, true and predicted classes into a PNG file; the background is not coloured.
 
     Args:
-        shown: (path of the picture, true labels (H, W), predicted labels (H, W)).
-        pixels: how the pictures are read; of bands, the first three are shown, each from black to white.
+        shown: (name of the picture, the picture, true labels (H, W), predicted labels (H, W)). Of bands, the first
+            three are shown, each from black to white.
     """
     colours = colormaps["tab10" if len(classes) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
     figure = Figure(figsize=(9, 3.2 * len(shown)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), 3, squeeze=False)
-    for row, (file, truth, predicted) in zip(grid, shown, strict=True):
-        picture = _displayed(file, pixels)
-        titles = (label(os.path.basename(file)), "truth", "predicted")
+    for row, (name, picture, truth, predicted) in zip(grid, shown, strict=True):
+        values = _displayed(picture)
+        titles = (label(name), "truth", "predicted")
         for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
-            view = picture.copy()
+            view = values.copy()
             for value in range(1, len(classes)) if labels is not None else ():
                 view[labels == value] = 0.45 * view[labels == value] + 0.55 * np.array(
                     colours[(value - 1) % len(colours)]
@@ -49,13 +46,11 @@ def draw_label_maps(
         figure.savefig(temporary, format="png")
 
 
-def _displayed(file: str, pixels: Pixels) -> np.ndarray:
+def _displayed(picture: Picture) -> np.ndarray:
     """(H, W, 3), from 0 to 1."""
-    if pixels.is_plain:
-        values = np.asarray(decode(file), dtype=np.float32)
+    if not isinstance(picture, Tensor):
+        values = np.asarray(picture, dtype=np.float32)
         return values / max(1.0, float(values.max()))  # dark microscope pictures become visible
-    picture = pixels.read(file)
-    assert isinstance(picture, Tensor)
     chosen = picture[: 3 if len(picture) >= 3 else 1].numpy()  # (C, H, W)
     low, high = np.nanquantile(chosen, (0.01, 0.99), axis=(1, 2), keepdims=True)
     values = np.nan_to_num((chosen - low) / np.maximum(high - low, 1e-12)).clip(0, 1)

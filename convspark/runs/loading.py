@@ -33,13 +33,13 @@ from ..data import (
     absolute,
     adapt,
     as_lines,
+    as_place,
     at_new_place,
     file_sizes,
     fitting,
     hold_out,
     is_url,
     item_of,
-    list_images,
     list_pictures,
     names_in,
     scan,
@@ -213,15 +213,12 @@ def _moved(
     found: list[str] = []
     for name, place, paths in parts:
         own = sizes[len(found) : len(found) + len(paths)]
-        found += at_new_place(paths, own, *_place(place)) if name in names and paths else paths
+        if name in names and paths:
+            paths = at_new_place(
+                paths, own, *as_place(place, [absolute(path) for path in list_pictures(place, bands=True)])
+            )
+        found += paths
     return found[: len(train)], found[len(train) :] if isinstance(held_out, list) else held_out, sizes
-
-
-def _place(images: str) -> tuple[str, list[str] | None]:
-    """A folder, or the file that names images and the images; all absolute."""
-    where = os.path.abspath(images)
-    listed = None if os.path.isdir(where) else [os.path.abspath(path) for path in list_images(images)]
-    return where, listed
 
 
 def _read_sizes(path: Path, count: int) -> list[int]:
@@ -470,13 +467,8 @@ def _open(
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) or _is_list_of_paths(images):
-        paths = _listed(images, bands=to_measure or not pixels.is_plain)
+        paths = list_pictures(images, bands=to_measure or not pixels.is_plain)
         if to_measure:
-            if any(map(is_url, paths)):
-                raise UsageError(
-                    "stats is 'auto', which pictures in archives or behind URLs are not measured for: unpack some, find"
-                    " their --low, --high, --mean and --std with `convspark scan`, and give those"
-                )
             pixels = fitting(paths, pixels)
         if check != "none":
             result = scan(paths, whole=check == "full", place=_called(images), pixels=pixels)
@@ -485,14 +477,6 @@ def _open(
         return [absolute(path) for path in paths], _described(images), pixels
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__, pixels
-
-
-def _listed(images: Any, bands: bool) -> list[str]:
-    """All pictures; files of several bands too, where they are files of their own."""
-    if bands:
-        with suppress(DataError):  # it is none of those; else the same is raised again
-            return list_images(images, bands=True)
-    return list_pictures(images)
 
 
 def _called(images: Any) -> str | None:

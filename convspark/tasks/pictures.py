@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from ..data import PLAIN, Pixels, list_images, scan
+from ..data import PLAIN, FileSource, Pixels, list_pictures, scan
 from ..data.decode import quiet
 from ..errors import DataError
 from .detection.annotations import Annotated, some
@@ -25,7 +25,7 @@ def find_pictures(
 
     Args:
         kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
-        bands: see `list_images`.
+        bands: see `list_pictures`.
 
     Raises:
         DataError: pictures that are not there, or that could be several, or two entries of one picture.
@@ -80,7 +80,8 @@ def tell_new(pictures: Sequence[str], source: str) -> None:
 def upright_sizes(
     paths: Sequence[str], bad: list[tuple[str, str]], pixels: Pixels = PLAIN
 ) -> dict[str, tuple[int, int]]:
-    """(height, width) in pixels of each readable picture, the right way up, as it is decoded.
+    """(height, width) in pixels of each readable picture, the right way up, as it is decoded; of those that are read
+    through a network, every one is decoded.
 
     Args:
         bad: to which (path, reason) of each of the others is added.
@@ -89,9 +90,10 @@ def upright_sizes(
         DataError: no picture, or more than 5 % of them, can be read; fewer are left out and named.
     """
     with quiet():
-        result = scan(paths, pixels=pixels)
+        result = scan(paths, pixels=pixels, whole=FileSource(paths).is_remote(0))
         bad += result.bad
-        return {path: pixels.upright_size(path) for path in result.good}
+        source = FileSource(result.good, pixels=pixels)
+        return {path: source.upright_size(place) for place, path in enumerate(result.good)}
 
 
 def whole_pictures(paths: Sequence[str], bad: list[tuple[str, str]], pixels: Pixels = PLAIN) -> list[str]:
@@ -138,7 +140,7 @@ class _Folder:
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:
-        return [PurePosixPath(path) for path in list_images(self._root, self._bands)]
+        return [PurePosixPath(path) for path in list_pictures(self._root, self._bands)]
 
     @cached_property
     def _by_name(self) -> dict[str, list[PurePosixPath]]:

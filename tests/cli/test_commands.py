@@ -111,7 +111,7 @@ def test_reconstruct(finished, folder, tmp_path, capsys):
     [
         (["MISSING", "PICTURE"], 2, "no run folder"),
         (["FOLDER", "PICTURE"], 2, "not a run folder"),
-        (["RUN", "MISSING"], 3, "there is no file"),
+        (["RUN", "MISSING"], 3, "missing' does not exist"),
         (["RUN", "BAD"], 3, "bad.png"),
         (["RUN", "PICTURE", "-o", "x.jpg"], 2, ".png"),
         (["RUN", "PICTURE", "--mask-ratio", "1"], 2, "mask_ratio=1"),

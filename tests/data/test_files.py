@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from convspark.data.files import as_lines, list_images, names_in
+from convspark.data import list_pictures
+from convspark.data.files import as_lines, names_in
 from convspark.data.scan import scan
 from convspark.errors import DataError, UsageError
 
@@ -31,8 +32,8 @@ def test_folder(tree: Path) -> None:
     expected = [
         "0123abcd", "a.png", "b.JPG", "deep/d.tiff", "deep/er/c.webp", "m.mpo", "with space/e f.jpeg", "ü.jpg"
     ]  # fmt: skip
-    assert [os.path.relpath(path, tree) for path in list_images(tree)] == expected
-    assert list_images(str(tree) + "/") == list_images(str(tree) + "/")
+    assert [os.path.relpath(path, tree) for path in list_pictures(tree)] == expected
+    assert list_pictures(str(tree) + "/") == list_pictures(str(tree) + "/")
 
 
 def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
     (tree / "linked").symlink_to(elsewhere)
     (tree / "loop").symlink_to(tree)
     (tree / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")  # to be counted as a bad file, not passed over
-    found = [os.path.relpath(path, tree) for path in list_images(tree)]
+    found = [os.path.relpath(path, tree) for path in list_pictures(tree)]
     assert "linked/z.jpg" in found and "gone.jpg" in found and len(found) == 10
 
 
@@ -65,10 +66,10 @@ def test_names_of_any_kind_come_back_from_a_list(tmp_path: Path) -> None:
     assert names_in(text) == ODD_NAMES and len(text.splitlines()) == len(ODD_NAMES)
     for name in ODD_NAMES:
         Image.new("RGB", (2, 2)).save(tmp_path / name)
-    found = list_images(tmp_path)
+    found = list_pictures(tmp_path)
     assert sorted(os.path.basename(path) for path in found) == sorted(ODD_NAMES)
     (tmp_path / "list.txt").write_text(as_lines(found))
-    assert list_images(tmp_path / "list.txt") == found and scan(found).good == found
+    assert list_pictures(tmp_path / "list.txt") == found and scan(found).good == found
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1)))
@@ -106,7 +107,7 @@ def test_links_and_pipes_of_all_kinds(
         (folder / name).symlink_to(target)
     (folder / "one").symlink_to("two")
     (folder / "two").symlink_to("one")
-    found = list_images(folder)
+    found = list_pictures(folder)
     bad = {os.path.basename(path): reason for path, reason in scan(found).bad}
     assert len(found) == 146 and bad == {
         "itself.png": "a link that leads in a circle",
@@ -123,34 +124,34 @@ def test_text_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     listed = tmp_path / "list.txt"
     listed.write_text("\ufeff# chosen\n\nphotos/b.JPG\n  photos/with space/e f.jpeg\nphotos/b.JPG\n/abs/x.jpg\n")
     expected = [str(tree / "b.JPG"), str(tree / "with space/e f.jpeg"), str(tree / "b.JPG"), "/abs/x.jpg"]
-    assert list_images(listed) == expected
+    assert list_pictures(listed) == expected
     # A list written in the working directory (`find photos … > lists/all.txt`), kept in another folder.
     (tmp_path / "lists").mkdir()
     listed.rename(tmp_path / "lists" / "all.txt")
     monkeypatch.chdir(tmp_path)
-    assert list_images("lists/all.txt") == expected
+    assert list_pictures("lists/all.txt") == expected
 
 
 def test_other_sources(tree: Path) -> None:
-    assert list_images(tree / "a.png") == [str(tree / "a.png")]
-    assert list_images([tree / "a.png", "b.jpg"]) == [str(tree / "a.png"), "b.jpg"]
-    assert list_images(f"{i}.jpg" for i in range(2)) == ["0.jpg", "1.jpg"]
+    assert list_pictures(tree / "a.png") == [str(tree / "a.png")]
+    assert list_pictures([tree / "a.png", "b.jpg"]) == [str(tree / "a.png"), "b.jpg"]
+    assert list_pictures(f"{i}.jpg" for i in range(2)) == ["0.jpg", "1.jpg"]
 
 
 def test_missing_folder_names_the_nearest(tree: Path) -> None:
     with pytest.raises(DataError, match=r"photoz.*does not exist.*did you mean .*photos"):
-        list_images(tree.parent / "photoz")
+        list_pictures(tree.parent / "photoz")
     with pytest.raises(DataError, match="does not exist; give a folder"):
-        list_images("/nowhere/at/all")
+        list_pictures("/nowhere/at/all")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no picture in folder .*no file at all"):
-        list_images(tmp_path)
+        list_pictures(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.txt").touch()
     with pytest.raises(DataError, match=r"no picture in folder .*1 \.txt"):
-        list_images(tmp_path)
+        list_pictures(tmp_path)
 
 
 def test_unusable_lists(tmp_path: Path) -> None:
@@ -158,9 +159,9 @@ def test_unusable_lists(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(b"\xff\xfe\x00\x81")
     for source, words in ((tmp_path / "a.txt", "holds no path"), (tmp_path / "b.bin", "neither"), ([], "empty")):
         with pytest.raises(DataError, match=words):
-            list_images(source)
+            list_pictures(source)
     with pytest.raises(UsageError, match="int"):
-        list_images([1, 2])  # type: ignore[list-item]
+        list_pictures([1, 2])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -174,4 +175,4 @@ def test_unusable_lists(tmp_path: Path) -> None:
 )
 def test_tables_of_paths(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert list_images(tmp_path / name) == [str(tmp_path / "x.jpg"), str(tmp_path / "y, z.jpg")]
+    assert list_pictures(tmp_path / name) == [str(tmp_path / "x.jpg"), str(tmp_path / "y, z.jpg")]

@@ -16,7 +16,7 @@ from convspark.data import (
     Pixels,
     PretrainTransform,
     fitting,
-    list_images,
+    list_pictures,
     measure,
     scan,
 )
@@ -114,9 +114,9 @@ def test_arrays_bit_for_bit(tmp_path: Path, kind: str, suffix: str) -> None:
     same(stored(path), array[:1])
     several = np.stack([array, array[::-1]]).transpose(0, 2, 3, 1)
     write(several)
-    names = list_images(tmp_path, bands=True)
-    assert names == [f"{path}[0]", f"{path}[1]"] == list_images(path, bands=True)
-    assert list_images(names[1], bands=True) == names[1:]
+    names = list_pictures(tmp_path, bands=True)
+    assert names == [f"{path}[0]", f"{path}[1]"] == list_pictures(path, bands=True)
+    assert list_pictures(names[1], bands=True) == names[1:]
     same(stored(Path(names[0]), 5), array)
     same(stored(Path(names[1]), 5), array[::-1].copy())
 
@@ -266,7 +266,7 @@ def test_statistics(tmp_path: Path) -> None:
     arrays[2][0, :, 1] = np.nan
     for i, array in enumerate(arrays):
         np.save(tmp_path / f"{i}.npy", array)
-    paths = list_images(tmp_path, bands=True)
+    paths = list_pictures(tmp_path, bands=True)
     pixels = fitting(paths, Pixels(3))
     assert not pixels.is_plain
     found = measure(paths, pixels)
@@ -292,7 +292,7 @@ def test_statistics_of_plain_pictures(tmp_path: Path) -> None:
     arrays = [np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8) for i in range(3)]
     for i, array in enumerate(arrays):
         Image.fromarray(array).save(tmp_path / f"{i}.png")
-    paths = list_images(tmp_path, bands=True)
+    paths = list_pictures(tmp_path, bands=True)
     assert fitting(paths, Pixels(3)).is_plain
     found = measure(paths, Pixels(3))
     every = np.stack(arrays).reshape(-1, 3) / 255
@@ -325,7 +325,7 @@ def test_scanning_finds_other_bands_and_damage(tmp_path: Path) -> None:
     for name in ("0.tif", "x.npy"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / f"cut-{name}").write_bytes(content[: len(content) * 2 // 3])
-    result = scan(list_images(tmp_path, bands=True), most_bad=1, pixels=Pixels(6))
+    result = scan(list_pictures(tmp_path, bands=True), most_bad=1, pixels=Pixels(6))
     assert result.good == sorted(good)
     reasons = {Path(path).name: reason for path, reason in result.bad}
     assert reasons["four.tif"].startswith("a picture of 4 bands, where 6 are wanted")
@@ -336,11 +336,11 @@ def test_scanning_finds_other_bands_and_damage(tmp_path: Path) -> None:
 def test_arrays_count_only_where_bands_are_asked_for(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     np.save(tmp_path / "b.npy", np.zeros((4, 4, 3)))
-    assert list_images(tmp_path) == [str(tmp_path / "a.png")]
-    assert len(list_images(tmp_path, bands=True)) == 2
+    assert list_pictures(tmp_path) == [str(tmp_path / "a.png")]
+    assert len(list_pictures(tmp_path, bands=True)) == 2
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"Of \.npy, tell how many bands there are: --channels N --stats auto"):
-        list_images(tmp_path)
+        list_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_real_files(shared_data_dir: Path, tmp_path: Path) -> None:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         same(stored(path), np.ascontiguousarray(array))
     scenes = np.load(folder / "sentinel2_5scenes_13band.npy")
-    names = list_images(folder / "sentinel2_5scenes_13band.npy", bands=True)
+    names = list_pictures(folder / "sentinel2_5scenes_13band.npy", bands=True)
     assert len(names) == 5
     for name, scene in zip(names, scenes, strict=True):
         same(stored(Path(name), 13), np.ascontiguousarray(scene.transpose(2, 0, 1)))

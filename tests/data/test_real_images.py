@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convspark.data import BadPictureError, Shrunk, decode, list_images, scan
+from convspark.data import BadPictureError, Shrunk, decode, list_pictures, scan
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def unpack(shared_data_dir: Path, tmp_path: Path) -> Callable[[str, int], Path]:
     ("name", "every"), [("clothing160", 60), ("tinyimagenet25", 150), ("dsb_fluo", 25), ("bccd", 20)]
 )
 def test_pictures(unpack: Callable[[str, int], Path], name: str, every: int) -> None:
-    paths = list_images(unpack(name, every))
+    paths = list_pictures(unpack(name, every))
     assert len(paths) >= 15
     assert scan(paths).good == paths
     for path in paths:

@@ -12,7 +12,7 @@ from scipy.fft import dctn
 from convspark import scan
 from convspark.cli.main import main
 from convspark.cli.pretrain import command
-from convspark.data import list_images
+from convspark.data import list_pictures
 from convspark.data.duplicates import is_blank, near_duplicates, thumbnail
 from convspark.errors import DataError, UsageError
 from convspark.measure.advice import advise
@@ -51,7 +51,7 @@ def test_what_is_there(folder: Path, tmp_path: Path) -> None:
     found = sorted([Path(path).name for path in group] for group in report.near_duplicates)
     assert found == [["0.png", "small.jpg"], ["1.png", "bright.png"]]
     assert [Path(path).name for path in report.blank] == ["blank.bmp"]
-    kept = {Path(path).name for path in list_images(keep)}
+    kept = {Path(path).name for path in list_pictures(keep)}
     assert kept == {*(f"{i}.png" for i in range(6)), "grey.tif", "blank.bmp"}
     with Image.open(sheet) as page:
         pixels = np.asarray(page)

@@ -82,7 +82,7 @@ def test_a_tar_with_more_in_it_is_told_and_the_run_has_what_it_had(begun, shards
     assert "1 files of pictures have changed" in caplog.text and "0.tar" in caplog.text
     source = FileSource(again.train)
     for place, address in enumerate(again.train):
-        assert source._content(place) == FILES[address.split("::")[0].removeprefix("tar://")]
+        assert source.content(place) == FILES[address.split("::")[0].removeprefix("tar://")]
 
 
 def test_pictures_that_are_gone_are_told(begun, shards, caplog):

@@ -59,7 +59,7 @@ def test_legends(tmp_path, texts, monkeypatch):
     scenes = SimpleNamespace(scenes=[SimpleNamespace(path=str(picture), things=[])], classes=NAMES)
     draw_detections(scenes, [], tmp_path / "d.png")
     maps = np.zeros((20, 20), np.uint8)
-    draw_label_maps([(str(picture), maps, maps)], ["background", *NAMES], tmp_path / "l.png")
+    draw_label_maps([(picture.name, Image.open(picture), maps, maps)], ["background", *NAMES], tmp_path / "l.png")
     scores = [SimpleNamespace(arm=name, labels=i + 1, values={"top1": [0.5, 0.6]}) for i, name in enumerate(NAMES)]
     accuracy_against_labels(scores, tmp_path / "a.png")
     for name in SHOWN[:-1]:

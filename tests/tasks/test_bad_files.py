@@ -7,7 +7,7 @@ import pytest
 from labelled_pictures import write_pictures
 from PIL import Image
 
-from convspark.data import list_images
+from convspark.data import list_pictures
 from convspark.errors import DataError
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.detection.data import read_scenes
@@ -55,7 +55,7 @@ def test_of_a_segmenter(annotated):
 
 
 def test_of_a_detector(annotated):
-    names = [path.rpartition("/")[2] for path in list_images(annotated / "p")]
+    names = [path.rpartition("/")[2] for path in list_pictures(annotated / "p")]
     content = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
         "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 9, 9]} for i, _ in enumerate(names)],

@@ -51,7 +51,8 @@ def compare(settings: CompareSettings) -> Comparison:
 
     Args:
         run: what was pre-trained: run folder, export folder, or weights file.
-        data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
+        data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
+            tar or parquet files or a saved dataset with labels (docs/transfer.md).
         against: what to compare with: random, imagenet (timm's weights for the network; needs them to be reachable), or
             any WEIGHTS; by default random.
         fractions: shares of the labels to fine-tune with; by default 0.1 and 1.

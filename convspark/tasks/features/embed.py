@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What was written: `numpy.load(file)` holds features (N, C) float32, paths (N,), and weights, as a text."""
+    """What was written: `numpy.load(file)` holds features (N, C) float32, paths (N,), which are the addresses of the
+    pictures, and weights, as a text.
+    """
 
     file: str
     pictures: int
@@ -42,7 +44,8 @@ def embed(
 
     Args:
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
-        images: folder of pictures, text file with one path a line, or one picture; what cannot be read is left out.
+        images: what pretrain takes (docs/data.md): folder, list, tar or parquet files, and so on; or one picture. What
+            cannot be read is left out.
         out: file to write.
         model: the network's name, for weights that do not tell it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
@@ -63,7 +66,7 @@ def embed(
     import numpy as np
 
     from ...checkpoints.origin import find_weights
-    from ...data import ScanResult, list_images, scan
+    from ...data import ScanResult, list_pictures, scan
     from ...files import written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
@@ -77,7 +80,7 @@ def embed(
 
         def prepare() -> ScanResult:
             origin = find_weights(weights, model, partial)
-            return scan(list_images(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
+            return scan(list_pictures(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
 
         found = here.led(prepare)
         origin = find_weights(weights, model, partial)

@@ -65,7 +65,8 @@ def probe(
 
     Args:
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
-        data: folder with a folder for each class, plain or under train/, val/ and test/; or CSV of path,label[,split].
+        data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
+            tar or parquet files or a saved dataset with labels (docs/transfer.md).
         model: the network's name, for weights that do not tell it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.

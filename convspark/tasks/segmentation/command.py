@@ -11,10 +11,11 @@ def segment(settings: SegmentSettings) -> SegmentResult:
 
     Args:
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
-        images: folder of pictures.
+        images: folder of pictures; or tar files, parquet files or a saved dataset of pictures and masks.
         masks: folder of 8-bit mask files named like the pictures (0 and 255, or 0, 1, 2, … with 255 for pixels that do
-            not count); or a COCO .json file.
-        val_images: folder of pictures to measure with; by default a share of the others.
+            not count); or a COCO .json file. None where they lie beside the pictures: X.mask.png beside X.jpg in a tar,
+            a column mask, annotation or label in a table.
+        val_images: pictures to measure with; by default those that images calls so, else a share of them.
         val_masks: their masks.
         val_share: that share.
         model: the network's name, for weights that do not tell it.

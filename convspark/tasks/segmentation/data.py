@@ -4,12 +4,14 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from ...data import PLAIN, Pixels, Split, list_images
-from ...data.decode import open_regular
+from ...data import PLAIN, FileSource, Pixels, Split, absolute, is_missing, is_url, list_pictures, masks_of, within
+from ...data.remote import below
 from ...errors import DataError, UsageError
 from ...names import shown
 from ..detection.annotations import some
@@ -30,8 +32,8 @@ class LabelMaps:
     """Pictures and where their labels come from.
 
     Attributes:
-        pictures: paths of the pictures.
-        masks: paths of their mask files, or the scene that is painted; empty where the picture is gone.
+        pictures: addresses of the pictures.
+        masks: addresses of their mask files, or the scene that is painted; empty where the picture is gone.
         held: the values that each picture's mask holds.
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
@@ -53,7 +55,16 @@ class LabelMaps:
     def label_map(self, index: int) -> np.ndarray:
         """(H, W) uint8, labels or `IGNORED`."""
         mask = self.masks[index]
-        return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(mask)]
+        return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(self._mask_files, index)]
+
+    @cached_property
+    def source(self) -> FileSource:
+        """The pictures, to be read."""
+        return FileSource(self.pictures, self.gone, self.pixels)
+
+    @cached_property
+    def _mask_files(self) -> FileSource:
+        return FileSource([mask if isinstance(mask, str) else "" for mask in self.masks])
 
     @property
     def gone(self) -> list[int]:
@@ -113,16 +124,21 @@ class LabelMaps:
         return table
 
 
+Places: TypeAlias = str | Sequence[str] | None
+"""Of pictures: what `list_pictures` takes."""
+
+
 def read_label_maps(
-    images: str | None, masks: str | None, like: LabelMaps | None = None, pixels: Pixels = PLAIN
+    images: Places, masks: str | None, like: LabelMaps | None = None, pixels: Pixels = PLAIN
 ) -> LabelMaps:
-    """Pictures and their masks, matched by their places below the two folders, and checked.
+    """Pictures and their masks, matched by their places below two folders or in the same file, and checked.
 
     Args:
-        images: folder of pictures.
+        images: folder of pictures, here or behind a URL; without `masks`, tar or parquet files and the like.
         masks: folder of 8-bit mask files (grey or palette), each where its picture lies in `images` but for the suffix.
             Each value is a class: 0 and 255 for a single one, else 0, 1, 2, … with 255 for pixels that do not count.
-            Or a COCO .json file.
+            Or a COCO .json file. None where the masks are in the same files: `a.mask.png` or `a.seg.png` beside `a.jpg`
+            in a tar, a column `mask`, `annotation` or `label` in a table.
         like: what was trained on, whose classes these must be.
         pixels: how the pictures are read.
 
@@ -130,12 +146,10 @@ def read_label_maps(
         UsageError: no such folder.
         DataError: pictures without masks, masks of another size, no class or unknown ones.
     """
-    images, masks = _checked(images, masks)
-    if os.path.isfile(masks):
-        maps = _from_scenes(masks, images, pixels)
-    else:
-        maps = _from_folders(images, masks, pixels)
-        labels, classes = _labels_of(maps.all_held, masks) if like is None else _labels_like(maps.all_held, like)
+    where = masks or _called(images)
+    maps = _read(images, masks, pixels)
+    if not maps.classes:
+        labels, classes = _labels_of(maps.all_held, where) if like is None else _labels_like(maps.all_held, like)
         maps = replace(maps, labels=labels, classes=classes)
     if like is None:
         return maps.of_held_classes()
@@ -143,13 +157,13 @@ def read_label_maps(
     names = {value: maps.classes[label] for value, label in maps.labels.items()}
     strange = [names[value] for value in sorted(maps.all_held & set(names)) if names[value] not in known]
     if strange:
-        raise DataError(f"{masks} has {some(strange)}, which the masks trained on do not have")
+        raise DataError(f"{where} has {some(strange)}, which the masks trained on do not have")
     labels = {value: known[name] for value, name in names.items() if name in known}
     return replace(maps, labels=labels, classes=like.classes)
 
 
 def read_maps_again(
-    images: str | None, masks: str | None, split: Split, pictures: Sequence[str], pixels: Pixels = PLAIN
+    images: Places, masks: str | None, split: Split, pictures: Sequence[str], pixels: Pixels = PLAIN
 ) -> LabelMaps:
     """Those `pictures` of a run that goes on which are still there, with the run's classes, whatever was deleted or
     added since.
@@ -160,28 +174,46 @@ def read_maps_again(
         UsageError: no such folder.
         DataError: masks of another size than their pictures, or no picture is left.
     """
-    images, masks = _checked(images, masks)
-    if os.path.isfile(masks):
-        maps = _from_scenes(masks, images, pixels, pictures)
-        names = {value: maps.classes[label] for value, label in maps.labels.items()}
-    else:
-        maps = _from_folders(images, masks, pixels, pictures)
+    maps = _read(images, masks, pixels, pictures)
+    names = {value: maps.classes[label] for value, label in maps.labels.items()}
+    if not names:
         names = {value: f"value {value}" for value in maps.all_held - {IGNORED}}
         names |= dict(zip(split.values, split.classes, strict=True))
     known = {name: label for label, name in enumerate(split.classes)}
     strange = [name for value, name in sorted(names.items()) if value in maps.all_held and name not in known]
     if strange:
-        logger.warning("%s has %s, no classes of the run: their pixels do not count", masks, some(strange))
+        logger.warning(
+            "%s has %s, no classes of the run: their pixels do not count", masks or _called(images), some(strange)
+        )
     labels = {value: known[name] for value, name in names.items() if name in known}
     return replace(maps, labels=labels, classes=split.classes)
 
 
-def _checked(images: str | None, masks: str | None) -> tuple[str, str]:
-    if not images or not os.path.isdir(images):
-        raise UsageError(f"images is {images!r}: expected a folder of pictures")
-    if not masks or not os.path.exists(masks):
+def _read(images: Places, masks: str | None, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
+    """Pictures and their masks; where these are files, without labels.
+
+    Args:
+        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
+    """
+    if not images or (isinstance(images, str) and is_missing(images)):
+        raise UsageError(f"images is {images!r}: expected a folder of pictures, or files with pictures and masks")
+    if masks is None:
+        return _from_pairs(_pairs_beside(images, not pixels.is_plain, kept), pixels)
+    if is_missing(masks):
         raise UsageError(f"masks is {masks!r}: expected a folder of mask files, or a COCO .json file")
-    return images, masks
+    coco = os.path.isfile(masks)
+    if not isinstance(images, str) or not (os.path.isdir(images) or (is_url(images) and not coco)):
+        raise UsageError(
+            f"images is {_called(images)!r}: expected a folder of pictures{' on this machine' if coco else ''} for the "
+            f"masks {masks!r}"
+        )
+    if coco:
+        return _from_scenes(masks, images, pixels, kept)
+    return _from_pairs(_pairs_by_place(images, masks, not pixels.is_plain, kept), pixels)
+
+
+def _called(images: Places) -> str:
+    return images if isinstance(images, str) else "images"
 
 
 def _from_scenes(file: str, images: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
@@ -195,20 +227,39 @@ def _from_scenes(file: str, images: str, pixels: Pixels, kept: Sequence[str] | N
     return LabelMaps(paths, list(source.scenes), held, labels, names, pixels, source.bad)
 
 
-def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
-    """Pictures and the masks in the same places, without labels.
-
-    Args:
-        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
-    """
-    files, pictures = _by_place(masks), _by_place(images, bands=not pixels.is_plain)
+def _pairs_beside(images: str | Sequence[str], bands: bool, kept: Sequence[str] | None) -> dict[str, str]:
+    """Mask of each picture, by address, of files that hold both."""
+    pictures = [absolute(picture) for picture in list_pictures(images, bands)]
+    pairs = dict(zip(pictures, masks_of(pictures), strict=True))
+    lacking = [picture for picture, mask in pairs.items() if not mask]
     if kept is not None:
-        of_run = frozenset(kept)
-        tell_new([path for path in pictures.values() if path not in of_run], images)
-        pictures = {place: path for place, path in pictures.items() if place in files and path in of_run}
-        files = {place: files[place] for place in pictures}
-        if not pictures:
-            raise DataError(f"of the pictures of the run, none is left in {images} with a mask in {masks}")
+        return _of_run({picture: mask for picture, mask in pairs.items() if mask}, kept, _called(images))
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of the {len(pairs)} pictures in {_called(images)} have no mask beside them: "
+            f"{some(lacking)}; expected `a.mask.png` or `a.seg.png` beside `a.jpg` in a tar file, or a column mask, "
+            "annotation or label of pictures in a parquet file or saved dataset; for pictures in a folder, name the "
+            "folder of their masks with --masks"
+        )
+    return pairs
+
+
+def _of_run(pairs: dict[str, str], kept: Sequence[str], where: str) -> dict[str, str]:
+    """Those of a run that goes on; others are told."""
+    of_run = frozenset(kept)
+    tell_new([picture for picture in pairs if picture not in of_run], where)
+    left = {picture: mask for picture, mask in pairs.items() if picture in of_run}
+    if not left:
+        raise DataError(f"of the pictures of the run, none is left in {where} with a mask")
+    return left
+
+
+def _pairs_by_place(images: str, masks: str, bands: bool, kept: Sequence[str] | None) -> dict[str, str]:
+    """Mask of each picture, by address, of two folders with the same places in them."""
+    files, pictures = _by_place(masks), _by_place(images, bands)
+    if kept is not None:
+        pairs = {path: files[place] for place, path in pictures.items() if place in files}
+        return _of_run(pairs, kept, f"{images} and {masks}")
     lacking = [place for place in pictures if place not in files]
     if lacking:
         elsewhere = {os.path.basename(place): file for place, file in files.items()}.get(os.path.basename(lacking[0]))
@@ -227,32 +278,42 @@ def _from_folders(images: str, masks: str, pixels: Pixels, kept: Sequence[str] |
             images,
             some(idle),
         )
-    file_of = {picture: files[place] for place, picture in pictures.items()}
+    return {picture: files[place] for place, picture in pictures.items()}
+
+
+def _from_pairs(pairs: dict[str, str], pixels: Pixels) -> LabelMaps:
     bad: list[tuple[str, str]] = []
-    sizes = upright_sizes(list(file_of), bad, pixels)
+    sizes = upright_sizes(list(pairs), bad, pixels)
+    chosen = [pairs[picture] for picture in sizes]
+    files = FileSource(chosen)
     held: list[frozenset[int]] = []
-    for picture, (height, width) in sizes.items():
-        values = _values_of(file_of[picture])
+    for place, (height, width) in enumerate(sizes.values()):
+        values = _values_of(files, place)
         if (height, width) != values.shape:
             raise DataError(
-                f"the mask {shown(file_of[picture])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
+                f"the mask {shown(chosen[place])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
                 f"{width}x{height}"
             )
         held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    return LabelMaps(list(sizes), [file_of[path] for path in sizes], held, {}, [], pixels, bad)
+    return LabelMaps(list(sizes), list(chosen), held, {}, [], pixels, bad)
 
 
 def _by_place(root: str, bands: bool = False) -> dict[str, str]:
-    """Path of each picture by its place below `root`, without the suffix."""
+    """Address of each picture by its place below `root`, without the suffix."""
     by_place: dict[str, str] = {}
-    for path in list_images(root, bands):
-        place = os.path.splitext(os.path.relpath(path, root))[0]
+    for path in list_pictures(root, bands):
+        if within(path):
+            raise DataError(
+                f"{shown(root)} holds files of many pictures, such as {shown(path)}, whose masks lie in the same "
+                "files: leave --masks out"
+            )
+        place = os.path.splitext(below(path, root))[0]
         if place in by_place:
             raise DataError(
                 f"{shown(by_place[place])} and {shown(path)} differ by nothing but their suffix, so that it is not "
                 "clear which picture and which mask belong together: rename or remove one of them"
             )
-        by_place[place] = os.path.abspath(path)
+        by_place[place] = absolute(path)
     return by_place
 
 
@@ -289,13 +350,14 @@ def _painted(scene: Scene) -> np.ndarray:
     return painted
 
 
-def _values_of(file: str) -> np.ndarray:
+def _values_of(files: FileSource, place: int) -> np.ndarray:
     """(H, W) uint8: grey values, or palette indices."""
+    name = files.name(place)
     try:
-        with open_regular(file) as content, Image.open(content) as opened:
+        with files.open(place) as content, Image.open(content) as opened:
             mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DataError(f"the mask {shown(file)} cannot be read ({error})") from None
+        raise DataError(f"the mask {shown(name)} cannot be read ({error})") from None
     if mode not in ("L", "P", "1"):
-        raise DataError(f"the mask {shown(file)} is a picture of mode {mode}: expected 8-bit grey or a palette")
+        raise DataError(f"the mask {shown(name)} is a picture of mode {mode}: expected 8-bit grey or a palette")
     return values

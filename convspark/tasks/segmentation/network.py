@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...data import PLAIN, FileSource, Pixels, PretrainImages
+from ...data import PretrainImages
 from ...data.transforms import Picture, filled
 from ...runs.module import TrainingModule, channels_last
 from ...runs.processes import ALONE, Processes
@@ -57,7 +57,7 @@ class MapImages(PretrainImages):
     """
 
     def __init__(self, maps: LabelMaps, size: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> None:
-        super().__init__(FileSource(maps.pictures, maps.gone, maps.pixels), _unused, seed)
+        super().__init__(maps.source, _unused, seed)
         self._maps, self._side = maps, size
         self._mean, self._std = mean, std
 
@@ -135,7 +135,7 @@ class SegmentModule(TrainingModule):
 
     def measure(self, batch: Any, number: int) -> np.ndarray:
         """See `pixel_counts`, of one picture."""
-        predicted = segment_picture(self.network, self._maps.pictures[number], self._mean, self._std, self._maps.pixels)
+        predicted = segment_picture(self.network, self._maps.source.read(number), self._mean, self._std)
         return pixel_counts(self._maps.label_map(number), predicted, len(self._maps.classes))
 
     def summarise(self, found: list[np.ndarray]) -> dict[str, float]:
@@ -160,12 +160,9 @@ def segmentation_loss(logits: Tensor, labels: Tensor, here: Processes = ALONE) -
     return (entropy + 1 - dice) * there.any()
 
 
-def segment_picture(
-    network: nn.Module, path: str, mean: Sequence[float], std: Sequence[float], pixels: Pixels = PLAIN
-) -> np.ndarray:
-    """(H, W) uint8, the class of each pixel of a picture file."""
+def segment_picture(network: nn.Module, picture: Picture, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """(H, W) uint8, the class of each pixel of a picture."""
     device = next(network.parameters()).device
-    picture = pixels.read(path)
     assert isinstance(picture, Image.Image | Tensor)
     image = normalised(picture, mean, std)[None].to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -27,7 +27,11 @@ class SegmentSettings(TaskSettings):
         super().check()
         if self.size < 32:
             raise UsageError(f"size is {self.size}: expected 32 pixels or more")
-        if (self.val_images is None) != (self.val_masks is None):
+        if self.masks is None and self.val_masks is not None:
+            raise UsageError(
+                "val_masks belongs to masks: give both, or neither where the masks lie beside the pictures"
+            )
+        if self.masks is not None and (self.val_images is None) != (self.val_masks is None):
             raise UsageError("val_images and val_masks belong together: give both, or neither")
 
 

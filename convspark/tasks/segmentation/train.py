@@ -1,5 +1,6 @@
 """A segmenter's training: settings resolved, data read, network built; and how it is trained and measured."""
 
+import logging
 import os
 from functools import partial
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...data import Split, hold_out, tell_gone
+from ...data import Split, absolute, as_place, base_name, hold_out, list_in_parts, tell_gone
 from ...errors import UsageError
 from ...files import written_whole
 from ...names import shown
@@ -16,7 +17,7 @@ from ...runs.run import Run
 from ...seeds import Use, counted_seed
 from ..fpn import pyramid_groups
 from ..task import Chosen, Task, adamw, one_by_one
-from .data import read_label_maps, read_maps_again
+from .data import Places, read_label_maps, read_maps_again
 from .network import (
     MapImages,
     Segmenter,
@@ -26,6 +27,8 @@ from .network import (
     segment_picture,
 )
 from .settings import SegmentResult, SegmentSettings
+
+logger = logging.getLogger(__name__)
 
 _RATE, _RATE_BATCH = 5e-4, 16
 _DRAWN = 4  # pictures
@@ -39,20 +42,36 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
     def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
         s, moved = self.settings, self.moved
         val = "val_images" if s.val_images else "images"
-        # Pictures of a COCO file are named as their folder was given.
-        name = str if os.path.isfile(str(s.masks)) else os.path.abspath
         return {
-            "train": (name(str(s.images)), None) if "images" in moved else None,
-            "val": (name(str(s.val_images or s.images)), None) if val in moved else None,
+            "train": self._place(str(s.images)) if "images" in moved else None,
+            "val": self._place(str(s.val_images or s.images)) if val in moved else None,
         }
+
+    def _place(self, images: str) -> tuple[str, list[str] | None]:
+        if os.path.isfile(str(self.settings.masks)):
+            return images, None  # pictures of a COCO file are named as their folder was given
+        return as_place(images, [absolute(address) for address, _ in list_in_parts(images, bands=True)])
+
+    def _places(self) -> tuple[Places, Places]:
+        """The pictures to train on, and those to validate with where there are some of their own."""
+        s = self.settings
+        if s.masks is not None or s.images is None:
+            return s.images, s.val_images
+        parts: dict[str, list[str]] = {}
+        for address, part in list_in_parts(s.images, not self.origin.pixels.is_plain):
+            parts.setdefault(part, []).append(address)
+        if "test" in parts:
+            logger.info("%d pictures to test with are left out", len(parts["test"]))
+        return parts.get("train", []), s.val_images or parts.get("val")
 
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
+        images, val_images = self._places()
         if self.kept and self.kept.classes:
-            self._read_again(self.kept)
+            self._read_again(self.kept, images, val_images)
         else:
-            every = read_label_maps(s.images, s.masks, pixels=pixels)
-            if s.val_images is None:
+            every = read_label_maps(images, s.masks, pixels=pixels)
+            if val_images is None:
                 train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
                 if not val:
                     raise UsageError(
@@ -62,7 +81,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                     train, val = self.kept.train, self.kept.val
                 self.maps, self.val = every.split(train, val)
             else:
-                self.maps, self.val = every, read_label_maps(s.val_images, s.val_masks, every, pixels)
+                self.maps, self.val = every, read_label_maps(val_images, s.val_masks, every, pixels)
             self.split = Split(
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
@@ -70,13 +89,13 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
-    def _read_again(self, kept: Split) -> None:
+    def _read_again(self, kept: Split, images: Places, val_images: Places) -> None:
         s, self.split, pixels = self.settings, kept, self.origin.pixels
-        if s.val_images is None:
-            train = val = read_maps_again(s.images, s.masks, kept, [*kept.train, *kept.val], pixels)
+        if val_images is None:
+            train = val = read_maps_again(images, s.masks, kept, [*kept.train, *kept.val], pixels)
         else:
-            train = read_maps_again(s.images, s.masks, kept, kept.train, pixels)
-            val = read_maps_again(s.val_images, s.val_masks, kept, kept.val, pixels)
+            train = read_maps_again(images, s.masks, kept, kept.train, pixels)
+            val = read_maps_again(val_images, s.val_masks, kept, kept.val, pixels)
         tell_gone(kept.train, train.pictures, "trains on")
         tell_gone(kept.val, val.pictures, "validates with", most=1)
         there = frozenset(val.pictures)
@@ -123,12 +142,13 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
         drawn = []
         for i, path in enumerate(self.val.pictures):
-            truth, found = self.val.label_map(i), segment_picture(trained, path, mean, std, self.val.pixels)
+            truth, read = self.val.label_map(i), self.val.source.read(i)
+            found = segment_picture(trained, read, mean, std)
             counts += pixel_counts(truth, found, len(classes))
             if i < _DRAWN:
-                drawn.append((path, truth, found))
+                drawn.append((base_name(path), read, truth, found))
         picture = folder.pictures / "predictions.png"
-        self.drawings.append(partial(draw_label_maps, drawn, classes, picture, self.val.pixels))
+        self.drawings.append(partial(draw_label_maps, drawn, classes, picture))
         with written_whole(folder.path / "segmenter.pth") as temporary:
             torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
         scores = overlap(counts)

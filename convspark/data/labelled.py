@@ -1,0 +1,302 @@
+"""What a user gives as labelled pictures, whatever it is, as the address, the class and the part of each."""
+
+import csv
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, UsageError
+from . import remote
+from .addresses import absolute, is_url, within
+from .files import PATH_COLUMNS, beside, names_in
+from .parquet import ParquetShard
+from .places import is_missing, is_shard, list_pictures
+from .shards import labels_of
+from .stored import item_of
+from .tables import is_saved_dataset
+
+logger = logging.getLogger(__name__)
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""What folders, files and cells are called that stand for a part of the pictures."""
+
+_PART_IN_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(PARTS)})(?:[^a-z]|$)")
+_SHOWN = 5
+
+
+class LabelledPicture(NamedTuple):
+    """A picture, what it shows, and whether it is to train, to validate or to test with."""
+
+    address: str
+    label: str
+    part: str
+
+
+def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) -> list[LabelledPicture]:
+    """The pictures that `data` names, with their classes.
+
+    Args:
+        data: one of
+
+            * a folder with a folder for each class, here or behind a URL;
+            * tar files with a `.cls` beside each picture, or a `.json` that holds a "label"; parquet files of pictures
+              with a column `label`; a folder that `datasets` saved: alone, in a folder, or as a pattern;
+            * a folder with folders `train`, `val` and, if wanted, `test` of one of these; or files of which all tell
+              their part by their names (`train-00000-of-00002.parquet`);
+            * a text file with a line for each of such files, or for each picture in them;
+            * a CSV, TSV or parquet file with the columns `path`, `label` and, if wanted, `split`, paths relative to it.
+        lenient: whether classes without pictures, and missing files that a list names, are left out.
+        bands: see `list_pictures`.
+
+    Raises:
+        DataError: nothing there, no labels, a class without pictures, missing files, a picture named twice.
+        UsageError: no such folder or file.
+    """
+    if not data:
+        raise UsageError(
+            "data is missing: give a folder with a folder for each class, a list of path,label, or what else "
+            "docs/transfer.md names"
+        )
+    if is_missing(data):
+        list_pictures(data)  # raises, and suggests the nearest name
+    if _is_list(data):
+        named = _in_list(data, lenient)
+    else:
+        places = folders_of_parts(data) or {"": data}
+        named = [one for part, place in places.items() for one in _in_place(place, part, lenient, bands)]
+    doubled = [path for path, n in Counter(one.address for one in named).items() if n > 1]
+    if doubled:  # trained on and measured with, or of two classes
+        raise DataError(f"data: {data!r} names {len(doubled)} pictures more than once: {some(doubled)}")
+    return named
+
+
+def list_in_parts(place: str, bands: bool = False) -> list[tuple[str, str]]:
+    """(address, part) of the pictures of a place, which all are to train with where nothing tells their part."""
+    places = folders_of_parts(place) or {"": place}
+    return [pair for part, inner in places.items() for pair in _with_parts(list_pictures(inner, bands), part)]
+
+
+def folders_of_parts(place: str) -> dict[str, str]:
+    """The folders in a folder that are called `train`, `val` or `test`, by part; none where there is no `train`.
+
+    Raises:
+        DataError: several of one part, or no `train` and no other folder either.
+    """
+    folders = _folders(place)
+    chosen: dict[str, str] = {}
+    for name, folder in folders.items():
+        part = PARTS.get(name.lower())
+        if part in chosen:
+            raise DataError(f"data: {place!r} has more than one folder for {part}")
+        if part is not None:
+            chosen[part] = folder
+    if chosen and "train" not in chosen:
+        if len(chosen) == len(folders):
+            raise DataError(f"data: {place!r} has {some(folders)}, but no train")
+        return {}
+    others = [name for name, folder in folders.items() if chosen and folder not in chosen.values()]
+    if others:
+        logger.warning("data: beside its splits, %r has %s, which is left out", place, some(others))
+    return chosen
+
+
+def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[LabelledPicture]:
+    """Of class folders, or of files that hold many pictures."""
+    folders = _folders(place)
+    if folders:
+        return _in_class_folders(place, folders, part or "train", lenient, bands)
+    try:
+        addresses = list_pictures(place, bands)
+    except DataError as error:
+        if not os.path.isdir(place):
+            raise
+        raise DataError(f"data: {place!r} holds no folders: expected one for each class ({error})") from None
+    if not any(map(within, addresses)):
+        raise DataError(f"data: {place!r} holds no folders: expected one for each class, or train/ and val/")
+    found = [
+        LabelledPicture(address, label, of)
+        for (address, of), label in zip(_with_parts(addresses, part), labels_of(addresses), strict=True)
+    ]
+    for of in ("val", "test"):  # as published without what they are asked for
+        ours = [one for one in found if one.part == of]
+        if ours and not any(one.label for one in ours):
+            logger.warning("data: no picture of %s in %r has a label: they are left out", of, place)
+            found = [one for one in found if one.part != of]
+    lacking = [one.address for one in found if not one.label]
+    if lacking:
+        raise DataError(
+            f"data: {len(lacking)} of the {len(found)} pictures of {place!r} have no label: {some(lacking)}; expected, "
+            'in a tar file, `a.cls` or `a.json` with a "label" beside `a.jpg`; in a parquet file or saved dataset, a '
+            "column `label` beside that of the pictures; or a list with the columns path,label"
+        )
+    return found
+
+
+def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
+    """With their part: that, or where it is not known yet, what the names of all their files tell."""
+    if part:
+        return [(address, part) for address in addresses]
+    shards = {address: one.shard for address in addresses if (one := within(address)) is not None}
+    told = {shard: _PART_IN_NAME.search(os.path.basename(shard).lower()) for shard in set(shards.values())}
+    if len(told) < 2 or not any(told.values()):
+        return [(address, "train") for address in addresses]
+    silent = sorted(shard for shard, found in told.items() if not found)
+    if silent:
+        raise DataError(
+            f"data: {len(told) - len(silent)} of {len(told)} files tell by their names whether they are to train, "
+            f"validate or test with, others do not: {some(silent)}; rename them, or put them into folders train/, val/ "
+            "and test/"
+        )
+    parts = {shard: PARTS[found[1]] for shard, found in told.items() if found}
+    return [(address, parts[shards[address]]) for address in addresses]
+
+
+def _in_class_folders(
+    root: str, folders: dict[str, str], part: str, lenient: bool, bands: bool
+) -> list[LabelledPicture]:
+    found: list[LabelledPicture] = []
+    empty: list[str] = []
+    for name, folder in folders.items():
+        try:
+            found += [LabelledPicture(path, name, part) for path in list_pictures(folder, bands)]
+        except DataError:
+            empty.append(name)
+    if empty and not lenient:
+        raise DataError(f"data: classes without pictures in {root!r}: {some(empty)}; fill or remove their folders")
+    inside = [one.address for one in found if within(one.address)]
+    if inside and any(labels_of(inside)):
+        raise DataError(
+            f"data: {root!r} has folders of files that tell classes themselves, such as {inside[0]}: name these files, "
+            "as a folder without others in it, or by a pattern"
+        )
+    return found
+
+
+def _folders(root: str) -> dict[str, str]:
+    """The folders in a folder, by name; none in what is no folder, or one saved by `datasets`.
+
+    A class that is a link that leads nowhere must not go unnoticed.
+    """
+    if is_saved_dataset(root) or is_shard(root):
+        return {}
+    if is_url(root):
+        return {os.path.basename(each): each for each in remote.folders_in(root)}
+    if not os.path.isdir(root):
+        return {}
+    seen = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
+    broken = [str(path) for path in seen if path.is_symlink() and not os.path.exists(path)]
+    if broken:
+        raise DataError(f"data: links that lead nowhere: {some(broken)}; mend or remove them")
+    return {path.name: str(path) for path in seen if os.path.isdir(path)}
+
+
+def _is_list(data: str) -> bool:
+    if data.lower().endswith(".parquet") and not is_missing(data):
+        return "{" not in data and "*" not in data and not ParquetShard(data).holds_pictures
+    named = data.lower().endswith((".csv", ".tsv", ".txt"))
+    if is_shard(data) or not (named if is_url(data) else os.path.isfile(data)):
+        return False
+    if not data.lower().endswith(".txt"):
+        return True
+    first = next(iter(names_in(_content(data).decode("utf-8", "replace"))), "")
+    return not is_shard(first) and within(first) is None  # else it names files that tell classes themselves
+
+
+def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
+    base = file.rpartition("/")[0] if is_url(file) else str(Path(file).resolve().parent)
+    found: list[LabelledPicture] = []
+    for where, cells in _rows(file):
+        label, split = cells["label"].strip(), cells.get("split", "").strip() or "train"
+        path = cells["path"]
+        if not os.path.lexists(os.path.join(base, path)):  # else blanks around it are its own
+            path = path.strip()
+        if not path or not label:
+            raise DataError(f"data: {where} has an empty path or label")
+        if not is_text(label):
+            raise DataError(f"data: {where} has the label {label!r}: expected text in UTF-8")
+        if split.lower() not in PARTS:
+            raise DataError(f"data: {where} has the split {split!r}: expected train, val or test")
+        address = beside(base, path)
+        found.append(
+            LabelledPicture(absolute(address) if is_url(address) else str(Path(address)), label, PARTS[split.lower()])
+        )
+    missing = {one.address for one in found if not is_url(one.address) and not os.path.exists(item_of(one.address)[0])}
+    if missing and not lenient:
+        raise DataError(
+            f"data: {len(missing)} of the {len(found)} pictures that {file!r} names do not exist: {some(missing)}"
+        )
+    return [one for one in found if one.address not in missing]
+
+
+def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Of a list, where each row is, and its cells by what they are: path, label and, if there is one, split."""
+    if file.lower().endswith(".parquet"):
+        yield from _rows_of_parquet(file)
+        return
+    content = _content(file)
+    try:
+        # Paths may be of any bytes, as `LabelledData.as_csv` writes them; labels may not.
+        text = content.decode("utf-8-sig", "surrogateescape")
+        header = text.partition("\n")[0]
+        delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets write their country's
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"data: {file!r} is neither a folder nor a CSV file ({error})") from None
+    columns = [name.strip().lower() for name in lines[0][1]] if lines else []
+    if not all(map(is_text, columns)):
+        raise DataError(f"data: {file!r} is neither a folder nor a CSV file in UTF-8")
+    path = next((name for name in PATH_COLUMNS if name in columns), None)
+    if path is None or "label" not in columns:
+        raise DataError(f"data: {file!r} has the columns {columns}: expected path,label or path,label,split")
+    for number, row in lines[1:]:
+        where = f"line {number} of {file!r}"
+        if any(cell.strip() for cell in row[len(columns) :]):
+            raise DataError(
+                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds a "
+                f"{delimiter!r} in double quotes"
+            )
+        cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
+        yield where, cells | {"path": cells[path]}
+
+
+def _content(file: str) -> bytes:
+    try:
+        return remote.read_all(file)
+    except OSError as error:
+        raise DataError(f"data: {file!r} cannot be read: {error.strerror or error}") from None
+
+
+def _rows_of_parquet(file: str) -> Iterator[tuple[str, dict[str, str]]]:
+    table = ParquetShard(file)
+    if table.label_column is None:
+        raise DataError(f"data: {file!r} has no column label: expected path,label or path,label,split")
+    columns = {"path": table.paths(), "label": table.texts(table.label_column)}
+    if "split" in table.columns:
+        columns["split"] = table.texts("split")
+    for number, row in enumerate(zip(*columns.values(), strict=True)):
+        yield f"row {number} of {file!r}", dict(zip(columns, row, strict=True))
+
+
+def is_text(cell: str) -> bool:
+    """Whether it was UTF-8, and nothing that merely looks so."""
+    return not any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in cell)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

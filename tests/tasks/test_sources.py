@@ -1,0 +1,173 @@
+"""The tasks on tars, tables and URLs: the same results as on the same pictures in folders."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.shards import write_tar
+from labelled_pictures import write_pictures
+from PIL import Image
+
+from convspark.data import index, list_pictures, measure
+from convspark.data.pixels import Pixels
+from convspark.data.statistics import fitting
+from convspark.errors import DataError, UsageError
+from convspark.pretraining.command import pretrain
+from convspark.pretraining.reconstruct import reconstruct
+from convspark.tasks.classification.command import finetune
+from convspark.tasks.features.embed import embed
+from convspark.tasks.features.probe import probe
+from convspark.tasks.segmentation.command import segment
+from convspark.tasks.segmentation.data import read_label_maps
+
+COMMON = {"size": 32, "batch_size": 4, "epochs": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def own_index(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("index")
+    monkeypatch.setattr(index, "cache_folder", lambda: folder)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """The same labelled pictures in class folders and in tars, in one order."""
+    write_pictures(tmp_path / "folder", 6)
+    files = sorted((tmp_path / "folder").rglob("*.png"))
+    for number, some in enumerate((files[:7], files[7:])):
+        members = {}
+        for i, file in enumerate(some):
+            members |= {f"{i:03}.png": file.read_bytes(), f"{i:03}.cls": file.parent.name.encode()}
+        write_tar(tmp_path / "tars" / f"{number}.tar", members)
+    return tmp_path
+
+
+def test_a_classifier_from_tars_is_that_from_folders_and_goes_on_elsewhere(both):
+    first = finetune("random:test_resnet", str(both / "folder"), out=str(both / "a"), **COMMON)
+    second = finetune("random:test_resnet", str(both / "tars"), out=str(both / "b"), **COMMON)
+    assert (first.loss, first.last, first.recall) == (second.loss, second.last, second.recall)
+    before = (both / "b" / "split.json").read_text()
+    assert f"::{both}/tars/1.tar" in before
+    (both / "tars").rename(both / "moved")
+    again = finetune(resume=str(both / "b"), data=str(both / "moved"))
+    assert again.loss == first.loss
+    assert json.loads((both / "b" / "split.json").read_text()) == json.loads(before.replace("/tars/", "/moved/"))
+
+
+def test_frozen_features_are_the_same(both):
+    scores = [
+        probe("random:test_resnet", str(both / place), size=32, seeds=1, device="cpu", workers=0).scores
+        for place in ("folder", "tars")
+    ]
+    assert scores[0] == scores[1]
+    found = {}
+    for place in ("folder", "tars"):
+        result = embed(
+            "random:test_resnet", str(both / place), out=str(both / "f.npz"), size=32, device="cpu", workers=0
+        )
+        assert result.pictures == 18
+        with np.load(both / "f.npz") as content:
+            found[place] = content["features"]
+            assert content["paths"].tolist() == list_pictures(both / place)
+    np.testing.assert_array_equal(found["folder"], found["tars"])
+
+
+def _deep(folder: Path) -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(100, 4000, (40, 50)).astype(np.uint16)).save(folder / f"{i}.png")
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_values_are_measured_in_tars_too(tmp_path):
+    write_tar(tmp_path / "a.tar", _deep(tmp_path / "deep"))
+    measured = []
+    for place in ("deep", "a.tar"):
+        paths = list_pictures(tmp_path / place)
+        pixels = fitting(paths, Pixels(1))
+        assert pixels.stored
+        measured.append(measure(paths, pixels))
+    assert measured[0] == measured[1] and measured[0].kinds == {"uint16": 5}
+    run = pretrain(
+        str(tmp_path / "a.tar"), model="test_resnet", channels=1, stats="auto", decoder_width=32, epochs=1, size=64,
+        batch_size=4, workers=0, device="cpu", precision="fp32", held_out=0.2, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "low:" in config and run is not None
+    page = reconstruct(str(tmp_path / "run"), [str(tmp_path / "a.tar")], output=str(tmp_path / "r.png"))
+    files = reconstruct(str(tmp_path / "run"), [str(tmp_path / "deep")], output=str(tmp_path / "s.png"))
+    np.testing.assert_array_equal(*(np.asarray(Image.open(each)) for each in (page, files)))
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """Pictures and masks, train and val: in folders, in tars, in a saved dataset and far away."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 3)):
+        members = {}
+        for i in range(count):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            for kind, name, values in (("p", "png", pixels), ("m", "mask.png", pixels[..., 0] // 128 * 255)):
+                file = io.BytesIO()
+                Image.fromarray(values).save(file, "PNG")
+                members[f"{i}.{name}"] = file.getvalue()
+                (tmp_path / part / kind).mkdir(parents=True, exist_ok=True)
+                (tmp_path / part / kind / f"{i}.png").write_bytes(file.getvalue())
+        write_tar(tmp_path / "tars" / part / "0.tar", members)
+    return tmp_path
+
+
+def test_a_segmenter_from_tars_is_that_from_folders_and_goes_on_elsewhere(masked):
+    train, val = masked / "train", masked / "val"
+    places = {"images": train / "p", "masks": train / "m", "val_images": val / "p", "val_masks": val / "m"}
+    places = {name: str(place) for name, place in places.items()}
+    first = segment("random:test_resnet", **places, out=str(masked / "a"), **COMMON)
+    second = segment("random:test_resnet", images=str(masked / "tars"), out=str(masked / "b"), **COMMON)
+    assert (first.iou, first.dice_by_class, first.pictures) == (second.iou, second.dice_by_class, second.pictures)
+    shutil.move(masked / "tars", masked / "moved")
+    again = segment(resume=str(masked / "b"), images=str(masked / "moved"))
+    assert again.iou == first.iou and "/moved/train/0.tar" in (masked / "b" / "split.json").read_text()
+
+
+def test_masks_in_tables_and_far_away(masked):
+    fsspec, hub = pytest.importorskip("fsspec"), pytest.importorskip("datasets")
+    expected = read_label_maps(str(masked / "val" / "p"), str(masked / "val" / "m"))
+    rows = [
+        {"image": {"bytes": (masked / "val" / "p" / f"{i}.png").read_bytes(), "path": None},
+         "annotation": {"bytes": (masked / "val" / "m" / f"{i}.png").read_bytes(), "path": None}}
+        for i in range(3)
+    ]  # fmt: skip
+    features = hub.Features({"image": hub.Image(), "annotation": hub.Image()})
+    made = hub.Dataset.from_list(rows, features=features)
+    made.save_to_disk(masked / "saved")
+    made.to_parquet(masked / "a.parquet")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    memory.put(str(masked / "val"), "/masked", recursive=True)
+    far = read_label_maps("memory://masked/p", "memory://masked/m")
+    for maps in (
+        far,
+        *(read_label_maps(str(masked / name), None) for name in ("saved", "a.parquet", "tars/val/0.tar")),
+    ):
+        assert len(maps) == 3 and maps.classes == expected.classes
+        for i in range(3):
+            np.testing.assert_array_equal(maps.label_map(i), expected.label_map(i))
+            np.testing.assert_array_equal(np.asarray(maps.source.read(i)), np.asarray(expected.source.read(i)))
+
+
+def test_what_does_not_belong_together_is_told(masked):
+    pictures, archive = str(masked / "val" / "p"), str(masked / "tars" / "val" / "0.tar")
+    with pytest.raises(DataError, match=r"3 of the 3 pictures .* no mask beside them: .* --masks"):
+        read_label_maps(pictures, None)
+    with pytest.raises(UsageError, match=r"expected a folder of pictures for the masks"):
+        read_label_maps(archive, str(masked / "val" / "m"))
+    with pytest.raises(DataError, match=r"whose masks lie in the same files: leave --masks out"):
+        read_label_maps(pictures, str(masked / "tars" / "val"))
+    (masked / "coco.json").write_text("{}")
+    with pytest.raises(UsageError, match="expected a folder of pictures on this machine"):
+        read_label_maps("memory://p", str(masked / "coco.json"))
