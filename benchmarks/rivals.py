@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from convspark import SparK
-from convspark.data import list_images
+from convspark.data import list_pictures
 from convspark.model.networks import copied
 from convspark.runs.device import choose_device, choose_precision, default_workers
 from convspark.runs.loading import find_images, train_dataset
@@ -244,7 +244,7 @@ def _follow(slow: nn.Module, fast: nn.Module, share: float) -> None:
 
 class _Views(Dataset):
     def __init__(self, folder: Path, views: Callable[[Image.Image], Any]) -> None:
-        self._paths, self._views = list_images(str(folder)), views
+        self._paths, self._views = list_pictures(str(folder)), views
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 
-from convspark.data import list_images
+from convspark.data import list_pictures
 from convspark.seeds import Use, counted
 
 from . import records
@@ -56,7 +56,7 @@ def main() -> None:
 
 def fewer(budget: Budget, pictures: int, out: Path) -> Arm:
     """Some of the pictures, the same for every seed, each as many times more often."""
-    paths = sorted(list_images(str(budget.data / "train")))
+    paths = sorted(list_pictures(str(budget.data / "train")))
     chosen = [paths[i] for i in sorted(counted(0, Use.LABELS).permutation(len(paths))[:pictures])]
     file = out / f"{budget.name}-{pictures}.txt"
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def _is_plain_jpeg(descriptor: int, head: bytes) -> bool:
             return False
         marker, length = head[at + 1], head[at + 2] << 8 | head[at + 3]
         if marker == _SCAN:
-            return frames == 1
+            return frames == 1 and head[at + 4] in (1, 2, 3, 4) and length == 6 + 2 * head[at + 4]
         if marker in _JPEG_FRAMES:
             frames += 1
             height, width = head[at + 5] << 8 | head[at + 6], head[at + 7] << 8 | head[at + 8]

@@ -40,6 +40,7 @@ OTHERS = {
     "cut": USUAL["baseline"][:-100],
     "cut in its header": USUAL["exif"][:3000],
     "empty": b"",
+    "scan of another length": USUAL["progressive"].replace(b"\xff\xda\0", b"\xff\xda\xff", 1),
     "bomb": USUAL["rgb"][:16] + (20_000).to_bytes(4) * 2 + USUAL["rgb"][24:],
 }
 

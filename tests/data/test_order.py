@@ -15,7 +15,8 @@ def test_every_picture_once_and_blocks_in_few_windows(sizes: list[int], seed: in
     assert np.array_equal(np.sort(order), np.arange(len(blocks)))
     for block, size in enumerate(sizes):
         seen = np.flatnonzero(blocks[order] == block)
-        assert np.ptp(seen) < size + 2 * 2048  # a window, and what of the block lies beyond it
+        # All in one window, which has what begins within 2048 pictures: the last block may reach beyond.
+        assert np.ptp(seen) < 2048 + max(sizes)
 
 
 def test_windows_are_mixed_and_differ() -> None:
