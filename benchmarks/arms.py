@@ -85,6 +85,7 @@ def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--pretrain-epochs", type=int, default=30)
     parser.add_argument("--finetune-epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help="of pre-training; by default its own")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="+", help="only these")
@@ -102,6 +103,7 @@ def budget_of(asked: argparse.Namespace) -> Budget:
         asked.pretrain_epochs,
         asked.finetune_epochs,
         tuple(asked.fractions),
+        {} if asked.batch_size is None else {"batch_size": asked.batch_size},
     )
 
 
@@ -161,9 +163,8 @@ def _pretrained(budget: Budget, arm: Arm, seed: int, folder: Path) -> float:
     if (folder / "config.yaml").is_file():
         return convspark.pretrain(resume=str(folder)).train_loss
     settings = {"model": budget.model, "size": budget.size, "epochs": budget.pretrain_epochs, "seed": seed}
-    settings |= {"picture_epochs": 0, **budget.pretrain, **arm.settings}
-    images = settings.pop("images", None) or str(budget.data / "train")
-    return convspark.pretrain(images, out=str(folder), **settings).train_loss
+    settings |= {"picture_epochs": 0, "images": str(budget.data / "train"), **budget.pretrain, **arm.settings}
+    return convspark.pretrain(out=str(folder), **settings).train_loss
 
 
 def _right(folder: Path, split: str) -> list[bool]:

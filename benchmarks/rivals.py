@@ -260,8 +260,8 @@ def _begin(name: str, budget: Budget, seed: int) -> tuple[Method, DataLoader]:
     encoder = vit(budget.size) if METHODS[name] is MAE else timm.create_model(budget.model, num_classes=0)
     method = METHODS[name](encoder, budget.size).train()
     data = _Views(budget.data / "train", method.views(budget.size))
-    workers = default_workers(choose_device())
-    return method, DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers)
+    workers, batch_size = default_workers(choose_device()), budget.pretrain.get("batch_size", BATCH)
+    return method, DataLoader(data, batch_size, shuffle=True, drop_last=True, num_workers=workers)
 
 
 def _forever(batches: DataLoader) -> Iterator[list[Tensor]]:
