@@ -13,7 +13,7 @@ def test_every_picture_once_and_blocks_in_few_windows(sizes: list[int], seed: in
     blocks = np.repeat(np.arange(len(sizes)), sizes)
     order = in_windows(np.random.default_rng(seed), blocks)
     assert np.array_equal(np.sort(order), np.arange(len(blocks)))
-    for block, size in enumerate(sizes):
+    for block in range(len(sizes)):
         seen = np.flatnonzero(blocks[order] == block)
         # All in one window, which has what begins within 2048 pictures: the last block may reach beyond.
         assert np.ptp(seen) < 2048 + max(sizes)
