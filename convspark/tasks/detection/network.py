@@ -79,10 +79,10 @@ def build_detector(
         "box_batch_size_per_image": 256 if fit_to_objects else 512,
     }
     if norm:
-        width, norms = pyramid.out_channels, nn.BatchNorm2d
-        options["box_head"] = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [1024], norm_layer=norms)
+        width, layers, norms = pyramid.out_channels, [256] * 4, nn.BatchNorm2d  # as wide as torchvision's
+        options["box_head"] = FastRCNNConvFCHead((width, 7, 7), layers, [1024], norm_layer=norms)
         if masks:
-            options["mask_head"] = MaskRCNNHeads(width, [width] * 4, 1, norm_layer=norms)
+            options["mask_head"] = MaskRCNNHeads(width, layers, 1, norm_layer=norms)
     classes = len(scenes.classes) + 1
     if masks:
         network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
