@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import auto_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
@@ -39,16 +39,20 @@ class FinetuneTransform(PretrainTransform):
     @cached_property
     def _policy(self) -> Callable[[Image.Image], Image.Image]:
         if self.policy == "auto":
-            fill: tuple[int, ...] = tuple(min(255, round(255 * mean)) for mean in self.mean)
+            fill = [min(255, round(255 * mean)) for mean in self.mean]
             # As timm's training has it: what moves into the picture is of the mean colour, shifts are of 0.45 at most.
-            return auto_augment_transform(
+            made = auto_augment_transform(
                 "v0",
                 {
                     "translate_const": int(0.45 * min(self.shape)),
-                    "img_mean": fill if len(fill) > 1 else fill[0],
+                    "img_mean": tuple(fill) if len(fill) > 1 else fill[0],
                     "interpolation": Image.Resampling[self.interpolation.upper()],
                 },
             )
+            for operation in (one for several in made.policy for one in several):
+                if operation.name == "Posterize":
+                    operation.aug_fn = _posterize
+            return made
         return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode(self.interpolation))
 
     @cached_property
@@ -63,6 +67,11 @@ class FinetuneTransform(PretrainTransform):
                 crop = functional.pil_to_tensor(self._policy(functional.to_pil_image(crop)))
             image = self._normalise(crop)
             return self._erasing(image) if self.erase else image
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keeps so many bits of each sample. The policy has 0, too: black, which newer versions of Pillow refuse."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 @contextmanager
