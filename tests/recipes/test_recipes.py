@@ -57,9 +57,7 @@ def test_a_recipe_is_taken_by_its_command_and_has_its_facts(one, capsys):
     settings = SETTINGS[one.command](**one.settings)
     if one.command == "pretrain":
         assert main(["pretrain", "--recipe", one.name, "--print_config"]) == 0
-        assert {**yaml.safe_load(capsys.readouterr().out)} | one.settings == yaml.safe_load(
-            convspark.runs.settings.as_yaml(settings)
-        )
+        assert one.settings.items() <= yaml.safe_load(capsys.readouterr().out).items()
     else:
         settings.check()
     assert one.network and one.data and one.outcome
