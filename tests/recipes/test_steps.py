@@ -107,7 +107,7 @@ def test_fine_tuning(recipe, whole, labelled, tmp_path):
 @pytest.mark.parametrize("whole", TINY)
 @pytest.mark.parametrize("recipe", OF["detect"], ids=lambda one: one.name)
 def test_detection(recipe, whole, squares, tmp_path, monkeypatch):
-    small = {"size": 64, "short_sides": (32, 96), "batch_size": 2, "device_batch_size": 1, "warmup_steps": 1}
+    small = {"size": 64, "short_sides": (32, 96), "batch_size": 2, "device_batch_size": 1, "warmup_steps": 0}
     small |= {"epochs": 2, "milestones": [1], "steps": recipe.settings.get("steps") and 2}
     if not whole:
         small["group_blocks"] = None
