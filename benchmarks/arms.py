@@ -16,7 +16,7 @@ from typing import Any
 
 import convspark
 from convspark.runs.device import choose_device, describe_device
-from convspark.tasks import recipe
+from convspark.tasks import defaults
 from convspark.tasks.classification.settings import read_predictions
 from convspark.tasks.comparison.verdict import Difference, Score, difference
 
@@ -131,7 +131,7 @@ def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
         weights = str(folder / "pretrained" / "export")
     pretrained["pretrain_seconds"] = round(time.perf_counter() - began)
     for fraction in missing:
-        epochs = recipe.epochs_at(fraction, budget.finetune_epochs)
+        epochs = defaults.epochs_at(fraction, budget.finetune_epochs)
         settings = {"size": budget.size, "fraction": fraction, "epochs": epochs, "seed": seed, **tune}
         fine = folder / f"finetuned-{fraction:g}-{budget.finetune_epochs}"
         if (fine / "config.yaml").is_file():

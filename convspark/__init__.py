@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .model.spark import SparK
     from .pretraining.command import pretrain
     from .pretraining.reconstruct import reconstruct
+    from .recipes import recipe
     from .sparse import PatchGrid, VisiblePatches, gather, scatter
     from .tasks.classification.command import finetune
     from .tasks.comparison.command import compare
@@ -38,6 +39,7 @@ _HOME = {
     "gather": ".sparse",
     "pretrain": ".pretraining.command",
     "probe": ".tasks.features.probe",
+    "recipe": ".recipes",
     "reconstruct": ".pretraining.reconstruct",
     "scan": ".measure.images",
     "scatter": ".sparse",
@@ -61,6 +63,7 @@ __all__ = [
     "gather",
     "pretrain",
     "probe",
+    "recipe",
     "reconstruct",
     "scan",
     "scatter",

@@ -105,6 +105,22 @@ def test_example_of_a_meaning_of_its_own(taught):
     assert (x * found[:, :, None, None]).shape == x.shape
 
 
+def test_the_page_of_recipes_tells_what_the_recipes_do():
+    from convspark.recipes import all_recipes
+
+    page, known = ROOT / "docs" / "recipes.md", all_recipes()
+    names = {}
+    exec(blocks(page)[0], names)
+    assert names["settings"]["epochs"] == 800
+    text = page.read_text()
+    assert all(name in text for name in known)
+    rows = re.findall(r"^\| (.+?) \| `(\w+)` \| `(\w+)` \| ([\d.]+) \| ([\d.]*) ?\|$", text, re.MULTILINE)
+    assert len(rows) == 8
+    for network, first, second, top1, supervised in rows:
+        assert network == known[first].network == known[second].network and known[first].then[0] == second
+        assert known[second].result == f"{top1} % top-1" + (f" (supervised {supervised} %)" if supervised else "")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

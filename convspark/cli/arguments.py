@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..runs.settings import read_yaml
 from ..trust import check_code
 
 TASK_GROUPS = {
-    "optimisation": ("learning_rate", "weight_decay", "layer_decay", "drop_path"),
+    "optimisation": ("learning_rate", "weight_decay", "layer_decay", "group_blocks", "gradient_clip", "drop_path"),
     "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "checkpoint_minutes"),
 }
 """How the help orders what all tasks share."""
@@ -71,6 +70,7 @@ class Command:
         for title, members in (groups or {}).items():
             places |= dict.fromkeys(members, self.parser.add_argument_group(title))
         self.keys: list[str] = []
+        self._sources: dict[str, Callable[[str], dict[str, Any]]] = {}
         self._positional = positional
         for parameter in inspect.signature(function).parameters.values():
             kind = (types or {}).get(parameter.name, parameter.annotation)
@@ -99,10 +99,17 @@ class Command:
         """A flag without a value that belongs to the command line alone."""
         self.parser.add_argument(*flags, action="store_true", help=help)
 
-    def add_config(self) -> None:
-        """`--config FILE`: settings from YAML, which flags given beside it override."""
-        self.parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
-        self.parser.add_argument("--kind", type=str, help=argparse.SUPPRESS)  # in the files: whose settings they are
+    def add_config(self, *, recipes: bool = False) -> None:
+        """`--config FILE`: settings from YAML, which flags override; where there are recipes, also `--recipe NAME`."""
+        self._sources["--config"] = self._read_config
+        self.parser.add_argument(
+            "--config", type=str, metavar="FILE", help="YAML file with settings; flags override it"
+        )
+        if recipes:
+            self._sources["--recipe"] = self._read_recipe
+            self.parser.add_argument(
+                "--recipe", type=str, metavar="NAME", help="settings of `convspark recipes`; flags override them"
+            )
 
     def parse(self, arguments: Sequence[str]) -> Namespace:
         """The arguments' values.
@@ -112,16 +119,11 @@ class Command:
                 known; a value of another type.
         """
         arguments, flagged = self._without_positional_flags(arguments)
+        arguments, configured = self._without_configs(arguments)
         arguments = self._bracketed(self._answered(arguments))
-        configured: dict[str, Any] = {}
-        for path in _config_paths(arguments):
-            content = self._read_config(path)
-            random = (name for key in ("weights", "against") for name in _random(content.get(key)))
-            for name in (content.get("model"), content.get("masks"), *random):
-                check_code(name, path)
-            configured |= content
         try:
-            given = self.parser.parse_args(arguments)
+            begun = self.parser.parse_object(configured, defaults=False) if configured else None
+            given = self.parser.parse_args(arguments, begun)
         except argparse.ArgumentError as error:
             raise UsageError(self._explain(str(error))) from None
         for key in self._positional:
@@ -130,6 +132,24 @@ class Command:
         for key, value in flagged.items():
             given[key] = value
         return given
+
+    def _without_configs(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+        """The arguments without `--config` and `--recipe`, and the settings that those name, by key."""
+        left, configured, words = list[str](), dict[str, Any](), iter(arguments)
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if flag not in self._sources:
+                left.append(word)
+                continue
+            value = value if equals else next(words, None)
+            if not value:
+                raise UsageError(f"{flag} has no value: expected a {'file' if flag == '--config' else 'name'}")
+            content = self._sources[flag](value)
+            random = (name for key in ("weights", "against") for name in _random(content.get(key)))
+            for name in (content.get("model"), content.get("masks"), *random):
+                check_code(name, value)
+            configured |= content
+        return left, configured
 
     def _without_positional_flags(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """What stands without a flag may have one, too, `--images FOLDER`: with `--resume` the others are left out."""
@@ -200,8 +220,18 @@ class Command:
         """The function's arguments out of what was parsed."""
         return {key: namespace[key] for key in self.keys}
 
-    def _read_config(self, path: Path) -> dict[str, Any]:
+    def _read_recipe(self, name: str) -> dict[str, Any]:
+        """The settings of a recipe; UsageError unless it is one of this command."""
+        from ..recipes import find_recipe
+
+        found = find_recipe(name)
+        if found.command != self.name:
+            raise UsageError(f"--recipe {name} is of `convspark {found.command}`, not of {self.name}")
+        return found.settings
+
+    def _read_config(self, file: str) -> dict[str, Any]:
         """The keys and values of a config file; UsageError unless all keys are known."""
+        path = Path(file)
         try:
             content = read_yaml(path)
         except OSError as error:
@@ -222,7 +252,7 @@ class Command:
         ]
         if problems:
             raise UsageError(f"--config {path}: {'; '.join(problems)}. `convspark {self.name} --help` names them all")
-        return {str(key).replace("-", "_"): value for key, value in content.items()}
+        return {str(key).replace("-", "_"): value for key, value in content.items() if key != "kind"}
 
     def _explain(self, message: str) -> str:
         """jsonargparse's messages in the words of the command line."""
@@ -271,11 +301,6 @@ def _random(weights: Any) -> list[str]:
     """Those of weights, one or several, that name a network: `random:NAME`."""
     several = weights if isinstance(weights, list) else str(weights).split(",")
     return [str(one).partition("=")[2] or str(one) for one in several if "random:" in str(one)]
-
-
-def _config_paths(arguments: Sequence[str]) -> list[Path]:
-    follows = [value for flag, value in pairwise(arguments) if flag == "--config"]
-    return [Path(p) for p in [*follows, *(a[9:] for a in arguments if a.startswith("--config="))]]
 
 
 def _metavar(kind: Any) -> dict[str, str]:

@@ -5,8 +5,22 @@ from collections.abc import Sequence
 from ..tasks.detection.command import detect
 from .arguments import TASK_GROUPS, Command
 
+_GROUPS = {
+    "optimisation": (
+        *TASK_GROUPS["optimisation"],
+        "steps",
+        "warmup_steps",
+        "milestones",
+        "milestone_factor",
+        "accumulate",
+        "device_batch_size",
+    ),
+    "network": ("heads", "fit_to_objects"),
+    "machine": TASK_GROUPS["machine"],
+}
+
 
 def run(arguments: Sequence[str]) -> int:
-    made = Command("detect", detect, positional=("weights",), groups=TASK_GROUPS)
-    made.add_config()
+    made = Command("detect", detect, positional=("weights",), groups=_GROUPS)
+    made.add_config(recipes=True)
     return made.answer(arguments)

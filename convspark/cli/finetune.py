@@ -8,15 +8,36 @@ from ..tasks.classification.settings import FinetuneResult
 from .arguments import TASK_GROUPS, Command
 
 _GROUPS = {
-    "optimisation": ("optimizer", "warmup_epochs", "accumulate", *TASK_GROUPS["optimisation"]),
-    "pictures": ("mixup", "cutmix", "mix_share", "smoothing", "policy", "erase", "crop_scale", "val_share"),
+    "optimisation": (
+        "optimizer",
+        "base_learning_rate",
+        "warmup_epochs",
+        "accumulate",
+        "device_batch_size",
+        "ema_decay",
+        *TASK_GROUPS["optimisation"],
+    ),
+    "pictures": (
+        "mixup",
+        "cutmix",
+        "mix_share",
+        "smoothing",
+        "policy",
+        "policy_kind",
+        "interpolation",
+        "erase",
+        "crop_scale",
+        "repeats",
+        "eval_crop",
+        "val_share",
+    ),
     "machine": TASK_GROUPS["machine"],
 }
 
 
 def run(arguments: Sequence[str]) -> int:
     made = Command("finetune", finetune, positional=("weights", "data"), groups=_GROUPS)
-    made.add_config()
+    made.add_config(recipes=True)
     return made.answer(arguments, describe)
 
 

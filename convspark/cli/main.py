@@ -34,6 +34,7 @@ COMMANDS = {
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
+    "recipes": ("convspark.cli.recipes", "list the settings of published runs, for --recipe, and show them"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
 }

@@ -32,6 +32,7 @@ _GROUPS = {
         "betas",
         "gradient_clip",
         "accumulate",
+        "device_batch_size",
     ),
     "images": ("held_out", "held_out_most", "check", "shuffle", "crop_scale", "flip", "crops_per_image"),
     "values": ("bands", "band_axis", "stats", "low", "high", "mean", "std"),
@@ -48,7 +49,7 @@ def command() -> Command:
         positional=("images",),
         groups=_GROUPS,
     )
-    made.add_config()
+    made.add_config(recipes=True)
     made.add_switch("--print_config", "--print-config", help="print the resolved settings as YAML, and exit")
     made.add_switch("--dry-run", help="show settings, memory, and the time this would take, and exit")
     made.add_switch("--json", help="print the result as JSON")

@@ -162,6 +162,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         crops_per_image: as in the dataset; crops of one picture stay neighbours.
         passes: forward passes of a batch.
         blocks: of each picture, which others lie near it (see `in_windows`); None shuffles them all.
+        batches: of an epoch; by default as many as show every example once. Fewer leave examples out, other ones in
+            each epoch; more go on with further crops.
+        apart: whether crops of one picture lie far from each other in a batch, so that neighbours can be mixed.
     """
 
     def __init__(
@@ -176,6 +179,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         crops_per_image: int = 1,
         passes: int = 1,
         blocks: np.ndarray | None = None,
+        batches: int | None = None,
+        apart: bool = False,
     ) -> None:
         if batch_size < 1 or batch_size % (world_size * passes):
             raise UsageError(
@@ -183,7 +188,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             )
         if length < 1 or length % crops_per_image:
             raise UsageError(f"length: expected a multiple of the {crops_per_image} crops an image, got {length}")
-        self.num_batches = -(-length // batch_size)
+        self.num_batches = -(-length // batch_size) if batches is None else batches
         if not 0 <= start_batch <= self.num_batches:
             raise UsageError(f"start_batch: expected 0 to {self.num_batches}, got {start_batch}")
         self.length = length
@@ -196,6 +201,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._rank, self._world_size = rank, world_size
         self._crops_per_image = crops_per_image
         self._blocks = blocks
+        self._apart = apart
 
     def set_epoch(self, epoch: int) -> None:
         """Go on to `epoch`; a new one starts with its first batch."""
@@ -224,4 +230,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         images = rng.permutation(self.length // crops) if self._blocks is None else in_windows(rng, self._blocks)
         order = (images[:, None] * crops + np.arange(crops)).reshape(-1)  # (images, crops) -> (length,)
         place = np.arange(self.num_batches * self.batch_size)
-        return order[place % self.length] + place // self.length * self.length
+        order = order[place % self.length] + place // self.length * self.length
+        if not self._apart:
+            return order
+        within = np.concatenate([np.arange(first, self.batch_size, crops) for first in range(crops)])
+        return order.reshape(-1, self.batch_size)[:, within].reshape(-1)  # (num_batches, batch_size) -> (all,)

@@ -184,10 +184,11 @@ class HeldOutTransform(_Normalised):
     """The centre of a picture, resized (bicubic) so that it just covers `size`. No randomness.
 
     Args:
-        share: of the side of that centre that is kept; 0.95 crops a little closer.
+        share: of the side of that centre that is kept; 0.95 crops a little closer. None takes the whole picture,
+            squeezed into `size` whatever its shape.
     """
 
-    share: float = 1.0
+    share: float | None = 1.0
 
     def shrink(self, height: int, width: int, counter: Counter = 0) -> float:
         """The factor by which a picture may be shrunk: its centre keeps twice what comes out, to be shrunk smoothly."""
@@ -200,6 +201,8 @@ class HeldOutTransform(_Normalised):
 
     def _centre(self, have_height: int, have_width: int) -> Box:
         """The part of a picture that is shown."""
+        if self.share is None:
+            return 0, 0, have_height, have_width
         height, width = self.shape
         scale = max(height / have_height, width / have_width)
         # The central part first: a panorama is not resized as a whole to be thrown away. Never less than a

@@ -51,8 +51,8 @@ def advise(
         why = "samples are not of 8 bits: their range, mean and deviation are measured over all files together"
         found.append(Advice("stats", "auto", why))
     if pictures < _FEW:
-        found.append(Advice("model", "resnet18", f"{pictures} pictures are few: small, as in recipes/small_data.yaml"))
-        found.append(Advice("epochs", "400", "as in recipes/small_data.yaml: few pictures make short epochs"))
+        found.append(Advice("model", "resnet18", f"{pictures} pictures are few: small, as in the recipe small_data"))
+        found.append(Advice("epochs", "400", "as in the recipe small_data: few pictures make short epochs"))
         area = statistics.median(h * w for h, w in sizes)
         if area >= _LARGE * size * size:
             why = f"half of the pictures have {_LARGE} times the pixels of a crop or more: one decoding serves four"

@@ -53,7 +53,9 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         final_weight_decay: at the last step.
         betas: of the optimiser; by default 0.9 and 0.95, with LayerNorm 0.9 and 0.999, as in the paper.
         gradient_clip: largest norm of the gradient of a step.
-        accumulate: forward passes that a step's batch is divided into, to fit it into memory.
+        accumulate: forward passes that a step's batch is divided into, to fit it into memory; by default one, or as
+            many as device_batch_size asks for.
+        device_batch_size: the most images of a forward pass on each device.
         held_out: share of the images held out to measure a loss that is not trained on, or a folder of such images.
         held_out_most: the most images that share comes to.
         check: of the images at the start: quick looks at the header and the end of each file, full decodes all of them,

@@ -121,7 +121,8 @@ def resolved_config(images: Any = None, **settings: Any) -> str:
         if asked.images is not None or asked.resume is not None:
             return as_yaml(make_plan(Run(asked)).settings)
         check_name(str(asked.model))  # no images: a template to fill in, for which no network is built
-    numbers = count(1 << 30, asked.batch_size, asked.epochs, asked.warmup_epochs, asked.accumulate)
+    steps = asked.batch_size, asked.epochs, asked.warmup_epochs, asked.accumulate
+    numbers = count(1 << 30, *steps, device_batch_size=asked.device_batch_size)
     warmup_epochs = numbers.warmup_steps / numbers.steps_per_epoch
     return as_yaml(replace(asked, batch_size=numbers.batch_size, warmup_epochs=warmup_epochs))
 

@@ -218,7 +218,15 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         s = replace(s, mean=statistics.mean, std=statistics.std)
     pixels = images.pixels
     examples, processes = len(images.train) * s.crops_per_image, run.here.count
-    numbers = count(examples, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate, processes)
+    numbers = count(
+        examples,
+        s.batch_size,
+        s.epochs,
+        s.warmup_epochs,
+        s.accumulate,
+        processes,
+        device_batch_size=s.device_batch_size,
+    )
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:
         _check_export(model, mean, std, parse_size(s.size))
@@ -236,6 +244,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         images=_place(s.images),
         model=s.model if isinstance(s.model, str) else None,
         batch_size=numbers.batch_size,
+        accumulate=numbers.accumulate,
         size=format_size(parse_size(s.size)),
         channels=model.in_chans,
         patch_size=as_setting(model.patch_size),
@@ -314,7 +323,14 @@ def _check(s: PretrainSettings) -> None:
             normalisation(s.channels, s.mean, s.std)
     if s.tracker != "none" and find_spec(s.tracker) is None:
         raise UsageError(f"tracker is {s.tracker!r}, which is not installed: pip install 'convspark[{s.tracker}]'")
-    count(1 << 62, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate)
+    count(
+        1 << 62,
+        s.batch_size,
+        s.epochs,
+        s.warmup_epochs,
+        s.accumulate,
+        device_batch_size=s.device_batch_size,
+    )
 
 
 def _refuse_for_dataset(s: PretrainSettings) -> None:

@@ -55,7 +55,8 @@ class PretrainSettings(SpreadSettings):
     final_weight_decay: float = 0.2
     betas: tuple[float, float] | None = None
     gradient_clip: float = 5.0
-    accumulate: int = 1
+    accumulate: int | None = None
+    device_batch_size: int | None = field(default=None, metadata={"before": None})
     held_out: Any = field(default=0.02, metadata={"type": float | str | None})
     held_out_most: int = 1000
     check: Literal["quick", "full", "none"] = field(default="quick", metadata={"before": "quick"})

@@ -245,6 +245,9 @@ class TrainLoader(DataLoader[Tensor]):
     Lightning saves and restores it through `state_dict` and `load_state_dict`; whoever takes a step tells it with
     `mark`.
 
+    Args:
+        batches, apart: of `EpochSampler`.
+
     Attributes:
         here: the processes that share each batch.
         waited: seconds that the last batch was waited for. The first one's are 0 where workers had to be started.
@@ -261,6 +264,8 @@ class TrainLoader(DataLoader[Tensor]):
         pin_memory: bool,
         collate: Callable[[Any], Any] | None = None,
         here: Processes = ALONE,
+        batches: int | None = None,
+        apart: bool = False,
     ) -> None:
         self.accumulate = accumulate
         self.here = here
@@ -273,6 +278,8 @@ class TrainLoader(DataLoader[Tensor]):
             crops_per_image=dataset.crops_per_image,
             passes=accumulate,
             blocks=dataset.blocks,
+            batches=batches,
+            apart=apart,
         )
         self.waited = 0.0
         self.arrived = 0.0

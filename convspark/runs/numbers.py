@@ -65,19 +65,30 @@ def count(
     batch_size: int | None,
     epochs: int,
     warmup_epochs: float | None,
-    accumulate: int = 1,
+    accumulate: int | None = None,
     processes: int = 1,
+    *,
+    device_batch_size: int | None = None,
+    steps: int | None = None,
 ) -> Numbers:
     """The numbers of a run over so many images; None for a batch size or a warm-up chooses one.
 
     Args:
+        accumulate: None divides a batch into the fewest passes that keep to `device_batch_size`.
         processes: that share each forward pass.
+        device_batch_size: the most images of a forward pass in each of them; None for any number.
+        steps: of the whole run, where an epoch is not to be one pass over the images.
 
     Raises:
         UsageError: numbers that do not go together.
     """
     if epochs < 1:
         raise UsageError(f"epochs is {epochs}: expected 1 or more")
+    if steps is not None and (steps < 1 or steps % epochs):
+        raise UsageError(f"steps is {steps} and epochs {epochs}: expected a multiple, as many steps in each epoch")
+    check_positive(device_batch_size=device_batch_size)
+    if accumulate is None:
+        accumulate = 1 if batch_size is None else _fewest_passes(batch_size, processes, device_batch_size)
     if accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
     if batch_size is None:
@@ -104,9 +115,17 @@ def count(
         warmup_epochs = default_warmup_epochs(epochs)
     if not 0 <= warmup_epochs <= epochs:
         raise UsageError(f"warmup_epochs is {warmup_epochs}: expected 0 to {epochs}, the epochs of the run")
-    steps_per_epoch = -(-images // batch_size)
+    steps_per_epoch = -(-images // batch_size) if steps is None else steps // epochs
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
+
+
+def _fewest_passes(batch_size: int, processes: int, most: int | None) -> int:
+    """Passes that a batch divides into evenly, of at most so many images in each process; 1 where none can be."""
+    if most is None or batch_size % processes:
+        return 1
+    own = batch_size // processes
+    return next((passes for passes in range(1, own + 1) if own % passes == 0 and own // passes <= most), 1)
 
 
 def _most(images: int, processes: int) -> int:

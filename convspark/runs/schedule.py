@@ -1,6 +1,7 @@
 """Learning rate and weight decay as functions of the step (SparK paper, pre-training recipe)."""
 
 import math
+from collections.abc import Sequence
 
 from ..errors import UsageError
 
@@ -14,7 +15,8 @@ class Schedule:
         rate(t)  = p (0.001 + 0.999 c((t - w) / (n - 1 - w)))       for t >= w
         decay(t) = d1 + (d0 - d1) c(t / (n - 1))
 
-    Both are meant to be set *before* step `t` is taken, `t` counted from 0.
+    Both are meant to be set *before* step `t` is taken, `t` counted from 0. With `milestones` the rate does not follow
+    the cosine: it stays at its peak, and is multiplied by `factor` at each of these steps.
 
     Args:
         peak_lr: learning rate at the end of the warm-up.
@@ -23,6 +25,8 @@ class Schedule:
         weight_decay: weight decay at the first and at the last step.
         first_share: learning rate of step 0 as a share of the peak (where there is a warm-up).
         last_share: learning rate of the last step as a share of the peak.
+        milestones: steps, in order, from which on the rate is lower.
+        factor: what it is multiplied by there.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class Schedule:
         weight_decay: tuple[float, float] = (0.04, 0.2),
         first_share: float = 0.005,
         last_share: float = 0.001,
+        milestones: Sequence[int] = (),
+        factor: float = 0.1,
     ) -> None:
         if steps < 1:
             raise UsageError(f"steps is {steps}: a schedule needs at least 1 step")
@@ -47,11 +53,15 @@ class Schedule:
         self.first_decay, self.last_decay = weight_decay
         self.first_share = first_share
         self.last_share = last_share
+        self.milestones = tuple(milestones)
+        self.factor = factor
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step` (from 0)."""
         if step < self.warmup_steps:
             share = self.first_share + (1 - self.first_share) * step / self.warmup_steps
+        elif self.milestones:
+            share = self.factor ** sum(step >= milestone for milestone in self.milestones)
         else:
             # A run that ends with its warm-up has no cosine left: its last step is taken at the peak.
             span = max(1, self.steps - 1 - self.warmup_steps)

@@ -1,10 +1,12 @@
 """Layer-wise decay of the learning rate: which layer group each parameter of a network belongs to."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from ..errors import UsageError
 from ..model.stages import Stages
 
 _FEWEST_TO_HALVE, _MOST_HALVED = 4, 2  # blocks of a stage, stages
@@ -12,7 +14,9 @@ _FEWEST_FOR_THREES = 6  # blocks of a stage, of a network with LayerNorm
 _MOST_STAGES = 12  # stem included; what timm calls stages where there are more are blocks
 
 
-def layer_groups(network: nn.Module, stages: Stages | None = None) -> tuple[dict[str, int], int]:
+def layer_groups(
+    network: nn.Module, stages: Stages | None = None, group_blocks: Sequence[int] | None = None
+) -> tuple[dict[str, int], int]:
     """The group of each parameter, 0 for the stem, and the number of groups; the head is the last.
 
     The paper's grouping, generalised. Stem, stages and head are groups. Of a network with LayerNorm, the longest stage
@@ -24,12 +28,21 @@ def layer_groups(network: nn.Module, stages: Stages | None = None) -> tuple[dict
         network: timm's, most of which know their stages and blocks.
         stages: of others: a parameter belongs to the first stage that depends on it, the first stage is the stem's
             group too, and no stage is divided. Where they are needed and not given, they are found.
+        group_blocks: of each stage, how many blocks make a group; instead of the rule above.
+
+    Raises:
+        UsageError: `group_blocks` for another number of stages, or for a network that does not know its blocks.
     """
     names = [name for name, _ in network.named_parameters()]
     layers = _layers_timm_says(network)
+    if group_blocks is not None and (layers is None or min(group_blocks, default=0) < 1):
+        raise UsageError(
+            f"group_blocks is {list(group_blocks)}: expected a number from 1 for each stage of a timm network that "
+            "knows its blocks; leave it out for others"
+        )
     if layers is None:
         return _by_stages(network, stages or Stages(network), names)
-    return _by_blocks(network, names, *layers)
+    return _by_blocks(network, names, *layers, group_blocks)
 
 
 def decayed_groups(
@@ -65,7 +78,11 @@ def _layers_timm_says(network: nn.Module) -> tuple[dict[str, int], dict[str, int
 
 
 def _by_blocks(
-    network: nn.Module, names: list[str], stage_of: Mapping[str, int], block_of: Mapping[str, int]
+    network: nn.Module,
+    names: list[str],
+    stage_of: Mapping[str, int],
+    block_of: Mapping[str, int],
+    group_blocks: Sequence[int] | None,
 ) -> tuple[dict[str, int], int]:
     head = _head_of(network)
     blocks: dict[int, list[int]] = {}
@@ -73,14 +90,28 @@ def _by_blocks(
         if not name.startswith(head):
             blocks.setdefault(stage_of[name], []).append(block_of[name])
     blocks = {stage: sorted(set(found)) for stage, found in blocks.items()}
-    parts = _parts({stage: len(found) for stage, found in blocks.items()}, network)
+    counts = {stage: len(found) for stage, found in blocks.items()}
+    sizes = None if group_blocks is None else _sizes(counts, group_blocks)
+    parts = _parts(counts, network) if sizes is None else {s: math.ceil(counts[s] / sizes[s]) for s in counts}
     group_of: dict[tuple[int, int], int] = {}
     group = 0
     for stage in sorted(blocks):
         for place, block in enumerate(blocks[stage]):
-            group_of[stage, block] = group + place * parts[stage] // len(blocks[stage])
+            part = place * parts[stage] // counts[stage] if sizes is None else place // sizes[stage]
+            group_of[stage, block] = group + part
         group += parts[stage]
     return {n: group if n.startswith(head) else group_of[stage_of[n], block_of[n]] for n in names}, group + 1
+
+
+def _sizes(counts: Mapping[int, int], group_blocks: Sequence[int]) -> dict[int, int]:
+    """Of each stage of so many blocks, how many make a group; the stem is one."""
+    stem, *others = sorted(counts)
+    if len(group_blocks) != len(others):
+        raise UsageError(
+            f"group_blocks is {list(group_blocks)}: expected {len(others)} numbers, one for each stage of "
+            f"{[counts[stage] for stage in others]} blocks"
+        )
+    return {stem: counts[stem], **dict(zip(others, group_blocks, strict=True))}
 
 
 def _parts(blocks: Mapping[int, int], network: nn.Module) -> dict[int, int]:

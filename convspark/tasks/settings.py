@@ -23,6 +23,8 @@ class TaskSettings(SpreadSettings):
     learning_rate: float | None = None
     weight_decay: float = 0.05
     layer_decay: float | None = None
+    group_blocks: list[int] | None = field(default=None, metadata={"before": None})
+    gradient_clip: float | None = field(default=None, metadata={"before": None})
     drop_path: float = 0.0
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -41,7 +43,9 @@ class TaskSettings(SpreadSettings):
             layer_decay=self.layer_decay,
             checkpoint_minutes=self.checkpoint_minutes,
         )
-        check_not_negative(weight_decay=self.weight_decay, seed=self.seed, workers=self.workers)
+        check_not_negative(
+            weight_decay=self.weight_decay, gradient_clip=self.gradient_clip, seed=self.seed, workers=self.workers
+        )
         check_shares(drop_path=self.drop_path)
         if self.layer_decay is not None and self.layer_decay > 1:
             raise UsageError(f"layer_decay is {self.layer_decay}: expected a number above 0 and at most 1")

@@ -20,7 +20,7 @@ from ..runs.numbers import count
 from ..runs.processes import Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
-from . import recipe
+from . import defaults
 from .keep_best import KeepBest
 from .settings import TaskSettings
 
@@ -35,7 +35,9 @@ class Chosen(NamedTuple):
     batch_size: int
     learning_rate: float
     warmup_epochs: float | None = None
-    accumulate: int = 1
+    accumulate: int | None = 1
+    device_batch_size: int | None = None
+    steps: int | None = None
 
 
 class Task(ABC, Generic[S, R]):
@@ -88,7 +90,13 @@ class Task(ABC, Generic[S, R]):
         precision = self.choose_precision()
         chosen = self.choose(images)
         steps = chosen.batch_size, chosen.epochs, chosen.warmup_epochs, chosen.accumulate
-        self.numbers = count(images, *steps, processes=run.here.count)
+        self.numbers = count(
+            images,
+            *steps,
+            processes=run.here.count,
+            device_batch_size=chosen.device_batch_size,
+            steps=chosen.steps,
+        )
         self.learning_rate = chosen.learning_rate
         self.layer_decay = 1.0 if self.origin.is_random else self.usual_layer_decay
         if self.settings.layer_decay is not None:
@@ -177,10 +185,27 @@ class Task(ABC, Generic[S, R]):
         gradient_clip: float | None = 5.0,
         collate: Callable[..., Any] | None = None,
     ) -> KeepBest:
-        """Train to the end, from the folder's last checkpoint where there is one; keeps the best weights."""
+        """Train to the end, from the folder's last checkpoint where there is one; keeps the best weights.
+
+        Args:
+            gradient_clip: largest norm of a step's gradient, where none was asked for; None for any.
+        """
         s, n = self.settings, self.numbers
         pin = self.device.type == "cuda"
-        train = TrainLoader(dataset, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate, run.here)
+        train = TrainLoader(
+            dataset,
+            n.batch_size,
+            n.accumulate,
+            s.seed,
+            self.workers,
+            pin,
+            collate,
+            run.here,
+            batches=n.steps_per_epoch,
+            apart=True,  # pictures are mixed with their neighbours
+        )
+        if s.gradient_clip is not None:
+            gradient_clip = s.gradient_clip or None
         best = KeepBest(run.folder)
         fit(
             module,
@@ -195,7 +220,7 @@ class Task(ABC, Generic[S, R]):
             gradient_clip=gradient_clip,
             callbacks=[best],
             checkpoint_minutes=s.checkpoint_minutes,
-            measure_every=recipe.measure_every(n.epochs),
+            measure_every=defaults.measure_every(n.epochs),
             go_on=f"convspark {s.kind} --resume {run.folder.path}",
             can_accumulate=self.can_accumulate,
         )

@@ -225,3 +225,27 @@ def test_bad_settings() -> None:
     ):
         with pytest.raises(UsageError, match="expected"):
             EpochSampler(10, **options)
+
+
+@pytest.mark.parametrize("batch_size", [12, 16])
+def test_repeats_of_a_picture_are_in_one_batch_but_no_neighbours(batch_size: int) -> None:
+    repeats, pictures = 3, 48
+    order = EpochSampler(
+        pictures * repeats, batch_size, 1, crops_per_image=repeats, batches=48 // batch_size, apart=True
+    )
+    keys = np.array([index for _, index in order])
+    assert len(keys) == len(order) == pictures and len(set(keys)) == pictures  # an epoch keeps its length
+    batches = keys.reshape(-1, batch_size) // repeats
+    assert (batches[:, 0::2] != batches[:, 1::2]).all()  # which are mixed with each other
+    for batch in batches:
+        assert sum(count == repeats for count in Tally(batch.tolist()).values()) >= batch_size // repeats - 1
+    assert len(set(batches.reshape(-1))) == pictures // repeats
+    order.set_epoch(1)
+    assert set(index // repeats for _, index in order) != set(batches.reshape(-1).tolist())
+
+
+def test_an_epoch_of_more_or_fewer_batches() -> None:
+    whole = [index for _, index in EpochSampler(20, 4, seed=1)]
+    assert [index for _, index in EpochSampler(20, 4, seed=1, batches=3)] == whole[:12]
+    longer = [index for _, index in EpochSampler(20, 4, seed=1, batches=7)]
+    assert longer[:20] == whole and [index - 20 for index in longer[20:]] == whole[:8]  # other crops

@@ -200,3 +200,12 @@ def test_channels_that_do_not_fit() -> None:
         PretrainTransform()(torch.zeros(5, 20, 20), 0)
     with pytest.raises(DataError, match=r"\(C, H, W\)"):
         PretrainTransform()(torch.zeros(3, 0, 20), 0)
+
+
+def test_the_whole_picture_can_be_squeezed_into_the_size() -> None:
+    for size in ((300, 200), (50, 70)):
+        picture = PHOTO.resize(size, Image.Resampling.BICUBIC)
+        expected = torchvision_normalised(picture.resize((96, 96), Image.Resampling.BICUBIC))
+        transform = HeldOutTransform(size=96, share=None)
+        assert (transform(picture) - expected).abs().mean() < 0.05, size
+        assert transform.shrink(picture.height, picture.width) == min(picture.size) / 96 / 2

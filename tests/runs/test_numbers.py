@@ -69,3 +69,18 @@ def test_numbers_that_nobody_means_are_refused(value):
     if value:
         with pytest.raises(UsageError, match="not negative, up to 1e"):
             of_run.check_not_negative(decay=value)
+
+
+@pytest.mark.parametrize(
+    ("processes", "most", "passes"), [(1, 256, 16), (8, 256, 2), (16, 256, 1), (32, 256, 1), (1, 200, 32), (1, 5000, 1)]
+)
+def test_a_batch_divides_into_the_fewest_passes_that_devices_can_hold(processes, most, passes):
+    numbers = of_run.count(1_281_167, 4096, 10, None, processes=processes, device_batch_size=most)
+    assert (numbers.accumulate, numbers.batch_size) == (passes, 4096)
+    assert of_run.count(10_000, 4096, 10, None, 4, processes, device_batch_size=most).accumulate == 4  # as it was asked
+
+
+def test_steps_of_a_run_are_divided_among_its_epochs():
+    assert of_run.count(118_287, 16, 12, None, steps=90_000).steps_per_epoch == 7500
+    with pytest.raises(UsageError, match="steps is 90000 and epochs 13"):
+        of_run.count(118_287, 16, 13, None, steps=90_000)

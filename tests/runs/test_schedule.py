@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from convspark.errors import UsageError
@@ -40,3 +41,17 @@ def test_short_runs_have_rates_within_their_bounds(steps, warmup):
 def test_refuses_numbers_that_do_not_go_together(steps, warmup):
     with pytest.raises(UsageError, match="steps"):
         Schedule(1.0, steps, warmup)
+
+
+def test_milestones_are_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.3)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6, 9], gamma=0.25)
+    schedule = Schedule(0.3, steps=12, warmup_steps=2, weight_decay=(0.1, 0.1), milestones=[6, 9], factor=0.25)
+    for step in range(12):
+        if step >= 2:
+            assert schedule.learning_rate(step) == pytest.approx(theirs.get_last_lr()[0])
+        assert schedule.weight_decay(step) == pytest.approx(0.1)
+        optimizer.step()
+        theirs.step()
+    assert schedule.learning_rate(1) == pytest.approx(0.3 * (0.005 + 0.995 / 2))

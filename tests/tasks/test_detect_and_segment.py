@@ -16,7 +16,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.mask_rcnn import (
+    MaskRCNN,
+    MaskRCNNHeads,
+    MaskRCNNPredictor,
+    maskrcnn_resnet50_fpn_v2,
+)
 
 from convspark.checkpoints.export import export
 from convspark.checkpoints.origin import find_weights
@@ -358,3 +363,53 @@ def test_the_loss_knows_nothing_of_ignored_pixels():
     assert float(segmentation_loss(perfect, labels[:, 4:])) == pytest.approx(0, abs=1e-6)
     nothing = segmentation_loss(logits, torch.full_like(labels, IGNORED))
     assert float(nothing.detach()) == 0
+
+
+def test_heads_with_norms_are_those_of_torchvisions_second_version(drawn):
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"), masks=True)
+    made = build_detector(
+        timm.create_model("test_resnet", num_classes=0), scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=True, norm=True
+    )
+    theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=2)
+
+    def shapes(network, inner):
+        return {
+            name: tensor.shape
+            for name, tensor in network.state_dict().items()
+            if name.startswith("roi_heads") or (name.startswith("backbone.fpn") and inner not in name)
+        }
+
+    # What the pyramid's first convolutions read is another network's.
+    assert shapes(made, "inner_blocks") == shapes(theirs, "inner_blocks")
+    assert {"backbone.fpn.inner_blocks.0.1.running_mean"} <= set(made.state_dict())
+
+
+def test_objects_fit_or_cocos_usual_numbers(drawn):
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    usual = build_detector(
+        timm.create_model("test_resnet", num_classes=0),
+        scenes,
+        800,
+        (0.5,) * 3,
+        (0.2,) * 3,
+        masks=False,
+        short_sides=(480, 896),
+        fit_to_objects=False,
+    )
+    assert usual.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
+    assert usual.roi_heads.detections_per_img == 100 and usual.transform.max_size == 1333
+    assert sorted(usual.transform.min_size) == list(range(480, 897, 32)) and usual.transform.min_size[-1] == 800
+
+
+@pytest.mark.usefixtures("small_heads")
+def test_passes_share_a_step_of_a_detector(drawn, tmp_path):
+    """The rates are of steps, and the loss is about that of the whole batch: means of samples, by passes."""
+    rows = []
+    for name, most in (("whole", None), ("passes", 1)):
+        settings = {"epochs": 1, "size": 64, "batch_size": 4, "device_batch_size": most, "learning_rate": 1e-4}
+        result = detect("random:test_resnet", **places(drawn), **settings, **COMMON, out=str(tmp_path / name))
+        assert result.steps == 3
+        with (tmp_path / name / "metrics.csv").open() as file:
+            rows += list(csv.DictReader(file))
+    assert rows[0]["learning_rate"] == rows[1]["learning_rate"]
+    assert float(rows[0]["train_loss"]) == pytest.approx(float(rows[1]["train_loss"]), rel=0.15)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -19,6 +20,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
 from convspark.runs import callbacks
+from convspark.tasks import task
 from convspark.tasks.classification import network as classify
 from convspark.tasks.classification import train as finetuning
 from convspark.tasks.classification.command import finetune
@@ -288,3 +290,61 @@ def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["split"] == "test"
     assert main(["finetune", "random:test_resnet"]) == 2
     assert "data is missing" in capsys.readouterr().err
+
+
+def test_options_of_a_recipe_do_what_they_say(pictures, tmp_path, monkeypatch):
+    fit, clips = task.fit, []
+    monkeypatch.setattr(
+        task, "fit", lambda *args, **kwargs: clips.append(kwargs["gradient_clip"]) or fit(*args, **kwargs)
+    )
+    settings = SMALL | {
+        "epochs": 2,
+        "repeats": 3,
+        "eval_crop": "whole",
+        "policy_kind": "auto",
+        "interpolation": "bicubic",
+    }
+    for number, clip in enumerate((None, 0, 2.5)):
+        settings |= {"base_learning_rate": 0.01, "ema_decay": 0.0, "gradient_clip": clip}
+        result = finetune("random:test_resnet", str(pictures), out=str(tmp_path / str(number)), **settings)
+    assert clips == [5.0, None, 2.5]
+    with open(tmp_path / "0" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert result.steps == 8  # of 48 pictures in batches of 12: three crops of 16
+    assert all(row[f"val_{name}"] == row[f"ema_{name}"] for row in rows for name in ("loss", "top1"))  # no average
+    config = yaml.safe_load((tmp_path / "0" / "config.yaml").read_text())
+    assert config["learning_rate"] == pytest.approx(0.01 * 12 / 256) and config["base_learning_rate"] is None
+
+
+def test_what_is_measured_is_squeezed_or_cropped(pictures, tmp_path):
+    """Of the same weights: pictures of 40 x 80 pixels look different."""
+    for part in ("train", "val"):
+        for path in (pictures / part).rglob("*.png"):
+            wide = tmp_path / "wide" / path.relative_to(pictures)
+            wide.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as picture:
+                noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(np.concatenate([np.asarray(picture), noise], 1)).save(wide)
+    losses = []
+    for crop in ("whole", 1.0, 0.5):
+        out = str(tmp_path / f"run{crop}")
+        losses.append(
+            finetune("random:test_resnet", str(tmp_path / "wide"), epochs=1, eval_crop=crop, out=out, **SMALL).loss
+        )
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"eval_crop": 0.0}, "eval_crop is 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"learning_rate": 1e-3, "base_learning_rate": 1e-3}, "exclude each other"),
+        ({"gradient_clip": -1.0}, "gradient_clip is -1.0"),
+        ({"device_batch_size": 0}, "device_batch_size is 0"),
+    ],
+)
+def test_what_is_wrong_with_them_is_said(pictures, wrong, words):
+    with pytest.raises(UsageError, match=words):
+        finetune("random:test_resnet", str(pictures), **SMALL, **wrong)

@@ -15,7 +15,7 @@ from PIL import Image
 from convspark.data import Split
 from convspark.errors import DataError
 from convspark.runs import callbacks
-from convspark.tasks import recipe
+from convspark.tasks import defaults
 from convspark.tasks.classification.augment import FinetuneTransform, LabelledImages
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.classification.data import GONE, read_again, read_labelled
@@ -311,7 +311,7 @@ def test_a_comparison_goes_on_with_the_pictures_classes_and_epochs_that_it_had(t
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compare, "finetune", once)
-        patched.setattr(recipe, "default_epochs", lambda images: images // 6)
+        patched.setattr(defaults, "default_epochs", lambda images: images // 6)
         with pytest.raises(ConnectionAbortedError):
             compare.compare("random:resnet10t", str(data), out=out, settings=asked, **options)
     for part in ("train", "val"):

@@ -5,6 +5,7 @@ import timm
 import torch
 from torchvision.models import resnet18
 
+from convspark.errors import UsageError
 from convspark.tasks.classification.network import Headed
 from convspark.tasks.layer_groups import decayed_groups, layer_groups
 
@@ -79,3 +80,35 @@ def test_other_networks_are_grouped_by_the_stage_that_first_depends_on_a_paramet
     assert {g["lr_scale"] for g in found} == {1.0, 0.5, 0.25, 0.125, 0.0625}
     assert all(p.ndim > 1 for g in found if g["decays"] for p in g["params"])
     assert sum(len(g["params"]) for g in found) == len(list(network.parameters()))
+
+
+# Of deeper ResNets, how many blocks of each stage a group has in the authors' code, and the steps below the head.
+DEEP = {"resnet101": ([3, 2, 3, 3], 13), "resnet152": ([3, 4, 4, 3], 14), "resnet200": ([3, 4, 4, 3], 18)}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_groups_can_have_as_many_blocks_as_the_papers(name):
+    blocks, steps = DEEP[name]
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    group_of, count = layer_groups(network, group_blocks=blocks)
+    assert count == steps + 1
+    depths = [len(getattr(network, f"layer{stage}")) for stage in (1, 2, 3, 4)]
+    before = [1 + sum(-(-depth // own) for depth, own in zip(depths[:s], blocks[:s], strict=True)) for s in range(4)]
+    for parameter_name, group in group_of.items():
+        part, _, rest = parameter_name.partition(".")
+        if part.startswith("layer"):
+            stage = int(part[-1]) - 1
+            assert group == before[stage] + int(rest.partition(".")[0]) // blocks[stage], parameter_name
+        else:
+            assert group == (steps if part == "fc" else 0)
+
+
+def test_groups_of_another_number_of_stages_are_refused():
+    network = timm.create_model("resnet18", num_classes=3)
+    with pytest.raises(UsageError, match=r"group_blocks is \[3, 2\]: expected 4 numbers"):
+        layer_groups(network, group_blocks=[3, 2])
+    with pytest.raises(UsageError, match="expected a number from 1"):
+        layer_groups(network, group_blocks=[3, 0, 1, 1])
+    with pytest.raises(UsageError, match="leave it out for others"):
+        layer_groups(Headed(resnet18(), 5), group_blocks=[2, 2, 2, 2])

@@ -1,13 +1,16 @@
 """Labelled pictures as training examples: stronger augmentation than pre-training's, counted like it."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
+from timm.data.auto_augment import auto_augment_transform
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -20,19 +23,37 @@ from .data import GONE, Labelled
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneTransform(PretrainTransform):
-    """Random resized crop, flip, TrivialAugmentWide and random erasing (SparK paper, fine-tuning recipe).
+    """Random resized crop, flip, a policy of distortions and random erasing (SparK paper, fine-tuning recipe).
 
     Args:
-        policy: whether TrivialAugmentWide is applied; to pictures of 8 bits only, it knows no others.
+        policy: "trivial" is TrivialAugmentWide, "auto" AutoAugment's policy v0, as timm has it; None for none. For
+            pictures of 8 bits only, they know no others.
+        interpolation: of the policy's turns and shears.
         erase: share of the pictures of which a rectangle is replaced by noise.
     """
 
-    policy: bool = True
+    policy: Literal["trivial", "auto"] | None = "trivial"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     erase: float = 0.25
 
     @cached_property
-    def _trivial(self) -> v2.Transform:
-        return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
+    def _policy(self) -> Callable[[Image.Image], Image.Image]:
+        if self.policy == "auto":
+            fill = [min(255, round(255 * mean)) for mean in self.mean]
+            # As timm's training has it: what moves into the picture is of the mean colour, shifts are of 0.45 at most.
+            made = auto_augment_transform(
+                "v0",
+                {
+                    "translate_const": int(0.45 * min(self.shape)),
+                    "img_mean": tuple(fill) if len(fill) > 1 else fill[0],
+                    "interpolation": Image.Resampling[self.interpolation.upper()],
+                },
+            )
+            for operation in (one for several in made.policy for one in several):
+                if operation.name == "Posterize":
+                    operation.aug_fn = _posterize
+            return made
+        return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode(self.interpolation))
 
     @cached_property
     def _erasing(self) -> v2.Transform:
@@ -41,25 +62,32 @@ class FinetuneTransform(PretrainTransform):
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
         rng = np.random.default_rng(counter)
         crop = self.crop(picture, rng)
-        with _torch_seeded(int(rng.integers(1 << 62))):
+        with _seeded(int(rng.integers(1 << 62))):
             if self.policy and crop.dtype == torch.uint8:
-                crop = functional.pil_to_tensor(self._trivial(functional.to_pil_image(crop)))
+                crop = functional.pil_to_tensor(self._policy(functional.to_pil_image(crop)))
             image = self._normalise(crop)
             return self._erasing(image) if self.erase else image
 
 
-@contextmanager
-def _torch_seeded(seed: int) -> Iterator[None]:
-    """The library's transforms draw from torch's generator: for once it is the counter's.
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keeps so many bits of each sample. The policy has 0, too: black, which newer versions of Pillow refuse."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
-    Only the CPU's, which is the one that they use: `torch.manual_seed` takes longer than the transforms.
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The libraries' transforms draw from torch's or Python's generator: for once they are the counter's.
+
+    Of torch's only the CPU's, which is the one that they use: `torch.manual_seed` takes longer than the transforms.
     """
-    state = torch.get_rng_state()
+    state, of_python = torch.get_rng_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
+    random.seed(seed)
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        random.setstate(of_python)
 
 
 class LabelledImages(PretrainImages):
@@ -72,9 +100,11 @@ class LabelledImages(PretrainImages):
         seed: int = 0,
         most_bad: float = 0.05,
         pixels: Pixels = PLAIN,
+        repeats: int = 1,
     ) -> None:
         gone = [place for place, (_, label) in enumerate(labelled) if label == GONE]
-        super().__init__(FileSource([path for path, _ in labelled], gone, pixels), transform, seed, most_bad=most_bad)
+        source = FileSource([path for path, _ in labelled], gone, pixels)
+        super().__init__(source, transform, seed, crops_per_image=repeats, most_bad=most_bad)
         self.labels: Sequence[int] = [label for _, label in labelled]
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:

@@ -27,19 +27,30 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         resume: run folder to go on with, from its last checkpoint; all settings are the run's own.
         optimizer: adamw with soft cross-entropy, or lamb with binary cross-entropy, the paper's for ResNets.
         learning_rate: peak learning rate; by default 1e-3 (lamb 8e-3) at a batch of 64, and with its square root.
+        base_learning_rate: instead, the paper's linear rule: peak learning rate for each 256 pictures of a batch.
         warmup_epochs: epochs of linear warm-up; by default a tenth of them.
         weight_decay: for weights, not for norms and biases.
         layer_decay: factor of the learning rate from each layer group to the one before; by default 0.7, and 1 for
             random weights.
+        group_blocks: how many blocks of each stage make a layer group, as 3,2,3,3, for timm's networks; by default
+            stages are whole, but for the longest.
+        gradient_clip: largest norm of a step's gradient, 0 for any; by default 5, and any with lamb.
         drop_path: stochastic depth rate.
-        accumulate: forward passes that a step's batch is divided into.
+        accumulate: forward passes that a step's batch is divided into; by default one, or as many as
+            device_batch_size asks for.
+        device_batch_size: the most pictures of a forward pass on each device.
+        ema_decay: of the weights' moving average, which is measured, too; by default 0.9999, less for short runs.
         mixup: parameter of the mixing of two pictures; 0 for none.
         cutmix: parameter of the pasting of one into another; 0 for none.
         mix_share: share of the batches that are mixed; half of them by either way.
         smoothing: of the labels.
-        policy: TrivialAugmentWide.
+        policy: whether pictures are turned, sheared, recoloured and so on, by the policy of policy_kind.
+        policy_kind: trivial is TrivialAugmentWide, auto is AutoAugment's policy v0 for ImageNet.
+        interpolation: of the policy's turns and shears.
         erase: share of the pictures of which a rectangle is erased.
         crop_scale: smallest and largest share of a picture's area that is cropped out.
+        repeats: crops of each picture in a batch; an epoch keeps its length, and shows so many times fewer pictures.
+        eval_crop: share of the centre's side that is measured with; whole squeezes all of the picture into the size.
         val_share: share of the training pictures to validate with, where the data name none.
         seed: of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.

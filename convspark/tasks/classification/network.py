@@ -226,7 +226,7 @@ def labelled_loader(
     mean: Sequence[float],
     std: Sequence[float],
     *,
-    share: float = 0.95,
+    share: float | None = 0.95,
     batch_size: int = 64,
     workers: int = 0,
     here: Processes = ALONE,

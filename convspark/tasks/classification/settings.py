@@ -3,12 +3,12 @@
 import csv
 import json
 import logging
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ...errors import UsageError
-from ...runs.numbers import check_crop_scale, check_not_negative, check_shares
+from ...runs.numbers import check_crop_scale, check_not_negative, check_positive, check_shares
 from ..settings import TaskSettings
 
 logger = logging.getLogger(__name__)
@@ -26,15 +26,22 @@ class FinetuneSettings(TaskSettings):
     size: int | str | None = None
     fraction: float = 1.0
     optimizer: Literal["adamw", "lamb"] = "adamw"
+    base_learning_rate: float | None = field(default=None, metadata={"before": None})
     warmup_epochs: float | None = None
-    accumulate: int = 1
+    accumulate: int | None = None
+    device_batch_size: int | None = field(default=None, metadata={"before": None})
+    ema_decay: float | None = field(default=None, metadata={"before": None})
     mixup: float = 0.1
     cutmix: float = 1.0
     mix_share: float = 0.5
     smoothing: float = 0.1
     policy: bool = True
+    policy_kind: Literal["trivial", "auto"] = field(default="trivial", metadata={"before": "trivial"})
+    interpolation: Literal["bilinear", "bicubic"] = field(default="bilinear", metadata={"before": "bilinear"})
     erase: float = 0.25
     crop_scale: tuple[float, float] = (0.25, 1.0)
+    repeats: int = field(default=1, metadata={"before": 1})
+    eval_crop: float | Literal["whole"] = field(default=0.95, metadata={"before": 0.95})
     val_share: float = 0.2
 
     def check(self) -> None:
@@ -43,7 +50,14 @@ class FinetuneSettings(TaskSettings):
         for name, share in (("mix_share", self.mix_share), ("erase", self.erase)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} is {share}: expected a share from 0 to 1")
-        check_shares(smoothing=self.smoothing)
+        check_shares(smoothing=self.smoothing, ema_decay=self.ema_decay)
+        check_positive(
+            base_learning_rate=self.base_learning_rate, device_batch_size=self.device_batch_size, repeats=self.repeats
+        )
+        if self.learning_rate is not None and self.base_learning_rate is not None:
+            raise UsageError("learning_rate and base_learning_rate exclude each other: give one of them")
+        if isinstance(self.eval_crop, float) and not 0 < self.eval_crop <= 1:
+            raise UsageError(f"eval_crop is {self.eval_crop}: expected a share above 0 and at most 1, or whole")
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}: expected a share of the labels, above 0 and at most 1")
         check_crop_scale(self.crop_scale)

@@ -1,6 +1,7 @@
 """A fine-tuning that could start: settings resolved, data read, network built; and how it is trained and measured."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from ...runs.numbers import format_size
 from ...runs.processes import ALONE, Processes
 from ...runs.run import Run
 from ...seeds import Use, counted_seed
-from .. import recipe
+from .. import defaults
 from ..layer_groups import decayed_groups, layer_groups
 from ..task import Chosen, Task, adamw
 from .augment import FinetuneTransform, LabelledImages
@@ -63,9 +64,13 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     def choose(self, images: int) -> Chosen:
         s = self.settings
-        batch_size = s.batch_size or recipe.default_batch_size(images)
-        rate = s.learning_rate or recipe.default_learning_rate(s.optimizer, batch_size)
-        return Chosen(s.epochs or recipe.default_epochs(images), batch_size, rate, s.warmup_epochs, s.accumulate)
+        batch_size = s.batch_size or defaults.default_batch_size(images)
+        rate = s.learning_rate or defaults.default_learning_rate(s.optimizer, batch_size)
+        if s.base_learning_rate is not None:
+            rate = s.base_learning_rate * batch_size / 256
+            self.settings = replace(s, base_learning_rate=None)  # a run that goes on has its rate
+        epochs = s.epochs or defaults.default_epochs(images)
+        return Chosen(epochs, batch_size, rate, s.warmup_epochs, s.accumulate, s.device_batch_size)
 
     def build(self) -> nn.Module:
         s, n = self.settings, self.numbers
@@ -74,6 +79,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
                 f"batch_size is {n.batch_size} and accumulate {n.accumulate}: expected an even number of "
                 "pictures in each forward pass, as they are mixed in pairs"
             )
+        self.settings = replace(s, accumulate=n.accumulate)
         network = self.origin.build(s.seed, s.drop_path)
         self.origin.check_size(network, self.size)
         made = with_classifier(network, len(self.data.classes), counted_seed(s.seed, Use.CLASSIFIER))
@@ -104,7 +110,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     def describe(self) -> list[str]:
         s, n, d = self.settings, self.numbers, self.data
-        groups = layer_groups(self.network, getattr(self.network, "stages", None))[1]
+        groups = layer_groups(self.network, getattr(self.network, "stages", None), s.group_blocks)[1]
         split = f"{len(d.val)} to validate with{' (split off)' if d.val_is_split else ''}"
         if d.test:
             split += f", {len(d.test)} to test with"
@@ -131,14 +137,14 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         if not (s.mixup or s.cutmix):
             mix.mixup_enabled = False
         loss = BinaryCrossEntropy() if s.optimizer == "lamb" else SoftTargetCrossEntropy()
-        make = partial(_make_optimizer, self.network, s.optimizer, self.layer_decay)
+        make = partial(_make_optimizer, self.network, s.optimizer, self.layer_decay, s.group_blocks)
         self._module = ClassifyModule(
             self.network,
             make,
             self.schedule,
             mix,
             loss,
-            recipe.ema_decay(self.numbers.steps),
+            defaults.ema_decay(self.numbers.steps) if s.ema_decay is None else s.ema_decay,
             s.seed,
             keep_statistics=self.keeps_statistics,
         )
@@ -147,13 +153,14 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             mean=origin.mean,
             std=origin.std,
             scale=s.crop_scale,
-            policy=s.policy,
+            policy=s.policy_kind if s.policy else None,
+            interpolation=s.interpolation,
             erase=s.erase,
         )
         self._best = self.fit(
             run,
             self._module,
-            LabelledImages(self.data.train, transform, s.seed, pixels=origin.pixels),
+            LabelledImages(self.data.train, transform, s.seed, pixels=origin.pixels, repeats=s.repeats),
             self._loader(self.data.val, run.here),
             gradient_clip=None if s.optimizer == "lamb" else 5.0,
         )
@@ -193,8 +200,17 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     def _loader(self, labelled: Labelled, here: Processes = ALONE) -> MeasuringLoader:
         """Of pictures to measure with."""
-        of, workers = self.origin, self.workers
-        return labelled_loader(labelled, self.size, of.mean, of.std, workers=workers, here=here, pixels=of.pixels)
+        of, crop = self.origin, self.settings.eval_crop
+        return labelled_loader(
+            labelled,
+            self.size,
+            of.mean,
+            of.std,
+            share=None if crop == "whole" else crop,
+            workers=self.workers,
+            here=here,
+            pixels=of.pixels,
+        )
 
     def _export(self, network: nn.Module, result: FinetuneResult, folder: RunFolder) -> None:
         origin = self.origin
@@ -234,8 +250,10 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             )
 
 
-def _make_optimizer(network: nn.Module, kind: str, layer_decay: float) -> torch.optim.Optimizer:
-    groups, count = layer_groups(network, getattr(network, "stages", None))
+def _make_optimizer(
+    network: nn.Module, kind: str, layer_decay: float, group_blocks: Sequence[int] | None
+) -> torch.optim.Optimizer:
+    groups, count = layer_groups(network, getattr(network, "stages", None), group_blocks)
     made = decayed_groups(network, layer_decay, groups, count)
     if kind == "lamb":
         # The settings of the paper's fine-tuning, which are not those of its pre-training.

@@ -15,7 +15,7 @@ from ...runs.folder import RunFolder
 from ...runs.logs import run_log
 from ...runs.run import Run
 from ...runs.settings import command
-from .. import recipe
+from .. import defaults
 from ..classification.command import finetune
 from ..classification.settings import FinetuneResult, FinetuneSettings, read_predictions, read_result
 from .settings import CompareSettings, Comparison
@@ -82,7 +82,7 @@ def compare(settings: CompareSettings) -> Comparison:
         if not run.goes_on or asked.epochs is None:
             found = read_labelled(asked.data, pixels=_pixels(asked))
             found.as_csv()  # as which the runs will have it
-            asked = replace(asked, epochs=asked.epochs or recipe.default_epochs(len(found.train)))
+            asked = replace(asked, epochs=asked.epochs or defaults.default_epochs(len(found.train)))
         if not run.goes_on:
             _build_all(asked)  # whatever is wrong shows before anything is written
         with run.begun(asked, "compare", log) as folder:
@@ -134,7 +134,7 @@ def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
             model,
             fraction,
             seed,
-            recipe.epochs_at(fraction, asked.epochs),
+            defaults.epochs_at(fraction, asked.epochs),
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
         for fraction in fractions

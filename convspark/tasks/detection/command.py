@@ -21,6 +21,19 @@ def detect(settings: DetectSettings) -> DetectResult:
         epochs: passes over the pictures; by default such that 12,000 pictures are seen, 12 to 100.
         batch_size: pictures of a step.
         size: short side of the images in pixels; training varies it from 0.6 to 1.12 of that.
+        steps: of the whole run, the same number in each epoch; by default an epoch shows every picture once.
+        warmup_steps: steps of linear warm-up; by default a tenth of all.
+        milestones: epochs, as 27,33, after which the learning rate is lowered; between them it stays. By default it
+            falls along a cosine.
+        milestone_factor: what it is multiplied by at each of them.
+        accumulate: forward passes that a step's batch is divided into; by default one, or as many as
+            device_batch_size asks for.
+        device_batch_size: the most pictures of a forward pass on each device.
+        short_sides: the least and the most that the short side has in training, in steps of 32 pixels; by default 0.6
+            to 1.12 of the size, in six steps.
+        heads: plain, or norm: batch norms in the pyramid and the heads, four convolutions in the boxes' head.
+        fit_to_objects: make anchors smaller where objects are, and find as many of a picture as there are; else as for
+            COCO.
         out: run folder to make; by default runs/detect-MODEL-DATE-TIME.
         resume: run folder to go on with; all settings are the run's own.
         learning_rate: peak learning rate; by default the paper's 2.5e-4 at a batch of 16, by its square root, and up to
@@ -28,6 +41,9 @@ def detect(settings: DetectSettings) -> DetectResult:
         weight_decay: of AdamW.
         layer_decay: factor of the learning rate from each layer group to the one before; by default 0.65, and 1 for
             random weights.
+        group_blocks: how many blocks of each stage make a layer group, as 3,2,3,3, for timm's networks; by default
+            stages are whole, but for the longest.
+        gradient_clip: largest norm of a step's gradient, 0 for any; by default 5.
         drop_path: stochastic depth rate.
         seed: of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.

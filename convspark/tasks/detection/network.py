@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Short sides of the images in training, as shares of the size: the paper's 480 to 896 of 800. torchvision measures at
 # the last of them.
 _SCALES = (0.6, 0.7, 0.8, 0.9, 1.12, 1.0)
+_SIDE_STEP = 32  # the paper's
 _ANCHOR_OF_STRIDE = 8  # torchvision's: 32 pixels at stride 4
 
 
@@ -43,32 +46,43 @@ def build_detector(
     mean: Sequence[float],
     std: Sequence[float],
     masks: bool,
+    *,
+    short_sides: tuple[int, int] | None = None,
+    norm: bool = False,
+    fit_to_objects: bool = True,
 ) -> FasterRCNN:
     """Faster R-CNN, or Mask R-CNN, with a feature pyramid on the backbone's stages.
 
-    Anchors are torchvision's (8 times the stride), made smaller for small objects so that the finest fit the smallest
-    tenth of the boxes.
-
     Args:
         size: short side of the images in pixels; the long side is at most 5/3 of it.
+        short_sides: see `training_sides`.
+        norm: whether batch norms follow the convolutions of the pyramid and the heads; the head for boxes then has four
+            of them and one linear layer, instead of two linear ones.
+        fit_to_objects: whether anchors, torchvision's (8 times the stride), are made smaller for small objects so that
+            the finest fit the smallest tenth of the boxes; and whether as many are found as a picture has.
     """
-    pyramid = Pyramid(backbone)
+    pyramid = Pyramid(backbone, norm=True) if norm else Pyramid(backbone)
     levels = len(pyramid.stages.strides) + 1
-    shrink = anchor_share(scenes, size, min(pyramid.stages.strides[0]))
+    shrink = anchor_share(scenes, size, min(pyramid.stages.strides[0])) if fit_to_objects else 1.0
     strides = [min(stride) for stride in pyramid.stages.strides]
     sizes = tuple((max(4, round(_ANCHOR_OF_STRIDE * shrink * s)),) for s in [*strides, 2 * strides[-1]])
     names = [str(i) for i in range(levels - 1)]
-    most = max(len(scene.things) for scene in scenes.scenes)
+    most = max(len(scene.things) for scene in scenes.scenes) if fit_to_objects else 0
     options: dict[str, Any] = {
-        "min_size": tuple(round(share * size) for share in _SCALES),
+        "min_size": training_sides(size, short_sides),
         "max_size": round(5 / 3 * size),
         "image_mean": list(mean),
         "image_std": list(std),
         "rpn_anchor_generator": _anchors(sizes),
         "box_roi_pool": _roi_pool(names, strides, 7),
         "box_detections_per_img": max(100, round(1.2 * most)),
-        "box_batch_size_per_image": 256,
+        "box_batch_size_per_image": 256 if fit_to_objects else 512,
     }
+    if norm:
+        width, layers, norms = pyramid.out_channels, [256] * 4, nn.BatchNorm2d  # as wide as torchvision's
+        options["box_head"] = FastRCNNConvFCHead((width, 7, 7), layers, [1024], norm_layer=norms)
+        if masks:
+            options["mask_head"] = MaskRCNNHeads(width, layers, 1, norm_layer=norms)
     classes = len(scenes.classes) + 1
     if masks:
         network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
@@ -78,6 +92,17 @@ def build_detector(
         assert isinstance(part, nn.Module)
         part.register_forward_hook(_as_float32)
     return network
+
+
+def training_sides(size: int, between: tuple[int, int] | None = None) -> tuple[int, ...]:
+    """Short sides in pixels that training chooses from; torchvision measures at the last, which is `size`.
+
+    Args:
+        between: the least and the most, in steps of 32 pixels; None is for 0.6 to 1.12 of the size.
+    """
+    if between is None:
+        return tuple(round(share * size) for share in _SCALES)
+    return (*(side for side in range(between[0], between[1] + 1, _SIDE_STEP) if side != size), size)
 
 
 def _anchors(sizes: Sequence[tuple[int, ...]]) -> AnchorGenerator:
@@ -121,14 +146,14 @@ def anchor_share(scenes: Scenes, size: int, stride: int) -> float:
 class SceneImages(PretrainImages):
     """`dataset[(epoch, index)]` is (image (C, H, W) from 0 to 1, torchvision's target), half of them mirrored.
 
-    Pictures are shrunk to the largest size that training uses, and objects in crowds left out.
+    Pictures are shrunk to the largest short side that training uses, and objects in crowds left out.
     """
 
-    def __init__(self, scenes: Scenes, channels: int, size: int, masks: bool, seed: int = 0) -> None:
+    def __init__(self, scenes: Scenes, channels: int, largest: int, masks: bool, seed: int = 0) -> None:
         super().__init__(FileSource(scenes.pictures, scenes.gone), _unused, seed)
         self._scenes = scenes.scenes
         self._channels = channels
-        self._side = round(max(_SCALES) * size)
+        self._side = largest
         self._masks = masks
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:

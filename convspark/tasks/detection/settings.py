@@ -1,10 +1,11 @@
 """What `detect` is asked, and what it comes to; nothing here needs torch."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ...errors import UsageError
 from ...names import shown
+from ...runs.numbers import check_not_negative, check_positive
 from ..settings import TaskSettings
 
 
@@ -23,11 +24,30 @@ class DetectSettings(TaskSettings):
     task: Literal["boxes", "masks"] = "boxes"
     batch_size: int = 4
     size: int = 480
+    steps: int | None = field(default=None, metadata={"before": None})
+    warmup_steps: int | None = field(default=None, metadata={"before": None})
+    milestones: list[float] | None = field(default=None, metadata={"before": None})
+    milestone_factor: float = field(default=0.1, metadata={"before": 0.1})
+    accumulate: int | None = field(default=None, metadata={"before": None})
+    device_batch_size: int | None = field(default=None, metadata={"before": None})
+    short_sides: tuple[int, int] | None = field(default=None, metadata={"before": None})
+    heads: Literal["plain", "norm"] = field(default="plain", metadata={"before": "plain"})
+    fit_to_objects: bool = field(default=True, metadata={"before": True})
 
     def check(self) -> None:
         super().check()
         if self.size < 32:
             raise UsageError(f"size is {self.size}: expected 32 pixels or more")
+        check_positive(
+            steps=self.steps, device_batch_size=self.device_batch_size, milestone_factor=self.milestone_factor
+        )
+        check_not_negative(warmup_steps=self.warmup_steps)
+        if self.short_sides is not None and not 32 <= self.short_sides[0] <= self.short_sides[1]:
+            raise UsageError(
+                f"short_sides is {list(self.short_sides)}: expected the least and the most, from 32 pixels"
+            )
+        if self.milestones is not None and self.milestones != sorted(self.milestones):
+            raise UsageError(f"milestones is {self.milestones}: expected epochs in order, as in 27,33")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A detector's training: settings resolved, data read, network built; and how it is trained and measured."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ...errors import UsageError
 from ...files import write_text, written_whole
 from ...report.detections import draw_detections
 from ...runs.run import Run
+from ...runs.schedule import Schedule
 from ...seeds import Use, counted_seed
 from ..fpn import Pyramid, pyramid_groups
 from ..task import Chosen, Task, adamw, one_by_one
@@ -25,6 +27,7 @@ from .network import (
     build_detector,
     collate,
     detections_in,
+    training_sides,
 )
 from .settings import DetectResult, DetectSettings
 
@@ -37,6 +40,7 @@ class Detection(Task[DetectSettings, DetectResult]):
 
     usual_layer_decay = 0.65
     takes_bands = False
+    can_accumulate = True
 
     def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
         s, moved = self.settings, self.moved
@@ -72,14 +76,42 @@ class Detection(Task[DetectSettings, DetectResult]):
         s = self.settings
         epochs = s.epochs or min(100, max(12, round(12_000 / images)))
         rate = s.learning_rate or default_rate(s.batch_size, epochs * -(-images // s.batch_size))
-        return Chosen(epochs, s.batch_size, rate)
+        warmup_epochs = None
+        if s.warmup_steps is not None:
+            steps = s.steps or epochs * -(-images // s.batch_size)
+            warmup_epochs = s.warmup_steps * epochs / steps
+        return Chosen(epochs, s.batch_size, rate, warmup_epochs, s.accumulate, s.device_batch_size, s.steps)
 
     def build(self) -> nn.Module:
         s, origin = self.settings, self.origin
+        self.settings = replace(s, accumulate=self.numbers.accumulate)
         torch.manual_seed(counted_seed(s.seed, Use.DETECTOR))
         backbone = origin.build(s.seed, s.drop_path)
-        detector = build_detector(backbone, self.scenes, s.size, origin.mean, origin.std, self.masks)
+        detector = build_detector(
+            backbone,
+            self.scenes,
+            s.size,
+            origin.mean,
+            origin.std,
+            self.masks,
+            short_sides=s.short_sides,
+            norm=s.heads == "norm",
+            fit_to_objects=s.fit_to_objects,
+        )
         return self.in_channels_last(detector)
+
+    @property
+    def schedule(self) -> Schedule:
+        s, n = self.settings, self.numbers
+        milestones = [round(epoch * n.steps_per_epoch) for epoch in s.milestones or ()]
+        return Schedule(
+            self.learning_rate,
+            n.steps,
+            n.warmup_steps,
+            (s.weight_decay, s.weight_decay),
+            milestones=milestones,
+            factor=s.milestone_factor,
+        )
 
     def describe(self) -> list[str]:
         n, size = self.numbers, self.settings.size
@@ -99,10 +131,11 @@ class Detection(Task[DetectSettings, DetectResult]):
         assert isinstance(network, FasterRCNN) and isinstance(pyramid, Pyramid)
 
         def make() -> torch.optim.Optimizer:
-            return adamw(pyramid_groups(network, pyramid, self.layer_decay))
+            return adamw(pyramid_groups(network, pyramid, self.layer_decay, s.group_blocks))
 
         self._module = DetectModule(network, make, self.schedule, self.val, self._kind, channels, s.seed)
-        dataset = SceneImages(self.scenes, channels, s.size, self.masks, s.seed)
+        largest = max(training_sides(s.size, s.short_sides))
+        dataset = SceneImages(self.scenes, channels, largest, self.masks, s.seed)
         validation = one_by_one(len(self.val.scenes), run.here)
         self._best = self.fit(run, self._module, dataset, validation, collate=collate)
 

@@ -29,6 +29,9 @@ def segment(settings: SegmentSettings) -> SegmentResult:
         weight_decay: of AdamW.
         layer_decay: factor of the learning rate from each layer group to the one before; by default 0.7, and 1 for
             random weights.
+        group_blocks: how many blocks of each stage make a layer group, as 3,2,3,3, for timm's networks; by default
+            stages are whole, but for the longest.
+        gradient_clip: largest norm of a step's gradient, 0 for any; by default 5.
         drop_path: stochastic depth rate.
         seed: of everything random.
         device: auto, cpu, cuda, cuda:1 or mps.

@@ -129,7 +129,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         assert isinstance(network, Segmenter)
 
         def make() -> torch.optim.Optimizer:
-            return adamw(pyramid_groups(network, network.pyramid, self.layer_decay))
+            return adamw(pyramid_groups(network, network.pyramid, self.layer_decay, s.group_blocks))
 
         module = SegmentModule(network, make, self.schedule, self.val, mean, std, s.seed)
         dataset = MapImages(self.maps, s.size, mean, std, s.seed)

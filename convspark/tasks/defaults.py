@@ -1,4 +1,4 @@
-"""The recipe of fine-tuning (SparK paper, appendix), scaled to the data at hand; nothing here needs torch."""
+"""What a fine-tuning chooses where it was not asked: the paper's recipe, scaled to the data at hand; no torch here."""
 
 import math
 

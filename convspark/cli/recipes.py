@@ -1,0 +1,34 @@
+"""`convspark recipes`."""
+
+import json
+from collections.abc import Sequence
+
+from ..recipes import all_recipes, find_recipe
+from .arguments import Command
+
+
+def recipes(name: str | None = None) -> None:
+    """List the settings of published runs, for `--recipe NAME`, or show one as a file for `--config`.
+
+    Args:
+        name: of the recipe to show; by default all are listed.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = Command("recipes", recipes, positional=("name",))
+    made.add_switch("--json", help="print facts and settings as JSON")
+    given = made.parse(arguments)
+    chosen = list(all_recipes().values()) if given.name is None else [find_recipe(given.name)]
+    if given.json:
+        print(json.dumps({one.name: one.as_dict() for one in chosen}, indent=2))
+        return 0
+    if given.name is not None:
+        print(chosen[0].as_yaml(), end="")
+        return 0
+    rows = [("recipe", "command", "network", "data", "result", "cost")]
+    rows += [(one.name, one.command, one.network, one.data, one.outcome, one.cost) for one in chosen]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
