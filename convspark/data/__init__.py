@@ -3,6 +3,7 @@
 from .addresses import absolute, is_url
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
+from .few import check_shown, few_pictures
 from .files import as_lines, list_images, names_in
 from .moved import UNKNOWN, at_new_place, file_sizes
 from .photographs import demo_photographs
@@ -42,8 +43,10 @@ __all__ = [
     "adapt",
     "as_lines",
     "at_new_place",
+    "check_shown",
     "decode",
     "demo_photographs",
+    "few_pictures",
     "file_sizes",
     "fitting",
     "hold_out",
