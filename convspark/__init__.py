@@ -8,6 +8,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.export import export
     from .measure.check import CheckReport, check
+    from .measure.figures import figures
     from .measure.images import ScanReport, scan
     from .model.spark import SparK
     from .pretraining.command import pretrain
@@ -34,6 +35,7 @@ _HOME = {
     "detect": ".tasks.detection.command",
     "embed": ".tasks.features.embed",
     "export": ".checkpoints.export",
+    "figures": ".measure.figures",
     "finetune": ".tasks.classification.command",
     "gather": ".sparse",
     "pretrain": ".pretraining.command",
@@ -57,6 +59,7 @@ __all__ = [
     "detect",
     "embed",
     "export",
+    "figures",
     "finetune",
     "gather",
     "pretrain",

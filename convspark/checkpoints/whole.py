@@ -128,13 +128,13 @@ def load_whole(source: str | Path, model: "str | nn.Module | None" = None, check
     if folder.kind != "pretrain":
         raise UsageError(f"{str(source)!r} is a run of `convspark {folder.kind}`, not of pretrain: it has no decoder")
     described = read_part(_OfRun, folder.config)
-    file = checkpoint or folder.last_checkpoint
-    if not file.is_file():
-        raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
     if model is None and described.model is None:
         raise UsageError(f"the run {folder.path} trained a module of yours, not a name: pass it again, as `model=`")
     if model is None:
         check_code(described.model, folder.config)
+    file = checkpoint or folder.last_checkpoint
+    if not file.is_file():
+        raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
     backbone = _built(model or described.model, described.channels, described.model_args)
     whole = model_of(described, backbone, prove=False)
     content = read_checkpoint(file)

@@ -35,6 +35,7 @@ COMMANDS = {
         "write weights for timm, torchvision, ONNX, detectron2, MMDetection or the paper's code",
     ),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
+    "figures": ("convspark.cli.figures", "draw the paper's figures of your network and pictures"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
