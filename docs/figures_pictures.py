@@ -18,7 +18,7 @@ from convspark.data import demo_photographs
 
 HELD_OUT = ("flower", "coffee", "cat")  # of which the first two are shown
 EPOCHS = 10
-COLOURS = {"mask-pattern": 16, "intensities": 16, "features": 64, "reconstructions": 128, "epochs": 128}
+COLOURS = {"mask-pattern": 16, "intensities": 16, "features": 128, "reconstructions": 128, "epochs": 128}
 SHARE = 0.72  # of the dots that `figures` draws
 
 
