@@ -8,6 +8,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .checkpoints.export import export
     from .measure.check import CheckReport, check
+    from .measure.figures import figures
     from .measure.images import ScanReport, scan
     from .model.spark import SparK
     from .pretraining.command import pretrain
@@ -35,6 +36,7 @@ _HOME = {
     "detect": ".tasks.detection.command",
     "embed": ".tasks.features.embed",
     "export": ".checkpoints.export",
+    "figures": ".measure.figures",
     "finetune": ".tasks.classification.command",
     "gather": ".sparse",
     "pretrain": ".pretraining.command",
@@ -59,6 +61,7 @@ __all__ = [
     "detect",
     "embed",
     "export",
+    "figures",
     "finetune",
     "gather",
     "pretrain",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,6 +30,15 @@ def test_examples_of_networks(capsys):
             exec(block, names)
     assert "exact on visible patches" in capsys.readouterr().out
     assert all(p.grad is not None for p in names["model"].parameters())
+
+
+def test_example_of_figures(tmp_path, capsys):
+    Image.new("RGB", (80, 80), "teal").save(tmp_path / "picture.png")
+    exec(
+        *blocks(ROOT / "docs" / "figures.md"), {"picture": str(tmp_path / "picture.png"), "folder": str(tmp_path / "f")}
+    )
+    told = capsys.readouterr().out
+    assert all(name in told and (tmp_path / "f" / f"{name}.pdf").is_file() for name in ("mask-pattern", "features"))
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def export(
     run: str | None = None,
     *,
-    to: Literal["timm", "torchvision", "onnx", "detectron2", "mmdet"] = "timm",
+    to: Literal["timm", "torchvision", "onnx", "detectron2", "mmdet", "paper"] = "timm",
     out: str | None = None,
     model: str | None = None,
     partial: bool = False,
@@ -27,11 +27,13 @@ def export(
 ) -> "Written":
     """Write a network in another library's layout, check it there, and put a model card beside it.
 
-    The backbone alone; for timm and ONNX with the classifier, where the run is a fine-tuning.
+    The backbone alone; for timm and ONNX with the classifier, where the run is a fine-tuning. For the paper's code also
+    the whole model, where the weights have the paper's decoder.
 
     Args:
         run: run folder, export folder, timm name, or weights file.
-        to: timm (a folder), torchvision, detectron2 or mmdet (a .pth file), or onnx.
+        to: timm (a folder), torchvision, detectron2 or mmdet (a .pth file), onnx, or paper (a folder with the files of
+            the paper's code).
         out: file or folder to write; by default MODEL-TO beside the run.
         model: the network's name, for weights that do not tell it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
@@ -44,18 +46,21 @@ def export(
     from . import targets
     from .card import file_card
     from .origin import find_weights
+    from .to_paper import export_paper
     from .to_timm import export_timm
 
     with run_log():
         origin = find_weights(run, model, partial)
         sides = origin.sides(size)
-        suffix = {"timm": "", "onnx": ".onnx"}.get(to, ".pth")
+        suffix = {"timm": "", "paper": "", "onnx": ".onnx"}.get(to, ".pth")
         home = Path(run) if Path(run).is_dir() else Path()
         target = Path(out) if out is not None else home / f"{origin.model.replace(':', '_')}-{to}{suffix}"
         if target.exists():
             raise UsageError(f"out is {str(target)!r}, which exists already: choose another --out")
         if not target.absolute().parent.is_dir():
             raise UsageError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
+        if to == "paper":
+            return export_paper(origin, target, sides, _facts(origin, run))
         network = origin.build(classifier=to in ("timm", "onnx"))
         classes = origin.classes if to in ("timm", "onnx") else ()
         facts = _facts(origin, run)

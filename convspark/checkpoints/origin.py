@@ -19,6 +19,7 @@ from ..runs.numbers import format_size, normalisation, parse_size
 from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
 from ..trust import check_code
+from .paper import image_size_of
 from .weights import load_backbone_weights, read_checkpoint, split_prefix
 
 RANDOM = "random:"
@@ -153,7 +154,7 @@ class _Named:
 
 
 @dataclass(frozen=True)
-class _Trained(_Named):
+class Trained(_Named):
     """What a pre-training keeps of its network and its images."""
 
     model_args: dict[str, Any] | None
@@ -186,7 +187,7 @@ def _of_run(given: str, model: str | None) -> Origin:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
         return replace(_of_export(str(folder.export), model), given=given)
-    run = read_part(_Trained, folder.config)
+    run = read_part(Trained, folder.config)
     if model is None:
         check_code(run.model, folder.config)
     name = model or run.model
@@ -238,23 +239,48 @@ def _of_file(path: Path, model: str | None) -> Origin:
         except UsageError:
             if model is None:  # else the config may be of other weights
                 raise
-    model = model or _papers_network(path)
+    content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
+    model = model or papers_network(path, content)
     if model is None:
         raise UsageError(f"weights is {str(path)!r}, a file that does not tell its network: add --model, as resnet50")
-    return _known(str(path), model, str(path))
+    return replace(_known(str(path), model, str(path)), size=_papers_size(path, content))
 
 
-def _papers_network(path: Path) -> str | None:
-    """What a checkpoint of the paper's code says of its network, in timm's words."""
+_STYLE = r"_(?:withdecoder_)?1k(?:pretrained|finetuned)"  # what comes after the network in the paper's names of files
+_IN_BRIEF = {"S": "small", "B": "base", "L": "large"}
+
+
+def papers_network(path: Path, content: object) -> str | None:
+    """What a checkpoint of the paper's code says of its network, in timm's words; None if nothing.
+
+    Its files are called `resnet50_1kpretrained_timm_style.pth`, and those that were published also
+    `res50_withdecoder_1kpretrained_spark_style.pth`, `cnxS224_…`, `convnextL_384_1kpretrained_official_style.pth`.
+
+    Args:
+        content: of the file, which may name it.
+    """
     import timm
 
-    content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
-    named = content.get("arch") if isinstance(content, Mapping) else None
-    found = re.match(r"(.+?)(?:_\d+)?_(?:withdecoder_)?1kpretrained", path.name)
-    in_brief = re.match(r"convnext([SBL])$", found[1]) if found else None  # convnextS_1kpretrained_official_style.pth
-    sizes = {"S": "small", "B": "base", "L": "large"}
-    candidates = (named, found and found[1], in_brief and f"convnext_{sizes[in_brief[1]]}")
+    said = content.get("arch") if isinstance(content, Mapping) else None
+    named = re.match(rf"(.+?){_STYLE}", path.name)
+    called = named[1] if named else ""
+    bare = re.sub(r"_?(224|384)$", "", called)
+    residual, brief = re.fullmatch(r"res(\d+)", bare), re.fullmatch(r"(?:cnx|convnext)([SBL])", bare)
+    candidates = (
+        said,
+        called,
+        bare,
+        residual and f"resnet{residual[1]}",
+        brief and f"convnext_{_IN_BRIEF[brief[1]]}",
+    )
     return next((name for name in candidates if isinstance(name, str) and timm.is_model(name)), None)
+
+
+def _papers_size(path: Path, content: object) -> int | None:
+    """Side of the images that a checkpoint of the paper's code was trained at; None where it does not say."""
+    said = image_size_of(content) if isinstance(content, Mapping) else None
+    named = re.match(rf".+?(224|384){_STYLE}", path.name)
+    return said if said is not None else int(named[1]) if named else None
 
 
 def _of_timm(given: str, model: str | None) -> Origin:

@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,17 @@ def load(
     *,
     image_size: int | Sequence[int] | None = None,
     mask_ratio: float | None = None,
+    called: str | None = None,
 ) -> SparK:
     """The paper's whole model, with this backbone in it.
 
     Args:
         source: a `*_spark_style.pth` file, its dictionary, or the `module` level of it.
         backbone: a network of the checkpoint's architecture, timm's ResNet or ConvNeXt; its weights are
-            overwritten, parameters behind the deepest stage excepted.
+            overwritten, parameters after the deepest stage excepted.
         image_size: None takes the checkpoint's, or 224 where it does not say.
         mask_ratio: None takes the checkpoint's, or 0.6 where it does not say.
+        called: how messages are to call a source that is a dictionary.
 
     Width of the decoder and kind of the densify norms follow the tensors.
 
@@ -81,16 +83,12 @@ def load(
         UsageError: the source cannot be read, is of another layout, or does not fit the backbone.
     """
     content = _read(source)
+    called = called or _shown(source)
     weights = _module_level(content)
-    if "dense_decoder.proj.weight" not in weights:
-        raise UsageError(
-            f"source={_shown(source)} holds no decoder (dense_decoder.*): expected a whole model of the "
-            "paper's code, *_withdecoder_1kpretrained_spark_style.pth. For a backbone alone, use "
-            "backbone_state_dict"
-        )
+    _check_decoder(weights, called)
     config: Mapping[str, Any] = weights.get("config") or {}
     if image_size is None:
-        image_size = content.get("input_size") or config.get("sparse_encoder.input_size")
+        image_size = image_size_of(content)
     if image_size is None and isinstance(weights.get("norm_black"), Tensor):
         image_size = tuple(weights["norm_black"].shape[2:])
     model = SparK(
@@ -108,10 +106,34 @@ def load(
     excused = {f"backbone.{name}" for name in model.untrained}
     excused |= {key for key in own if key.endswith("num_batches_tracked")}  # a counter that nothing depends on
     expected = {names[key]: value for key, value in own.items() if key not in excused or names[key] in given}
-    _check_fit(source, expected, given)
+    _check_fit(called, expected, given)
     loaded = {key: given[names[key]].reshape(own[key].shape) for key in own if names[key] in given}
     model.load_state_dict({**own, **loaded})
     return model
+
+
+def image_size_of(content: Mapping[str, Any]) -> int | None:
+    """Side of the images in pixels, where a checkpoint's dictionary says it."""
+    config = _module_level(content).get("config")
+    inner = config.get("sparse_encoder.input_size") if isinstance(config, Mapping) else None
+    side = content.get("input_size", inner)
+    return side if isinstance(side, int) else None
+
+
+def has_decoder(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's dictionary is a whole model's."""
+    return "dense_decoder.proj.weight" in _module_level(content)
+
+
+def channels_of(content: Mapping[str, Any], called: str | None = None) -> int:
+    """Channels of the images of a whole model's dictionary.
+
+    Raises:
+        UsageError: it holds no decoder.
+    """
+    weights = _module_level(content)
+    _check_decoder(weights, called or _shown(content))
+    return weights["dense_decoder.proj.weight"].shape[0]
 
 
 def state_dict(model: SparK, *, sync_batchnorm: bool = False) -> "OrderedDict[str, Any]":
@@ -121,24 +143,17 @@ def state_dict(model: SparK, *, sync_batchnorm: bool = False) -> "OrderedDict[st
         model: of a timm ResNet or ConvNeXt, if the paper's code is to take it.
         sync_batchnorm: what `config` is to say of it; the paper's code compares it with its own setting.
 
-    What lies behind the deepest stage is left out, as the paper's networks have no classifier. Tensors are
+    What lies after the deepest stage is left out, as the paper's networks have no classifier. Tensors are
     detached, and share memory with the model's.
 
     Raises:
-        UsageError: the model's decoder is not the paper's.
+        UsageError: the layout has no place for the model; see `no_place_for`.
     """
-    if not isinstance(model.decoder, Decoder):
-        raise UsageError(
-            "model's decoder is the lean one: the paper's layout holds the paper's decoder alone. Make the model with "
-            "decoder='paper', or export its backbone"
-        )
+    reason = no_place_for(model)
+    if reason is not None:
+        raise UsageError(f"model cannot be written in the paper's layout: {reason}; or export its backbone")
     names = model_names(model)
-    behind = {f"backbone.{name}" for name in model.untrained}
-    weights = {names[key]: value for key, value in model.state_dict().items() if key not in behind}
-    for key, value in weights.items():
-        if re.search(r"\.pwconv\d\.weight$", key):
-            weights[key] = value.flatten(1)  # Linear in the official ConvNeXt, in timm's a 1x1 convolution at times
-    weights = {key: weights[key] for key in sorted(weights, key=_is_convnext_stage)}
+    others = {names[key]: value for key, value in model.state_dict().items() if not key.startswith("backbone.")}
     channels = model.in_chans
     mean, deviation = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.0,) * channels, (1.0,) * channels)
     ones = (1,) * len(model.image_size)
@@ -146,8 +161,10 @@ def state_dict(model: SparK, *, sync_batchnorm: bool = False) -> "OrderedDict[st
     out["imn_m"] = torch.tensor(mean).view(1, channels, *ones)
     out["imn_s"] = torch.tensor(deviation).view(1, channels, *ones)
     out["norm_black"] = torch.zeros(1, channels, *model.image_size)
-    for prefix in (BACKBONE_PREFIX, "dense_decoder.", "densify_norms.", "densify_projs.", "mask_tokens."):
-        out.update((key, value) for key, value in weights.items() if key.startswith(prefix))
+    encoder = backbone_in_layout(model.backbone, model.untrained)
+    out.update((BACKBONE_PREFIX + name, value) for name, value in encoder.items())
+    for prefix in ("dense_decoder.", "densify_norms.", "densify_projs.", "mask_tokens."):
+        out.update((key, value) for key, value in others.items() if key.startswith(prefix))
     out["config"] = {
         "mask_ratio": model.mask_ratio,
         "densify_norm_str": {"batch": "bn", "layer": "ln"}[model.densify_norm],
@@ -157,6 +174,35 @@ def state_dict(model: SparK, *, sync_batchnorm: bool = False) -> "OrderedDict[st
         "dense_decoder.width": model.decoder_width,
     }
     return out
+
+
+def no_place_for(model: SparK) -> str | None:
+    """Why the layout of a whole model has no place for this one; None if it has."""
+    if not isinstance(model.decoder, Decoder):
+        return "its decoder is the lean one, and the layout holds the paper's alone (decoder='paper', --decoder paper)"
+    if len(set(model.image_size)) > 1:
+        return f"its images are {'x'.join(map(str, model.image_size))} pixels, and the layout holds one side alone"
+    if model.patch_size != model.stages.strides[-1]:
+        patch, stride = ("x".join(map(str, sides)) for sides in (model.patch_size, model.stages.strides[-1]))
+        return f"its patches are {patch} pixels, and in the layout they are the deepest stride, {stride}"
+    if model.encoding != "sparse" or model.target != "normalised" or model.densify[0].mask_token is None:
+        return "a part of the method was taken away (encoding, target or mask token), which the layout cannot say"
+    return None
+
+
+def backbone_in_layout(backbone: nn.Module, untrained: Collection[str]) -> "OrderedDict[str, Tensor]":
+    """A backbone's weights under the names of the paper's code, as in `*_1kpretrained_timm_style.pth`.
+
+    Args:
+        untrained: names of what lies after the deepest stage, which is left out.
+    """
+    own = backbone.state_dict()
+    names = backbone_names(own)
+    weights = {names[key]: value for key, value in own.items() if key not in untrained}
+    for key, value in weights.items():
+        if re.search(r"\.pwconv\d\.weight$", key):
+            weights[key] = value.flatten(1)  # Linear in the official ConvNeXt, in timm's a 1x1 convolution at times
+    return OrderedDict((key, weights[key]) for key in sorted(weights, key=_is_convnext_stage))
 
 
 def backbone_state_dict(source: Source, backbone: nn.Module) -> dict[str, Tensor]:
@@ -215,8 +261,8 @@ def _translate(key: str, table: Mapping[str, str]) -> str:
 
 
 def _is_convnext_stage(key: str) -> bool:
-    """The official ConvNeXt holds its stages behind all downsampling layers; elsewhere the order is the same."""
-    return key.startswith(BACKBONE_PREFIX + "stages.")
+    """The official ConvNeXt holds its stages after all downsampling layers; elsewhere the order is the same."""
+    return key.startswith("stages.")
 
 
 def _pointwise(one: Tensor, other: Tensor) -> bool:
@@ -225,7 +271,7 @@ def _pointwise(one: Tensor, other: Tensor) -> bool:
     return len(strip) == 1 and all(n == 1 for t in (one, other) for n in t.shape[2:])
 
 
-def _check_fit(source: Source, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+def _check_fit(called: str, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
     missing = [key for key in own if key not in given]
     unknown = [key for key in given if key not in own]
     other = [
@@ -242,8 +288,16 @@ def _check_fit(source: Source, own: Mapping[str, Tensor], given: Mapping[str, An
     ]
     if problems:
         raise UsageError(
-            f"source={_shown(source)} does not fit the backbone: {len(own) - len(missing)} of {len(own)} "
+            f"source={called} does not fit the backbone: {len(own) - len(missing)} of {len(own)} "
             f"tensors found; {'; '.join(problems)}. Expected a network of the architecture that was saved"
+        )
+
+
+def _check_decoder(weights: Mapping[str, Any], called: str) -> None:
+    if not has_decoder(weights):
+        raise UsageError(
+            f"source={called} holds no decoder (dense_decoder.*): expected a whole model of the paper's code, "
+            "*_withdecoder_1kpretrained_spark_style.pth. For a backbone alone, use backbone_state_dict"
         )
 
 

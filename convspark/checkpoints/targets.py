@@ -53,11 +53,11 @@ _RESNET_TO_DETECTRON2 = (
 
 @dataclass(frozen=True)
 class Written:
-    """A file, or for timm a folder, in another library's layout.
+    """A file, or for timm and the paper's code a folder, in another library's layout.
 
     Attributes:
         file: where it lies.
-        target: timm, torchvision, onnx, detectron2 or mmdet.
+        target: timm, torchvision, onnx, detectron2, mmdet or paper.
         tensors: in it.
         checked: how it was checked.
         use: how that library loads it.

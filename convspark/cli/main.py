@@ -30,8 +30,12 @@ COMMANDS = {
     "probe": ("convspark.cli.probe", "how much frozen features tell, beside a random network's"),
     "compare": ("convspark.cli.compare", "did pre-training help on your data? fine-tune from several weights and tell"),
     "embed": ("convspark.cli.embed", "write the features of pictures into a file"),
-    "export": ("convspark.cli.export", "write a backbone for timm, torchvision, ONNX, detectron2 or MMDetection"),
+    "export": (
+        "convspark.cli.export",
+        "write weights for timm, torchvision, ONNX, detectron2, MMDetection or the paper's code",
+    ),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
+    "figures": ("convspark.cli.figures", "draw the paper's figures of your network and pictures"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "recipes": ("convspark.cli.recipes", "list the settings of published runs, for --recipe, and show them"),

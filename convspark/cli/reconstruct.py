@@ -7,9 +7,12 @@ from .arguments import Command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = Command("reconstruct", reconstruct, types={"run": None, "pictures": None, "model": None, "output": None})
+    types = {"run": None, "pictures": None, "output": None, "model": str | None}
+    made = Command("reconstruct", reconstruct, types=types)
     made.parser.usage = "convspark reconstruct RUN PICTURE... [-o grid.png] [options]"
-    made.parser.add_argument("run", metavar="RUN", help="run folder of a pre-training")
+    made.parser.add_argument(
+        "run", metavar="RUN", help="run folder of a pre-training, or a file of the paper with a decoder"
+    )
     made.parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="picture files, or folders, lists and archives of them"
     )

@@ -3,6 +3,7 @@
 from .addresses import absolute, base_name, is_url, within
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
+from .few import check_shown, few_pictures
 from .files import as_lines, names_in
 from .labelled import LabelledPicture, list_in_parts, list_labelled
 from .moved import UNKNOWN, as_place, at_new_place, file_sizes
@@ -46,8 +47,10 @@ __all__ = [
     "as_place",
     "at_new_place",
     "base_name",
+    "check_shown",
     "decode",
     "demo_photographs",
+    "few_pictures",
     "file_sizes",
     "fitting",
     "hold_out",

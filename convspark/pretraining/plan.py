@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import PretrainImages, Statistics, is_missing, list_pictures, measure
+from ..data import PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.strides import as_setting, as_text
@@ -48,7 +48,7 @@ from ..runs.processes import ALONE, Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
-from .build import build_model, check_shown, drop_path_of, named_backbone, pixels_of
+from .build import build_model, drop_path_of, named_backbone, pixels_of
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import ABLATIONS, PretrainSettings

@@ -24,17 +24,19 @@ def reconstruct(
     """Draw original, masked and reconstructed, a row a picture.
 
     Args:
-        run: run folder of a pre-training.
+        run: run folder of a pre-training, or a whole model of the paper's code
+            (`*_withdecoder_1kpretrained_spark_style.pth`).
         pictures: picture files, or folders, lists and archives of them, whose first pictures are taken; eight at most
             are drawn.
         output: PNG file to write; an existing one is replaced.
         mask_ratio: share of the patches to mask; by default the one trained with.
         seed: of the masks.
         show: three channels, or one, to draw, counted from 1; by default those of the run's own pictures.
-        model: a module like the one trained, where that was not a timm network (Python only).
+        model: name of the network, where the file does not tell it; in Python also a module like the one trained,
+            where that was not a name.
 
     Raises:
-        UsageError: no such run, or no picture.
+        UsageError: no such run or file, one without a decoder, or no picture.
         DataError: a picture that cannot be read.
     """
     if Path(output).suffix.lower() != ".png":
@@ -42,41 +44,32 @@ def reconstruct(
     if not pictures:
         raise UsageError("pictures are missing: give one or more picture files, or a folder")
 
-    import torch
-
-    from ..data import FileSource, HeldOutTransform, base_name, list_pictures
+    from ..checkpoints.whole import load_whole
+    from ..data import check_shown, few_pictures
     from ..model.spark import check_mask_ratio
     from ..report import reconstruction_grid
-    from ..runs.numbers import normalisation, parse_size
     from ..seeds import Use
-    from .build import check_shown, load_run, pixels_of
     from .module import counted_grid
 
-    network, settings = load_run(run, model)
-    pixels = pixels_of(settings, settings.channels)
-    check_shown(show, settings.channels)
-    paths = [path for place in pictures for path in list_pictures(place, bands=not pixels.is_plain)][:_MOST]
-    size = parse_size(settings.size)
+    whole = load_whole(run, model)
+    network = whole.model
+    check_shown(show, whole.pixels.channels)
     if mask_ratio is not None:
-        check_mask_ratio(mask_ratio, network.grid_shape(size))
+        check_mask_ratio(mask_ratio, network.grid_shape(whole.size))
         network.mask_ratio = mask_ratio
-    mean, std = normalisation(settings.channels, settings.mean, settings.std)
-    transform = HeldOutTransform(size=size, mean=mean, std=std)
-    source = FileSource(paths, pixels=pixels)
-    images = torch.stack([transform(source.read(index, transform.shrink)) for index in range(len(paths))])
+    images, names = few_pictures(pictures, whole.pixels, whole.size, whole.mean, whole.std, _MOST)
     shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    names = [base_name(path) for path in paths]
     reconstruction_grid(
         images,
         shown.masked,
         shown.reconstruction,
-        mean,
-        std,
+        whole.mean,
+        whole.std,
         output,
         names,
         shown.grid.visible,
-        show=show or settings.show,
-        stretch=not pixels.is_plain,
+        show=show or whole.show,
+        stretch=not whole.pixels.is_plain,
     )
     return Path(output)

@@ -9,14 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..files import written_whole
+from .display import displayed
 
 _TITLES = ("original", "masked", "reconstruction")
 _MASKED_GREY = 0.5
 _INK, _FAINT_INK, _PAPER = (32, 33, 36), (110, 113, 118), (255, 255, 255)
 _LEAST_SIDE = 192  # pixels on the page; smaller images are enlarged by a whole factor
 _MOST_ROWS = 8
-_COLOURLESS = 1 / 255  # difference of the channels of a pixel
-_STRETCHED = (0.01, 0.99)  # quantiles that become black and white
 _ROWS_A_BLOCK = 4  # from five rows on, two blocks stand side by side: the page stays about as wide as high
 
 
@@ -45,10 +44,7 @@ def reconstruction_grid(
         visible: bool (B, h, w), True = visible, whose masked patches are drawn in mid-grey. Without it,
             masked are the pixels that are 0 in every channel of `masked`, which no pixel of a picture is
             after normalising.
-        show: three channels that are red, green and blue, or a single one, counted from 1. By default the first three,
-            or where there are two, the first.
-        stretch: draw each channel from the 1 % to the 99 % quantile that it has in the original, as channels of unknown
-            meaning and range always are: those of other images than of one or three.
+        show, stretch: see `displayed`.
     """
     count = min(len(original), _MOST_ROWS)
     original, masked, reconstruction = (
@@ -61,30 +57,12 @@ def reconstruction_grid(
         patches = visible[:count].cpu()
         shown = patches.repeat_interleave(height // patches.shape[1], 1)  # (B, h, w) -> (B, H, w)
         shown = shown.repeat_interleave(width // patches.shape[2], 2)[:, None]  # -> (B, 1, H, W)
-    channels = original.shape[1]
-    chosen = [channel - 1 for channel in show or (range(1, 4) if channels >= 3 else [1])]
-    stretch = stretch or channels not in (1, 3)
-    mean, std = ([values[channel] for channel in chosen] for values in (mean, std))
-    original, masked, reconstruction = (images[:, chosen] for images in (original, masked, reconstruction))
-    columns = [_unit_range(images, original, mean, std, stretch) for images in (original, masked, reconstruction)]
-    is_grey = (columns[0].amax(1) - columns[0].amin(1)).amax((1, 2)) < _COLOURLESS  # (B, C, H, W) -> (B,)
-    columns = [torch.where(is_grey[:, None, None, None], column.mean(1, keepdim=True), column) for column in columns]
+    columns = displayed((original, masked, reconstruction), mean, std, show, stretch)
     columns[1] = torch.where(shown, columns[1], torch.tensor(_MASKED_GREY))
     rows = [[_to_pillow(column[row]) for column in columns] for row in range(count)]
     page = _layout(rows, list(captions or [])[:count])
     with written_whole(path) as temporary:
         page.save(temporary, format="PNG")
-
-
-def _unit_range(images: Tensor, original: Tensor, mean: Sequence[float], std: Sequence[float], stretch: bool) -> Tensor:
-    """Normalised (B, 1 or 3, H, W) -> values to show, between 0 and 1."""
-    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]  # (C, 1, 1)
-    values, truth = images * scale + shift, original * scale + shift
-    if stretch:
-        ends = truth.new_tensor(_STRETCHED)
-        low, high = truth.flatten(2).quantile(ends, dim=2)[..., None, None]  # (B, C, 1, 1) each
-        values = (values - low) / (high - low).clamp_min(1e-12)
-    return values.nan_to_num().clamp(0, 1)
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

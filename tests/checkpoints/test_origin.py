@@ -63,12 +63,32 @@ def test_a_file_in_an_export_is_told_by_it(tmp_path, monkeypatch):
         ("a.pth", {"arch": "resnet18"}, "resnet18"),
         ("resnet18_1kpretrained_timm_style.pth", {}, "resnet18"),
         ("convnextS_1kpretrained_official_style.pth", {}, "convnext_small"),
+        ("convnextL_384_1kpretrained_official_style.pth", {}, "convnext_large"),
+        ("resnet101_1kpretrained_timm_style.pth", {}, "resnet101"),
+        ("res50_withdecoder_1kpretrained_spark_style.pth", {}, "resnet50"),
+        ("cnxS224_withdecoder_1kpretrained_spark_style.pth", {}, "convnext_small"),
+        ("cnxL384_withdecoder_1kpretrained_spark_style.pth", {}, "convnext_large"),
         ("resnet18_224_withdecoder_1kpretrained_spark_style.pth", {"arch": 7}, "resnet18"),
     ],
 )
 def test_the_papers_checkpoints_tell_their_network(tmp_path, file, content, model):
     torch.save({**content, "module": {"conv1.weight": torch.zeros(2)}}, tmp_path / file)
     assert find_weights(str(tmp_path / file)).model == model
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "size"),
+    [
+        ("cnxL384_withdecoder_1kpretrained_spark_style.pth", {}, 384),
+        ("convnextL_384_1kpretrained_official_style.pth", {}, 384),
+        ("res50_withdecoder_1kpretrained_spark_style.pth", {}, None),
+        ("a.pth", {"arch": "resnet18", "input_size": 160}, 160),
+        ("res50_1kpretrained_timm_style.pth", {"config": {"sparse_encoder.input_size": 96}}, 96),
+    ],
+)
+def test_the_papers_checkpoints_tell_their_size(tmp_path, file, content, size):
+    torch.save(content | {"conv1.weight": torch.zeros(2)}, tmp_path / file)
+    assert find_weights(str(tmp_path / file)).size == size
 
 
 def test_weights_that_leave_much_random_are_told_aloud(tmp_path, caplog):

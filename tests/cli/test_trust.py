@@ -67,7 +67,7 @@ USED = [
         "export {} --to onnx",
     )
 ]
-OTHERS = ["reconstruct pretrain pictures/0.png", "compare pretrain labelled"]
+OTHERS = ["reconstruct pretrain pictures/0.png", "figures pretrain pictures/0.png", "compare pretrain labelled"]
 
 
 @pytest.mark.parametrize("line", [*RESUMED, *CONFIGURED, *USED, *OTHERS])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from convspark import PatchGrid, SparK
+from convspark.checkpoints.paper import no_place_for
 from convspark.errors import UsageError
 
 
@@ -130,6 +131,12 @@ def test_loss_on_all(images, grid):
 def test_unknown_values_are_refused(option):
     with pytest.raises(UsageError, match=f"{option}"):
         model_of(**{option: "none such"})
+
+
+@pytest.mark.parametrize("option", [{"encoding": "zero"}, {"target": "raw"}, {"mask_token": "zero"}], ids=str)
+def test_the_papers_layout_has_no_place_for_it(option):
+    assert "taken away" in str(no_place_for(model_of(decoder="paper", **option)))
+    assert no_place_for(model_of(decoder="paper", loss_on="all", masks="blocks", levels=2)) is None
 
 
 def test_drawn_in_blocks(images):

@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from convspark import pretrain, reconstruct
+from convspark.checkpoints.whole import load_whole
 from convspark.cli.main import main
 from convspark.errors import UsageError
-from convspark.pretraining.build import load_run
 
 ABLATED = [
     {"encoding": "zero"},
@@ -27,7 +27,10 @@ def test_run(option, pictures, small, tmp_path):
     assert option.items() <= yaml.safe_load((out / "config.yaml").read_text()).items()
     name, value = next(iter(option.items()))
     assert f"{name} {value}" in (out / "log.txt").read_text() or f"drawn by {value}" in (out / "log.txt").read_text()
-    assert option.items() <= vars(load_run(str(out))[1]).items()
+    whole = load_whole(str(out)).model
+    assert len(whole.densify) == option.get("levels", 4)
+    kept = {"encoding": whole.encoding, "target": whole.target, "loss_on": whole.loss_on}
+    assert all(value == kept.get(name, value) for name, value in option.items())
     assert reconstruct(str(out), [str(pictures)], output=str(tmp_path / "shown.png")).is_file()
 
 

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils import signal_handling
 
 from convspark.checkpoints import to_timm
+from convspark.checkpoints.whole import load_whole
 from convspark.errors import DataError, DivergedError, UsageError
 from convspark.pretraining import compile as compiling
 from convspark.pretraining import plan
-from convspark.pretraining.build import load_run
 from convspark.pretraining.command import pretrain
 from convspark.pretraining.estimate import estimate, resolved_config
 from convspark.pretraining.settings import PretrainSettings
@@ -123,7 +123,7 @@ def test_metrics_have_a_row_an_epoch(finished):
 def test_export_loads_in_plain_timm(finished):
     model = timm.create_model(f"local-dir:{finished.export.folder}", pretrained=True, num_classes=5)
     assert torch.equal(model.conv1[0].weight, weights(finished.folder)["conv1.0.weight"])
-    trained, _ = load_run(finished.folder)
+    trained = load_whole(finished.folder).model
     assert torch.equal(model.conv1[0].weight, trained.backbone.conv1[0].weight)
     fresh = timm.create_model("test_resnet", num_classes=0)
     assert not torch.equal(model.conv1[0].weight, fresh.conv1[0].weight)
@@ -310,8 +310,7 @@ def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
 def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):
     small = small | {"model": "resnet10t", "model_args": {"output_stride": 16}, "size": 32, "epochs": 1}
     result = pretrain(str(pictures), out=str(tmp_path / "run"), **small)
-    model, settings = load_run(result.folder)
-    assert model.patch_size == (16, 16) and settings.patch_size == 16
+    assert load_whole(result.folder).model.patch_size == (16, 16)
     loaded = timm.create_model(f"local-dir:{result.export.folder}", pretrained=True)
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 512)
     assert loaded.forward_features(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 4, 4)

@@ -1,0 +1,284 @@
+"""Each of the paper's figures: measured of a network, drawn, and put into words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..checkpoints.whole import Whole, load_whole
+from ..errors import UsageError
+from ..model.spark import check_mask_ratio
+from ..model.stages import evaluating
+from ..report.display import displayed
+from ..report.figures import Column, draw_features, draw_intensities, draw_pattern, draw_pictures
+from ..report.style import MASKED_TONE
+from ..runs.folder import RunFolder
+from ..seeds import Use, counted_seed
+from ..sparse import PatchGrid
+from .masking import intensities, mask_pattern, pixel_mask, stage_maps
+from .subject import Subject
+
+USUAL_RATIOS = (0.3, 0.6, 0.9)
+_MOST_EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in words and numbers.
+
+    Attributes:
+        name: its files are NAME.pdf and NAME.png.
+        caption: what it shows.
+        paper: which figure of the paper it corresponds to; None for none.
+        numbers: what it was drawn from, in brief.
+    """
+
+    name: str
+    caption: str
+    paper: str | None
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the figures of one network and a few pictures.
+
+    Args:
+        images: (B, C, H, W), normalised as the subject takes them.
+        names: of the pictures.
+        mask_ratio: of all figures but the reconstructions at several.
+        seed: of the masks.
+        show: see `displayed`.
+    """
+
+    subject: Subject
+    images: Tensor
+    names: Sequence[str]
+    mask_ratio: float
+    seed: int
+    show: Sequence[int] | None
+
+    def grid_shape(self) -> tuple[int, ...]:
+        """Patches along each side.
+
+        Raises:
+            UsageError: the patch does not divide the images.
+        """
+        sides, patch = self.images.shape[2:], self.subject.patch_size
+        if any(side % p for side, p in zip(sides, patch, strict=True)):
+            raise UsageError(
+                f"size is {'x'.join(map(str, sides))}: expected multiples of the patch of "
+                f"{'x'.join(map(str, patch))} pixels"
+            )
+        return tuple(side // p for side, p in zip(sides, patch, strict=True))
+
+    def grid(self, mask_ratio: float) -> PatchGrid:
+        """The masks, those of `reconstruct` under the same seed; at a larger ratio fewer of the same are visible."""
+        check_mask_ratio(mask_ratio, self.grid_shape())
+        generator = torch.Generator().manual_seed(counted_seed(self.seed, Use.HELD_OUT_MASK))
+        return PatchGrid.random(len(self.images), self.grid_shape(), mask_ratio, generator)
+
+    def usual_ratios(self) -> list[float]:
+        """Those of the usual ratios that leave some patches visible and some masked."""
+        patches = int(np.prod(self.grid_shape()))
+        return [ratio for ratio in USUAL_RATIOS if 0 < round(patches * (1 - ratio)) < patches]
+
+    def pattern(self) -> tuple[Drawn, Figure]:
+        """How the mask vanishes."""
+        layers = mask_pattern(self.subject.stages, self.images, self.grid(self.mask_ratio))
+        if not layers:
+            raise UsageError(f"{self.subject.name} has no layer whose maps could be looked at")
+        dense, visible = [each.dense for each in layers], [each.visible for each in layers]
+        shares = [float(each.mean()) for each in dense]
+        full = next((layers[at].name for at, share in enumerate(shares) if share == 1), None)
+        caption = (
+            f"How the mask pattern vanishes in {self.subject.name}. A position is filled if its features tell anything "
+            "of the visible pixels, that is, differ from those of a picture masked as a whole. In the dense network, "
+            "which sees masked patches as zeros, each layer that looks around carries visible pixels further into "
+            f"masked patches: {_percent(shares[0])} of the positions are filled after {layers[0].name}, "
+            f"{_percent(shares[-1])} after {layers[-1].name}"
+            + (f", all of them from {full} on" if full else "")
+            + f". Run on visible patches only, it fills {_percent(float(visible[-1].mean()))} from first to last: the "
+            "visible ones. Maps of the first picture, shares of all."
+        )
+        numbers = {
+            "layers": [each.name for each in layers],
+            "filled_dense": shares,
+            "filled_visible": [float(each.mean()) for each in visible],
+        }
+        paper = "the figure on how sparse convolution keeps the mask pattern from vanishing"
+        return Drawn("mask-pattern", caption, paper, numbers), draw_pattern(numbers["layers"], dense, visible)
+
+    def intensities(self) -> tuple[Drawn, Figure]:
+        """What masking does to the distribution of pixels."""
+        found = intensities(self.images, self.grid(self.mask_ratio))
+        zeros, visible = found.moved(found.zeros), found.moved(found.visible)
+        caption = (
+            "Histograms of pixel intensities before and after masking, all pictures and channels together, in units of "
+            "the deviation that the network's images are normalised by. Setting masked patches to 0 moves "
+            f"{_percent(zeros)} of the distribution; leaving them out moves {_percent(visible)}, by which some patches "
+            "differ from all. The line is that of the whole pictures."
+        )
+        numbers = {
+            "edges": found.edges.tolist(),
+            "whole": found.whole.tolist(),
+            "zeros": found.zeros.tolist(),
+            "visible": found.visible.tolist(),
+            "moved_by_zeros": zeros,
+            "moved_by_leaving_out": visible,
+        }
+        figure = draw_intensities(found.edges, found.whole, found.zeros, found.visible, (zeros, visible))
+        paper = "the figure of masking strategies, with histograms of pixel intensities before and after masking"
+        return Drawn("intensities", caption, paper, numbers), figure
+
+    def features(self) -> tuple[Drawn, Figure]:
+        """The features of each stage, whole and masked."""
+        one = self.images[:1]
+        grid = PatchGrid(self.grid(self.mask_ratio).visible[:1])
+        stages = stage_maps(self.subject.stages, one, grid)
+        seen = pixel_mask(grid, one.shape[2:])
+        (whole,), (zeros,) = self._shown([one, one * seen[:, None]])
+        differences = [[_off(s.whole, maps, s.visible) for maps in (s.visible, s.zeros)] for s in stages]
+        caption = (
+            f"Feature maps of the stages of {self.subject.name}: at each position the root of the mean square over "
+            "channels, from dark to bright, of the whole picture, of the visible patches only, and of the dense "
+            "network on a picture whose masked patches are 0. The tones of a column are those of its first row. On "
+            "visible patches, masked positions hold nothing (light grey). Of the first picture."
+        )
+        numbers = {
+            "stages": [each.name for each in stages],
+            "strides": [list(each.stride) for each in stages],
+            "differs_visible": [on_visible for on_visible, _ in differences],
+            "differs_zeros": [with_zeros for _, with_zeros in differences],
+        }
+        titles = [f"stride {_sides(each.stride)}" for each in stages]
+        pictures = [whole, *_masked([whole], seen.numpy()), zeros]
+        figure = draw_features(
+            pictures,
+            titles,
+            [each.whole[0] for each in stages],
+            [each.zeros[0] for each in stages],
+            [each.visible[0] for each in stages],
+        )
+        return Drawn("features", caption, None, numbers), figure
+
+    def reconstructions(self, ratios: Sequence[float]) -> tuple[Drawn, Figure]:
+        """What the model makes of pictures masked more and more."""
+        columns, errors = list[Column](), list[float]()
+        for number, ratio in enumerate(ratios):
+            original, masked, painted, error = self._reconstructed(self._whole(), ratio)
+            columns += [] if number else [Column("original", original)]
+            columns += [Column(f"{_percent(ratio)} masked", masked), Column("reconstructed", painted)]
+            errors.append(error)
+        caption = (
+            f"Pictures masked by {', '.join(map(_percent, ratios))}, and what {self.subject.name} reconstructs. Masked "
+            "patches are painted with the true patch's mean and deviation, which the network does not predict; visible "
+            "ones are copied. The mean squared error of masked patches, in units of each patch's variance, is "
+            f"{', '.join(f'{error:.2f}' for error in errors)}."
+        )
+        numbers = {"ratios": list(ratios), "loss": errors}
+        figure = draw_pictures(columns, self.names)
+        return Drawn("reconstructions", caption, "the figure of reconstruction examples", numbers), figure
+
+    def epochs(self, run: str | Path, model: Any) -> tuple[Drawn, Figure] | None:
+        """What checkpoints of several epochs make of the same pictures; None where a run has only one."""
+        columns, epochs, errors = list[Column](), list[int](), list[float]()
+        for file in _checkpoints(RunFolder(run), self._whole().epoch):
+            whole = load_whole(run, model, file)
+            if whole.epoch is None or whole.epoch + 1 in epochs:
+                continue
+            original, masked, painted, error = self._reconstructed(whole, self.mask_ratio)
+            if not columns:
+                columns = [Column("original", original), Column(f"{_percent(self.mask_ratio)} masked", masked)]
+            epochs.append(whole.epoch + 1)
+            errors.append(error)
+            columns.append(Column(f"epoch {epochs[-1]}", painted))
+        if len(epochs) < 2:
+            return None
+        caption = (
+            f"What {self.subject.name} reconstructs after {', '.join(map(str, epochs))} epochs, of the same pictures "
+            f"under the same masks. The mean squared error of masked patches, in units of each patch's variance, is "
+            f"{', '.join(f'{error:.2f}' for error in errors)}."
+        )
+        return Drawn("epochs", caption, None, {"epochs": epochs, "loss": errors}), draw_pictures(columns, self.names)
+
+    def _whole(self) -> Whole:
+        assert self.subject.whole is not None
+        return self.subject.whole
+
+    def _reconstructed(
+        self, whole: Whole, ratio: float
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
+        """Originals, masked and reconstructed ones to show, (H, W, 3) each, and the loss."""
+        grid, model = self.grid(ratio), whole.model
+        found = model.reconstruct(self.images, grid)
+        with torch.no_grad(), evaluating(model):
+            loss = float(model(self.images, grid).loss)
+        original, painted = self._shown([self.images, found.reconstruction])
+        seen = pixel_mask(grid, self.images.shape[2:]).numpy()
+        return original, _masked(original, seen), painted, loss
+
+    def _shown(self, images: Sequence[Tensor]) -> list[list[np.ndarray]]:
+        """Normalised (B, C, H, W) each -> (H, W, 3) each of each, from 0 to 1."""
+        s = self.subject
+        show = self.show or (s.whole.show if s.whole else None)
+        parts = displayed(images, s.mean, s.std, show, not s.pixels.is_plain)
+        return [[one.expand(3, -1, -1).permute(1, 2, 0).numpy() for one in part] for part in parts]
+
+
+def every(
+    maker: Maker, ratios: Sequence[float] | None, run: str | Path | None, model: Any
+) -> Iterator[tuple[Drawn, Figure]]:
+    """All figures that there are of a network, one after the other.
+
+    Args:
+        ratios: to reconstruct at; None for the usual ones.
+        run: folder whose checkpoints are looked at; None for none.
+        model: see `load_whole`.
+    """
+    yield maker.pattern()
+    yield maker.intensities()
+    yield maker.features()
+    if maker.subject.whole is not None:
+        yield maker.reconstructions(maker.usual_ratios() if ratios is None else ratios)
+        several = None if run is None else maker.epochs(run, model)
+        if several is not None:
+            yield several
+
+
+def _checkpoints(folder: RunFolder, last: int | None) -> list[Path]:
+    """Those that a run kept, up to five of about equal distances, the last among them.
+
+    Args:
+        last: the epoch of the last, counted from 0; one of the same epoch that was kept, too, is left out.
+    """
+    numbers = {file: int(file.stem.removeprefix("epoch_")) for file in folder.checkpoints.glob("epoch_*.ckpt")}
+    kept = [file for file in sorted(numbers, key=numbers.__getitem__) if last is None or numbers[file] <= last]
+    files = [*(kept or [folder.previous_checkpoint]), folder.last_checkpoint]
+    files = [file for file in files if file.is_file()]
+    places = np.linspace(0, len(files) - 1, min(_MOST_EPOCHS, len(files))).round().astype(int)
+    return [files[place] for place in dict.fromkeys(places.tolist())]
+
+
+def _masked(pictures: Sequence[np.ndarray], seen: np.ndarray) -> list[np.ndarray]:
+    """(H, W, 3) each, masked patches in the tone of what is not there; `seen` is bool (B, H, W)."""
+    return [np.where(mask[..., None], picture, MASKED_TONE) for picture, mask in zip(pictures, seen, strict=True)]
+
+
+def _off(whole: np.ndarray, other: np.ndarray, visible: np.ndarray) -> float:
+    """By how much maps differ where `visible` is not NaN: root of the mean square, relative to the first."""
+    there = ~np.isnan(visible)
+    return float(np.sqrt(np.square(other - whole)[there].mean() / max(np.square(whole[there]).mean(), 1e-30)))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _sides(stride: Sequence[int]) -> str:
+    return str(stride[0]) if len(set(stride)) == 1 else "x".join(map(str, stride))
