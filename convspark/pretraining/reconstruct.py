@@ -46,7 +46,7 @@ def reconstruct(
 
     from ..data import HeldOutTransform, item_of, list_images
     from ..model.spark import check_mask_ratio
-    from ..report import reconstruction_grid
+    from ..report.reconstructions import reconstruction_grid
     from ..runs.numbers import normalisation, parse_size
     from ..seeds import Use
     from .build import check_shown, load_run, pixels_of

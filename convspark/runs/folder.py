@@ -29,6 +29,8 @@ class RunFolder:
     config.yaml          every setting, resolved; usable with --config
     environment.json     versions, git commit, device, command line
     metrics.csv          one row an epoch
+    watch.csv            what the features tell, every few epochs of a pre-training
+    warnings.csv         what is wrong with it, and what to do (only if anything is)
     log.txt              what was printed
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
@@ -118,6 +120,14 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
+
+    @property
+    def watch(self) -> Path:
+        return self.path / "watch.csv"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.csv"
 
     @property
     def log(self) -> Path:
