@@ -142,7 +142,7 @@ def test_two_processes_see_the_features_that_one_sees(pictures, labelled, tmp_pa
     command = ["pretrain", pictures, "--epochs", 1, *TINY, "--held-out", 0.4, "--probe", labelled, "--seed", 1]
     assert main([*map(str, command), "--out", str(tmp_path / "one")]) == 0
     assert run_cli(2, *command, "--out", tmp_path / "two") == 0
-    one, two = ([*csv.DictReader((tmp_path / run / "watch.csv").open())] for run in ("one", "two"))
+    one, two = (list(csv.DictReader((tmp_path / run / "watch.csv").read_text().splitlines())) for run in ("one", "two"))
     assert len(one) == len(two) == 2
     for ours, theirs, tolerance in zip(one, two, (1e-6, 0.02), strict=True):  # steps in float32 lie between the two
         assert float(ours["rank"]) == pytest.approx(float(theirs["rank"]), rel=tolerance)
