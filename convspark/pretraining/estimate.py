@@ -15,9 +15,8 @@ from ..runs.device import describe_device, quick_products
 from ..runs.graphs import Graphed
 from ..runs.logs import run_log
 from ..runs.memory import out_of_memory
-from ..runs.numbers import count
+from ..runs.numbers import count, format_seconds
 from ..runs.optimizer import set_rates
-from ..runs.progress import format_seconds
 from ..runs.run import Run
 from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use

@@ -40,7 +40,10 @@ class RunFolder:
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
     export/              the backbone, for timm
+    report.html          all of it on a page
     """
+
+    REPORT = "report.html"
 
     def __init__(self, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> None:
         self.path = Path(path)
@@ -177,6 +180,10 @@ class RunFolder:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.path / self.REPORT
 
 
 def default_path(name: str, parent: str | os.PathLike[str] = "runs") -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .callbacks import Stopwatch
 from .folder import available_cores
 from .module import TrainingModule
+from .numbers import format_seconds
 from .warned import Warned
 
 logger = logging.getLogger(__name__)
@@ -19,19 +20,6 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_LOSSES = 1.0
 _WAIT_WORTH_SAYING = 0.1
-
-
-def format_seconds(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 class Progress(Callback):

@@ -159,7 +159,7 @@ def _pretrained_on(run: str) -> int | None:
 def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
     from ...checkpoints.origin import find_weights
-    from ...runs.progress import format_seconds
+    from ...runs.numbers import format_seconds
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0.0
