@@ -33,6 +33,7 @@ COMMANDS = {
     "export": ("convspark.cli.export", "write a backbone for timm, torchvision, ONNX, detectron2 or MMDetection"),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
     "runs": ("convspark.cli.runs", "the runs in a folder: what they are, how far, and which go on or died"),
+    "report": ("convspark.cli.report", "a page about runs: curves, pictures, settings, warnings, what to do next"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),

@@ -9,6 +9,7 @@ from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
 from ..files import write_text
 from ..model.strides import as_text
+from ..report.page import write_page_at_last
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
 from ..runs.folder import command_line
@@ -76,9 +77,10 @@ class Pretraining:
         )
 
     def finish(self, run: Run[PretrainSettings]) -> PretrainResult:
-        """Export the backbone."""
+        """Export the backbone, and write the page about the run."""
         folder, row = run.folder, _last_row(self._metrics, run)
         export = _export(self.plan, run, row)
+        write_page_at_last(folder, PretrainSettings)
         picture = folder.pictures / "last.png"
         return PretrainResult(
             folder=folder.path,

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -167,7 +167,7 @@ def read_record(path: Path) -> Record:
             metrics = read_metrics(folder.metrics)
         except (DataError, UnicodeDecodeError, csv.Error):
             torn.append(folder.metrics.name)
-    rows = _rows(folder.watch, torn)
+    rows = _rows(folder.watch, ("epoch", "step"), torn)
     watch = {name: [_number(row.get(name)) for row in rows] for name in (rows[0] if rows else ())}
     results = _json(path / ("compare.json" if kind == "compare" else "results.json"), torn)
     return Record(
@@ -177,7 +177,7 @@ def read_record(path: Path) -> Record:
         {name: value for name, value in settings.items() if name != "kind"},
         metrics,
         watch,
-        _rows(folder.warnings, torn),
+        _rows(folder.warnings, ("epoch", "step", "kind", "text"), torn),
         results,
         _json(folder.environment, torn),
         _changed(path),
@@ -255,13 +255,13 @@ def _json(path: Path, torn: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _rows(path: Path, torn: list[str]) -> list[dict[str, str]]:
+def _rows(path: Path, columns: Sequence[str], torn: list[str]) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, restval=""))
-        if all("step" in row for row in rows):
+        if all(column in row for row in rows for column in columns):
             return [{str(name): str(cell) for name, cell in row.items()} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error):
         pass

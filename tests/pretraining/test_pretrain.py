@@ -95,6 +95,7 @@ def test_leaves_a_whole_run_folder(finished):
         "environment.json",
         "metrics.csv",
         "watch.csv",
+        "report.html",
         "log.txt",
         "train_files.txt",
         "held_out_files.txt",

@@ -72,6 +72,7 @@ def compare(settings: CompareSettings) -> Comparison:
     """
     from ...report.comparison import accuracy_against_labels
     from ...report.labels import draw_at_last
+    from ...report.page import write_page_at_last
     from ..classification.data import read_labelled
 
     with run_log(only=__name__) as log:
@@ -97,6 +98,7 @@ def compare(settings: CompareSettings) -> Comparison:
             report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
             run.keep(report, "compare.json")
             draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
+            write_page_at_last(folder, CompareSettings)
             return report
 
 
