@@ -48,7 +48,7 @@ class Estimate:
         images_that_fit: about how many images a pass its memory would hold; None elsewhere.
         step_seconds: of one optimiser step, measured with real images; images_per_second alike.
         steps: of the whole run.
-        total_seconds: steps and held-out images together.
+        total_seconds: steps, held-out images and looks at the features together.
     """
 
     settings: PretrainSettings
@@ -96,7 +96,9 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         plan = make_plan(Run(PretrainSettings(images, **settings)))
         measured = _measured(plan)
     kept, numbers = plan.images.held_out, plan.numbers
-    held_out_seconds = _HELD_OUT_SHARE * measured.step_seconds * (len(kept) if kept else 0) / numbers.batch_size
+    kept_images = len(kept) if kept else 0
+    picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is looked at
+    looked_at = (kept_images + len(plan.probe_pictures or ())) / plan.watch_epochs if plan.watch_epochs else 0
     return Estimate(
         settings=plan.settings,
         description=plan.describe(),
@@ -109,7 +111,8 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         step_seconds=measured.step_seconds,
         steps=numbers.steps,
         images_per_second=numbers.batch_size / measured.step_seconds,
-        total_seconds=numbers.steps * measured.step_seconds + numbers.epochs * held_out_seconds,
+        total_seconds=numbers.steps * measured.step_seconds
+        + numbers.epochs * picture_seconds * (kept_images + looked_at),
     )
 
 

@@ -103,6 +103,8 @@ class Probe:
         features = {name: deepest_features(stages, loader, device, means) for name, loader in self._loaders.items()}
         if not self._here.is_first:
             return {}
+        if not all(np.isfinite(found).all() for found in features.values()):  # the run will say so
+            return dict.fromkeys(("knn", "linear"), float("nan"))
         features["final"], labels = features["val"], self._labels | {"final": self._labels["val"]}
         scores = classify_features(features, labels, self._seed, _NEIGHBOURS, "val")
         return {kind: scores[kind]["top1"] for kind in ("knn", "linear")}
@@ -210,8 +212,10 @@ class Watch(Callback):
             if self._held_out is not None:
                 both = deepest_features(stages, self._held_out, device, moments)  # (N, 2, C)
                 if self._here.is_first:
-                    found["rank"] = effective_rank(both[:, 0])
-                    found["dead_channels"] = dead_share(both[:, 0], both[:, 1])
+                    found |= dict.fromkeys(("rank", "dead_channels"), float("nan"))
+                    if np.isfinite(both).all():
+                        found["rank"] = effective_rank(both[:, 0])
+                        found["dead_channels"] = dead_share(both[:, 0], both[:, 1])
         return found
 
     def _described(self, found: dict[str, float]) -> str:
