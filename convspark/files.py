@@ -171,3 +171,15 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
                 continue
             yield
             return
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds this file (see `held`); None where there are no locks, or no such file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -36,6 +36,8 @@ COMMANDS = {
     ),
     "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
     "figures": ("convspark.cli.figures", "draw the paper's figures of your network and pictures"),
+    "runs": ("convspark.cli.runs", "the runs in a folder: what they are, how far, and which go on or died"),
+    "report": ("convspark.cli.report", "a page about runs: curves, pictures, settings, warnings, what to do next"),
     "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "recipes": ("convspark.cli.recipes", "list the settings of published runs, for --recipe, and show them"),

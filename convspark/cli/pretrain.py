@@ -37,7 +37,8 @@ _GROUPS = {
     "images": ("held_out", "held_out_most", "check", "shuffle", "crop_scale", "flip", "crops_per_image"),
     "values": ("bands", "band_axis", "stats", "low", "high", "mean", "std"),
     "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "compile", "cuda_graph"),
-    "what is kept": ("picture_epochs", "show", "checkpoint_minutes", "keep_epochs", "tracker"),
+    "watching": ("probe", "watch_epochs", "picture_epochs", "show", "tracker"),
+    "what is kept": ("checkpoint_minutes", "keep_epochs"),
 }
 
 

@@ -84,11 +84,15 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same
             step, sooner. On trial: quicker where it was measured, and not yet compared with steps as they are.
+        probe: labelled folder or CSV, as `convspark probe` takes it, to tell every few epochs how well the features
+            tell its classes apart. Nothing is trained on it.
+        watch_epochs: epochs between looks at the features, 0 for none; by default fifty a run, fewer where they would
+            take more than a few per cent of its time.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
         show: three channels, or one, to draw pictures of, counted from 1; by default the first three.
         checkpoint_minutes: most minutes of work that a crash may cost.
         keep_epochs: also keep a checkpoint for good every so many epochs.
-        tracker: also send the rows of metrics.csv to TensorBoard or Weights & Biases.
+        tracker: also send figures and pictures to TensorBoard or Weights & Biases.
 
     Raises:
         UsageError: an argument that cannot be used.

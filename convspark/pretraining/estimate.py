@@ -15,9 +15,8 @@ from ..runs.device import describe_device, quick_products
 from ..runs.graphs import Graphed
 from ..runs.logs import run_log
 from ..runs.memory import out_of_memory
-from ..runs.numbers import count
+from ..runs.numbers import count, format_seconds
 from ..runs.optimizer import set_rates
-from ..runs.progress import format_seconds
 from ..runs.run import Run
 from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use
@@ -49,7 +48,7 @@ class Estimate:
         images_that_fit: about how many images a pass its memory would hold; None elsewhere.
         step_seconds: of one optimiser step, measured with real images; images_per_second alike.
         steps: of the whole run.
-        total_seconds: steps and held-out images together.
+        total_seconds: steps, held-out images and looks at the features together.
     """
 
     settings: PretrainSettings
@@ -97,7 +96,9 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         plan = make_plan(Run(PretrainSettings(images, **settings)))
         measured = _measured(plan)
     kept, numbers = plan.images.held_out, plan.numbers
-    held_out_seconds = _HELD_OUT_SHARE * measured.step_seconds * (len(kept) if kept else 0) / numbers.batch_size
+    kept_images = len(kept) if kept else 0
+    picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is looked at
+    looked_at = (kept_images + len(plan.probe_pictures or ())) / plan.watch_epochs if plan.watch_epochs else 0
     return Estimate(
         settings=plan.settings,
         description=plan.describe(),
@@ -110,7 +111,8 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         step_seconds=measured.step_seconds,
         steps=numbers.steps,
         images_per_second=numbers.batch_size / measured.step_seconds,
-        total_seconds=numbers.steps * measured.step_seconds + numbers.epochs * held_out_seconds,
+        total_seconds=numbers.steps * measured.step_seconds
+        + numbers.epochs * picture_seconds * (kept_images + looked_at),
     )
 
 

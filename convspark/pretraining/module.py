@@ -1,11 +1,13 @@
 """What a step of pre-training is: masks counted by (seed, step), the loss, and the loss on held-out images."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.spark import SparK
+from ..model.target import split_patches
 from ..parts import Part
 from ..runs.graphs import Loss
 from ..runs.module import TrainingModule, channels_last
@@ -26,18 +28,28 @@ def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int,
     return model.draw_masks(count, shape, model.mask_ratio, generator, images.device, first=first, total=total)
 
 
+class Measured(NamedTuple):
+    """What is known of a batch of held-out images."""
+
+    loss: float
+    deviation: float
+    """Of the pixels predicted for a masked patch, in units of the true ones' deviation: 0 of plain grey."""
+    images: int
+
+
 class PretrainModule(TrainingModule):
     """Pre-trains a SparK model, masks counted by (seed, step).
 
     Args:
         model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer, schedule, seed: see `TrainingModule`.
+        gradient_clip: the norm that a step's gradient is cut to; whether it was is counted.
 
     Attributes:
         step_loss: the loss of a training step, which may be computed in a quicker way than by calling the model.
     """
 
-    measures = ("held_out_loss",)
+    measures = ("held_out_loss", "prediction_deviation", "gradient_norm", "clipped_share")
 
     def __init__(
         self,
@@ -45,10 +57,20 @@ class PretrainModule(TrainingModule):
         make_optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
         seed: int = 0,
+        gradient_clip: float = float("inf"),
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.model = model
         self.step_loss: Loss = lambda images, grid: model(images, grid).loss
+        self._clip = gradient_clip
+        # Of the epoch's steps so far. Tensors where they were computed: reading one makes the host wait for a GPU.
+        self._norms: Tensor | float = 0.0
+        self._clipped: Tensor | float = 0.0
+        self._steps = 0
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._norms, self._clipped, self._steps = 0.0, 0.0, 0
 
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
         images = channels_last(batch)
@@ -56,15 +78,40 @@ class PretrainModule(TrainingModule):
         grid = counted_grid(self.model, images, self.seed, Use.MASK, *self.place(batch_idx), part=part)
         return self.step_loss(images, grid)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Before it is cut, and of all processes: their gradients are one by now.
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        self._norms = self._norms + norm
+        self._clipped = self._clipped + (norm > self._clip)
+        self._steps += 1
+
+    def figures(self) -> dict[str, float | None]:
+        if not self._steps:
+            return super().figures()
+        norms, clipped = float(self._norms) / self._steps, float(self._clipped) / self._steps
+        return super().figures() | {"gradient_norm": norms, "clipped_share": clipped}
+
     def describe_measured(self) -> str:
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""
 
-    def measure(self, batch: Tensor | list[Tensor], number: int) -> tuple[float, int]:
-        """The loss of a batch, and its images."""
+    def measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:
         images = channels_last(batch if isinstance(batch, Tensor) else batch[0])
         grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, number)
-        return float(self.model(images, grid).loss), len(images)
+        out = self.model(images, grid)
+        patches = split_patches(out.prediction.float(), self.model.patch_size)  # (B, C, h, P, w, P)
+        deviations = patches.std((1, *range(3, patches.ndim, 2)))[~grid.visible]  # of each masked patch
+        return Measured(float(out.loss), float(deviations.mean()), len(images))
 
-    def summarise(self, found: list[tuple[float, int]]) -> dict[str, float]:
-        count = sum(images for _, images in found)
-        return {"held_out_loss": sum(loss * images for loss, images in found) / max(1, count)}
+    def summarise(self, found: list[Measured]) -> dict[str, float]:
+        count = max(1, sum(each.images for each in found))
+        loss, deviation = (sum(each[i] * each.images for each in found) / count for i in (0, 1))
+        return {"held_out_loss": loss, "prediction_deviation": deviation}
+
+    def epoch_state(self) -> dict[str, float]:
+        gradients = {"norms": float(self._norms), "clipped": float(self._clipped), "steps": self._steps}
+        return super().epoch_state() | gradients
+
+    def load_epoch_state(self, state: dict[str, float]) -> None:
+        super().load_epoch_state(state)
+        self._norms, self._clipped = float(state.get("norms", 0)), float(state.get("clipped", 0))
+        self._steps = int(state.get("steps", 0))

@@ -7,8 +7,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ..files import written_whole
-from ..report import loss_curves, reconstruction_grid
+from ..report.curves import loss_curves
+from ..report.reconstructions import reconstruction_grid
 from ..runs.folder import RunFolder
+from ..runs.trackers import track_picture
 from ..seeds import Use
 from .module import PretrainModule, counted_grid
 
@@ -70,6 +72,7 @@ class Pictures(Callback):
             show=self._show,
             stretch=self._stretch,
         )
+        track_picture(trainer.loggers, "reconstructions", path, trainer.global_step)
         with written_whole(self.last) as temporary:
             temporary.write_bytes(path.read_bytes())
         loss_curves(self._folder.metrics, self._folder.pictures / "curves.png")

@@ -18,8 +18,10 @@ from ..checkpoints.weights import load_backbone_weights
 from ..data import PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..model.spark import SparK
+from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
+from ..runs.folder import RunFolder
 from ..runs.graphs import Graphed
 from ..runs.loading import (
     Images,
@@ -47,11 +49,13 @@ from ..runs.optimizer import OptimizerKind, build_optimizer, default_learning_ra
 from ..runs.processes import ALONE, Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
+from ..runs.warned import Warned
 from ..seeds import Use, counted_seed
 from .build import build_model, drop_path_of, named_backbone, pixels_of
 from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import ABLATIONS, PretrainSettings
+from .watch import Probe, ProbePictures, Watch, look_every
 
 _MOST_PLACES = 10_000
 
@@ -66,6 +70,8 @@ class Plan:
         mean, std: of each channel of the images.
         statistics: that were measured for this run, when it began.
         picture_epochs: epochs between pictures, 0 for none.
+        watch_epochs: epochs between looks at the features, 0 for none.
+        probe_pictures: labelled ones for that, or None.
     """
 
     settings: PretrainSettings
@@ -80,6 +86,8 @@ class Plan:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     picture_epochs: int
+    watch_epochs: int
+    probe_pictures: ProbePictures | None = None
     statistics: Statistics | None = None
 
     @property
@@ -99,7 +107,7 @@ class Plan:
         s = self.settings
         untrained = frozenset(f"backbone.{name}" for name in self.model.untrained)
         make = partial(_make_optimizer, self.model, untrained, s.optimizer, self.betas, s.gradient_clip)
-        module = PretrainModule(self.model, make, self.schedule(), s.seed)
+        module = PretrainModule(self.model, make, self.schedule(), s.seed, s.gradient_clip)
         if s.compile:
             module.step_loss = compiled(self.model)
         elif s.cuda_graph and self.device.type == "cuda":
@@ -139,6 +147,24 @@ class Plan:
         """Those to draw: the first held out, or if there are none, the first trained on; (B, C, H, W)."""
         return first_images(self.train_images if self.held_out_images is None else self.held_out_images)
 
+    def watch(self, folder: RunFolder, held_out: MeasuringLoader | None, warned: Warned, here: Processes) -> Watch:
+        s, probe = self.settings, None
+        if self.probe_pictures is not None and self.watch_epochs:
+            pixels = self.images.pixels
+            probe = Probe(self.probe_pictures, self.size, self.mean, self.std, pixels, self.workers, s.seed, here)
+        return Watch(
+            folder,
+            self.watch_epochs,
+            held_out,
+            probe,
+            partial(_random_stages, s) if isinstance(s.model, str) else None,
+            warned,
+            starts_random=s.init is None,
+            warmup_epochs=self.numbers.warmup_steps / self.numbers.steps_per_epoch,
+            gradient_clip=s.gradient_clip,
+            here=here,
+        )
+
     def describe(self) -> list[str]:
         """The effective numbers, for the log."""
         n, s = self.numbers, self.settings
@@ -167,6 +193,11 @@ class Plan:
             f"{self.workers} workers"
             f"{', compiled' if s.compile else ''}",
         ]
+        if self.watch_epochs:
+            pictures, every = self.probe_pictures, self.watch_epochs
+            often = f"{'every epoch' if every == 1 else f'every {every} epochs'}"
+            labelled = f"{len(pictures.train)} + {len(pictures.val)} labelled pictures" if pictures else "no labels"
+            lines.append(f"watching  {often}, {labelled}")
         if self.statistics is not None:
             measured = f"{self.statistics.files} of {self.statistics.total} files, {self.statistics.pixels} pixels"
             lines += [f"values    measured over {measured}", *self.statistics.lines()]
@@ -239,6 +270,11 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         )
     betas = s.betas or ((0.9, 0.999) if model.densify_norm == "layer" else (0.9, 0.95))
     picture_epochs = max(1, s.epochs // 10) if s.picture_epochs is None else s.picture_epochs
+    probe_pictures = None if s.probe is None else ProbePictures.of(s.probe, pixels, s.seed)
+    watch_epochs = s.watch_epochs
+    if watch_epochs is None:
+        looked_at = len(images.held_out or ()) + len(probe_pictures or ())
+        watch_epochs = look_every(s.epochs, examples, looked_at)
     resolved = replace(
         s,
         images=_place(s.images),
@@ -261,13 +297,35 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         mean=list(mean),
         std=list(std),
         held_out=s.held_out if isinstance(s.held_out, int | float | str) else None,
+        watch_epochs=watch_epochs,
         picture_epochs=picture_epochs,
         precision=precision,
     )
     workers = default_workers(device) if s.workers is None else s.workers
     return Plan(
-        resolved, model, images, numbers, device, precision, workers, rate, betas, mean, std, picture_epochs, statistics
+        resolved,
+        model,
+        images,
+        numbers,
+        device,
+        precision,
+        workers,
+        rate,
+        betas,
+        mean,
+        std,
+        picture_epochs,
+        watch_epochs,
+        probe_pictures,
+        statistics,
     )
+
+
+def _random_stages(settings: PretrainSettings) -> Stages:
+    """Of the network with the random weights that belong to a run, whatever it began with."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(counted_seed(settings.seed, Use.INITIAL_WEIGHTS))
+        return build_model(settings, prove=False).stages
 
 
 def _check_export(model: SparK, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
@@ -303,6 +361,7 @@ def _check(s: PretrainSettings) -> None:
         keep_epochs=s.keep_epochs,
     )
     check_not_negative(
+        watch_epochs=s.watch_epochs,
         picture_epochs=s.picture_epochs,
         workers=s.workers,
         held_out_most=s.held_out_most,

@@ -47,7 +47,7 @@ def reconstruct(
     from ..checkpoints.whole import load_whole
     from ..data import check_shown, few_pictures
     from ..model.spark import check_mask_ratio
-    from ..report import reconstruction_grid
+    from ..report.reconstructions import reconstruction_grid
     from ..seeds import Use
     from .module import counted_grid
 

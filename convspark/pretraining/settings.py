@@ -21,8 +21,15 @@ class PretrainSettings(SpreadSettings):
     """The arguments of `pretrain`, described there."""
 
     kind: ClassVar[str] = "pretrain"
-    may_change: ClassVar[tuple[str, ...]] = ("device", "workers", "compile", "cuda_graph", "checkpoint_minutes")
-    may_move: ClassVar[tuple[str, ...]] = ("images", "held_out")
+    may_change: ClassVar[tuple[str, ...]] = (
+        "device",
+        "workers",
+        "compile",
+        "cuda_graph",
+        "checkpoint_minutes",
+        "probe",
+    )
+    may_move: ClassVar[tuple[str, ...]] = ("images", "held_out", "probe")
 
     images: Any = field(default=None, metadata={"type": str | list[str] | None})
     _: KW_ONLY
@@ -75,6 +82,8 @@ class PretrainSettings(SpreadSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = field(default=False, metadata={"before": False})
     cuda_graph: bool = field(default=False, metadata={"before": False})
+    probe: str | None = field(default=None, metadata={"before": None})
+    watch_epochs: int | None = field(default=None, metadata={"before": None})
     picture_epochs: int | None = None
     show: list[int] | None = field(default=None, metadata={"before": None})
     checkpoint_minutes: float = 10.0

@@ -9,10 +9,12 @@ from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
 from ..files import write_text
 from ..model.strides import as_text
+from ..report.page import write_page_at_last
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
 from ..runs.folder import command_line
 from ..runs.run import Run
+from ..runs.warned import Warned
 from .pictures import Pictures
 from .plan import Plan, make_plan
 from .settings import PretrainResult, PretrainSettings
@@ -49,7 +51,7 @@ class Pretraining:
         """Train to the end."""
         plan, s, folder = self.plan, self.settings, run.folder
         loader, held_out = plan.train_loader(run.here), plan.held_out_loader(run.here)
-        pictures = plan.shown_images()
+        pictures, warned = plan.shown_images(), Warned(folder)
         plan.model.train()
         stretch = not plan.images.pixels.is_plain
         self._metrics = fit(
@@ -64,8 +66,10 @@ class Pretraining:
             epochs=s.epochs,
             gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
             callbacks=[
-                Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs, show=s.show, stretch=stretch)
+                Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs, show=s.show, stretch=stretch),
+                plan.watch(folder, held_out, warned, run.here),
             ],
+            warned=warned,
             checkpoint_minutes=s.checkpoint_minutes,
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
@@ -73,9 +77,10 @@ class Pretraining:
         )
 
     def finish(self, run: Run[PretrainSettings]) -> PretrainResult:
-        """Export the backbone."""
+        """Export the backbone, and write the page about the run."""
         folder, row = run.folder, _last_row(self._metrics, run)
         export = _export(self.plan, run, row)
+        write_page_at_last(folder, PretrainSettings)
         picture = folder.pictures / "last.png"
         return PretrainResult(
             folder=folder.path,
@@ -91,8 +96,8 @@ class Pretraining:
 
 def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]:
     """Of a run that was complete already nothing was trained, so nothing was read."""
-    if not metrics.last and run.folder.metrics.is_file():
-        metrics.read(run.folder.metrics)
+    if not metrics.last:
+        metrics.read()
     if not metrics.last:
         raise ConvsparkError(
             f"the run {run.folder.path} is complete, but its {run.folder.metrics.name} is gone or torn; what was "

@@ -1,8 +1,6 @@
 """What a run writes while it goes on, metrics and checkpoints; and how it is stopped."""
 
 import contextlib
-import csv
-import io
 import logging
 import os
 import signal
@@ -15,21 +13,19 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from ..files import write_text, written_whole
+from ..files import written_whole
 from .folder import RunFolder
 from .loading import TrainLoader, write_bad_files
 from .module import TrainingModule
 from .processes import Agreement
+from .rows import Rows
 from .slurm import slurm_job
+from .trackers import track_figures
 
 logger = logging.getLogger(__name__)
-
-_BEFORE = ("epoch", "step", "train_loss")
-_AFTER = ("learning_rate", "weight_decay", "images_per_second", "data_wait_share", "seconds")
 
 
 class Interrupted(BaseException):
@@ -87,25 +83,19 @@ class Metrics(Callback):
     def __init__(self, folder: RunFolder, stopwatch: Stopwatch) -> None:
         self._folder = folder
         self._stopwatch = stopwatch
-        self._rows: list[dict[str, str]] = []
+        self._rows = Rows(folder.metrics)
 
     @property
     def last(self) -> dict[str, str]:
         """The last row; empty before the first epoch is over."""
-        return self._rows[-1] if self._rows else {}
+        return self._rows.rows[-1] if self._rows.rows else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._folder.metrics.is_file():
-            self.read(self._folder.metrics, trainer.global_step)
+        self.read(trainer.global_step)
 
-    def read(self, path: Path, last_step: int | None = None) -> None:
+    def read(self, last_step: int | None = None) -> None:
         """Take over the rows that a run left, up to a step."""
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            self._rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
-        except (ValueError, KeyError, TypeError, csv.Error):  # torn, or of something else
-            logger.warning("%s could not be read and is begun anew", path)
+        self._rows.read(last_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -113,43 +103,24 @@ class Metrics(Callback):
         step, watch = trainer.global_step, self._stopwatch
         pl_module.join_losses()
         watch.join()
-        measured = {name: pl_module.measured.get(name) for name in pl_module.measures}
         # The rates of the epoch's last step: `step` counts those taken.
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": step,
             "train_loss": f"{pl_module.train_loss:.6f}",
-            **{name: "" if value is None else f"{value:.6f}" for name, value in measured.items()},
+            **{name: "" if value is None else f"{value:.6f}" for name, value in pl_module.figures().items()},
             "learning_rate": f"{pl_module.schedule.learning_rate(step - 1):.6g}",
             "weight_decay": f"{pl_module.schedule.weight_decay(step - 1):.6g}",
             "images_per_second": f"{watch.images_per_second:.4g}",
             "data_wait_share": f"{watch.data_wait_share:.4f}",
             "seconds": f"{watch.seconds:.3f}",
         }
-        self._rows.append({name: str(value) for name, value in row.items()})
+        self._rows.add(row)
         if not trainer.is_global_zero:
             return
-        for tracker in trainer.loggers:
-            tracker.log_metrics({name: float(value) for name, value in row.items() if value != ""}, step)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*_BEFORE, *pl_module.measures, *_AFTER], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self._rows)
+        track_figures(trainer.loggers, row, step)
         self._folder.check_there()
-        write_text(self._folder.metrics, text.getvalue())
-
-
-def make_tracker(name: str, folder: RunFolder) -> Logger | bool:
-    """Lightning's logger for a tracker; False for none."""
-    if name == "tensorboard":
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(folder.path, name="", version="tensorboard")
-    if name == "wandb":
-        from lightning.pytorch.loggers import WandbLogger
-
-        return WandbLogger(name=folder.path.name, save_dir=folder.path, project="convspark")
-    return False
+        self._rows.write()
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
-from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints, make_tracker
+from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints
 from .checkpoints import check_content
 from .device import quick_products
 from .folder import RunFolder
@@ -23,6 +23,8 @@ from .module import TrainingModule
 from .processes import ALONE, Processes
 from .progress import Progress
 from .slurm import requeue, slurm_job
+from .trackers import make_tracker
+from .warned import Warned
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def fit(
     go_on: str,
     gradient_clip: float | None = None,
     callbacks: Sequence[Callback] = (),
+    warned: Warned | None = None,
     checkpoint_minutes: float = 10.0,
     keep_epochs: int | None = None,
     tracker: str = "none",
@@ -58,6 +61,7 @@ def fit(
         measure_every: epochs between measurements on `held_out`.
         can_accumulate: whether the command can divide a batch into passes.
         gradient_clip: largest norm of a step's gradient, where the optimiser does not see to it itself.
+        warned: what takes warnings, where the task has some of its own.
         callbacks: of the task; they see an epoch's row already in `metrics.csv`, and come before its checkpoint.
 
     Raises:
@@ -70,7 +74,8 @@ def fit(
     metrics = Metrics(folder, watch)
     checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
     signals = Signals(checkpoints)
-    progress = [Progress(watch, train.num_workers)] if here.is_first else []
+    warned = warned or Warned(folder)
+    progress = [Progress(watch, train.num_workers, warned)] if here.is_first else []
     with quiet_lightning():
         trainer = pl.Trainer(
             **_strategy(here, device),
@@ -81,7 +86,7 @@ def fit(
             check_val_every_n_epoch=measure_every,
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
-            callbacks=[watch, metrics, *progress, *callbacks, checkpoints, signals],
+            callbacks=[watch, metrics, warned, *progress, *callbacks, checkpoints, signals],
             plugins=[WholeCheckpoints(folder)],
             logger=make_tracker(tracker, folder) if here.is_first else False,
             enable_progress_bar=False,

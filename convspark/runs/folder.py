@@ -29,6 +29,8 @@ class RunFolder:
     config.yaml          every setting, resolved; usable with --config
     environment.json     versions, git commit, device, command line
     metrics.csv          one row an epoch
+    watch.csv            what the features tell, every few epochs of a pre-training
+    warnings.csv         what is wrong with it, and what to do (only if anything is)
     log.txt              what was printed
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
@@ -38,7 +40,10 @@ class RunFolder:
     checkpoints/         last.ckpt, the one before it (previous.ckpt), and those asked to be kept
     pictures/            reconstructions of the same images over time, loss curves
     export/              the backbone, for timm
+    report.html          all of it on a page
     """
+
+    REPORT = "report.html"
 
     def __init__(self, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> None:
         self.path = Path(path)
@@ -120,6 +125,14 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def watch(self) -> Path:
+        return self.path / "watch.csv"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.csv"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -167,6 +180,10 @@ class RunFolder:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        return self.path / self.REPORT
 
 
 def default_path(name: str, parent: str | os.PathLike[str] = "runs") -> Path:

@@ -92,6 +92,10 @@ class TrainingModule(pl.LightningModule):
         """(step of the run, step of the epoch) that a pass belongs to: the same for all passes of a batch."""
         return self.global_step, batch_idx if self._train is None else batch_idx // self._train.accumulate
 
+    def figures(self) -> dict[str, float | None]:
+        """The values of `measures` after an epoch; None of what was not measured."""
+        return {name: self.measured.get(name) for name in self.measures}
+
     def describe_measured(self) -> str:
         """What was measured after an epoch, in a few words; empty if nothing was."""
         return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.measured.items())

@@ -166,6 +166,19 @@ def normalisation(
     )
 
 
+def format_seconds(seconds: float) -> str:
+    """`42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} days {hours % 24} h"
+
+
 def check_shares(**shares: float | None) -> None:
     """Raise UsageError unless each is within 0 and 1 (1 excluded); None passes."""
     for name, value in shares.items():

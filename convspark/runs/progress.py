@@ -12,6 +12,8 @@ from torch import Tensor
 from .callbacks import Stopwatch
 from .folder import available_cores
 from .module import TrainingModule
+from .numbers import format_seconds
+from .warned import Warned
 
 logger = logging.getLogger(__name__)
 
@@ -20,30 +22,19 @@ _SECONDS_BETWEEN_LOSSES = 1.0
 _WAIT_WORTH_SAYING = 0.1
 
 
-def format_seconds(seconds: float) -> str:
-    """`42 s`, `7 min`, `3 h 20 min`, `2 days 4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} days {hours % 24} h"
-
-
 class Progress(Callback):
     """A line an epoch, and between them a bar (on a terminal) or a line now and then (elsewhere).
 
     Args:
         stopwatch: whose speed is shown; it must come before this callback.
         workers: processes that load images.
+        warned: what takes the word on waiting for images.
         bar: whether to draw a bar; None for one if stderr is a terminal.
     """
 
-    def __init__(self, stopwatch: Stopwatch, workers: int, bar: bool | None = None) -> None:
+    def __init__(self, stopwatch: Stopwatch, workers: int, warned: Warned, bar: bool | None = None) -> None:
         self._watch = stopwatch
+        self._warned = warned
         self._workers = workers
         self._wants_bar = sys.stderr.isatty() if bar is None else bar
         self._bar: Any = None
@@ -52,7 +43,6 @@ class Progress(Callback):
         self._first_step = 0
         self._spoke = 0.0
         self._looked = 0.0
-        self._warned = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._spoke = time.monotonic()
@@ -87,7 +77,7 @@ class Progress(Callback):
                 self._watch.images_per_second,
                 self._left(trainer, pl_module),
             )
-            self._mention_waiting()
+            self._mention_waiting(trainer)
 
     def on_validation_batch_end(
         self,
@@ -119,7 +109,7 @@ class Progress(Callback):
             f"{self._left(trainer, pl_module)} left",
         ]
         logger.info("  ".join(parts))
-        self._mention_waiting()
+        self._mention_waiting(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -133,18 +123,15 @@ class Progress(Callback):
         seconds = (time.monotonic() - self._started) / max(1, done)
         return format_seconds(seconds * (_steps(pl_module) - trainer.global_step))
 
-    def _mention_waiting(self) -> None:
-        """Once a run, what to do about it."""
+    def _mention_waiting(self, trainer: pl.Trainer) -> None:
+        """What to do about it."""
         share = self._watch.data_wait_share
-        if not self._warned and share > _WAIT_WORTH_SAYING:
-            self._warned = True
-            logger.info(
-                "%.0f %% of the time goes into waiting for images: try more --workers (now %d; there are %d cores), "
-                "smaller pictures on the disk, or a faster disk",
-                100 * share,
-                self._workers,
-                available_cores(),
+        if share > _WAIT_WORTH_SAYING:
+            text = (
+                f"{100 * share:.0f} % of the time goes into waiting for images: try more --workers (now "
+                f"{self._workers}; there are {available_cores()} cores), smaller pictures on the disk, or a faster disk"
             )
+            self._warned.tell(trainer, "waiting", text)
 
     def _close(self) -> None:
         if self._bar is not None:

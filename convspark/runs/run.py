@@ -140,7 +140,8 @@ class Run(Generic[S]):
         """Keep where the data are now, for the next time; called when the run's lists say the same."""
         if self.moved:
             self._write_config(self._own)
-            self._held.enter_context(held(self.folder.config))  # the file is another one than before
+            # The file is another one than before; whoever asks whether it is held has it for a moment.
+            self._held.enter_context(held(self.folder.config, _PATIENCE))
 
     def _write_config(self, settings: S) -> None:
         again = f"Again, elsewhere: convspark {settings.kind} --config {settings.file}"

@@ -12,6 +12,7 @@ from ..checkpoints.origin import Origin, find_weights
 from ..data import PretrainImages, Split
 from ..files import write_text
 from ..report.labels import draw_at_last
+from ..report.page import write_page_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
 from ..runs.loading import MeasuringLoader, TrainLoader, write_bad_files
@@ -157,11 +158,12 @@ class Task(ABC, Generic[S, R]):
         write_bad_files(run.folder, self.bad)
 
     def finish(self, run: Run[S]) -> R:
-        """As `measured`, with the result in `results.json` too, and the pictures drawn at last."""
+        """As `measured`, with the result in `results.json` too, the pictures drawn at last, and the page about it."""
         result = self.measured(run)
         run.keep(result)
         for draw in self.drawings:
             draw_at_last(draw)
+        write_page_at_last(run.folder, type(self.settings))
         return result
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:

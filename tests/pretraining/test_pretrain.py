@@ -90,10 +90,12 @@ def finished(pictures, small, tmp_path_factory):
 
 def test_leaves_a_whole_run_folder(finished):
     names = {path.name for path in finished.folder.iterdir()}
-    assert names == {
+    assert names - {"warnings.csv"} == {  # pictures this small are waited for on some machines
         "config.yaml",
         "environment.json",
         "metrics.csv",
+        "watch.csv",
+        "report.html",
         "log.txt",
         "train_files.txt",
         "held_out_files.txt",
@@ -135,7 +137,7 @@ def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
     unresolved = {name for name, value in config.items() if value is None}
     optional = {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
-    of_bands = {"bands", "band_axis", "stats", "low", "high", "show"}
+    of_bands = {"bands", "band_axis", "stats", "low", "high", "show", "probe"}
     assert unresolved <= optional | of_bands
     images = config.pop("images")
     again = pretrain(images, out=str(tmp_path / "again"), **config)
@@ -303,8 +305,8 @@ def test_a_tracker_gets_the_rows_of_the_metrics(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fit, "make_tracker", lambda name, folder: Tracker())
     result = pretrain(Pictures(), out=str(tmp_path / "run"), **small)
-    assert [step for step, _ in Tracker.rows] == [4, 8]
-    assert Tracker.rows[-1][1]["train_loss"] == pytest.approx(result.train_loss)
+    rows = [(step, figures["train_loss"]) for step, figures in Tracker.rows if "train_loss" in figures]
+    assert [step for step, _ in rows] == [4, 8] and rows[-1][1] == pytest.approx(result.train_loss)
 
 
 def test_arguments_of_the_network_are_kept(pictures, small, tmp_path):

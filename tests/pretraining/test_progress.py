@@ -7,7 +7,7 @@ import pytest
 
 from convspark.pretraining.command import pretrain
 from convspark.runs import progress
-from convspark.runs.progress import format_seconds
+from convspark.runs.numbers import format_seconds
 
 
 class Terminal(io.StringIO):

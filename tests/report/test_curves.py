@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from convspark.errors import DataError
-from convspark.report import loss_curves
-from convspark.report.curves import _places, read_metrics
+from convspark.report.curves import _places, loss_curves
+from convspark.report.metrics import read_metrics
 
 HEADER = "epoch,step,train_loss,held_out_loss,learning_rate,weight_decay,images_per_second,data_wait_share,seconds\n"
 

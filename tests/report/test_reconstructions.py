@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convspark.report import reconstruction_grid
+from convspark.report.reconstructions import reconstruction_grid
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

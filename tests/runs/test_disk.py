@@ -107,7 +107,7 @@ def failing(monkeypatch, number, after):
 def test_in_the_midst_the_last_good_checkpoint_stays(number, data, tmp_path, monkeypatch, capfd):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        failing(patched, number, after=9)
+        failing(patched, number, after=12)
         assert main(line("pretrain", data, out)) == 1
     said = capfd.readouterr().err
     assert f"error: {os.strerror(number)}: {out}" in said and f"convspark pretrain --resume {out}" in said

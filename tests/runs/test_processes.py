@@ -138,6 +138,19 @@ def check_like(run: Path, other: Path) -> None:
         assert [float(value) for value in one] == pytest.approx([float(value) for value in two], rel=1e-4)
 
 
+def test_two_processes_see_the_features_that_one_sees(pictures, labelled, tmp_path):
+    command = ["pretrain", pictures, "--epochs", 1, *TINY, "--held-out", 0.4, "--probe", labelled, "--seed", 1]
+    assert main([*map(str, command), "--out", str(tmp_path / "one")]) == 0
+    assert run_cli(2, *command, "--out", tmp_path / "two") == 0
+    one, two = (list(csv.DictReader((tmp_path / run / "watch.csv").read_text().splitlines())) for run in ("one", "two"))
+    assert len(one) == len(two) == 2
+    for ours, theirs, tolerance in zip(one, two, (1e-6, 0.02), strict=True):  # steps in float32 lie between the two
+        assert float(ours["rank"]) == pytest.approx(float(theirs["rank"]), rel=tolerance)
+        assert [ours[name] for name in ("knn", "linear", "step")] == [
+            theirs[name] for name in ("knn", "linear", "step")
+        ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_and_gone_on_with_alike_it_is_bit_by_bit_the_same(pictures, tmp_path, rank):

@@ -73,6 +73,7 @@ def compare(settings: CompareSettings) -> Comparison:
     """
     from ...report.comparison import accuracy_against_labels
     from ...report.labels import draw_at_last
+    from ...report.page import write_page_at_last
     from ..classification.data import read_labelled
 
     with run_log(only=__name__) as log:
@@ -98,6 +99,7 @@ def compare(settings: CompareSettings) -> Comparison:
             report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
             run.keep(report, "compare.json")
             draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
+            write_page_at_last(folder, CompareSettings)
             return report
 
 
@@ -160,7 +162,7 @@ def _pretrained_on(run: str) -> int | None:
 def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
     from ...checkpoints.origin import find_weights
-    from ...runs.progress import format_seconds
+    from ...runs.numbers import format_seconds
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0.0

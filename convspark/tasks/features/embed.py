@@ -70,8 +70,8 @@ def embed(
     from ...files import written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
+    from ...runs.numbers import format_seconds
     from ...runs.processes import Processes, check_count, joined
-    from ...runs.progress import format_seconds
     from .frozen import frozen_features, picture_loader
 
     here = Processes.here()

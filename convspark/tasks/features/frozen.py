@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...data import PLAIN, FileSource, HeldOutTransform, Pixels, PretrainImages
 from ...model.stages import Stages
@@ -29,7 +29,28 @@ def frozen_features(
         loader: batches of images (B, C, H, W), or of these and labels.
         tick: called with the number of pictures done.
     """
-    stages = Stages(backbone.to(device).eval())
+    return deepest_features(Stages(backbone.to(device).eval()), loader, device, means, tick)
+
+
+def means(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C), the means over positions."""
+    return features.flatten(2).mean(-1).float()
+
+
+def deepest_features(
+    stages: Stages,
+    loader: MeasuringLoader,
+    device: torch.device,
+    of: Callable[[Tensor], Tensor],
+    tick: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """What a function makes of the deepest stage, (B, C, h, w), batch by batch, put together; of several processes that
+    share the pictures, the first one gets all.
+
+    Args:
+        stages: of a backbone in evaluation mode, on the device.
+        loader, tick: see `frozen_features`.
+    """
     found: list[tuple[int, np.ndarray]] = []
     done = 0
     try:
@@ -37,7 +58,7 @@ def frozen_features(
             for own, batch in enumerate(loader):
                 images = batch[0] if isinstance(batch, list | tuple) else batch
                 deepest = stages(channels_last(images.to(device)))[-1]
-                found.append((loader.number(own), deepest.flatten(2).mean(-1).float().cpu().numpy()))
+                found.append((loader.number(own), of(deepest).cpu().numpy()))
                 done += len(images)
                 if tick is not None:
                     tick(done)

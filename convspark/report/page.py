@@ -1,0 +1,193 @@
+"""`report`: a page about runs, a single HTML file that needs nothing else. Imports no torch."""
+
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..files import written_whole
+from ..names import shown, shown_text
+from ..runs.folder import RunFolder
+from ..runs.settings import Settings
+from .facts import Chart, Setting, Table, charts_of, differing, facts_of, next_of, results_of, settings_of
+from .inline import Inline, of_results, over_time
+from .record import Record, find_runs, read_record
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = 4_000_000
+"""Bytes of all pictures of a page, which is to stay below 5 MB."""
+
+_MOST_RUNS = 8
+
+Known = Mapping[str, type[Settings]]
+"""Command -> the class of its settings, which has their defaults."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A run, as the template has it."""
+
+    name: str
+    record: Record
+    network: str
+    data: str
+    epoch: int
+    epochs: int | None
+    figures: list[tuple[str, str]]
+    warnings: list[dict[str, str]]
+    asked: list[Setting]
+    others: list[Setting]
+    facts: dict[str, list[tuple[str, str]]]
+    sentences: list[str]
+    tables: list[Table]
+    shown: list[Inline]
+    drawn: list[Inline]
+    command: str
+    next: list[tuple[str, str]]
+
+
+def write_page(runs: Sequence[Path], out: Path, known: Known, reload: int = 0) -> list[Record]:
+    """Write a page about runs, several side by side, whole or not at all; what they hold.
+
+    Args:
+        reload: seconds after which a browser reads the page again; 0 for never.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    records = [read_record(path) for path in runs]
+    names = _names([record.path for record in records])
+    rows = [_shown(r, n, known, _PICTURES // len(records)) for r, n in zip(records, names, strict=True)]
+    charts: list[Chart] = charts_of(records, names)
+    environment = Environment(
+        loader=PackageLoader(__name__.rpartition(".")[0]), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["shown"] = shown
+    text = environment.get_template("report.html").render(
+        title=names[0] if len(names) == 1 else f"{len(names)} runs side by side",
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        reload=reload if any(record.state == "running" for record in records) else 0,
+        runs=rows,
+        differing=differing(records) if len(records) > 1 else [],
+        charts=charts,
+        charts_data=[asdict(chart) for chart in charts],
+        shown=[row for row in rows if row.shown],
+    )
+    with written_whole(out) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+    return records
+
+
+def write_page_at_last(folder: RunFolder, settings: type[Settings]) -> None:
+    """The page of a run that is done, in its folder: what goes wrong with it is said, and costs nothing else."""
+    try:
+        write_page([folder.path], folder.report, {settings.kind: settings})
+    except Exception as error:
+        logger.warning("%s could not be written (%s: %s); all else is", folder.report, type(error).__name__, error)
+
+
+def report(
+    runs: Sequence[str], known: Known, out: str | None = None, watch: bool = False, every: float = 30.0
+) -> tuple[Path, int]:
+    """Write a page about runs; (where it is, how many runs it has).
+
+    Args:
+        runs: run folders, or folders of them.
+        known: see `Known`.
+        out: HTML file to write; by default report.html in the run's folder, of several runs in the working folder.
+        watch: write it again, every so many seconds, until no run goes on any more.
+
+    Raises:
+        UsageError: no such run, too many, or an `out` that is no HTML file.
+    """
+    paths = _found(runs)
+    page = Path(out) if out is not None else RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"out is {str(out)!r}: expected a file that ends in .html")
+    if every < 1:
+        raise UsageError(f"every is {every:g}: expected one second or more")
+    _again(lambda: write_page(paths, page, known, round(every) if watch else 0), watch, every)
+    return page, len(paths)
+
+
+def _again(write: Callable[[], list[Record]], watch: bool, every: float) -> None:
+    while any(record.state == "running" for record in write()) and watch:
+        time.sleep(every)
+
+
+def _found(runs: Sequence[str]) -> list[Path]:
+    if not runs:
+        raise UsageError("runs are missing: give one or more run folders")
+    paths: list[Path] = []
+    for given in runs:
+        if not Path(given).is_dir():
+            raise UsageError(f"there is no run folder {given!r}")
+        inner = list(find_runs(Path(given)))
+        inner = [path for path in inner if path == Path(given)] or inner
+        if not inner:
+            raise UsageError(f"{given!r} is no run folder, and holds none")
+        paths += [path for path in inner if path not in paths]
+    if len(paths) > _MOST_RUNS:
+        raise UsageError(f"these are {len(paths)} runs: give at most {_MOST_RUNS}, which can be told apart by colour")
+    return paths
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Short names: the ends of the paths, as long as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [os.path.join(*each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return [shown(name) for name in names]
+    return [shown(path) for path in paths]
+
+
+def _shown(record: Record, name: str, known: Known, budget: int) -> _Shown:
+    asked, others = settings_of(record, known.get(record.kind))
+    sentences, tables = results_of(record)
+    epoch, epochs = record.epochs
+    drawn = of_results(record.path, budget // 2)
+    left = budget - sum(len(picture.address) for picture in drawn)
+    return _Shown(
+        name,
+        record,
+        shown(record.network),
+        shown(record.data),
+        epoch,
+        epochs,
+        _figures(record),
+        record.warnings,
+        asked,
+        others,
+        facts_of(record),
+        sentences,
+        tables,
+        over_time(record.folder.pictures, left),
+        drawn,
+        _command(record.environment),
+        next_of(record),
+    )
+
+
+def _figures(record: Record) -> list[tuple[str, str]]:
+    """The few that matter most."""
+    figures: list[tuple[str, str]] = []
+    if record.loss is not None:
+        figures.append(("training loss", f"{record.loss:.4f}"))
+    if record.best:
+        figures.append(("best", record.best))
+    return figures
+
+
+def _command(environment: Mapping[str, Any]) -> str:
+    words = environment.get("command")
+    if not isinstance(words, list) or not words:
+        return ""
+    program = Path(str(words[0])).name
+    start = "convspark" if program in ("convspark", "__main__.py") else f"python {shlex.quote(program)}"
+    return shown_text(" ".join([start, *(shlex.quote(str(word)) for word in words[1:])]))

@@ -1,0 +1,182 @@
+"""The runs in a folder as a table: which go on, which are done, which died; whatever their files hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convspark.cli.main import main
+from convspark.errors import UsageError
+from convspark.files import held
+from convspark.report.overview import runs
+
+METRICS = "epoch,step,train_loss,held_out_loss\n1,10,0.9,0.95\n2,20,0.7,0.65\n3,30,0.6,0.68\n"
+WATCH = "epoch,step,knn,linear,linear_random,seconds\n0,0,0.3,0.31,0.31,1\n2,20,0.4,0.52,0.31,1\n3,30,0.4,0.5,0.31,1\n"
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from convspark.files import held
+
+with held(Path(sys.argv[1])):
+    print(1, flush=True)
+    time.sleep(100)
+"""
+
+
+def make(folder: Path, kind: str = "pretrain", done: bool = False, file: str = "config.yaml", **settings) -> Path:
+    """A run folder after three epochs."""
+    folder.mkdir(parents=True)
+    settings = {"images": "/data/pictures", "model": "resnet50", "epochs": 3} | settings
+    lines = [f"kind: {kind}", *(f"{name}: {json.dumps(value)}" for name, value in settings.items())]
+    (folder / file).write_text("\n".join(lines) + "\n")
+    (folder / "metrics.csv").write_text(METRICS)
+    (folder / "environment.json").write_text("{}")
+    (folder / "log.txt").write_text("2026-01-01 00:00:00  run folder here\n")
+    if done:
+        (folder / "export").mkdir()
+    return folder
+
+
+def line(folder: Path):
+    (found,) = runs(str(folder)).runs
+    return found
+
+
+def test_a_line_tells_what_how_far_and_how_well(tmp_path):
+    make(tmp_path / "run", done=True)
+    found = line(tmp_path)
+    assert (found.kind, found.state, found.network, found.data) == ("pretrain", "done", "resnet50", "/data/pictures")
+    assert (found.epoch, found.epochs, found.loss, found.best) == (3, 3, 0.6, "held out 0.6500")
+    (tmp_path / "run" / "watch.csv").write_text(WATCH)
+    assert line(tmp_path).best == "linear 52.0 % (random 31.0)"
+    (tmp_path / "run" / "warnings.csv").write_text("epoch,step,kind,text\n2,20,flat,it is\n")
+    assert line(tmp_path).warnings == 1 and "done (1 warning)" in str(runs(str(tmp_path)))
+
+
+def test_what_goes_on_is_told_from_what_was_stopped_or_died(tmp_path):
+    run = make(tmp_path / "run", epochs=10)
+    with subprocess.Popen([sys.executable, "-c", HOLDING, run / "config.yaml"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        assert line(tmp_path).state == "running"
+        process.kill()
+    assert line(tmp_path).state == "died"
+    with (run / "log.txt").open("a") as log:
+        log.write("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once\n")
+    assert line(tmp_path).state == "stopped"
+    with (run / "log.txt").open("a") as log:
+        log.write("run folder here\n")  # gone on with, and killed this time
+    assert line(tmp_path).state == "died"
+    with held(run / "config.yaml"):
+        assert line(tmp_path).state == "running"  # and looking did not take the lock away
+        assert line(tmp_path).state == "running"
+
+
+@pytest.mark.parametrize(
+    ("kind", "results", "best"),
+    [
+        ("finetune", {"top1": 0.713, "split": "test"}, "top-1 71.3 % (test)"),
+        ("detect", {"ap": 0.25}, "AP 25.0 %"),
+        ("segment", {"iou": 0.5}, "IoU 50.0 %"),
+    ],
+)
+def test_tasks(tmp_path, kind, results, best):
+    run = make(tmp_path / "run", kind, images=None, data="labelled", val_top1=1)
+    assert (line(tmp_path).state, line(tmp_path).best, line(tmp_path).data) == ("died", "", "labelled")
+    (run / "results.json").write_text(json.dumps(results))
+    assert (line(tmp_path).state, line(tmp_path).best) == ("done", best)
+
+
+def test_a_comparison_counts_its_fine_tunings_which_are_part_of_it(tmp_path):
+    run = make(
+        tmp_path / "c",
+        "compare",
+        file="compare.yaml",
+        run="runs/first",
+        model=None,
+        seeds=3,
+        fractions=[0.1, 1.0],
+        against=None,
+    )
+    make(run / "random-1-seed0", "finetune")
+    (run / "random-1-seed0" / "results.json").write_text("{}")
+    found = line(tmp_path)
+    assert (found.epoch, found.epochs, found.network) == (1, 12, "runs/first")
+    gains = [{"mean": 3.0, "other": "random", "fraction": 0.1}, {"mean": 1.25, "other": "random", "fraction": 1.0}]
+    (run / "compare.json").write_text(json.dumps({"differences": gains}))
+    assert (line(tmp_path).state, line(tmp_path).best) == ("done", "+1.2 points over random at 100 %")
+    assert len(runs(str(run)).runs) == 2
+
+
+def test_the_last_written_comes_first_and_other_folders_are_none(tmp_path, capsys):
+    for age, name in enumerate(("new", "deep/er/middle", "old")):
+        run = make(tmp_path / name)
+        for path in run.iterdir():
+            os.utime(path, (1_700_000_000 - 1000 * age,) * 2)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "config.yaml").write_text("model: of another program\n")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert [Path(found.run).name for found in runs(str(tmp_path)).runs] == ["new", "middle", "old"]
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert [Path(each["run"]).name for each in json.loads(capsys.readouterr().out)["runs"]] == ["new", "middle", "old"]
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "deep/er/middle" in capsys.readouterr().out.splitlines()[2]
+
+
+def test_no_folder_and_no_runs(tmp_path):
+    with pytest.raises(UsageError, match="there is no such folder"):
+        runs(str(tmp_path / "missing"))
+    assert "No runs in" in str(runs(str(tmp_path)))
+
+
+BAD = [
+    b"",
+    b"\x00" * 100,
+    b"\xff\xfe\x00epoch",
+    b"{",
+    b"[1, 2]",
+    b"epoch,step\n1",
+    b"a: [1, 2",
+    b"- 1\n",
+    b'"' * 50,
+    b"epoch,step,train_loss\n1,x,y\n",
+]
+
+
+@pytest.mark.parametrize("content", BAD)
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.csv", "watch.csv", "warnings.csv", "results.json", "environment.json", "log.txt"]
+)
+def test_torn_files_are_named_and_stop_nothing(tmp_path, name, content):
+    make(tmp_path / "whole", done=True)
+    make(tmp_path / "torn", "finetune")
+    (tmp_path / "torn" / name).write_bytes(content)
+    found = {Path(each.run).name: each for each in runs(str(tmp_path)).runs}
+    assert found["whole"].state == "done" and found["torn"].state in ("died", "done")
+    str(runs(str(tmp_path)))
+    json.dumps(found["torn"].torn)
+    if name in ("config.yaml", "results.json", "metrics.csv") and content in (b"", b"{", b"\x00" * 100):
+        assert name in found["torn"].torn
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+    run = make(tmp_path / "run")
+    (run / "metrics.csv").unlink()
+    for name in ("metrics.csv", "watch.csv", "results.json"):
+        (run / name).mkdir()
+    assert line(tmp_path).epoch == 0
+
+
+def test_names_that_a_terminal_would_obey_are_shown(tmp_path):
+    make(tmp_path / "run\x1b[31m", model="net\nwork")
+    text = str(runs(str(tmp_path)))
+    assert "\x1b" not in text and "run\\x1b[31m" in text and "net\\nwork" in text
+
+
+def test_it_needs_no_torch():
+    code = "import sys, convspark.cli.runs; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
