@@ -26,8 +26,12 @@ def trust_code(names: Iterable[str | None] = (None,)) -> None:
     _trusted.update(names)
 
 
-def check_code(name: object, file: str | Path) -> None:
-    """Raise UsageError if a name that stands in a file is of code that nobody has said to trust."""
+def check_code(name: object, file: str | Path, flag: str | None = "--model") -> None:
+    """Raise UsageError if a name that stands in a file is of code that nobody has said to trust.
+
+    Args:
+        flag: by which the name may be typed instead, if by any.
+    """
     if not isinstance(name, str):
         return
     name = name.removeprefix("random:")
@@ -35,7 +39,7 @@ def check_code(name: object, file: str | Path) -> None:
     if colon and home not in NO_CODE and not _trusted.intersection((name, None)):
         raise UsageError(
             f"{file} names {name!r}: Python code of its author's, {home}, which would be imported and run. "
-            f"If you trust it, name it yourself in the command line (--model {name}) or add --trust-code"
+            f"If you trust it, {f'name it yourself ({flag} {name}) or ' if flag else ''}add --trust-code"
         )
 
 

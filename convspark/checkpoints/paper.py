@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..model.decoder import Decoder
 from ..model.spark import SparK
+from ..model.stages import Stages
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 """A file, or the dictionary that such a file holds, or its `module` level alone."""
@@ -185,6 +186,9 @@ def no_place_for(model: SparK) -> str | None:
     if model.patch_size != model.stages.strides[-1]:
         patch, stride = ("x".join(map(str, sides)) for sides in (model.patch_size, model.stages.strides[-1]))
         return f"its patches are {patch} pixels, and in the layout they are the deepest stride, {stride}"
+    stages = Stages(model.backbone, None, model.in_chans, model.image_size)
+    if model.stages.strides != stages.strides:
+        return f"it decodes {len(model.stages.strides)} stages, and the layout has {len(stages.strides)} of the network"
     if model.encoding != "sparse" or model.target != "normalised" or model.densify[0].mask_token is None:
         return "a part of the method was taken away (encoding, target or mask token), which the layout cannot say"
     return None

@@ -1,7 +1,7 @@
 """A whole pre-trained model, decoder and all: out of a run folder, or out of a file of the paper's code."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -156,10 +156,12 @@ def load_whole(source: str | Path, model: "str | nn.Module | None" = None, check
         raise UsageError(f"the run {folder.path} trained a module of yours, not a name: pass it again, as `model=`")
     if model is None:
         check_code(described.model, folder.config)
-    check_code(described.masks, folder.config)
+    check_code(described.masks, folder.config, None)
     file = checkpoint or folder.last_checkpoint
     if not file.is_file():
         raise UsageError(f"the run {folder.path} has no checkpoint yet; wait for its first one")
+    if folder.masks.is_file():
+        described = replace(described, masks=str(folder.masks))
     backbone = _built(model or described.model, described.channels, described.model_args)
     whole = model_of(described, backbone, prove=False)
     content = read_checkpoint(file)

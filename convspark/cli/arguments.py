@@ -146,8 +146,10 @@ class Command:
                 raise UsageError(f"{flag} has no value: expected a {'file' if flag == '--config' else 'name'}")
             content = self._sources[flag](value)
             random = (name for key in ("weights", "against") for name in _random(content.get(key)))
-            for name in (content.get("model"), content.get("masks"), *random):
+            for name in (content.get("model"), *random):
                 check_code(name, value)
+            if self.name == "pretrain":  # elsewhere masks are pictures
+                check_code(content.get("masks"), value, "--masks")
             configured |= content
         return left, configured
 

@@ -33,9 +33,9 @@ def run(arguments: Sequence[str]) -> int:
     made = Command("report", _report, types={"runs": None})
     made.parser.usage = "convspark report RUN... [options]"
     made.add_switch("--json", help="print where the page is as JSON")
-    first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    given = made.parse(arguments[first:])
-    page, count = report(list(arguments[:first]), KNOWN, **made.values(given))
+    made.parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, or folders of them")
+    given = made.parse(arguments)
+    page, count = report(given.runs, KNOWN, **made.values(given))
     found = {"page": str(page), "runs": count, "bytes": page.stat().st_size}
     print(json.dumps(found, indent=2) if given.json else f"{shown(page)}  ({found['bytes'] / 1e6:.1f} MB)")
     return 0

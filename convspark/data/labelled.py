@@ -15,8 +15,8 @@ from . import remote
 from .addresses import absolute, is_url, within
 from .files import PATH_COLUMNS, beside, names_in
 from .parquet import ParquetShard
-from .places import is_missing, is_shard, list_pictures
-from .shards import labels_of
+from .places import blaming, is_missing, is_shard, list_pictures
+from .shards import labels_of, parts_of
 from .stored import item_of
 from .tables import is_saved_dataset
 
@@ -52,7 +52,8 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
 
             * a folder with a folder for each class, here or behind a URL;
             * tar files with a `.cls` beside each picture, or a `.json` that holds a "label"; parquet files of pictures
-              with a column `label`; a folder that `datasets` saved: alone, in a folder, or as a pattern;
+              with a column `label` and, if wanted, `split`; a folder that `datasets` saved: alone, in a folder, or as
+              a pattern;
             * a folder with folders `train`, `val` and, if wanted, `test` of one of these; or files of which all tell
               their part by their names (`train-00000-of-00002.parquet`);
             * a text file with a line for each of such files, or for each picture in them;
@@ -70,7 +71,8 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
             "docs/transfer.md names"
         )
     if is_missing(data):
-        list_pictures(data)  # raises, and suggests the nearest name
+        with blaming("data"):
+            list_pictures(data)  # raises, and suggests the nearest name
     if _is_list(data):
         named = _in_list(data, lenient)
     else:
@@ -145,9 +147,18 @@ def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[Labelle
 
 
 def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
-    """With their part: that, or where it is not known yet, what the names of all their files tell."""
+    """With their part: that, or where it is not known yet, what their files tell of each, or by their names."""
     if part:
         return [(address, part) for address in addresses]
+    within_files = parts_of(addresses)
+    if any(within_files):
+        pairs = list(zip(addresses, within_files, strict=True))
+        wrong = [f"{address} ({said!r})" for address, said in pairs if said.lower() not in PARTS]
+        if wrong:
+            raise DataError(
+                f"data: the column split says of {len(wrong)} pictures neither train nor val nor test: {some(wrong)}"
+            )
+        return [(address, PARTS[said.lower()]) for address, said in pairs]
     shards = {address: one.shard for address in addresses if (one := within(address)) is not None}
     told = {shard: _PART_IN_NAME.search(os.path.basename(shard).lower()) for shard in set(shards.values())}
     if len(told) < 2 or not any(told.values()):

@@ -3,7 +3,9 @@
 import glob
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from ..errors import DataError, UsageError
 from . import remote
@@ -60,6 +62,15 @@ def list_pictures(images: Source, bands: bool = False) -> list[str]:
     if not found:
         raise DataError(f"images: no picture in {images!r}")
     return with_items(found, bands)
+
+
+@contextmanager
+def blaming(argument: str) -> Iterator[None]:
+    """What is wrong with a place is said of the argument that named it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(re.sub(r"^(images|data):", f"{argument}:", str(error))) from None
 
 
 def is_missing(place: str) -> bool:

@@ -53,6 +53,10 @@ class Shard(Protocol):
         """
         ...
 
+    def parts(self, names: Sequence[str]) -> list[str]:
+        """What the file says that each picture is for, `train`, say; "" where it says nothing."""
+        ...
+
     def masks(self, names: Sequence[str]) -> list[str]:
         """The inner name of each picture's mask, a picture too; "" where there is none."""
         ...
@@ -89,6 +93,9 @@ class TarShard:
         of_name = dict(zip(self._members.names, self._members.labels, strict=True))
         return [of_name.get(name, "") for name in names]
 
+    def parts(self, names: Sequence[str]) -> list[str]:
+        return [""] * len(names)
+
     def masks(self, names: Sequence[str]) -> list[str]:
         return tars.masks_of(names, self._members.names)
 
@@ -113,6 +120,9 @@ class LostShard:
         return np.zeros(len(places), dtype=np.int64)
 
     def labels(self, names: Sequence[str]) -> list[str]:
+        return [""] * len(names)
+
+    def parts(self, names: Sequence[str]) -> list[str]:
         return [""] * len(names)
 
     def masks(self, names: Sequence[str]) -> list[str]:
@@ -152,6 +162,11 @@ def labels_of(addresses: Sequence[str]) -> list[str]:
         DataError: a shard cannot be read, or has no classes where one has labels.
     """
     return _told(addresses, lambda shard, names: shard.labels(names))
+
+
+def parts_of(addresses: Sequence[str]) -> list[str]:
+    """What the shard of each picture says that it is for, `train`, say; "" where it says nothing."""
+    return _told(addresses, lambda shard, names: shard.parts(names))
 
 
 def masks_of(addresses: Sequence[str]) -> list[str]:

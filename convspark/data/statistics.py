@@ -110,6 +110,9 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
     if not found:
         reason = parts[0] if parts else "there are none"
         raise DataError(f"images: none of {len(chosen)} files can be measured: {reason}")
+    if len(found) < len(parts):
+        reason = next(part for part in parts if isinstance(part, str))
+        logger.warning("%d of %d files cannot be measured; the first: %s", len(parts) - len(found), len(parts), reason)
     if len(kinds) > 1:
         logger.warning(
             "Samples are of several types (%s): are they in the same units?",

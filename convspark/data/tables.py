@@ -37,6 +37,11 @@ class Table:
         texts = self.texts(column)
         return [texts[row] for row in self._row_of(names)]
 
+    def parts(self, names: Sequence[str]) -> list[str]:
+        """Of a column `split`."""
+        texts = self.texts("split") if "split" in self._kinds else None
+        return ["" if texts is None else texts[row] for row in self._row_of(names)]
+
     def masks(self, names: Sequence[str]) -> list[str]:
         """Of a column `mask`, `annotation` or `label` of pictures."""
         column = next((name for name in _MASK_COLUMNS if self._kinds.get(name) == "bytes"), None)
@@ -58,7 +63,7 @@ class Table:
 
         kind = self._schema.field(column).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (types.is_integer(kind) or types.is_boolean(kind) or self._kinds[column] == "text"):
+        if not (types.is_integer(kind) or types.is_boolean(kind) or _kind(kind) == "text"):
             raise DataError(
                 f"data: the column {column!r} of {self._path!r} holds {kind}: expected the class of each picture, as a "
                 "whole number or text"

@@ -78,7 +78,7 @@ class Maker:
         return tuple(side // p for side, p in zip(sides, patch, strict=True))
 
     def grid(self, mask_ratio: float) -> PatchGrid:
-        """The masks, those of `reconstruct` under the same seed; at a larger ratio fewer of the same are visible."""
+        """Masks at random, whatever a run was trained with; at a larger ratio fewer of the same are visible."""
         check_mask_ratio(mask_ratio, self.grid_shape())
         generator = torch.Generator().manual_seed(counted_seed(self.seed, Use.HELD_OUT_MASK))
         return PatchGrid.random(len(self.images), self.grid_shape(), mask_ratio, generator)
@@ -177,8 +177,7 @@ class Maker:
             errors.append(error)
         caption = (
             f"Pictures masked by {', '.join(map(_percent, ratios))}, and what {self.subject.name} reconstructs. Masked "
-            "patches are painted with the true patch's mean and deviation, which the network does not predict; visible "
-            "ones are copied. The mean squared error of masked patches, in units of each patch's variance, is "
+            f"patches are {self._painted()}; visible ones are copied. The mean squared error of {self._error()}, is "
             f"{', '.join(f'{error:.2f}' for error in errors)}."
         )
         numbers = {"ratios": list(ratios), "loss": errors}
@@ -202,10 +201,20 @@ class Maker:
             return None
         caption = (
             f"What {self.subject.name} reconstructs after {', '.join(map(str, epochs))} epochs, of the same pictures "
-            f"under the same masks. The mean squared error of masked patches, in units of each patch's variance, is "
+            f"under the same masks. The mean squared error of {self._error()}, is "
             f"{', '.join(f'{error:.2f}' for error in errors)}."
         )
         return Drawn("epochs", caption, None, {"epochs": epochs, "loss": errors}), draw_pictures(columns, self.names)
+
+    def _painted(self) -> str:
+        if self._whole().model.target == "raw":
+            return "painted as predicted"
+        return "painted with the true patch's mean and deviation, which the network does not predict"
+
+    def _error(self) -> str:
+        model = self._whole().model
+        units = "of the normalised images" if model.target == "raw" else "of each patch's variance"
+        return f"{'all' if model.loss_on == 'all' else 'masked'} patches, in units {units}"
 
     def _whole(self) -> Whole:
         assert self.subject.whole is not None
@@ -257,7 +266,8 @@ def _checkpoints(folder: RunFolder, last: int | None) -> list[Path]:
     Args:
         last: the epoch of the last, counted from 0; one of the same epoch that was kept, too, is left out.
     """
-    numbers = {file: int(file.stem.removeprefix("epoch_")) for file in folder.checkpoints.glob("epoch_*.ckpt")}
+    named = {file: file.stem.removeprefix("epoch_") for file in folder.checkpoints.glob("epoch_*.ckpt")}
+    numbers = {file: int(number) for file, number in named.items() if number.isdecimal()}
     kept = [file for file in sorted(numbers, key=numbers.__getitem__) if last is None or numbers[file] <= last]
     files = [*(kept or [folder.previous_checkpoint]), folder.last_checkpoint]
     files = [file for file in files if file.is_file()]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ..checkpoints.origin import RANDOM, Origin, find_weights
 from ..checkpoints.whole import Whole, load_whole, why_not_whole
 from ..data import PLAIN, Pixels
+from ..errors import UsageError
 from ..model.spark import SparK
 from ..model.stages import Stages
 from ..runs.numbers import normalisation, parse_size
@@ -61,22 +63,32 @@ def find_subject(
     Raises:
         UsageError: no such network or weights, or images of a kind that it does not take.
     """
+    asked = {"weights": weights, "channels": channels, "mean": mean, "std": std}
     if isinstance(network, SparK):
+        _refuse(("weights", "channels"), asked, "a SparK has its own")
         norm = normalisation(network.in_chans, mean, std)
         height, width = network.image_size if size is None else parse_size(size)
         whole = Whole(None, network, (height, width), *norm, Pixels(network.in_chans))
         return _of_whole(whole, type(network.backbone).__name__, "the model's own")
     if isinstance(network, nn.Module):
+        _refuse(("weights",), asked, "a module has its own")
         sides = parse_size(224 if size is None else size)
         stages = Stages(network, None, channels, sides)
         norm = normalisation(stages.in_chans, mean, std)
         own = Subject(type(network).__name__, "the module's own", stages, stages.patch_size, sides, *norm)
         return replace(own, pixels=Pixels(stages.in_chans), why_not="a module has no decoder; pass a SparK")
     if why_not_whole(network) is None:
+        _refuse(tuple(asked), asked, "a pre-trained model has its own")
         whole = load_whole(network, model)
         whole = whole if size is None else replace(whole, size=parse_size(size))
         return _of_whole(whole, whole.name or type(whole.model.backbone).__name__, network)
     return _of_origin(_origin(network, weights, model, channels, mean, std), size, seed)
+
+
+def _refuse(names: tuple[str, ...], asked: dict[str, Any], why: str) -> None:
+    wrong = [name for name in names if asked[name] is not None]
+    if wrong:
+        raise UsageError(f"{' and '.join(wrong)}: {why}; leave it out")
 
 
 def _of_whole(whole: Whole, name: str, weights: str) -> Subject:
@@ -114,6 +126,8 @@ def _origin(
     if channels is None and mean is None and std is None:
         return origin
     channels = channels or origin.channels
+    if mean is None and std is None and channels == origin.channels:
+        return origin
     norm = normalisation(channels, mean, std)
     pixels = origin.pixels if channels == origin.channels else Pixels(channels)
     return replace(origin, channels=channels, mean=norm[0], std=norm[1], pixels=pixels)

@@ -144,6 +144,12 @@ class _Given:
             raise UsageError(
                 f"masks is {self._name!r}, which gave {got}: expected a bool tensor {(total, *shape)}, True = visible"
             )
+        kept = visible.flatten(1)
+        if not self._same and not (kept.any(1) & ~kept.all(1)).all():
+            raise UsageError(
+                f"masks is {self._name!r}, which left an image all visible or all masked: expected at least one "
+                "visible patch and one masked in each"
+            )
         cells = visible[first : first + batch_size].flatten().nonzero().squeeze(1)
         per_image = round(math.prod(shape) * (1 - mask_ratio)) if self._same else None
         return PatchGrid.from_cells(cells.to(device), batch_size, shape, per_image)

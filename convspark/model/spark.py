@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
+from ..sparse.jointly import Jointly
 from ..sparse.proof.prove import prove as prove_exact
 from .decoder import Decoder
 from .densify import Densify, choose_norm
@@ -121,7 +123,7 @@ class SparK(nn.Module):
         self.target = _one_of("target", target, "normalised", "raw")
         self.loss_on = _one_of("loss_on", loss_on, "masked", "all")
         learned = _one_of("mask_token", mask_token, "learned", "zero") == "learned"
-        self.draw_masks = masks_named(masks)
+        self.masks, self.draw_masks = masks, masks_named(masks)
         self.sync_batchnorm = sync_batchnorm
         self.stages = Stages(backbone, stages, in_chans, image_size, patch_size, call, levels)
         dims = self.stages.dims
@@ -201,7 +203,10 @@ class SparK(nn.Module):
         group = self._process_group()
         inner = grid.afresh() if torch.compiler.is_compiling() else grid
         if self.encoding == "zero":
-            features = self.stages(self._masked(images, grid))
+            count = len(images)
+            joined = nullcontext() if group is None else Jointly(0, count, count, group)
+            with joined:  # what the dense network normalises over the batch goes over all processes
+                features = self.stages(self._masked(images, grid))
         else:
             features = self.stages(gather(images, inner if group is None else inner.across(group)))
         prediction = self.decode(features)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.spark import SparK
-from ..model.target import split_patches
+from ..model.target import patch_statistics, split_patches
 from ..parts import Part
 from ..runs.graphs import Loss
 from ..runs.module import TrainingModule, channels_last
@@ -99,7 +99,10 @@ class PretrainModule(TrainingModule):
         grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, number)
         out = self.model(images, grid)
         patches = split_patches(out.prediction.float(), self.model.patch_size)  # (B, C, h, P, w, P)
-        deviations = patches.std((1, *range(3, patches.ndim, 2)))[~grid.visible]  # of each masked patch
+        deviations = patches.std((1, *range(3, patches.ndim, 2)))  # of each patch
+        if self.model.target == "raw":  # else the prediction is in units of the true deviation already
+            deviations = deviations / patch_statistics(images, self.model.patch_size)[1].view_as(deviations)
+        deviations = deviations[~grid.visible]
         return Measured(float(out.loss), float(deviations.mean()), len(images))
 
     def summarise(self, found: list[Measured]) -> dict[str, float]:

@@ -173,6 +173,7 @@ class Plan:
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
         masks = "" if s.masks == "random" else f", drawn by {s.masks}"
+        shown = f"{visible} of {patches} visible" if not s.masks.endswith(".npy") else f"{patches} a picture"
         ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
@@ -184,7 +185,7 @@ class Plan:
             f"images    {len(self.images.train)} to train on{crops}, {len(kept) if kept else 0} held out, "
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
-            f"{visible} of {patches} visible{masks}",
+            f"{shown}{masks}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}{accumulated}, "
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
@@ -227,7 +228,9 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     backbone = s.model if isinstance(s.model, nn.Module) else named_backbone(s)
     if s.init is not None and run.last_checkpoint is None:
         load_backbone_weights(backbone, s.init, s.partial)
-    model = build_model(s, backbone, prove=run.here.is_first)
+    kept_masks = run.goes_on and run.folder.masks.is_file()
+    described = replace(s, masks=str(run.folder.masks)) if kept_masks else s
+    model = build_model(described, backbone, prove=run.here.is_first)
     if len(model.image_size) != 2:
         raise UsageError(f"model is {type(backbone).__name__}, a network for volumes; this command takes pictures")
     if device.type != "mps":

@@ -54,6 +54,8 @@ def reconstruct(
     whole = load_whole(run, model)
     network = whole.model
     check_shown(show, whole.pixels.channels)
+    if mask_ratio is not None and whole.model.masks.endswith(".npy"):
+        raise UsageError(f"mask_ratio is {mask_ratio}, but the run's masks are those of a file: leave it out")
     if mask_ratio is not None:
         check_mask_ratio(mask_ratio, network.grid_shape(whole.size))
         network.mask_ratio = mask_ratio

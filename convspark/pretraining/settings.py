@@ -29,6 +29,7 @@ class PretrainSettings(SpreadSettings):
         "checkpoint_minutes",
         "probe",
     )
+    code: ClassVar[tuple[str, ...]] = ("model", "masks")
     may_move: ClassVar[tuple[str, ...]] = ("images", "held_out", "probe")
 
     images: Any = field(default=None, metadata={"type": str | list[str] | None})

@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..checkpoints.card import card_of
 from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
-from ..files import write_text
+from ..files import write_text, written_whole
 from ..model.strides import as_text
 from ..report.page import write_page_at_last
 from ..runs.callbacks import Metrics
@@ -43,6 +44,9 @@ class Pretraining:
             return
         self.plan.images.write_lists(run.folder)
         run.keep_places()
+        if self.settings.masks.endswith(".npy") and not run.folder.masks.is_file():
+            with written_whole(run.folder.masks) as temporary:
+                temporary.write_bytes(Path(self.settings.masks).read_bytes())
         if self.plan.statistics is not None:
             text = json.dumps(self.plan.statistics.as_dict(), indent=2)
             write_text(run.folder.statistics, text + "\n")
@@ -108,12 +112,13 @@ def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]
 
 def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> ExportReport:
     s, numbers = plan.settings, plan.numbers
+    share = f"those of {s.masks}" if s.masks.endswith(".npy") else f"{s.mask_ratio:g} of the patches, {s.masks}"
     card = {
         "pre-trained on": f"{numbers.images} images ({plan.images.description})",
         "epochs": f"{s.epochs}, batch {numbers.batch_size}, {numbers.steps} steps",
         "started from": s.init or "random weights",
         "command": f"`{command_line()}`",
-        "mask ratio": f"{s.mask_ratio:g}, patches of {as_text(plan.model.patch_size)} pixels",
+        "masks": f"{share}, patches of {as_text(plan.model.patch_size)} pixels",
         **card_of(plan.images.pixels),
         "loss on training images": last.get("train_loss"),
         "loss on held-out images": last.get("held_out_loss") or "not measured",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ..data import Pixels
+from ..data import Pixels, blaming
 from ..model.stages import Stages, evaluating
 from ..report.metrics import read_metrics
 from ..runs.folder import RunFolder
@@ -63,9 +63,10 @@ class ProbePictures:
         Raises:
             DataError, UsageError: see `read_labelled`.
         """
-        found = read_labelled(data, seed=seed, whole=True, pixels=pixels)
-        found = found.with_fraction(min(1.0, _MOST_TRAINED / len(found.train)), seed)
-        return cls(found.train, found.val[:: -(-len(found.val) // _MOST_MEASURED)])
+        with blaming("probe"):
+            most = _MOST_TRAINED, _MOST_MEASURED
+            found = read_labelled(data, seed=seed, whole=True, pixels=pixels, most=most)
+        return cls(found.train, found.val)
 
     def __len__(self) -> int:
         return len(self.train) + len(self.val)

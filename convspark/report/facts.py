@@ -11,10 +11,6 @@ from ..runs.settings import Settings
 from .record import Record
 
 _MOST_POINTS = 1500
-_SHARES = frozenset(
-    "top1 balanced macro_f1 recall ap ap50 ap75 by_class iou dice accuracy iou_by_class dice_by_class".split()
-)
-"""Results from 0 to 1."""
 
 
 @dataclass(frozen=True)

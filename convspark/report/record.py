@@ -90,8 +90,11 @@ class Record:
         """(done, of the whole run); for a comparison, fine-tunings."""
         if self.kind == "compare":
             s = self.settings
-            arms = 1 + len(s.get("against") or ["random"])
-            total = arms * len(set(s.get("fractions") or [0.1, 1.0])) * int(s.get("seeds") or 1)
+            try:
+                arms = 1 + len(s.get("against") or ["random"])
+                total = arms * len(set(s.get("fractions") or [0.1, 1.0])) * int(s.get("seeds") or 1)
+            except (TypeError, ValueError):  # whatever stands there
+                total = None
             return sum(1 for _ in self.path.glob("*/results.json")), total
         done, total = self.metrics.get("epoch", [])[-1:], self.settings.get("epochs")
         return int(done[0]) if done and math.isfinite(done[0]) else 0, total if isinstance(total, int) else None

@@ -125,6 +125,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def masks(self) -> Path:
+        """A run's own copy of the file that its masks are drawn from."""
+        return self.path / "masks.npy"
+
+    @property
     def watch(self) -> Path:
         return self.path / "watch.csv"
 

@@ -70,6 +70,7 @@ def count(
     *,
     device_batch_size: int | None = None,
     steps: int | None = None,
+    in_pairs: bool = False,
 ) -> Numbers:
     """The numbers of a run over so many images; None for a batch size or a warm-up chooses one.
 
@@ -78,6 +79,7 @@ def count(
         processes: that share each forward pass.
         device_batch_size: the most images of a forward pass in each of them; None for any number.
         steps: of the whole run, where an epoch is not to be one pass over the images.
+        in_pairs: whether each process must have an even number of images of each pass.
 
     Raises:
         UsageError: numbers that do not go together.
@@ -87,13 +89,13 @@ def count(
     if steps is not None and (steps < 1 or steps % epochs):
         raise UsageError(f"steps is {steps} and epochs {epochs}: expected a multiple, as many steps in each epoch")
     check_positive(device_batch_size=device_batch_size)
-    if accumulate is None:
-        accumulate = 1 if batch_size is None else _fewest_passes(batch_size, processes, device_batch_size)
-    if accumulate < 1:
+    if accumulate is not None and accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
     if batch_size is None:
-        parts = accumulate * processes
+        parts = (accumulate or 1) * processes
         batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // parts) * parts
+    if accumulate is None:
+        accumulate = _fewest_passes(batch_size, processes, device_batch_size, 2 if in_pairs else 1)
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: expected 1 or more images")
     if batch_size > images:
@@ -111,6 +113,14 @@ def count(
             f"batch_size is {batch_size}{f' in {accumulate} passes' if accumulate > 1 else ''}, which {processes} "
             f"processes cannot share evenly: {_most(batch_size // accumulate, processes)} can"
         )
+    own = batch_size // accumulate // processes
+    if in_pairs and own % 2:
+        each = f" in {accumulate} passes" if accumulate > 1 else ""
+        each += f" on {processes} processes" if processes > 1 else ""
+        raise UsageError(
+            f"batch_size is {batch_size}{each}, {own} pictures in each forward pass: expected an even number, as they "
+            f"are mixed in pairs; try --batch-size {batch_size + accumulate * processes}"
+        )
     if warmup_epochs is None:
         warmup_epochs = default_warmup_epochs(epochs)
     if not 0 <= warmup_epochs <= epochs:
@@ -120,12 +130,25 @@ def count(
     return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
 
 
-def _fewest_passes(batch_size: int, processes: int, most: int | None) -> int:
-    """Passes that a batch divides into evenly, of at most so many images in each process; 1 where none can be."""
+def _fewest_passes(batch_size: int, processes: int, most: int | None, multiple: int) -> int:
+    """Passes that a batch divides into evenly, of at most so many images in each process, a multiple of that.
+
+    Raises:
+        UsageError: of at most half as many images, which batch norms would notice.
+    """
     if most is None or batch_size % processes:
         return 1
     own = batch_size // processes
-    return next((passes for passes in range(1, own + 1) if own % passes == 0 and own // passes <= most), 1)
+    whole = (own // passes for passes in range(1, own + 1) if own % passes == 0)
+    size = next((size for size in whole if size <= most and size % multiple == 0), 0)
+    if own > most and 2 * size <= most:
+        near = most // multiple * multiple * processes
+        tries = [max(1, batch_size // near) * near, (batch_size // near + 1) * near] if near else []
+        raise UsageError(
+            f"batch_size is {batch_size} and device_batch_size {most}: it divides into passes of {size or 1} images on "
+            f"each device at best; try --batch-size {' or '.join(map(str, tries)) or 'another'}"
+        )
+    return own // size if size else 1
 
 
 def _most(images: int, processes: int) -> int:

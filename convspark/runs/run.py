@@ -73,8 +73,8 @@ class Run(Generic[S]):
             self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
-                if key in ("model", "weights", "masks") and name != getattr(asked, key) and not typed:
-                    check_code(name, self._folder.config)
+                if key in asked.code and name != getattr(asked, key) and not typed:
+                    check_code(name, self._folder.config, None if key == "weights" else f"--{key}")
         elif asked.out is not None:
             RunFolder(asked.out, type(asked)).check_new()
 

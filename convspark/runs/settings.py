@@ -38,12 +38,14 @@ class Settings:
         file: where a run of it keeps its settings.
         may_change: what belongs to the machine, and may differ where a run goes on.
         may_move: where the data are, which may be another place where a run goes on.
+        code: what may name code of somebody's own.
     """
 
     kind: ClassVar[str]
     file: ClassVar[str] = "config.yaml"
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers")
     may_move: ClassVar[tuple[str, ...]] = ()
+    code: ClassVar[tuple[str, ...]] = ("model", "weights")
 
     out: str | None = None
     resume: str | None = None

@@ -70,6 +70,9 @@ class Task(ABC, Generic[S, R]):
     can_accumulate: ClassVar[bool] = False
     """Whether the command can divide a batch into passes."""
 
+    mixes_pairs: ClassVar[bool] = False
+    """Whether pictures are mixed with their neighbours, so that each process needs an even number of them."""
+
     takes_bands: ClassVar[bool] = True
     """Whether pictures may be of other pixels than 8-bit colour or grey."""
 
@@ -97,6 +100,7 @@ class Task(ABC, Generic[S, R]):
             processes=run.here.count,
             device_batch_size=chosen.device_batch_size,
             steps=chosen.steps,
+            in_pairs=self.mixes_pairs,
         )
         self.learning_rate = chosen.learning_rate
         self.layer_decay = 1.0 if self.origin.is_random else self.usual_layer_decay

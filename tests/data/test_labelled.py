@@ -260,3 +260,29 @@ def test_files_of_many_at_another_place(tmp_path: Path, form: str) -> None:
     after = [one.address for one in list_labelled(place)]
     assert at_new_place(before, [-1] * len(before), *as_place(place, after)) == after
     assert after == [address.replace(str(old), str(new)) for address in before]
+
+
+def test_a_column_of_parts(tmp_path: Path) -> None:
+    from data.test_tables import write
+
+    parts = ["train", "training", "val", "Validation", "test", "test"]
+    pictures = [_picture(i) for i in range(6)]
+    path = write(tmp_path / "a.parquet", image=pictures, label=["x", "y"] * 3, split=parts)
+    assert [one.part for one in list_labelled(str(path))] == ["train", "train", "val", "val", "test", "test"]
+    path = write(tmp_path / "b.parquet", image=pictures, label=["x", "y"] * 3, split=[*parts[:5], "dev"])
+    with pytest.raises(DataError, match=r"the column split says of 1 pictures .*'dev'"):
+        list_labelled(str(path))
+
+
+def test_labels_of_pandas_categories(tmp_path: Path) -> None:
+    from data.test_tables import write
+
+    pyarrow = pytest.importorskip("pyarrow")
+    labels = pyarrow.array(["cat", "dog", "cat"]).dictionary_encode()
+    path = write(tmp_path / "a.parquet", image=[_picture(i) for i in range(3)], label=labels)
+    assert [one.label for one in list_labelled(str(path))] == ["cat", "dog", "cat"]
+
+
+def test_what_is_missing_is_said_of_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^data: .* does not exist"):
+        list_labelled(str(tmp_path / "none"))

@@ -136,7 +136,8 @@ def test_unknown_values_are_refused(option):
 @pytest.mark.parametrize("option", [{"encoding": "zero"}, {"target": "raw"}, {"mask_token": "zero"}], ids=str)
 def test_the_papers_layout_has_no_place_for_it(option):
     assert "taken away" in str(no_place_for(model_of(decoder="paper", **option)))
-    assert no_place_for(model_of(decoder="paper", loss_on="all", masks="blocks", levels=2)) is None
+    assert no_place_for(model_of(decoder="paper", loss_on="all", masks="blocks")) is None
+    assert "decodes 2 stages" in str(no_place_for(model_of(decoder="paper", levels=2)))
 
 
 def test_drawn_in_blocks(images):

@@ -39,6 +39,7 @@ def networks():
         "resnet": timm.create_model("resnet10t", num_classes=0, **TINY).double(),
         "convnext": timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)).double(),
         "gated": Gated().double(),
+        "zero": timm.create_model("resnet10t", num_classes=0, **TINY).double(),
     }
 
 
@@ -58,9 +59,11 @@ def unequal(visible):
     return visible
 
 
-def model_of(network):
+def model_of(network, name=""):
+    encoding = "zero" if name == "zero" else "sparse"
     patch = 4 if isinstance(network, Gated) else 32
-    model = SparK(network, image_size=96, patch_size=32 if patch == 4 else None, decoder_width=64, prove=False)
+    options = {"patch_size": 32 if patch == 4 else None, "decoder_width": 64, "encoding": encoding}
+    model = SparK(network, image_size=96, prove=False, **options)
     return model.double()
 
 
@@ -110,7 +113,7 @@ def work(rank, folder):
         for case in CASES:
             name, split, visible_of = case
             images, visible = batch(visible_of)
-            model = DistributedDataParallel(model_of(networks()[name]))
+            model = DistributedDataParallel(model_of(networks()[name], name))
             found[case] = step(model, part(images, rank, split), part(visible, rank, split))
         for empty in ("second", "both"):
             images, visible = half_empty(empty)
@@ -133,7 +136,7 @@ def processes(tmp_path_factory):
 def test_two_processes_take_the_step_of_one_with_the_joint_batch(processes, case):
     name, _, visible_of = case
     parts = [found[case] for found in processes]
-    loss, gradients, buffers = step(model_of(networks()[name]), *batch(visible_of))
+    loss, gradients, buffers = step(model_of(networks()[name], name), *batch(visible_of))
 
     assert torch.isclose(sum(p[0] for p in parts) / WORLD, loss, rtol=1e-12)
     largest = max(g.abs().max() for g in gradients.values())

@@ -82,16 +82,23 @@ def test_masks_of_a_function(tmp_path, monkeypatch):
         "import torch\n"
         "def columns(images, shape, mask_ratio, generator):\n"
         "    seen = torch.rand(images, 1, shape[1], generator=generator) > mask_ratio\n"
+        "    seen[:, :, 0], seen[:, :, 1] = True, False\n"
         "    return seen.expand(images, *shape)\n"
         "def wrong(images, shape, mask_ratio, generator):\n"
         "    return torch.ones(images, *shape)\n"
+        "def all_seen(images, shape, mask_ratio, generator):\n"
+        "    return torch.ones(images, *shape, dtype=torch.bool)\n"
         "number = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     grid = masks_named("drawn_in_columns:columns")(6, (4, 5), 0.5, seeded())
-    assert torch.equal(grid.visible, (torch.rand(6, 1, 5, generator=seeded()) > 0.5).expand(6, 4, 5))
+    expected = torch.rand(6, 1, 5, generator=seeded()) > 0.5
+    expected[:, :, 0], expected[:, :, 1] = True, False
+    assert torch.equal(grid.visible, expected.expand(6, 4, 5))
     with pytest.raises(UsageError, match=r"gave torch.float32 \(2, 4, 5\): expected a bool tensor \(2, 4, 5\)"):
         masks_named("drawn_in_columns:wrong")(2, (4, 5), 0.5, seeded())
+    with pytest.raises(UsageError, match="left an image all visible or all masked"):
+        masks_named("drawn_in_columns:all_seen")(2, (4, 5), 0.5, seeded())
     with pytest.raises(UsageError, match="a int: expected a function"):
         masks_named("drawn_in_columns:number")
     with pytest.raises(UsageError, match="has no 'column'; did you mean columns"):

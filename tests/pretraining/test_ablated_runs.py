@@ -36,6 +36,7 @@ def test_run(option, pictures, small, tmp_path):
 
 def test_masks_of_a_file_and_of_a_function(pictures, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("convspark.trust._trusted", set())  # whatever was typed before
     np.save("left.npy", np.array([[[1, 0], [1, 0]], [[1, 0], [0, 0]]]))
     pretrain(str(pictures), out="of-file", masks="left.npy", **small | {"epochs": 1})
     (tmp_path / "my_masks.py").write_text(
@@ -45,6 +46,15 @@ def test_masks_of_a_file_and_of_a_function(pictures, small, tmp_path, monkeypatc
         "    return seen[:, :, None].expand(images, *shape)\n"
     )
     pretrain(str(pictures), out="of-function", masks="my_masks:rows", **small | {"epochs": 1})
+    # The masks belong to the run, wherever it goes on and whatever becomes of their file.
+    np.save("left.npy", np.array([[[1, 1], [0, 1]]]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_whole("../of-file").model.draw_masks(9, (2, 2), 0.6).visible[:, :, 1].logical_not().all()
+    pretrain(resume=str(tmp_path / "of-file"))
+    assert main(["reconstruct", "../of-file", str(pictures), "--mask-ratio", "0.5"]) == 2
+    assert "masks are those of a file" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
     # Somebody else's run may name any code: going on with it asks first.
     assert main(["pretrain", "--resume", "of-function"]) == 2
     assert "names 'my_masks:rows': Python code" in capsys.readouterr().err

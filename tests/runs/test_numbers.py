@@ -84,3 +84,28 @@ def test_steps_of_a_run_are_divided_among_its_epochs():
     assert of_run.count(118_287, 16, 12, None, steps=90_000).steps_per_epoch == 7500
     with pytest.raises(UsageError, match="steps is 90000 and epochs 13"):
         of_run.count(118_287, 16, 13, None, steps=90_000)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "most", "passes"),
+    [(12, 2, 3, 3), (6, 1, 3, 3), (100, 1, 32, 5), (8, 2, None, 1), (None, 1, 16, 4)],
+)
+def test_passes_of_pairs(batch_size, processes, most, passes):
+    """Pictures that are mixed in pairs: an even number in each pass of each process."""
+    found = of_run.count(1000, batch_size, 10, None, None, processes, device_batch_size=most, in_pairs=True)
+    assert found.accumulate == passes and found.batch_size // passes // processes % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch_size": 6, "processes": 2, "in_pairs": True}, "3 pictures in each forward pass: expected an even"),
+        (
+            {"batch_size": 97, "accumulate": None, "device_batch_size": 64},
+            "passes of 1 images .* 64 or 128",
+        ),
+    ],
+)
+def test_passes_that_cannot_be_are_refused(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        of_run.count(**{"images": 1000, "epochs": 10, "warmup_epochs": 1, **arguments})

@@ -80,7 +80,12 @@ class LabelledData:
 
 
 def read_labelled(
-    data: str | None, val_share: float = 0.2, seed: int = 0, whole: bool = False, pixels: Pixels = PLAIN
+    data: str | None,
+    val_share: float = 0.2,
+    seed: int = 0,
+    whole: bool = False,
+    pixels: Pixels = PLAIN,
+    most: tuple[int, int] | None = None,
 ) -> LabelledData:
     """Find pictures and their classes, leaving out what cannot be read.
 
@@ -90,6 +95,7 @@ def read_labelled(
         seed: of that choice.
         whole: decode the pictures to train on to their last pixel, too, where none can stand in for a damaged one.
         pixels: how files are read.
+        most: pictures to train and to validate with, of which a share is enough; test pictures are then left alone.
 
     Raises:
         DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
@@ -128,6 +134,10 @@ def read_labelled(
         if few:
             raise DataError(f"data: {some(few)}: a single picture cannot be both trained on and validated with")
         kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
+    if most is not None:
+        kept["train"] = _drawn(kept["train"], min(1.0, most[0] / len(kept["train"])), seed)[0]
+        kept["val"] = kept["val"][:: -(-len(kept["val"]) // most[1])]
+        kept["test"] = []
     # Of those that are measured with none may be damaged anywhere: nothing can stand in for it.
     checked = ("train", "val", "test") if whole else ("val", "test")
     examined = [path for part in checked for path, _ in kept[part]]

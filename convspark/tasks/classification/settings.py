@@ -56,7 +56,7 @@ class FinetuneSettings(TaskSettings):
         )
         if self.learning_rate is not None and self.base_learning_rate is not None:
             raise UsageError("learning_rate and base_learning_rate exclude each other: give one of them")
-        if isinstance(self.eval_crop, float) and not 0 < self.eval_crop <= 1:
+        if self.eval_crop != "whole" and (isinstance(self.eval_crop, str) or not 0 < self.eval_crop <= 1):
             raise UsageError(f"eval_crop is {self.eval_crop}: expected a share above 0 and at most 1, or whole")
         if not 0 < self.fraction <= 1:
             raise UsageError(f"fraction is {self.fraction}: expected a share of the labels, above 0 and at most 1")

@@ -16,7 +16,6 @@ from torch import nn
 
 from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
-from ...errors import UsageError
 from ...files import csv_text, write_text
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
@@ -45,6 +44,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     usual_layer_decay = 0.7
     can_accumulate = True
+    mixes_pairs = True
 
     def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
         place = named_place(self.settings.data)
@@ -74,11 +74,6 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     def build(self) -> nn.Module:
         s, n = self.settings, self.numbers
-        if n.images_a_pass % 2:
-            raise UsageError(
-                f"batch_size is {n.batch_size} and accumulate {n.accumulate}: expected an even number of "
-                "pictures in each forward pass, as they are mixed in pairs"
-            )
         self.settings = replace(s, accumulate=n.accumulate)
         network = self.origin.build(s.seed, s.drop_path)
         self.origin.check_size(network, self.size)

@@ -75,11 +75,15 @@ class Detection(Task[DetectSettings, DetectResult]):
     def choose(self, images: int) -> Chosen:
         s = self.settings
         epochs = s.epochs or min(100, max(12, round(12_000 / images)))
-        rate = s.learning_rate or default_rate(s.batch_size, epochs * -(-images // s.batch_size))
-        warmup_epochs = None
-        if s.warmup_steps is not None:
-            steps = s.steps or epochs * -(-images // s.batch_size)
-            warmup_epochs = s.warmup_steps * epochs / steps
+        steps = s.steps or epochs * -(-images // s.batch_size)
+        rate = s.learning_rate or default_rate(s.batch_size, steps)
+        if s.steps is not None and s.steps % epochs:
+            raise UsageError(f"steps is {s.steps}: expected a multiple of the {epochs} epochs; give both, or neither")
+        if s.warmup_steps is not None and s.warmup_steps > steps:
+            raise UsageError(f"warmup_steps is {s.warmup_steps}: expected at most {steps}, the steps of the run")
+        if not all(0 < epoch < epochs for epoch in s.milestones or ()):
+            raise UsageError(f"milestones is {s.milestones}: expected epochs of the run, above 0 and below {epochs}")
+        warmup_epochs = None if s.warmup_steps is None else s.warmup_steps * epochs / steps
         return Chosen(epochs, s.batch_size, rate, warmup_epochs, s.accumulate, s.device_batch_size, s.steps)
 
     def build(self) -> nn.Module:

@@ -57,7 +57,7 @@ def deepest_features(
         with torch.no_grad(), workers_explained():
             for own, batch in enumerate(loader):
                 images = batch[0] if isinstance(batch, list | tuple) else batch
-                deepest = stages(channels_last(images.to(device)))[-1]
+                deepest = stages(channels_last(images.to(device, stages.dtype)))[-1]
                 found.append((loader.number(own), of(deepest).cpu().numpy()))
                 done += len(images)
                 if tick is not None:
