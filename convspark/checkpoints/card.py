@@ -62,12 +62,27 @@ def file_card(
     return shown_text("\n".join(lines) + "\n")
 
 
+def _head(library: str, classes: Sequence[str] | None) -> list[str]:
+    """The front matter that model hubs read; what only the user can know is marked."""
+    task = "image-feature-extraction" if classes is None else "image-classification"
+    kind = ["self-supervised", "masked-image-modelling", "spark"] if classes is None else ["fine-tuned"]
+    return [
+        "---",
+        f"library_name: {library}",
+        f"pipeline_tag: {task}",
+        f"tags: [{', '.join([*dict.fromkeys((library, task)), *kind, 'convspark'])}]",
+        "license: other  # to fill in: that of these weights, such as apache-2.0; it depends on your pictures",
+        "license_name: not-chosen-yet",
+        "datasets: []  # to fill in, where they are published",
+        *([] if classes is None else ["metrics: [accuracy]"]),
+        "---",
+        "",
+    ]
+
+
 def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
     if classes is None:
         return [
-            "tags: [image-feature-extraction, self-supervised, masked-image-modelling, spark]",
-            "---",
-            "",
             f"# {name}, pre-trained by masked image modelling",
             "",
             "Pre-trained with convspark (SparK: masked image modelling for convolutional networks). It has no",
@@ -76,12 +91,22 @@ def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
     more = f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else ""
     told = ", ".join(map(shown_in_markdown, classes[:20])) + more
     return [
-        "tags: [image-classification]",
-        "---",
-        "",
         f"# {name}, fine-tuned for {len(classes)} classes",
         "",
         f"Fine-tuned with convspark. The classes, in the order of the outputs: {told}.",
+    ]
+
+
+def _limits(classes: Sequence[str] | None) -> list[str]:
+    if classes is None:
+        return [
+            "Pre-training saw the pictures named above alone, and no labels. What it has learnt is of such pictures;",
+            "whether it helps a task is to be measured (`convspark compare`). Batch norms, if it has any, hold the",
+            "statistics of visible patches.",
+        ]
+    return [
+        "The figures above are of pictures like those trained on; on others it may do worse, and it names one of its",
+        "classes whatever a picture shows. Nobody has looked at it for unfairness.",
     ]
 
 
@@ -98,9 +123,10 @@ def timm_card(
     """The model card of a folder for timm, with the front matter that model hubs read."""
     library = "timm" if architecture else "pytorch"
     lines = [
-        "---",
-        f"library_name: {library}",
+        *_head(library, classes),
         *_introduction(architecture or "A convolutional network", classes),
+        "",
+        "## Use",
         "",
         "```python",
     ]
@@ -109,7 +135,8 @@ def timm_card(
             "import timm",
             "",
             f'backbone = timm.create_model("local-dir:{folder}", pretrained=True)',
-            "# pretrained=True is needed: without it timm builds the network and silently loads nothing",
+            "# pretrained=True is needed: without it timm builds the network and silently loads nothing.",
+            '# From a hub, after `hf upload NAME FOLDER`: timm.create_model("hf-hub:NAME", pretrained=True)',
         ]
     else:
         lines += [
@@ -117,10 +144,11 @@ def timm_card(
             "",
             f'network.load_state_dict(load_file("{folder / "model.safetensors"}"))',
         ]
-    lines += ["```", "", *_table(facts, mean, std, image_size), "", "## Not trained", ""]
+    lines += ["```", "", "## Training and results", "", *_table(facts, mean, std, image_size)]
+    lines += ["", "## Limits", "", *_limits(classes), "", "## Not trained", ""]
     if untrained:
         lines += [
-            f"{len(untrained)} tensors lie behind the deepest feature map, where pre-training does not reach. They",
+            f"{len(untrained)} tensors lie after the deepest feature map, where pre-training does not reach. They",
             "have the values they started with:",
             "",
             *(f"* `{name}`" for name in untrained),

@@ -139,3 +139,23 @@ def test_replaces_an_export_whole_or_not_at_all(tmp_path, monkeypatch):
     export_timm(backbone, tmp_path / "export", **NORM)
     again = load_file(tmp_path / "export" / "model.safetensors")
     assert torch.equal(again["conv1.0.weight"], first["conv1.0.weight"] + 1)
+
+
+@pytest.mark.parametrize("classes", [None, ["a: b", "#c", "d|e"]])
+def test_a_hub_reads_the_card(tmp_path, classes):
+    """By the hub's own library, which refuses front matter that it cannot use."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import metadata_load
+
+    network = timm.create_model("test_resnet", num_classes=0 if classes is None else 3)
+    options = {} if classes is None else {"classes": classes}
+    export_timm(network, tmp_path / "export", mean=(0.5,) * 3, std=(0.5,) * 3, image_size=(64, 64), **options)
+    card = ModelCard.load(tmp_path / "export" / "README.md", ignore_metadata_errors=False)
+    data = card.data
+    assert (data.library_name, data.license, data.license_name) == ("timm", "other", "not-chosen-yet")
+    assert data.pipeline_tag == ("image-feature-extraction" if classes is None else "image-classification")
+    assert {"timm", data.pipeline_tag, "convspark"} <= set(data.tags or ())
+    assert data.datasets == [] and data.metrics == (None if classes is None else ["accuracy"])
+    assert metadata_load(tmp_path / "export" / "README.md")["library_name"] == "timm"
+    for heading in ("## Use", "## Training and results", "## Limits", "## Not trained"):
+        assert heading in card.text
