@@ -87,7 +87,7 @@ class Stages:
         names: where each stage comes from, for people to read.
         in_chans: channels of the images.
         dims: number of spatial dimensions, 1 to 3.
-        dtype, device: of the backbone's first convolution.
+        dtype, device: of the backbone's first convolution, wherever it was moved since.
         untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
             does not reach: they get no gradient and no statistics.
         modules: names of the modules that are called on the way to the deepest stage.
@@ -109,7 +109,6 @@ class Stages:
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
-        self.dtype, self.device = first.weight.dtype, first.weight.device
         channels = [in_chans] if in_chans else _likely_channels(backbone)
         self._run = call or plainly
         self._called_otherwise = call is not None
@@ -136,6 +135,14 @@ class Stages:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
         return self._way(self.backbone, x)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _first_conv(self.backbone).weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return _first_conv(self.backbone).weight.device
 
     @property
     def untrained_parts(self) -> list[str]:
