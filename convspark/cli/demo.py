@@ -1,6 +1,7 @@
 """`convspark demo`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.folder import default_path
@@ -35,6 +36,7 @@ def demo(
     epochs: int | None = None,
     model: str = "resnet18",
     seed: int = 0,
+    resume: str | None = None,
 ) -> "PretrainResult":
     """Pre-train a small network on random crops of photographs that come with scikit-image and scikit-learn.
 
@@ -46,6 +48,7 @@ def demo(
         epochs: passes over the crops, instead of minutes.
         model: timm's name of a network that can be dilated to a stride of 16.
         seed: of everything random.
+        resume: folder of a demo that was stopped, to go on with.
 
     Raises:
         UsageError: the photographs are not installed: pip install 'convspark[demo]'.
@@ -57,11 +60,23 @@ def demo(
     train = [picture for name, picture in photographs if name not in _HELD_OUT]
     held_out = [picture for name, picture in photographs if name in _HELD_OUT]
     arguments = {**SETTINGS, "held_out": _Pictures(held_out), "model": model, "seed": seed}
+    if resume is not None:
+        return _run(resume, lambda: pretrain(_Pictures(train), held_out=_Pictures(held_out), resume=resume))
     if epochs is None:
         epochs = _epochs_in(minutes, _Pictures(train), arguments)
-    return pretrain(
-        _Pictures(train), epochs=epochs, out=out if out is not None else str(default_path("demo")), **arguments
-    )
+    folder = out if out is not None else str(default_path("demo"))
+    return _run(folder, lambda: pretrain(_Pictures(train), epochs=epochs, out=folder, **arguments))
+
+
+def _run(folder: str, run: "Callable[[], PretrainResult]") -> "PretrainResult":
+    """The result; who stops it is told how this command goes on."""
+    try:
+        return run()
+    except KeyboardInterrupt as stopped:
+        if not Path(folder).is_dir():
+            raise
+        first = str(stopped).partition(".")[0] or "Stopped"
+        raise KeyboardInterrupt(f"{first}. To go on:\n  convspark demo --resume {folder}") from None
 
 
 def _epochs_in(minutes: float, pictures: "_Pictures", arguments: dict[str, Any]) -> int:

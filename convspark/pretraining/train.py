@@ -77,7 +77,11 @@ class Pretraining:
             checkpoint_minutes=s.checkpoint_minutes,
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
-            go_on=f"convspark pretrain --resume {folder.path}",
+            go_on=(
+                f"convspark pretrain --resume {folder.path}"
+                if plan.images.are_files
+                else f"convspark.pretrain(images, resume={str(folder.path)!r}), in Python, with its datasets"
+            ),
         )
 
     def finish(self, run: Run[PretrainSettings]) -> PretrainResult:

@@ -183,7 +183,7 @@ def whole(small, tmp_path_factory):
 )
 def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(whole, small, tmp_path, stop_at, step):
     small = small | STOPPED
-    with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 16.*\n.*pretrain --resume"):
+    with pytest.raises(KeyboardInterrupt, match=f"after step {step} of 16.*\n.*convspark.pretrain\\(images, resume="):
         pretrain(Pictures(stop_at=stop_at), out=str(tmp_path / "part"), **small)
     assert (tmp_path / "part" / "checkpoints" / "last.ckpt").is_file()
     assert not (tmp_path / "part" / "export").exists()
