@@ -8,12 +8,8 @@ DATA has train/, val/ (and test/) folders; only train/ is pre-trained on, withou
 and share of the labels goes to benchmarks/results/ablation.jsonl.
 """
 
-from collections.abc import Sequence
-from itertools import groupby
-from typing import Any
-
 from . import records
-from .arms import RANDOM, Arm, arguments, budget_of, run_all, table
+from .arms import RANDOM, Arm, experiment
 
 RESULTS = records.RESULTS / "ablation.jsonl"
 
@@ -39,33 +35,5 @@ ARMS = [
 ]
 
 
-def main() -> None:
-    assert __doc__ is not None
-    asked = arguments(__doc__).parse_args()
-    if not asked.report:
-        arms = [arm for arm in ARMS if not asked.arms or arm.name in asked.arms]
-        run_all(RESULTS, budget_of(asked), arms, asked.seeds, asked.out)
-    print(report(records.read(RESULTS), ARMS, METHOD))
-
-
-def report(lines: list[dict[str, Any]], arms: Sequence[Arm], to: str) -> str:
-    """A table for each data set, network, budget and share of the labels."""
-    shown, known = [], ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
-
-    def setting(line: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(line[key] for key in known)
-
-    for key, group in groupby(sorted(lines, key=setting), setting):
-        of = list(group)
-        data, model, size, pretrain_epochs, finetune_epochs, fraction = key
-        shown.append(
-            f"{data}, {model} at {size} pixels, {pretrain_epochs} epochs of pre-training, fine-tuned with "
-            f"{100 * fraction:g} % of the labels ({of[0]['labels']}; {finetune_epochs} epochs of all), measured on "
-            f"{of[0]['pictures']} {of[0]['split']} pictures"
-        )
-        shown.append(table(of, [arm.name for arm in arms], to))
-    return "\n\n".join(shown)
-
-
 if __name__ == "__main__":
-    main()
+    experiment(__doc__, RESULTS, ARMS, METHOD)

@@ -9,8 +9,9 @@ import argparse
 import csv
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from convspark.tasks.classification.settings import read_predictions
 from convspark.tasks.comparison.verdict import Difference, Score, difference
 
 from . import records
+
+_COMMON = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
 
 RANDOM = "random"
 """The arm without pre-training."""
@@ -220,3 +223,35 @@ def table(lines: Sequence[Mapping[str, Any]], arms: Sequence[str], to: str) -> s
             row += f" | {between.mean:+.1f}{spread} | {interval} |"
         rows.append(row)
     return "\n".join(rows)
+
+
+def groups(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
+    """What lines that may be compared have in common, and those lines."""
+
+    def common(line: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(line[key] for key in _COMMON)
+
+    for values, group in groupby(sorted(lines, key=common), common):
+        yield dict(zip(_COMMON, values, strict=True)), list(group)
+
+
+def report(lines: Sequence[Mapping[str, Any]], arms: Sequence[str] | None, to: str) -> str:
+    """A table for each data set, network, budget and share of the labels; of all arms where none are named."""
+    shown = []
+    for common, of in groups(lines):
+        shown.append(
+            f"{common['data']}, {common['model']} at {common['size']} pixels, {common['pretrain_epochs']} epochs of "
+            f"pre-training, fine-tuned with {100 * common['fraction']:g} % of the labels ({of[0]['labels']}; "
+            f"{common['finetune_epochs']} epochs of all), measured on {of[0]['pictures']} {of[0]['split']} pictures"
+        )
+        shown.append(table(of, arms or list(dict.fromkeys(line["arm"] for line in of)), to))
+    return "\n\n".join(shown)
+
+
+def experiment(description: str | None, file: Path, arms: Sequence[Arm], to: str) -> None:
+    """The command of an experiment whose arms differ in settings alone: run what is asked for, print the tables."""
+    asked = arguments(description or "").parse_args()
+    if not asked.report:
+        wanted = [arm for arm in arms if not asked.arms or arm.name in asked.arms]
+        run_all(file, budget_of(asked), wanted, asked.seeds, asked.out)
+    print(report(records.read(file), [arm.name for arm in arms], to))

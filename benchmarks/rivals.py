@@ -35,7 +35,7 @@ from convspark.runs.loading import find_images, train_dataset
 from convspark.runs.numbers import normalisation
 
 from . import records
-from .arms import RANDOM, Arm, Budget, arguments, budget_of, run_all, table
+from .arms import RANDOM, Arm, Budget, arguments, budget_of, report, run_all
 
 RESULTS = records.RESULTS / "rivals.jsonl"
 COSTS = records.RESULTS / "rival_costs.jsonl"
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rate of the rivals")
     asked = parser.parse_args()
     if asked.report:
-        print(report())
+        print(costs_and_gains())
         return
     budget = budget_of(asked)
     names = [name for name in (*METHODS, SPARK) if not asked.arms or name in asked.arms or name == SPARK]
@@ -68,7 +68,7 @@ def main() -> None:
         arms.append(Arm(_arm(name, asked.rate), otherwise=partial(pretrain, name, epochs, asked.rate)))
     wanted = {*(asked.arms or ()), *(_arm(name, asked.rate) for name in asked.arms or ())}
     run_all(RESULTS, budget, [a for a in arms if not wanted or a.name in wanted], asked.seeds, asked.out)
-    print(report())
+    print(costs_and_gains())
 
 
 def _arm(name: str, rate: float) -> str:
@@ -352,20 +352,14 @@ def _steps(name: str, budget: Budget, device: torch.device, precision: str) -> I
             yield
 
 
-def report() -> str:
+def costs_and_gains() -> str:
     """What each costs, and what it gives."""
     shown = []
     for line in records.read(COSTS):
         spark = line["seconds"][SPARK]
         rows = [f"| {name} | {1 / s:.0f} | {s / spark:.2f} |" for name, s in line["seconds"].items()]
         shown.append("\n".join(["| | images/s | time of an image, SparK's = 1 |", "|---|---|---|", *rows]))
-    lines = records.read(RESULTS)
-    known = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
-    for key in sorted({tuple(line[k] for k in known) for line in lines}):
-        of = [line for line in lines if tuple(line[k] for k in known) == key]
-        shown.append(f"{dict(zip(known, key, strict=True))}: {of[0]['labels']} labels, {of[0]['pictures']} pictures")
-        shown.append(table(of, list(dict.fromkeys(line["arm"] for line in of)), SPARK))
-    return "\n\n".join(shown)
+    return "\n\n".join([*shown, report(records.read(RESULTS), None, SPARK)])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from convspark.data import list_pictures
 from convspark.seeds import Use, counted
 
 from . import records
-from .arms import RANDOM, Arm, Budget, arguments, budget_of, compared, run_all
+from .arms import RANDOM, Arm, Budget, arguments, budget_of, compared, groups, run_all
 
 RESULTS = records.RESULTS / "scaling_laws.jsonl"
 PLOT = Path(__file__).parent.parent / "docs" / "images" / "scaling_laws.png"
@@ -68,14 +68,12 @@ def fewer(budget: Budget, pictures: int, out: Path) -> Arm:
 def report() -> str:
     """Gain over random weights by network, by epochs and by pictures."""
     lines, shown = records.read(RESULTS), []
-    known = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
     points: list[dict[str, Any]] = []
-    for key in sorted({tuple(line[k] for k in known) for line in lines}):
-        of = [line for line in lines if tuple(line[k] for k in known) == key]
+    for common, of in groups(lines):
         for arm in dict.fromkeys(line["arm"] for line in of if line["arm"] != RANDOM):
             gain = compared(of, arm, RANDOM)
             if gain is not None:
-                points.append(dict(zip(known, key, strict=True)) | {"arm": arm, "gain": gain})
+                points.append(common | {"arm": arm, "gain": gain})
     head = "| data | network | parameters | pictures | epochs | seeds | gain over random weights | 95 % interval |"
     shown += [head, "|---|---|---|---|---|---|---|---|"]
     for point in points:

@@ -7,8 +7,7 @@ As `benchmarks.ablation`, whose records and tables are of the same kind; the res
 """
 
 from . import records
-from .ablation import report
-from .arms import RANDOM, Arm, arguments, budget_of, run_all
+from .arms import RANDOM, Arm, experiment
 
 RESULTS = records.RESULTS / "small_data.jsonl"
 
@@ -31,14 +30,5 @@ ARMS = [
 ]
 
 
-def main() -> None:
-    assert __doc__ is not None
-    asked = arguments(__doc__).parse_args()
-    if not asked.report:
-        arms = [arm for arm in ARMS if not asked.arms or arm.name in asked.arms]
-        run_all(RESULTS, budget_of(asked), arms, asked.seeds, asked.out)
-    print(report(records.read(RESULTS), ARMS, DEFAULTS))
-
-
 if __name__ == "__main__":
-    main()
+    experiment(__doc__, RESULTS, ARMS, DEFAULTS)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,22 +24,8 @@ MaskFunction = Callable[[int, tuple[int, ...], float, torch.Generator], Tensor]
 """(images, patches along each axis, mask ratio, generator) -> bool (images, *patches), True = visible."""
 
 
-class Masks(Protocol):
-    """Draws the masks of some images of a batch."""
-
-    def __call__(
-        self,
-        batch_size: int,
-        shape: tuple[int, ...],
-        mask_ratio: float,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        *,
-        first: int = 0,
-        total: int | None = None,
-    ) -> PatchGrid:
-        """As `PatchGrid.random`: images from `first` on of a batch of `total` get what they would get in that batch."""
-        ...
+Masks = Callable[..., PatchGrid]
+"""Draws the masks of some images of a batch; its arguments are those of `PatchGrid.random`."""
 
 
 def masks_named(name: str) -> Masks:
@@ -100,7 +86,7 @@ def masks_of(file: str) -> MaskFunction:
             "one mask each of h x w patches, nonzero where visible"
         )
     known = torch.from_numpy(stored != 0)
-    if not (known.flatten(1).any(1) & ~known.flatten(1).all(1)).all():
+    if not _show_and_hide(known):
         raise UsageError(f"masks is {file!r}: each of its masks must leave a patch visible, and mask one")
 
     def draw(images: int, shape: tuple[int, ...], mask_ratio: float, generator: torch.Generator) -> Tensor:
@@ -112,6 +98,12 @@ def masks_of(file: str) -> MaskFunction:
         return known[torch.randint(len(known), (images,), generator=generator, device=generator.device).cpu()]
 
     return draw
+
+
+def _show_and_hide(masks: Tensor) -> bool:
+    """Whether each of some masks (N, h, w) leaves a patch visible, and masks one."""
+    each = masks.flatten(1)
+    return bool((each.any(1) & ~each.all(1)).all())
 
 
 class _Given:
@@ -144,8 +136,7 @@ class _Given:
             raise UsageError(
                 f"masks is {self._name!r}, which gave {got}: expected a bool tensor {(total, *shape)}, True = visible"
             )
-        kept = visible.flatten(1)
-        if not self._same and not (kept.any(1) & ~kept.all(1)).all():
+        if not self._same and not _show_and_hide(visible):
             raise UsageError(
                 f"masks is {self._name!r}, which left an image all visible or all masked: expected at least one "
                 "visible patch and one masked in each"

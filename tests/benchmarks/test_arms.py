@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablation, arms, records
+from benchmarks import arms, records
 from benchmarks.arms import RANDOM, Arm, Budget
 from tests.labelled_pictures import write_pictures
 
@@ -55,5 +55,5 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
     monkeypatch.setattr("convspark.finetune", refuse)
     arms.run_all(file, budget, made, 1, tmp_path / "runs")
     assert records.read(file) == lines and json.dumps(lines)
-    shown = ablation.report(lines, made, "all of it")
+    shown = arms.report(lines, [arm.name for arm in made], "all of it")
     assert shown.count("| 1 level | 1 |") == 2 and "12 val pictures" in shown

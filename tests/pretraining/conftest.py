@@ -1,5 +1,7 @@
 """Small runs: synthetic pictures, a network of a few hundred thousand parameters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +43,34 @@ def small() -> dict:
     }
 
 
+@contextmanager
+def stopped_after(step: int) -> Iterator[None]:
+    """What is pre-trained within is stopped after so many steps."""
+    before = Checkpoints.on_train_batch_end
+
+    def stop(self, trainer, *rest):
+        if trainer.global_step == step:
+            self.stop()
+        before(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.fixture(scope="session")
+def stopping():
+    return stopped_after
+
+
 @pytest.fixture(scope="session")
 def stop_in_second_epoch(small):
     """Pre-trains on a folder, and is stopped after four steps; into the folder `out`."""
 
     def run(images: Path, out: Path) -> None:
         settings = small | {"size": 32, "picture_epochs": 0, "held_out": 0.2, "mask_ratio": 0.5, "patch_size": 8}
-        with pytest.MonkeyPatch.context() as patch:
-            before = Checkpoints.on_train_batch_end
-
-            def stop(self, trainer, *rest):
-                if trainer.global_step == 4:
-                    self.stop()
-                before(self, trainer, *rest)
-
-            patch.setattr(Checkpoints, "on_train_batch_end", stop)
-            with pytest.raises(KeyboardInterrupt):
-                pretrain(str(images), out=str(out), **settings)
+        with stopped_after(4):
+            pretrain(str(images), out=str(out), **settings)
 
     return run

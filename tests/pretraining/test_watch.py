@@ -102,22 +102,11 @@ def test_a_run_that_starts_from_weights_is_measured_beside_random_ones(watched, 
 
 
 def test_where_it_goes_on_it_has_the_rows_that_it_would_have_had(
-    watched, pictures, labelled, small, tmp_path, monkeypatch
+    watched, pictures, labelled, small, tmp_path, stopping
 ):
-    from convspark.runs.callbacks import Checkpoints
-
-    before = Checkpoints.on_train_batch_end
-
-    def stop(self, trainer, *rest):
-        if trainer.global_step == 4:
-            self.stop()
-        before(self, trainer, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_batch_end", stop)
-        settings = small | {"held_out": 0.3, "watch_epochs": 1, "probe": str(labelled)}
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(str(pictures), out=str(tmp_path / "run"), **settings)
+    settings = small | {"held_out": 0.3, "watch_epochs": 1, "probe": str(labelled)}
+    with stopping(4):
+        pretrain(str(pictures), out=str(tmp_path / "run"), **settings)
     pretrain(resume=str(tmp_path / "run"))
     for file in ("watch.csv", "metrics.csv"):
         kept = [
@@ -127,20 +116,9 @@ def test_where_it_goes_on_it_has_the_rows_that_it_would_have_had(
         assert kept[0] == kept[1]
 
 
-def test_a_probe_may_come_later(small, pictures, labelled, tmp_path, monkeypatch):
-    from convspark.runs.callbacks import Checkpoints
-
-    before = Checkpoints.on_train_batch_end
-
-    def stop(self, trainer, *rest):
-        if trainer.global_step == 4:
-            self.stop()
-        before(self, trainer, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "on_train_batch_end", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(str(pictures), out=str(tmp_path / "run"), **small | {"watch_epochs": 1})
+def test_a_probe_may_come_later(small, pictures, labelled, tmp_path, stopping):
+    with stopping(4):
+        pretrain(str(pictures), out=str(tmp_path / "run"), **small | {"watch_epochs": 1})
     pretrain(resume=str(tmp_path / "run"), probe=str(labelled))
     found = rows(tmp_path / "run" / "watch.csv")
     assert [bool(row["knn"]) for row in found] == [False, False, True] and found[-1]["knn_random"]
