@@ -1,5 +1,10 @@
 """Pictures of any bands and types, against the arrays that were written."""
 
+import gc
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +124,31 @@ def test_arrays_bit_for_bit(tmp_path: Path, kind: str, suffix: str) -> None:
     assert list_pictures(names[1], bands=True) == names[1:]
     same(stored(Path(names[0]), 5), array)
     same(stored(Path(names[1]), 5), array[::-1].copy())
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads that change at every chance, also while Python cleans up, which it does all the time."""
+
+    def change(*_: object) -> None:
+        time.sleep(0)
+
+    kept = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(1)
+    sys.setswitchinterval(1e-6)
+    gc.callbacks.append(change)
+    yield
+    gc.callbacks.remove(change)
+    gc.set_threshold(*kept[0])
+    sys.setswitchinterval(kept[1])
+
+
+def test_arrays_read_in_threads(tmp_path: Path, hasty: None) -> None:
+    np.savez(tmp_path / "a.npz", np.zeros((4, 4, 5), np.int16), *[np.zeros(1)] * 100)
+    pixels = Pixels(5, stored=True)
+    with ThreadPoolExecutor(8) as pool:
+        for read in pool.map(pixels.read, [tmp_path / "a.npz"] * 100):
+            assert read.shape == (5, 4, 4)
 
 
 def test_which_axis_is_told_or_refused(tmp_path: Path) -> None:
