@@ -8,7 +8,7 @@ RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 WORKERS ?= 2
 BESIDE := -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow test-oldest benchmarks lint clean
+.PHONY: demo test test-slow test-oldest docs benchmarks lint clean
 
 demo: $(VENV)/.installed
 	$(RUN) $(BIN)/convspark demo
@@ -32,6 +32,10 @@ test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pip install --quiet uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
+
+# The pages under docs/ as a site, in build/docs/index.html. Whatever leads nowhere is an error.
+docs: $(VENV)/.installed
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
 # The tables of the README and docs/speed.md, about half an hour on two cores; PICTURES is a folder of photographs.
 benchmarks: $(VENV)/.installed

@@ -27,8 +27,11 @@ COMMANDS = {
     ),
     "detect": ("convspark.cli.detect", "train a detector on annotated pictures: boxes, or masks of each object"),
     "segment": ("convspark.cli.segment", "train a network to name the class of every pixel"),
-    "probe": ("convspark.cli.probe", "how much frozen features tell, beside a random network's"),
-    "compare": ("convspark.cli.compare", "did pre-training help on your data? fine-tune from several weights and tell"),
+    "probe": ("convspark.cli.probe", "how good frozen features are, beside those of a random network"),
+    "compare": (
+        "convspark.cli.compare",
+        "did pre-training help on your data? the same fine-tuning from several weights",
+    ),
     "embed": ("convspark.cli.embed", "write the features of pictures into a file"),
     "export": (
         "convspark.cli.export",

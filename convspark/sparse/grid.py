@@ -22,12 +22,12 @@ class PatchGrid:
     """Which patches of each image of a batch are visible, with cached index tables.
 
     Args:
-        visible: bool (B, *shape), True = visible. Counts may differ from image to image and may be 0.
+        visible: bool `(B, *shape)`, True = visible. Counts may differ from image to image and may be 0.
 
     Attributes:
         batch_size: B.
         shape: patches along each spatial axis, (h, w) for pictures, (d, h, w) for volumes.
-        cells: (N,) int64, the visible patches as positions in the flattened (B, *shape), in order.
+        cells: (N,) int64, the visible patches as positions in the flattened `(B, *shape)`, in order.
         slots: (B * prod(shape),) int64, the row of each patch among the visible ones, N where masked.
         visible_per_image: their number where it is known to be the same in each image, else None.
         process_group: processes over whose visible positions batch norms take their statistics; None: this one alone.
@@ -89,14 +89,14 @@ class PatchGrid:
     def from_cells(
         cls, cells: Tensor, batch_size: int, shape: tuple[int, ...], visible_per_image: int | None = None
     ) -> PatchGrid:
-        """Make a grid from sorted positions (N,) in the flattened (B, *shape); needs no `nonzero`."""
+        """Make a grid from sorted positions (N,) in the flattened `(B, *shape)`; needs no `nonzero`."""
         grid = cls.__new__(cls)
         grid._fill(cells, batch_size, shape, visible_per_image)
         return grid
 
     @property
     def visible(self) -> Tensor:
-        """bool (B, *shape), True = visible."""
+        """bool `(B, *shape)`, True = visible."""
         return (self.slots < self.num_visible).view(self.batch_size, *self.shape)
 
     @property

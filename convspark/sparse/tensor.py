@@ -103,7 +103,7 @@ def _computes_gradients(func: Callable[..., Any]) -> bool:
 
 
 class VisiblePatches(GridTensor):
-    """The values at the visible patches of a batch: (N, C, *positions), one row a patch.
+    """The values at the visible patches of a batch: `(N, C, *positions)`, one row a patch.
 
     A backbone is called on it as on any tensor. Per-position operations run as they are; what looks at a neighbourhood
     or at a whole image gets its exact meaning from the registry; anything else is refused. Made by `gather`.
@@ -179,7 +179,7 @@ def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) ->
     """Plain values, one row a visible patch, to VisiblePatches.
 
     Args:
-        values: (N, C, *positions), in the order of `grid.cells`; other axes need a `layout` (`axes.py`).
+        values: `(N, C, *positions)`, in the order of `grid.cells`; other axes need a `layout` (`axes.py`).
     """
     return _know(values.as_subclass(VisiblePatches), grid, layout or lay.canonical(values.shape))
 
@@ -289,7 +289,7 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     """Put visible patches back into images. Inverse of `gather`.
 
     Args:
-        patches: (N, C, *positions), or with its axes in another order (NHWC).
+        patches: `(N, C, *positions)`, or with its axes in another order (NHWC).
         fill: what masked positions get: a number, or a tensor broadcastable to (1, C, 1, 1).
 
     Returns:

@@ -1,6 +1,6 @@
 """Draws images/plan.png: a patch, the block of patches around it, and the window that a 3x3 convolution needs.
 
-python docs/plan_picture.py
+python docs/drawing/plan.py
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def main() -> None:
     _map(axes[0], grid)
     _block(axes[1], around, grid.num_visible, cells)
     _window(axes[2], around, grid.num_visible, cells)
-    figure.savefig(Path(__file__).parent / "images" / "plan.png", dpi=110, bbox_inches="tight")
+    figure.savefig(Path(__file__).parents[1] / "images" / "plan.png", dpi=110, bbox_inches="tight")
 
 
 def _map(ax, grid) -> None:

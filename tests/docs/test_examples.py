@@ -8,8 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page):
@@ -32,13 +31,13 @@ def test_examples_of_networks(capsys):
     assert all(p.grad is not None for p in names["model"].parameters())
 
 
-def test_example_of_figures(tmp_path, capsys):
-    Image.new("RGB", (80, 80), "teal").save(tmp_path / "picture.png")
-    exec(
-        *blocks(ROOT / "docs" / "figures.md"), {"picture": str(tmp_path / "picture.png"), "folder": str(tmp_path / "f")}
-    )
+def test_example_of_figures(tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (80, 80), "teal").save(tmp_path / "PICTURE.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(*blocks(ROOT / "docs" / "figures.md"), {})
     told = capsys.readouterr().out
-    assert all(name in told and (tmp_path / "f" / f"{name}.pdf").is_file() for name in ("mask-pattern", "features"))
+    for name in ("mask-pattern", "features"):
+        assert name in told and (tmp_path / "figures" / f"{name}.pdf").is_file()
 
 
 @pytest.mark.slow
@@ -129,12 +128,6 @@ def test_the_page_of_recipes_tells_what_the_recipes_do():
     for network, first, second, top1, supervised in rows:
         assert network == known[first].network == known[second].network and known[first].then[0] == second
         assert known[second].result == f"{top1} % top-1" + (f" (supervised {supervised} %)" if supervised else "")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_the_masks_of_ablation(tmp_path, monkeypatch):

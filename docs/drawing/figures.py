@@ -1,6 +1,6 @@
 """Draws images/figures-*.png: the figures of a small run on photographs that come with scikit-image and scikit-learn.
 
-    python docs/figures_pictures.py RUN
+    python docs/drawing/figures.py RUN
 
 RUN is the folder of the run, which is trained if it is not there: the demo's settings, ten epochs, each of which is
 kept; three minutes on two cores. The figures themselves are written to RUN/figures, smaller copies to docs/images.
@@ -51,7 +51,7 @@ def main(run: Path) -> None:
         with Image.open(done.folder / f"{each.name}.png") as page:
             size = round(SHARE * page.width), round(SHARE * page.height)
             small = page.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(COLOURS[each.name])
-        small.save(Path(__file__).parent / "images" / f"figures-{each.name}.png", optimize=True)
+        small.save(Path(__file__).parents[1] / "images" / f"figures-{each.name}.png", optimize=True)
 
 
 if __name__ == "__main__":
