@@ -291,7 +291,12 @@ def next_of(record: Record) -> list[tuple[str, str]]:
     """(what for, what to type) from here on."""
     run = shlex.quote(str(record.path))
     go_on = ("go on from the last checkpoint", f"convspark {record.kind} --resume {run}")
-    if record.state in ("stopped", "died"):
+    if record.state == "diverged" and record.kind != "compare":
+        rate = record.settings.get("learning_rate")
+        lower = f" --learning-rate {rate / 2:.3g}" if isinstance(rate, int | float) else ""
+        again = f"convspark {record.kind} --config {run}/config.yaml{lower} --out ANOTHER"
+        return [("again, with half the learning rate" if lower else "again, with a lower learning rate", again)]
+    if record.state in ("stopped", "diverged", "failed", "died"):
         return [go_on]
     if record.state == "running":
         return [("write this page again while it goes on", f"convspark report {run} --watch")]

@@ -9,6 +9,9 @@ from ..names import shown
 from ..runs.numbers import format_seconds
 from .record import Record, find_runs, read_record
 
+_AMISS = ("diverged", "failed")
+"""States whose reason is shown below the table."""
+
 
 @dataclass(frozen=True)
 class RunLine:
@@ -17,7 +20,8 @@ class RunLine:
     Attributes:
         run: its folder.
         kind: the command that made it.
-        state: running, done, stopped (by a signal, to go on) or died.
+        state: running, done, stopped (by a signal, to go on), diverged, failed (by an error) or died.
+        why: what ended it early, where it says.
         network, data: what is trained on what.
         epoch, epochs: done, and of the whole run; for a comparison, fine-tunings. `epochs` is None where its config is
             torn.
@@ -31,6 +35,7 @@ class RunLine:
     run: str
     kind: str
     state: str
+    why: str
     network: str
     data: str
     epoch: int
@@ -48,6 +53,7 @@ class RunLine:
             str(record.path),
             record.kind,
             record.state,
+            record.why,
             record.network,
             record.data,
             epoch,
@@ -74,8 +80,9 @@ class Overview:
         rows += [self._cells(line) for line in self.runs]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        told = [f"{shown(line.run)}: torn: {', '.join(line.torn)}" for line in self.runs if line.torn]
-        return "\n".join([*table, *([""] if told else []), *told])
+        notes = [f"{shown(line.run)}: {line.state}: {shown(line.why)}" for line in self.runs if line.state in _AMISS]
+        notes += [f"{shown(line.run)}: torn: {', '.join(line.torn)}" for line in self.runs if line.torn]
+        return "\n".join([*table, *([""] if notes else []), *notes])
 
     def _cells(self, line: RunLine) -> tuple[str, ...]:
         path = Path(line.run)

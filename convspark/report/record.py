@@ -21,14 +21,12 @@ from ..runs.folder import RunFolder
 from ..runs.settings import kind_of, read_yaml
 from .metrics import read_metrics
 
-State: TypeAlias = Literal["running", "done", "stopped", "died"]
+State: TypeAlias = Literal["running", "done", "stopped", "diverged", "failed", "died"]
 
 _COMPARISON = "compare.yaml"
 _DEEPEST = 4
 _RECENT = 600.0  # seconds
-_TAIL = 1 << 16  # bytes of a log
-_STOPPING = "Stopping after this step"
-_BEGUN = "run folder "
+_HEAD = 1 << 16  # characters of a config
 _FIGURES = {
     "finetune": ("top1", ("val_top1", "ema_top1"), "top-1"),
     "detect": ("ap", ("val_ap",), "AP"),
@@ -44,7 +42,8 @@ class Record:
     Attributes:
         path: the folder.
         kind: the command.
-        state: running, done, stopped by a signal, or died (by anything else).
+        state: running, done, stopped by a signal, diverged, failed by an error, or died: ended without a word.
+        why: what ended it early, where it says.
         settings: of its config, plain values.
         metrics, watch: column -> values, oldest first, nan where there is none.
         warnings: rows of `warnings.csv`.
@@ -57,6 +56,7 @@ class Record:
     path: Path
     kind: str
     state: State
+    why: str
     settings: dict[str, Any]
     metrics: dict[str, list[float]]
     watch: dict[str, list[float]]
@@ -173,10 +173,12 @@ def read_record(path: Path) -> Record:
     rows = _rows(folder.watch, ("epoch", "step"), torn)
     watch = {name: [_number(row.get(name)) for row in rows] for name in (rows[0] if rows else ())}
     results = _json(path / ("compare.json" if kind == "compare" else "results.json"), torn)
+    state, why = _state(path, config, kind, results, metrics, settings, _json(folder.ended, torn))
     return Record(
         path,
         kind,
-        _state(path, config, kind, results, metrics, settings),
+        state,
+        why,
         {name: value for name, value in settings.items() if name != "kind"},
         metrics,
         watch,
@@ -193,7 +195,7 @@ def _is_run(path: Path, files: list[str]) -> bool:
     if _COMPARISON in files or "environment.json" in files:
         return True
     try:
-        text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")[:_TAIL]
+        text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")[:_HEAD]
     except OSError:
         return False
     return text.startswith("# The settings of this run") or "convspark" in text
@@ -206,29 +208,23 @@ def _state(
     results: Mapping[str, Any],
     metrics: Mapping[str, list[float]],
     settings: Mapping[str, Any],
-) -> State:
+    ended: Mapping[str, Any],
+) -> tuple[State, str]:
+    """The state, and where it ended early why."""
     if kind == "pretrain":
         epochs = metrics.get("epoch", [])[-1:]
         done = (path / "export").is_dir() and (not epochs or epochs[0] == settings.get("epochs"))
     else:
         done = bool(results)
     if done:
-        return "done"
+        return "done", ""
     held = is_held(config)
     if held or (held is None and time.time() - _changed(path) < _RECENT):
-        return "running"
-    return "stopped" if _was_stopped(path / "log.txt") else "died"
-
-
-def _was_stopped(log: Path) -> bool:
-    """Whether the last process that carried the run out was asked to stop."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return False
-    return _STOPPING in text[max(0, text.rfind(_BEGUN)) :]
+        return "running", ""
+    state = ended.get("state")
+    if state in ("stopped", "diverged", "failed"):
+        return state, str(ended.get("why", ""))
+    return "died", "it was killed, or the machine stopped"
 
 
 def _changed(path: Path) -> float:

@@ -32,6 +32,7 @@ class RunFolder:
     watch.csv            what the features tell, every few epochs of a pre-training
     warnings.csv         what is wrong with it, and what to do (only if anything is)
     log.txt              what was printed
+    ended.json           why it ended early (only if it did): Ctrl-C, a loss that diverged, an error
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
     shards.json          of images in tar files and the like: those files, and what they were like
@@ -140,6 +141,11 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def ended(self) -> Path:
+        """`{"state": "stopped", "diverged" or "failed", "why": a sentence}` of a run that ended before its end."""
+        return self.path / "ended.json"
 
     @property
     def statistics(self) -> Path:

@@ -5,13 +5,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ..errors import ConvsparkError, UsageError
+from ..errors import ConvsparkError, DivergedError, UsageError
 from ..files import DISK_ERRORS, Taken, held, sweep, write_text
 from ..trust import check_code
 from .checkpoints import whole_checkpoint
@@ -116,7 +116,8 @@ class Run(Generic[S]):
                 self._held.enter_context(held(self._folder.config, _PATIENCE))
                 sweep(self._folder.path)
                 log.write_to(self._folder.log)
-                yield self._folder
+                with _end_kept(self._folder):
+                    yield self._folder
         except KeyboardInterrupt as stopped:
             if stopped.args:
                 raise
@@ -150,6 +151,23 @@ class Run(Generic[S]):
     def keep(self, result: Any, file: str = "results.json") -> None:
         """Write a result, a dataclass, into the folder."""
         write_text(self.folder.path / file, json.dumps(asdict(result), indent=2) + "\n")
+
+
+@contextmanager
+def _end_kept(folder: RunFolder) -> Iterator[None]:
+    """Leave in a run's folder why it ended early, for those who look at it later. What is killed leaves nothing."""
+    folder.ended.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        state, why = "failed", f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            state, why = "stopped", "by Ctrl-C or a signal"
+        elif isinstance(error, ConvsparkError):
+            state, why = "diverged" if isinstance(error, DivergedError) else "failed", str(error)
+        with suppress(OSError):  # the disk may be what failed
+            write_text(folder.ended, json.dumps({"state": state, "why": why}, indent=2) + "\n")
+        raise
 
 
 def _is_below(file: Any, folder: Path) -> bool:

@@ -8,6 +8,7 @@ from torch import nn
 
 from convspark.errors import DivergedError
 from convspark.pretraining.command import pretrain
+from convspark.report.overview import runs
 from convspark.runs import callbacks
 from convspark.runs import module as runs_module
 from convspark.runs.schedule import Schedule
@@ -38,6 +39,8 @@ def test_a_rate_far_too_high(options, pictures, small, tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match=r"no longer .*finite number") as error:
         pretrain(str(pictures), out=str(run), **settings)
     step = step_of(error)
+    (line,) = runs(str(tmp_path)).runs
+    assert (line.state, line.why) == ("diverged", str(error.value))
     assert step == len(saved) + 1  # each step before was good, and kept
     kept = [path for path in (run / "checkpoints").glob("*.ckpt")]
     assert bool(kept) == (step > 1)

@@ -187,7 +187,9 @@ def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(whole, small, tmp
         pretrain(Pictures(stop_at=stop_at), out=str(tmp_path / "part"), **small)
     assert (tmp_path / "part" / "checkpoints" / "last.ckpt").is_file()
     assert not (tmp_path / "part" / "export").exists()
+    assert json.loads((tmp_path / "part" / "ended.json").read_text())["state"] == "stopped"
     resumed = pretrain(Pictures(), resume=str(tmp_path / "part"))
+    assert not (tmp_path / "part" / "ended.json").exists()
     assert resumed.steps == whole.steps == 16
     ours, theirs = weights(whole.folder), weights(resumed.folder)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

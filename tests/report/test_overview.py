@@ -65,11 +65,13 @@ def test_what_goes_on_is_told_from_what_was_stopped_or_died(tmp_path):
         assert line(tmp_path).state == "running"
         process.kill()
     assert line(tmp_path).state == "died"
-    with (run / "log.txt").open("a") as log:
-        log.write("Stopping after this step and writing a checkpoint; Ctrl-C again stops at once\n")
+    (run / "ended.json").write_text('{"state": "stopped", "why": "by Ctrl-C or a signal"}')
     assert line(tmp_path).state == "stopped"
-    with (run / "log.txt").open("a") as log:
-        log.write("run folder here\n")  # gone on with, and killed this time
+    (run / "ended.json").write_text('{"state": "failed", "why": "no space left"}')
+    assert line(tmp_path).state == "failed" and "run: failed: no space left" in str(runs(str(tmp_path)))
+    (run / "ended.json").write_text("{")
+    assert line(tmp_path).state == "died" and line(tmp_path).torn == ["ended.json"]
+    (run / "ended.json").unlink()  # gone on with, and killed this time
     assert line(tmp_path).state == "died"
     with held(run / "config.yaml"):
         assert line(tmp_path).state == "running"  # and looking did not take the lock away
