@@ -4,7 +4,9 @@ line ends at others, and some no encoding has.
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 
+_MOST = 5
 _MARKUP = re.compile(r"([\\`*\[\]<>|$]|(?<!\w)_|_(?!\w))")
 
 
@@ -21,6 +23,13 @@ def shown_text(text: object) -> str:
 def shown_in_markdown(name: object) -> str:
     """A name in one line of a Markdown file, where nothing in it is markup."""
     return _MARKUP.sub(r"\\\1", shown(name))
+
+
+def some(names: Iterable[object], text: Callable[[object], str] = shown) -> str:
+    """The first few of many names, and how many more there are."""
+    several = list(names)
+    more = f" and {len(several) - _MOST} more" if len(several) > _MOST else ""
+    return ", ".join(map(text, several[:_MOST])) + more
 
 
 def _escaped(text: str, kept: str) -> str:

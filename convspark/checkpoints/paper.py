@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 from ..model.decoder import Decoder
 from ..model.spark import SparK
 from ..model.stages import Stages
@@ -27,8 +28,6 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 BACKBONE_PREFIX = "sparse_encoder.sp_cnn."
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Buffers that the paper's code registers but never uses, and a dictionary that is no tensor.
 _NOT_WEIGHTS = ("imn_m", "imn_s", "norm_black", "config")

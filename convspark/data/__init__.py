@@ -1,5 +1,6 @@
 """Where images come from and how they become tensors."""
 
+from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 from .addresses import absolute, base_name, is_url, within
 from .dataset import EpochSampler, PretrainImages
 from .decode import BadPictureError, Shrunk, decode
@@ -17,7 +18,7 @@ from .sources import DatasetSource, FileSource, ImageSource, adapt
 from .splits import Split, tell_gone
 from .statistics import Statistics, fitting, measure
 from .stored import item_of
-from .transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, PretrainTransform
+from .transforms import HeldOutTransform, PretrainTransform
 
 __all__ = [
     "IMAGENET_MEAN",

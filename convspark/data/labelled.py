@@ -6,11 +6,12 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, UsageError
+from ..names import some
 from . import remote
 from .addresses import absolute, is_url, within
 from .files import PATH_COLUMNS, beside, names_in
@@ -33,7 +34,6 @@ PARTS = {
 """What folders, files and cells are called that stand for a part of the pictures."""
 
 _PART_IN_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(PARTS)})(?:[^a-z]|$)")
-_SHOWN = 5
 
 
 class LabelledPicture(NamedTuple):
@@ -80,7 +80,7 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
         named = [one for part, place in places.items() for one in _in_place(place, part, lenient, bands)]
     doubled = [path for path, n in Counter(one.address for one in named).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
-        raise DataError(f"data: {data!r} names {len(doubled)} pictures more than once: {some(doubled)}")
+        raise DataError(f"data: {data!r} names {len(doubled)} pictures more than once: {some(doubled, repr)}")
     return named
 
 
@@ -106,11 +106,11 @@ def folders_of_parts(place: str) -> dict[str, str]:
             chosen[part] = folder
     if chosen and "train" not in chosen:
         if len(chosen) == len(folders):
-            raise DataError(f"data: {place!r} has {some(folders)}, but no train")
+            raise DataError(f"data: {place!r} has {some(folders, repr)}, but no train")
         return {}
     others = [name for name, folder in folders.items() if chosen and folder not in chosen.values()]
     if others:
-        logger.warning("data: beside its splits, %r has %s, which is left out", place, some(others))
+        logger.warning("data: beside its splits, %r has %s, which is left out", place, some(others, repr))
     return chosen
 
 
@@ -139,9 +139,9 @@ def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[Labelle
     lacking = [one.address for one in found if not one.label]
     if lacking:
         raise DataError(
-            f"data: {len(lacking)} of the {len(found)} pictures of {place!r} have no label: {some(lacking)}; expected, "
-            'in a tar file, `a.cls` or `a.json` with a "label" beside `a.jpg`; in a parquet file or saved dataset, a '
-            "column `label` beside that of the pictures; or a list with the columns path,label"
+            f"data: {len(lacking)} of the {len(found)} pictures of {place!r} have no label: {some(lacking, repr)}; "
+            "expected, in a tar file, `a.cls`, or `a.json` with a label, beside `a.jpg`; in a parquet file or saved dataset, "
+            "a column `label` beside that of the pictures; or a list with the columns path,label"
         )
     return found
 
@@ -156,7 +156,8 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
         wrong = [f"{address} ({said!r})" for address, said in pairs if said.lower() not in PARTS]
         if wrong:
             raise DataError(
-                f"data: the column split says of {len(wrong)} pictures neither train nor val nor test: {some(wrong)}"
+                f"data: the column split says of {len(wrong)} pictures neither train nor val nor test: "
+                f"{some(wrong, repr)}"
             )
         return [(address, PARTS[said.lower()]) for address, said in pairs]
     shards = {address: one.shard for address in addresses if (one := within(address)) is not None}
@@ -167,8 +168,8 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
     if silent:
         raise DataError(
             f"data: {len(told) - len(silent)} of {len(told)} files tell by their names whether they are to train, "
-            f"validate or test with, others do not: {some(silent)}; rename them, or put them into folders train/, val/ "
-            "and test/"
+            f"validate or test with, others do not: {some(silent, repr)}; rename them, or put them into folders "
+            "train/, val/ and test/"
         )
     parts = {shard: PARTS[found[1]] for shard, found in told.items() if found}
     return [(address, parts[shards[address]]) for address in addresses]
@@ -185,7 +186,9 @@ def _in_class_folders(
         except DataError:
             empty.append(name)
     if empty and not lenient:
-        raise DataError(f"data: classes without pictures in {root!r}: {some(empty)}; fill or remove their folders")
+        raise DataError(
+            f"data: classes without pictures in {root!r}: {some(empty, repr)}; fill or remove their folders"
+        )
     inside = [one.address for one in found if within(one.address)]
     if inside and any(labels_of(inside)):
         raise DataError(
@@ -209,7 +212,7 @@ def _folders(root: str) -> dict[str, str]:
     seen = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
     broken = [str(path) for path in seen if path.is_symlink() and not os.path.exists(path)]
     if broken:
-        raise DataError(f"data: links that lead nowhere: {some(broken)}; mend or remove them")
+        raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; mend or remove them")
     return {path.name: str(path) for path in seen if os.path.isdir(path)}
 
 
@@ -246,7 +249,7 @@ def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
     missing = {one.address for one in found if not is_url(one.address) and not os.path.exists(item_of(one.address)[0])}
     if missing and not lenient:
         raise DataError(
-            f"data: {len(missing)} of the {len(found)} pictures that {file!r} names do not exist: {some(missing)}"
+            f"data: {len(missing)} of the {len(found)} pictures that {file!r} names do not exist: {some(missing, repr)}"
         )
     return [one for one in found if one.address not in missing]
 
@@ -304,10 +307,3 @@ def _rows_of_parquet(file: str) -> Iterator[tuple[str, dict[str, str]]]:
 def is_text(cell: str) -> bool:
     """Whether it was UTF-8, and nothing that merely looks so."""
     return not any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in cell)
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

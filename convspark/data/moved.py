@@ -5,16 +5,16 @@ Of pictures in shards it is the shards that are looked for.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import DataError
-from ..names import shown
+from ..names import shown, some
 from .addresses import is_url, within
 from .scan import MOST_BAD
 
 logger = logging.getLogger(__name__)
 
-_SHOWN, _TRIED = 3, 200
+_TRIED = 200
 UNKNOWN = -1
 """Size of a file that was not there when the run began, or of a run of the versions that did not keep sizes."""
 
@@ -66,13 +66,13 @@ def at_new_place(
     ]
     if wrong:
         raise DataError(
-            f"{len(wrong)} of the {len(paths)} pictures of the run are others at {place!r}: {_some(wrong)}. A run goes "
+            f"{len(wrong)} of the {len(paths)} pictures of the run are others at {place!r}: {some(wrong)}. A run goes "
             "on with the pictures that it was begun with: give the place where these are, or start a new run"
         )
     if len(missing) > MOST_BAD * len(paths):
         raise DataError(
             f"{len(missing)} of the {len(paths)} pictures of the run are not at {place!r}: "
-            f"{_some(map(shown, missing))}. They are looked for by their names below the folder that they were in, "
+            f"{some(missing)}. They are looked for by their names below the folder that they were in, "
             f"{shown(base or root)!r}: give the folder that took its place"
         )
     unchecked = sum(size == UNKNOWN for size in known)
@@ -82,7 +82,7 @@ def at_new_place(
         shown(root),
         shown(base or root),
         f"of {unchecked} the size is not known, the others have theirs" if unchecked else "all have their sizes",
-        f"; missing are {len(missing)}: {_some(map(shown, missing))}" if missing else "",
+        f"; missing are {len(missing)}: {some(missing)}" if missing else "",
     )
     return [_with_file(address, file) for address, file in zip(addresses, found, strict=True)]
 
@@ -126,9 +126,3 @@ def _size(path: str) -> int:
         return os.path.getsize(path)
     except OSError:
         return UNKNOWN
-
-
-def _some(told: Iterable[str]) -> str:
-    several = list(told)
-    more = f" and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
-    return ", ".join(several[:_SHOWN]) + more

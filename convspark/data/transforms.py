@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError, UsageError
+from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 from ..seeds import Counter
 from .decode import Shrunk
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Picture: TypeAlias = Image.Image | Shrunk | Tensor
 """A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats, which are

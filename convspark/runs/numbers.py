@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 _DEFAULT_BATCH_SIZE = 64
 _WARMUP_SHARE, _MOST_WARMUP_EPOCHS = 0.1, 40.0

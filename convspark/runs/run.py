@@ -165,7 +165,8 @@ def _end_kept(folder: RunFolder) -> Iterator[None]:
             state, why = "stopped", "by Ctrl-C or a signal"
         elif isinstance(error, ConvsparkError):
             state, why = "diverged" if isinstance(error, DivergedError) else "failed", str(error)
-        with suppress(OSError):  # the disk may be what failed
+        with suppress(OSError):  # the disk may be what failed, or the folder be gone
+            os.stat(folder.config)
             write_text(folder.ended, json.dumps({"state": state, "why": why}, indent=2) + "\n")
         raise
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 import yaml
 
 from ..errors import UsageError
+from ..names import some
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,7 +21,6 @@ Record = TypeVar("Record")
 
 _SPREAD = ("devices", "nodes")
 _NOT_KEPT = ("out", "resume", *_SPREAD)
-_SHOWN = 6
 
 # A config is a page. Aliases may stand for more than any memory holds, and depth for more than any stack.
 _MOST_LETTERS, _MOST_VALUES, _DEEPEST = 1 << 20, 10_000, 50
@@ -130,7 +130,7 @@ def read_settings(settings: type[S], file: Path) -> S:
     known = _kept(settings)
     foreign = [name for name in content if name not in known]
     if foreign:
-        raise UsageError(f"{file} is not of `convspark {settings.kind}`, which does not know {_some(foreign)}")
+        raise UsageError(f"{file} is not of `convspark {settings.kind}`, which does not know {some(foreign, repr)}")
     return settings(**_values(settings, known, content, file))
 
 
@@ -251,7 +251,7 @@ def _values(record: type, names: Iterable[str], content: dict[str, Any], file: P
     values = {name: (before | content)[name] for name in names if name in content or name in before}
     missing = [name for name in names if name not in values]
     if missing:
-        raise UsageError(f"{file} lacks {_some(missing)}: it is torn, or not the config of a run")
+        raise UsageError(f"{file} lacks {some(missing, repr)}: it is torn, or not the config of a run")
     return _checked(values, {name: described[name].metadata.get("type", described[name].type) for name in values}, file)
 
 
@@ -282,8 +282,3 @@ def _plain(value: Any) -> Any:
 
 def _flags(names: Iterable[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

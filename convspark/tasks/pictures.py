@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from ..data import PLAIN, FileSource, Pixels, list_pictures, scan
 from ..data.decode import quiet
 from ..errors import DataError
-from .detection.annotations import Annotated, some
+from ..names import some
+from .detection.annotations import Annotated
 
 logger = logging.getLogger(__name__)
 

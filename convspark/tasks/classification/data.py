@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ...data import PLAIN, Pixels, Split, as_place, list_labelled, scan, tell_gone
-from ...data.labelled import LabelledPicture, is_text, some
+from ...data.labelled import LabelledPicture, is_text
 from ...errors import DataError, UsageError
 from ...files import csv_text
+from ...names import some
 from ...seeds import Use, counted
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class LabelledData:
         lost = [name for name in self.classes if not is_text(name) or name != name.strip()]
         if lost:
             raise DataError(
-                f"data: the classes {some(lost)} have names that are no UTF-8, or begin or end with a blank: rename "
-                "their folders"
+                f"data: the classes {some(lost, repr)} have names that are no UTF-8, or begin or end with a blank: "
+                "rename their folders"
             )
         parts = (("train", self.train), ("val", self.val), ("test", self.test))
         rows = [[path, self.classes[label], part] for part, labelled in parts for path, label in labelled]
@@ -116,7 +117,8 @@ def read_labelled(
         unknown = sorted({label for _, label in parts[part]} - set(classes))
         if unknown:
             raise DataError(
-                f"data: {part} has classes that train does not have: {some(unknown)}; train has {some(classes)}"
+                f"data: {part} has classes that train does not have: {some(unknown, repr)}; train has "
+                f"{some(classes, repr)}"
             )
     result = scan([path for labelled in parts.values() for path, _ in labelled], pixels=pixels)
     bad = {path for path, _ in result.bad}
@@ -125,14 +127,14 @@ def read_labelled(
     left = {label for _, label in kept["train"]}
     if len(left) < len(classes):
         gone = [name for name in classes if index[name] not in left]
-        raise DataError(f"data: no readable picture to train on is left in {some(gone)}")
+        raise DataError(f"data: no readable picture to train on is left in {some(gone, repr)}")
     val_is_split = not kept["val"]
     if val_is_split:
         if not 0 < val_share < 1:
             raise UsageError(f"val_share is {val_share}: expected a share above 0 and below 1")
         few = [classes[label] for label, n in Counter(label for _, label in kept["train"]).items() if n < 2]
         if few:
-            raise DataError(f"data: {some(few)}: a single picture cannot be both trained on and validated with")
+            raise DataError(f"data: {some(few, repr)}: a single picture cannot be both trained on and validated with")
         kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
     if most is not None:
         kept["train"] = _drawn(kept["train"], min(1.0, most[0] / len(kept["train"])), seed)[0]
@@ -167,7 +169,7 @@ def read_again(data: str | None, split: Split, pixels: Pixels = PLAIN) -> Labell
     index = {name: i for i, name in enumerate(classes)}
     strange = sorted({label for _, label, _ in named} - set(classes))
     if strange:
-        logger.warning("data: the run has no class %s, whose pictures are left out", some(strange))
+        logger.warning("data: the run has no class %s, whose pictures are left out", some(strange, repr))
     known = {path: index[label] for path, label, _ in named if label in index}
     measured = [path for path in (*split.val, *split.test) if path in known]
     trained = [path for path in split.train if path in known]
@@ -220,7 +222,7 @@ def _check_twins(named: Sequence[LabelledPicture]) -> None:
             twins.append(f"{each[0]} ({each[1]}, {each[2]}) is {other[0]} ({other[1]}, {other[2]})")
     if twins:
         raise DataError(
-            f"data: {len(twins)} pictures are the same files as others of another class or part: {some(twins)}; "
+            f"data: {len(twins)} pictures are the same files as others of another class or part: {some(twins, repr)}; "
             "leave one of them out"
         )
 

@@ -4,7 +4,7 @@ import json
 import math
 import reprlib
 import xml.etree.ElementTree as ET
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -12,9 +12,7 @@ from typing import Any
 from ...data.decode import open_regular
 from ...data.tiff import NotReadError
 from ...errors import DataError
-from ...names import shown
-
-_SHOWN = 3
+from ...names import shown, some
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels, from the picture's left and upper edge."""
@@ -72,13 +70,6 @@ def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
         DataError: it is neither, or an entry lacks or garbles something; names file and entry.
     """
     return _from_json(path) if path.suffix.lower() == ".json" else _from_voc(path)
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few of many names."""
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:

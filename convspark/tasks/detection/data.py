@@ -9,9 +9,9 @@ from typing import Any
 
 from ...data import PLAIN, Pixels
 from ...errors import DataError, UsageError
-from ...names import shown
+from ...names import shown, some
 from ..pictures import find_pictures, upright_sizes, whole_pictures
-from .annotations import Annotated, Box, read_annotations, some
+from .annotations import Annotated, Box, read_annotations
 from .masks import Mask, box_around, read_mask
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,7 @@ from PIL import Image
 from ...data import PLAIN, FileSource, Pixels, Split, absolute, is_missing, is_url, list_pictures, masks_of, within
 from ...data.remote import below
 from ...errors import DataError, UsageError
-from ...names import shown
-from ..detection.annotations import some
+from ...names import shown, some
 from ..detection.data import Scene, read_scenes
 from ..detection.masks import decode_mask
 from ..pictures import tell_new, upright_sizes, whole_pictures
