@@ -140,8 +140,8 @@ def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[Labelle
     if lacking:
         raise DataError(
             f"data: {len(lacking)} of the {len(found)} pictures of {place!r} have no label: {some(lacking, repr)}; "
-            "expected, in a tar file, `a.cls`, or `a.json` with a label, beside `a.jpg`; in a parquet file or saved dataset, "
-            "a column `label` beside that of the pictures; or a list with the columns path,label"
+            "expected, in a tar file, `a.cls`, or `a.json` with a label, beside `a.jpg`; in a parquet file or saved "
+            "dataset, a column `label` beside that of the pictures; or a list with the columns path,label"
         )
     return found
 
