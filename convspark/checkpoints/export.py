@@ -35,7 +35,7 @@ def export(
         to: timm (a folder), torchvision, detectron2 or mmdet (a .pth file), onnx, or paper (a folder with the files of
             the paper's code).
         out: file or folder to write; by default MODEL-TO beside the run.
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels that it is compared at; by default that of pre-training, else 224.
     """

@@ -115,11 +115,11 @@ def find_weights(given: str | None, model: str | None = None, partial: bool = Fa
         given: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part of
             it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and images
             as it takes them.
-        model: the network's name, where the weights do not tell it.
+        model: the network's name, where the weights do not name it.
         partial: see `Origin`.
 
     Raises:
-        UsageError: nothing of that name, or weights that do not tell which network they belong to.
+        UsageError: nothing of that name, or weights that do not say which network they belong to.
     """
     if not given:
         raise UsageError(
@@ -242,7 +242,7 @@ def _of_file(path: Path, model: str | None) -> Origin:
     content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
     model = model or papers_network(path, content)
     if model is None:
-        raise UsageError(f"weights is {str(path)!r}, a file that does not tell its network: add --model, as resnet50")
+        raise UsageError(f"weights is {str(path)!r}, a file that does not name its network: add --model NETWORK")
     return replace(_known(str(path), model, str(path)), size=_papers_size(path, content))
 
 

@@ -139,7 +139,7 @@ def load_whole(source: str | Path, model: "str | nn.Module | None" = None, check
 
     Args:
         source: the run folder, or the file (`*_withdecoder_1kpretrained_spark_style.pth`).
-        model: name of the network, where the file does not tell it; or a module like the one trained, where that was
+        model: name of the network, where the file does not name it; or a module like the one trained, where that was
             not a name.
         checkpoint: of the run's, instead of its last.
 
@@ -189,7 +189,7 @@ def _of_paper(file: Path, model: "str | nn.Module | None") -> Whole:
         raise UsageError(f"{file} holds a {type(content).__name__}: expected a dictionary of weights")
     name = papers_network(file, content) if model is None else model
     if name is None:
-        raise UsageError(f"{file} does not tell its network: add --model, as resnet50")
+        raise UsageError(f"{file} does not name its network: add --model NETWORK")
     called = repr(str(file))
     channels = paper.channels_of(content, called)
     whole = paper.load(content, _built(name, channels, None), called=called)

@@ -276,7 +276,7 @@ class Command:
         required = re.match(r"the following arguments are required: (.*)", message)
         if required:
             names = [a.metavar or a.dest for a in self.parser._actions if a.dest in required[1].split(", ")]
-            return f"{' and '.join(map(str, names))} missing. `convspark {self.name} --help` tells what to give"
+            return f"{' and '.join(map(str, names))} missing. `convspark {self.name} --help` shows what to give"
         return message
 
 

@@ -167,7 +167,7 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
     silent = sorted(shard for shard, found in told.items() if not found)
     if silent:
         raise DataError(
-            f"data: {len(told) - len(silent)} of {len(told)} files tell by their names whether they are to train, "
+            f"data: {len(told) - len(silent)} of {len(told)} files say by their names whether they are to train, "
             f"validate or test with, others do not: {some(silent, repr)}; rename them, or put them into folders "
             "train/, val/ and test/"
         )
@@ -192,7 +192,7 @@ def _in_class_folders(
     inside = [one.address for one in found if within(one.address)]
     if inside and any(labels_of(inside)):
         raise DataError(
-            f"data: {root!r} has folders of files that tell classes themselves, such as {inside[0]}: name these files, "
+            f"data: {root!r} has folders of files that name classes themselves, such as {inside[0]}: name these files, "
             "as a folder without others in it, or by a pattern"
         )
     return found
@@ -225,7 +225,7 @@ def _is_list(data: str) -> bool:
     if not data.lower().endswith(".txt"):
         return True
     first = next(iter(names_in(_content(data).decode("utf-8", "replace"))), "")
-    return not is_shard(first) and within(first) is None  # else it names files that tell classes themselves
+    return not is_shard(first) and within(first) is None  # else it names files that name classes themselves
 
 
 def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:

@@ -137,7 +137,7 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
     deviations = [float(channel.std()) for channel in shown]
     constant = [i + 1 for i, deviation in enumerate(deviations) if deviation == 0]
     if constant:
-        logger.warning("The same value everywhere in channel %s: it tells nothing", ", ".join(map(str, constant)))
+        logger.warning("One value everywhere in channel %s: it carries no information", ", ".join(map(str, constant)))
     return Statistics(
         files=len(found),
         total=len(paths),

@@ -93,7 +93,7 @@ def masks_of(file: str) -> MaskFunction:
         if tuple(known.shape[1:]) != shape:
             raise UsageError(
                 f"masks is {file!r}, masks of {times(known.shape[1:])} patches: expected {times(shape)}, as the images "
-                "have; (size / patch_size) tells the number"
+                "have; (size / patch_size) is the number"
             )
         return known[torch.randint(len(known), (images,), generator=generator, device=generator.device).cpu()]
 

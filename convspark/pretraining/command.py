@@ -66,7 +66,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         flip: mirror half of the crops.
         crops_per_image: crops made of each picture in an epoch; more than 1 pays for few, large photographs.
         bands: which bands of a file are the channels, counted from 1, in this order; by default all.
-        band_axis: first or last axis of arrays that do not tell which one the bands are.
+        band_axis: first or last axis of arrays that do not say which one the bands are.
         stats: auto measures low, high, mean and std over up to 500 files, where they are not given.
         low: value of each channel that counts as 0, in the files' own units; what is below is cut off. One number is
             for all channels. By default samples of more than 8 bits are shares of their type's largest value, or, of 3
@@ -84,8 +84,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         compile: run the steps through torch.compile: the first one takes minutes, and a C++ compiler must be there.
         cuda_graph: on a GPU, record a step once and replay it, where nothing in the network speaks against it: the same
             step, sooner. On trial: quicker where it was measured, and not yet compared with steps as they are.
-        probe: labelled folder or CSV, as `convspark probe` takes it, to tell every few epochs how well the features
-            tell its classes apart. Nothing is trained on it.
+        probe: labelled folder or CSV, as `convspark probe` takes it, to measure every few epochs how well the
+            features separate its classes. Nothing is trained on it.
         watch_epochs: epochs between looks at the features, 0 for none; by default fifty a run, fewer where they would
             take more than a few per cent of its time.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.

@@ -32,7 +32,7 @@ def reconstruct(
         mask_ratio: share of the patches to mask; by default the one trained with.
         seed: of the masks.
         show: three channels, or one, to draw, counted from 1; by default those of the run's own pictures.
-        model: name of the network, where the file does not tell it; in Python also a module like the one trained,
+        model: name of the network, where the file does not name it; in Python also a module like the one trained,
             where that was not a name.
 
     Raises:

@@ -102,8 +102,8 @@ _CHARTS: tuple[tuple[str, str, bool, dict[str, str]], ...] = (
         },
     ),
     (
-        "What the features tell",
-        "Share of labelled pictures told right by frozen features; dotted: the same network with random weights.",
+        "How good the features are",
+        "Share of labelled pictures named right by frozen features; dotted: the same network with random weights.",
         True,
         {"linear": "linear", "knn": "kNN", "linear_random": "linear, random", "knn_random": "kNN, random"},
     ),
@@ -302,7 +302,7 @@ def next_of(record: Record) -> list[tuple[str, str]]:
         return [("write this page again while it goes on", f"convspark report {run} --watch")]
     if record.kind == "pretrain":
         return [
-            ("what the frozen features tell, in a minute", f"convspark probe {run} LABELLED"),
+            ("how good the frozen features are, in a minute", f"convspark probe {run} LABELLED"),
             ("did it help? several fine-tunings, and a verdict", f"convspark compare {run} LABELLED"),
             ("a classifier", f"convspark finetune {run} LABELLED"),
             ("its reconstructions of other pictures", f"convspark reconstruct {run} PICTURE -o grid.png"),

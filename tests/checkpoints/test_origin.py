@@ -33,7 +33,7 @@ def test_a_file_needs_the_networks_name(tmp_path):
     network = timm.create_model("resnet10t", num_classes=0)
     file = tmp_path / "weights.safetensors"
     save_file(network.state_dict(), file)
-    with pytest.raises(UsageError, match="does not tell its network: add --model"):
+    with pytest.raises(UsageError, match="does not name its network: add --model"):
         find_weights(str(file))
     built = find_weights(str(file), "resnet10t").build()
     assert torch.equal(built.conv1[0].weight, network.conv1[0].weight)

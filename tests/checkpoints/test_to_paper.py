@@ -138,7 +138,7 @@ def test_what_cannot_reconstruct_is_told(golden_dir, place, capsys):
     whole = in_layout(golden_dir, "resnet_basic", "whole", place)
     assert main(["reconstruct", whole, "picture.png", "--model", "networks_of_the_paper:convnext"]) == 2
     assert "weights.pth' does not fit the backbone" in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"weights\.pth does not tell its network: add --model"):
+    with pytest.raises(UsageError, match=r"weights\.pth does not name its network: add --model"):
         load_whole(whole)
 
 

@@ -218,12 +218,12 @@ def test_what_is_not_clear_is_told(tmp_path: Path) -> None:
         list_labelled(str(tmp_path / "some"))
     (tmp_path / "some" / "deep").mkdir()
     os.rename(tmp_path / "some" / "0.tar", tmp_path / "some" / "deep" / "0.tar")
-    with pytest.raises(DataError, match="folders of files that tell classes themselves"):
+    with pytest.raises(DataError, match="folders of files that name classes themselves"):
         list_labelled(str(tmp_path / "some"))
     for name in ("train-0.tar", "more.tar"):
         (tmp_path / "named").mkdir(exist_ok=True)
         (tmp_path / "named" / name).write_bytes(first.read_bytes())
-    with pytest.raises(DataError, match=r"1 of 2 files tell .* others do not: .*more\.tar"):
+    with pytest.raises(DataError, match=r"1 of 2 files say .* others do not: .*more\.tar"):
         list_labelled(str(tmp_path / "named"))
     with pytest.raises(DataError, match="names 7 pictures more than once"):
         list_labelled(f"{{{first},{first}}}")

@@ -336,7 +336,7 @@ def test_a_band_that_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixt
     np.save(tmp_path / "a.npy", array)
     found = measure([str(tmp_path / "a.npy")], Pixels(2))
     assert found.low == [1, 1] and found.high is not None and found.high[1] == 2 and found.std[1] == 1
-    assert "channel 2: it tells nothing" in caplog.text
+    assert "channel 2: it carries no information" in caplog.text
     np.save(tmp_path / "a.npy", np.where(array == 1, np.nan, array))
     with pytest.raises(DataError, match="channel 2 has no value in any of 1 files"):
         measure([str(tmp_path / "a.npy")], Pixels(2))

@@ -17,7 +17,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors or .pth file, or random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
             tar or parquet files or a saved dataset with labels (docs/transfer.md).
-        model: the network's name, for weights that do not tell it: timm name, torchvision:NAME, package.module:factory.
+        model: the network's name, for weights that do not name it: timm name, torchvision:NAME, package.module:factory.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         epochs: passes over the pictures; by default 300 for few pictures down to 30 for many.
         batch_size: pictures of an optimiser step; by default 64, fewer where there are few pictures.

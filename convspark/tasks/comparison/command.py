@@ -62,7 +62,7 @@ def compare(settings: CompareSettings) -> Comparison:
         size: side of the images in pixels; by default that of pre-training.
         out: folder to make; by default runs/compare-DATE-TIME.
         resume: folder of a comparison to go on with.
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         settings: further settings of finetune for all runs, such as {mixup: 0}.
         device: auto, cpu, cuda, cuda:1 or mps.

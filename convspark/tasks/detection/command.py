@@ -16,7 +16,7 @@ def detect(settings: DetectSettings) -> DetectResult:
         images: folder of the pictures.
         val_images: folder of the pictures to measure with, where it is another one.
         task: boxes, or masks too (instance segmentation).
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         epochs: passes over the pictures; by default such that 12,000 pictures are seen, 12 to 100.
         batch_size: pictures of a step.

@@ -47,7 +47,7 @@ def embed(
         images: what pretrain takes (docs/data.md): folder, list, tar or parquet files, and so on; or one picture. What
             cannot be read is left out.
         out: file to write.
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         device: auto, cpu, cuda, cuda:1 or mps.

@@ -1,4 +1,4 @@
-"""`probe`: how much frozen features tell of the classes, beside those of the same network with random weights."""
+"""`probe`: how well frozen features separate the classes, beside those of the same network with random weights."""
 
 import logging
 import statistics
@@ -67,7 +67,7 @@ def probe(
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
             tar or parquet files or a saved dataset with labels (docs/transfer.md).
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         neighbours: of the nearest-neighbour classifier; by cosine similarity.

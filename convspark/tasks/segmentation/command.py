@@ -18,7 +18,7 @@ def segment(settings: SegmentSettings) -> SegmentResult:
         val_images: pictures to measure with; by default those that images calls so, else a share of them.
         val_masks: their masks.
         val_share: that share.
-        model: the network's name, for weights that do not tell it.
+        model: the network's name, for weights that do not name it.
         partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
         epochs: passes over the pictures; by default such that 12,000 pictures are seen, 20 to 200.
         batch_size: pictures of a step; by default 8, or fewer where there are fewer.
