@@ -107,5 +107,5 @@ def run(arguments: Sequence[str]) -> int:
     made = Command("demo", demo)
     result = demo(**made.values(made.parse(arguments)))
     print(describe(result))
-    print("And with your own pictures:\n  convspark pretrain FOLDER --model resnet50")
+    print("And with your own pictures:\n  convspark pretrain FOLDER")
     return 0
