@@ -101,10 +101,14 @@ class _Pictures:
         return self._pictures[index]
 
 
+def command() -> Command:
+    return Command("demo", demo)
+
+
 def run(arguments: Sequence[str]) -> int:
     from .pretrain import describe
 
-    made = Command("demo", demo)
+    made = command()
     result = demo(**made.values(made.parse(arguments)))
     print(describe(result))
     print("And with your own pictures:\n  convspark pretrain FOLDER")
