@@ -28,6 +28,9 @@ TASK_GROUPS = {
 }
 """How the help orders what all tasks share."""
 
+_LIGHT = ("runs", "report", "recipes", "completion")
+"""Commands that need no torch."""
+
 
 class Command:
     """A parser for one command.
@@ -136,6 +139,8 @@ class Command:
                 given[key] = configured.get(key)
         for key, value in flagged.items():
             given[key] = value
+        if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
+            print("Loading PyTorch, which takes some seconds …", file=sys.stderr)
         return given
 
     def _without_configs(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

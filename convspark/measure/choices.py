@@ -40,6 +40,8 @@ _DILATED = {32: 1.0, 16: 1.75, 8: 5.5}
 _A_CORE, _A_CORE_IN_FP32 = 30.0, 14.0
 _A_PROCESSOR, _A_PROCESSOR_IN_FP32 = 40.0, 16.0
 _READ_SECONDS, _READ_SECONDS_A_MEGAPIXEL = 0.004, 0.006  # of a core, for each picture
+_STEP_SECONDS = {"cpu": 0.1, "mps": 0.1, "cuda": 0.05}  # of launching what it consists of; a GPU computes meanwhile
+_EPOCH_SECONDS = 0.3  # of measuring and writing, whatever its length
 
 _INIT_BELOW = 1000
 
@@ -168,11 +170,12 @@ def choose(
         batch_size, why = _batch(pictures, machine, max(1.0, known.gmac / _GMAC["resnet50"]) * area)
         batch_size = max(1, batch_size // parts) * parts
         chosen.append(Choice("batch-size", batch_size, why))
-    rate = _rate(machine, known.gmac * dilated * area, pictures.area)
+    steps = ceil(pictures.examples / batch_size)
+    epoch_seconds = _epoch_seconds(machine, known.gmac * dilated * area, pictures, batch_size)
     if epochs is None:
-        epochs, why = _epochs(pictures.examples, batch_size, rate)
+        epochs, why = _epochs(pictures.examples, steps, epoch_seconds)
         chosen.append(Choice("epochs", epochs, why))
-    seconds = epochs * pictures.examples / rate
+    seconds = epochs * epoch_seconds
     advice: list[str] = []
     if seconds > 1.1 * NIGHT:
         advice.append("That is long: fewer pictures (a text file of some of the paths), a smaller --size or a GPU help")
@@ -241,38 +244,46 @@ def _batch(pictures: Known, machine: Machine, share: float) -> tuple[int, str]:
     return usual, "the usual one"
 
 
-def _epochs(count: int, batch_size: int, rate: float) -> tuple[int, str]:
-    """The epochs, and why; `rate` is images a second."""
-    steps = ceil(count / batch_size)
+def _epochs(count: int, steps: int, seconds: float) -> tuple[int, str]:
+    """The epochs, and why.
+
+    Args:
+        count, steps, seconds: images, steps and seconds of an epoch.
+    """
     epochs = _EPOCHS_OF_FEW if count < FEW else _EPOCHS
     why = "as in the recipe small_data: few pictures, short epochs" if count < FEW else "the usual number"
     if epochs * steps < _LEAST_STEPS:
         epochs = min(_MOST_EPOCHS, ceil(_LEAST_STEPS / steps))
-        why = f"so that they make {epochs * steps:,} steps: {count:,} pictures make short epochs"
+        why = f"so that they make {epochs * steps:,} steps: few pictures, short epochs"
         if epochs == _MOST_EPOCHS:
-            why = f"the paper's number: {count:,} pictures make short epochs"
-    most = int(NIGHT * rate / count)
+            why = "the paper's number: few pictures, short epochs"
+    most = int(NIGHT / seconds)
     if most < epochs:
         hours = NIGHT / 3600
-        epochs, why = most, f"as many as about {hours:g} hours are enough for, at some {rate:.0f} images a second"
+        epochs, why = (
+            most,
+            f"as many as about {hours:g} hours are enough for, at some {count / seconds:.0f} images a second",
+        )
     if epochs < 1:
-        epochs, why = 1, f"at some {rate:.0f} images a second, a single pass takes {format_seconds(count / rate)}"
+        epochs, why = 1, f"at some {count / seconds:.0f} images a second, a single pass takes {format_seconds(seconds)}"
     return epochs, why
 
 
-def _rate(machine: Machine, work: float, area: float) -> float:
-    """Images a second, roughly.
+def _epoch_seconds(machine: Machine, work: float, pictures: Known, batch_size: int) -> float:
+    """Of an epoch, roughly.
 
     Args:
         work: GMAC of the dense network for an image.
-        area: of a picture as it is read, in pixels.
     """
-    reading = _READ_SECONDS + _READ_SECONDS_A_MEGAPIXEL * area / 1e6
-    if machine.kind != "cuda":
+    reading = _READ_SECONDS + _READ_SECONDS_A_MEGAPIXEL * pictures.area / 1e6
+    launching = _STEP_SECONDS[machine.kind] * ceil(pictures.examples / batch_size)
+    if machine.kind == "cuda":
+        speed = machine.processors * (_A_PROCESSOR if machine.is_bf16 else _A_PROCESSOR_IN_FP32)
+        seconds = max(launching, pictures.examples * max(work / speed, reading / max(1, machine.cores - 1)))
+    else:
         speed = _A_CORE if machine.is_bf16 else _A_CORE_IN_FP32
-        return machine.cores / (work / speed + reading)
-    speed = _A_PROCESSOR if machine.is_bf16 else _A_PROCESSOR_IN_FP32
-    return min(machine.processors * speed / work, max(1, machine.cores - 1) / reading)
+        seconds = launching + pictures.examples * (work / speed + reading) / machine.cores
+    return _EPOCH_SECONDS + seconds
 
 
 def _power_of_two(most: float) -> int:

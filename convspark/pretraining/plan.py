@@ -1,5 +1,6 @@
 """From what `pretrain` was asked to what a run consists of: settings resolved, network proved, images found."""
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -59,6 +60,8 @@ from .compile import check_compiler, compiled
 from .module import PretrainModule
 from .settings import ABLATIONS, AUTO, PretrainSettings
 from .watch import Probe, ProbePictures, Watch, look_every
+
+logger = logging.getLogger(__name__)
 
 _MOST_PLACES = 10_000
 
@@ -351,6 +354,8 @@ def _images(run: Run[PretrainSettings], s: PretrainSettings, pixels: Pixels) -> 
     split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
     if run.goes_on:
         return reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved), to_measure
+    if isinstance(s.images, str | os.PathLike):
+        logger.info("looking at the pictures in %s …", os.fspath(s.images))
     return find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure), to_measure
 
 
