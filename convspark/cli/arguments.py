@@ -28,6 +28,9 @@ TASK_GROUPS = {
 }
 """How the help orders what all tasks share."""
 
+_LIGHT = ("runs", "report", "recipes", "completion")
+"""Commands that need no torch."""
+
 
 class Command:
     """A parser for one command.
@@ -99,6 +102,11 @@ class Command:
         """A flag without a value that belongs to the command line alone."""
         self.parser.add_argument(*flags, action="store_true", help=help)
 
+    def with_json(self) -> "Command":
+        """Itself, with `--json`, for `answer`."""
+        self.add_switch("--json", help="print the result as JSON")
+        return self
+
     def add_config(self, *, recipes: bool = False) -> None:
         """`--config FILE`: settings from YAML, which flags override; where there are recipes, also `--recipe NAME`."""
         self._sources["--config"] = self._read_config
@@ -131,6 +139,8 @@ class Command:
                 given[key] = configured.get(key)
         for key, value in flagged.items():
             given[key] = value
+        if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
+            print("Loading PyTorch, which takes some seconds …", file=sys.stderr)
         return given
 
     def _without_configs(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -195,7 +205,6 @@ class Command:
 
     def answer(self, arguments: Sequence[str], describe: Callable[[Any], str] = str) -> int:
         """Call the function, and print its result, a dataclass, in words or as JSON; the exit code."""
-        self.add_switch("--json", help="print the result as JSON")
         given = self.parse(arguments)
         code = self.spread(arguments, given)
         if code is not None:
@@ -324,10 +333,15 @@ def _type_of(action: argparse.Action) -> Any:
     return getattr(action, "_typehint", None) or action.type
 
 
+def type_text(action: argparse.Action) -> str:
+    """A type as annotations have it."""
+    kind = _type_of(action)
+    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+
+
 def _expected(action: argparse.Action) -> str:
     """A type in words."""
-    kind = _type_of(action)
-    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    text = type_text(action)
     literal = re.search(r"Literal\[(.*?)\]", text)
     if literal:
         return literal[1].replace("'", "").replace(", ", " or ")

@@ -42,11 +42,16 @@ def bench(
     """
 
 
-def run(arguments: Sequence[str]) -> int:
-    """0: measured."""
+def command() -> Command:
     made = Command("bench", bench, types={"network": str | None}, positional=("network",))
     made.add_switch("--compile", help="run dense and visible only through torch.compile")
     made.add_switch("--json", help="print the report as JSON")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """0: measured."""
+    made = command()
     given = made.parse(arguments)
     values = made.values(given)
     network = values.pop("network")

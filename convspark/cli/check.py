@@ -29,11 +29,16 @@ def check(
     """
 
 
-def run(arguments: Sequence[str]) -> int:
-    """0 if the network is exact, 1 if not."""
+def command() -> Command:
     made = Command("check", check, types={"network": str | None}, positional=("network",))
     made.add_switch("--no-measure", help="leave out time and memory")
     made.add_switch("--json", help="print the report as JSON")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    """0 if the network is exact, 1 if not."""
+    made = command()
     given = made.parse(arguments)
     values = made.values(given)
     network = values.pop("network")

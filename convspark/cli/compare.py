@@ -6,7 +6,11 @@ from ..tasks.comparison.command import compare
 from .arguments import Command
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("compare", compare, positional=("run", "data"))
     made.add_config()
-    return made.answer(arguments)
+    return made.with_json()
+
+
+def run(arguments: Sequence[str]) -> int:
+    return command().answer(arguments)

@@ -1,10 +1,12 @@
 """`convspark demo`."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.folder import default_path
+from ..runs.numbers import format_seconds
 from .arguments import Command
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "crops_per_image": 32,
     "crop_scale": (0.1, 1.0),
     "workers": 1,
+    "watch_epochs": 0,
 }
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 60
 
@@ -63,6 +66,7 @@ def demo(
     if resume is not None:
         return _run(resume, lambda: pretrain(_Pictures(train), held_out=_Pictures(held_out), resume=resume))
     if epochs is None:
+        _say(f"Measuring how far about {minutes:g} minutes of training go on this machine; that takes up to a minute …")
         epochs = _epochs_in(minutes, _Pictures(train), arguments)
     folder = out if out is not None else str(default_path("demo"))
     return _run(folder, lambda: pretrain(_Pictures(train), epochs=epochs, out=folder, **arguments))
@@ -83,9 +87,15 @@ def _epochs_in(minutes: float, pictures: "_Pictures", arguments: dict[str, Any])
     """How many epochs fit into so many minutes on this machine, as it is now."""
     from ..pretraining.estimate import estimate
 
-    found = estimate(pictures, **{**arguments, "epochs": 1})
-    epochs = round(60 * minutes / found.total_seconds)
-    return max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, epochs))
+    seconds = estimate(pictures, **{**arguments, "epochs": 1}).total_seconds
+    epochs = max(_FEWEST_EPOCHS, min(_MOST_EPOCHS, round(60 * minutes / seconds)))
+    few = ", as fewer would show little" if epochs * seconds > 1.5 * 60 * minutes else ""
+    _say(f"Training on {len(pictures)} photographs, {epochs} epochs in about {format_seconds(epochs * seconds)}{few}")
+    return epochs
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 class _Pictures:
@@ -101,11 +111,15 @@ class _Pictures:
         return self._pictures[index]
 
 
+def command() -> Command:
+    return Command("demo", demo)
+
+
 def run(arguments: Sequence[str]) -> int:
     from .pretrain import describe
 
-    made = Command("demo", demo)
+    made = command()
     result = demo(**made.values(made.parse(arguments)))
     print(describe(result))
-    print("And with your own pictures:\n  convspark pretrain FOLDER --model resnet50")
+    print("And with your own pictures:\n  convspark pretrain FOLDER")
     return 0

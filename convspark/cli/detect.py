@@ -20,7 +20,11 @@ _GROUPS = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("detect", detect, positional=("weights",), groups=_GROUPS)
     made.add_config(recipes=True)
-    return made.answer(arguments)
+    return made.with_json()
+
+
+def run(arguments: Sequence[str]) -> int:
+    return command().answer(arguments)

@@ -6,5 +6,9 @@ from ..tasks.features.embed import embed
 from .arguments import Command
 
 
+def command() -> Command:
+    return Command("embed", embed, positional=("weights", "images")).with_json()
+
+
 def run(arguments: Sequence[str]) -> int:
-    return Command("embed", embed, positional=("weights", "images")).answer(arguments)
+    return command().answer(arguments)

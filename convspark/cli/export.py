@@ -6,5 +6,9 @@ from ..checkpoints.export import export
 from .arguments import Command
 
 
+def command() -> Command:
+    return Command("export", export, positional=("run",)).with_json()
+
+
 def run(arguments: Sequence[str]) -> int:
-    return Command("export", export, positional=("run",)).answer(arguments)
+    return command().answer(arguments)

@@ -7,7 +7,7 @@ from ..names import shown_text
 from .arguments import Command
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     types = {"network": None, "pictures": None, "output": None, "model": str | None}
     made = Command("figures", figures, types=types)
     made.parser.usage = "convspark figures RUN|MODEL PICTURE... [-o figures] [options]"
@@ -20,6 +20,11 @@ def run(arguments: Sequence[str]) -> int:
     made.parser.add_argument(
         "-o", "--output", type=str, default="figures", help="folder to write into; files of the same names are replaced"
     )
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
     given = made.parse(arguments)
     values = made.values(given)
     print(shown_text(figures(given.network, given.pictures, output=given.output, **values)))

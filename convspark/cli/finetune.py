@@ -35,10 +35,14 @@ _GROUPS = {
 }
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("finetune", finetune, positional=("weights", "data"), groups=_GROUPS)
     made.add_config(recipes=True)
-    return made.answer(arguments, describe)
+    return made.with_json()
+
+
+def run(arguments: Sequence[str]) -> int:
+    return command().answer(arguments, describe)
 
 
 def describe(result: FinetuneResult) -> str:

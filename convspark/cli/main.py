@@ -17,7 +17,7 @@ from ..names import shown, shown_text
 from ..runs.processes import EndedElsewhereError, Processes
 from ..trust import trust_code
 
-# Each module has a `run(arguments) -> exit code`, and is imported when its command is called.
+# Each module has a `command()`, what it takes, and a `run(arguments) -> exit code`; it is imported when called.
 COMMANDS = {
     "scan": ("convspark.cli.scan", "what a folder of pictures holds, what is damaged or double, and what suits it"),
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
@@ -46,6 +46,18 @@ COMMANDS = {
     "recipes": ("convspark.cli.recipes", "list the settings of published runs, for --recipe, and show them"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
+    "completion": (
+        "convspark.cli.completion",
+        "print a script with which TAB completes all this, in bash, zsh or fish",
+    ),
+}
+
+_TRUST = "--trust-code"
+
+OPTIONS = {
+    "--help": "this text; `convspark COMMAND --help` for a command's",
+    "--version": "the version",
+    _TRUST: "with any command: import code that a run, an export or a config names",
 }
 
 _BY_SEVERAL = ("pretrain", "finetune", "detect", "segment", "embed")
@@ -59,7 +71,6 @@ _SAYS_ENOUGH = {
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE "
     "ENFILE".split()
 }
-_TRUST = "--trust-code"
 
 # glibc's own numbers for what mallopt sets.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -161,9 +172,7 @@ def _help() -> str:
         *(f"  {name:{width}}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
         "options:",
-        f"  {'--help':{width}}this text; `convspark COMMAND --help` for a command's",
-        f"  {'--version':{width}}the version",
-        f"  {_TRUST:{width}} with any command: import code that a run, an export or a config names",
+        *(f"  {name:{width}}{what}" for name, what in OPTIONS.items()),
         "",
         "exit codes: 0 done, 1 failed, 2 usage or settings, 3 unusable images, 4 diverged, 130 Ctrl-C",
     ]

@@ -14,9 +14,14 @@ def models(pattern: str | None = None) -> None:
     """
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("models", models, positional=("pattern",))
     made.add_switch("--json", help="print the list as JSON")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
     given = made.parse(arguments)
 
     from ..measure.coverage import list_networks, summary

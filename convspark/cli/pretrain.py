@@ -115,9 +115,12 @@ def describe(result: PretrainResult) -> str:
         f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
         f"  run             {result.folder}",
         *pictures,
+        f"  report          {result.folder / 'report.html'} (for a browser)",
         f"  backbone        {result.export.folder}",
-        "Next:",
+        "Next, in Python:",
         f"  {load}",
+        "or:",
         f"  convspark reconstruct {result.folder} PICTURE -o grid.png",
+        f"  convspark probe {result.folder} LABELLED        (what it has learnt: LABELLED has a folder for each class)",
     ]
     return "\n".join(lines)

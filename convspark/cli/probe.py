@@ -6,5 +6,9 @@ from ..tasks.features.probe import probe
 from .arguments import Command
 
 
+def command() -> Command:
+    return Command("probe", probe, positional=("weights", "data")).with_json()
+
+
 def run(arguments: Sequence[str]) -> int:
-    return Command("probe", probe, positional=("weights", "data")).answer(arguments)
+    return command().answer(arguments)

@@ -15,9 +15,14 @@ def recipes(name: str | None = None) -> None:
     """
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("recipes", recipes, positional=("name",))
     made.add_switch("--json", help="print facts and settings as JSON")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
     given = made.parse(arguments)
     chosen = list(all_recipes().values()) if given.name is None else [find_recipe(given.name)]
     if given.json:

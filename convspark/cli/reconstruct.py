@@ -6,7 +6,7 @@ from ..pretraining.reconstruct import reconstruct
 from .arguments import Command
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     types = {"run": None, "pictures": None, "output": None, "model": str | None}
     made = Command("reconstruct", reconstruct, types=types)
     made.parser.usage = "convspark reconstruct RUN PICTURE... [-o grid.png] [options]"
@@ -19,6 +19,11 @@ def run(arguments: Sequence[str]) -> int:
     made.parser.add_argument(
         "-o", "--output", type=str, default="reconstructions.png", help="PNG file to write; an existing one is replaced"
     )
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
     given = made.parse(arguments)
     values = made.values(given)
     print(reconstruct(given.run, given.pictures, output=given.output, **values))

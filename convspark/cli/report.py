@@ -29,11 +29,16 @@ def _report(runs: list[str], *, out: str | None = None, watch: bool = False, eve
     raise NotImplementedError  # it describes the arguments
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("report", _report, types={"runs": None})
     made.parser.usage = "convspark report RUN... [options]"
     made.add_switch("--json", help="print where the page is as JSON")
     made.parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, or folders of them")
+    return made
+
+
+def run(arguments: Sequence[str]) -> int:
+    made = command()
     given = made.parse(arguments)
     page, count = report(given.runs, KNOWN, **made.values(given))
     found = {"page": str(page), "runs": count, "bytes": page.stat().st_size}

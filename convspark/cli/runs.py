@@ -6,5 +6,9 @@ from ..report.overview import runs
 from .arguments import Command
 
 
+def command() -> Command:
+    return Command("runs", runs, positional=("folder",)).with_json()
+
+
 def run(arguments: Sequence[str]) -> int:
-    return Command("runs", runs, positional=("folder",)).answer(arguments)
+    return command().answer(arguments)

@@ -6,5 +6,9 @@ from ..measure.images import scan
 from .arguments import Command
 
 
+def command() -> Command:
+    return Command("scan", scan, positional=("images",)).with_json()
+
+
 def run(arguments: Sequence[str]) -> int:
-    return Command("scan", scan, positional=("images",)).answer(arguments)
+    return command().answer(arguments)

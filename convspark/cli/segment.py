@@ -6,7 +6,11 @@ from ..tasks.segmentation.command import segment
 from .arguments import TASK_GROUPS, Command
 
 
-def run(arguments: Sequence[str]) -> int:
+def command() -> Command:
     made = Command("segment", segment, positional=("weights",), groups=TASK_GROUPS)
     made.add_config()
-    return made.answer(arguments)
+    return made.with_json()
+
+
+def run(arguments: Sequence[str]) -> int:
+    return command().answer(arguments)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, UsageError
-from .advice import Advice, advise
+from .choices import Choice
 
 if TYPE_CHECKING:
     from ..data import FileSource
@@ -41,7 +41,7 @@ class ScanReport:
         blank: pictures of nearly a single colour.
         others: pictures of other numbers of bands than the most frequent.
         statistics: of the channels of the most frequent number of bands, see `convspark.data.Statistics`.
-        advice: flags of `pretrain`, with reasons.
+        advice: flags of `pretrain` that suit them on this machine, with reasons.
         command: `convspark pretrain` with these.
         sheet: the PNG file that was written.
         keep: the list of files that was written.
@@ -62,7 +62,7 @@ class ScanReport:
     others: int
     statistics: dict[str, Any]
     statistics_lines: list[str]
-    advice: list[Advice]
+    advice: list[Choice]
     command: str
     sheet: str | None
     keep: str | None
@@ -88,7 +88,7 @@ class ScanReport:
             *self.statistics_lines,
             "",
             "Settings that suit these",
-            *(f"  {f'--{each.flag} {each.value}':<24} {each.why}" for each in self.advice),
+            *(f"  {each}" for each in self.advice),
             "",
             f"  {self.command}",
         ]
@@ -142,7 +142,10 @@ def scan(
     from ..data.duplicates import is_blank, near_duplicates
     from ..data.looks import look_at, same_content
     from ..files import write_text
+    from ..runs.device import choose_device, choose_precision
     from ..runs.logs import run_log
+    from ..runs.machine import machine_of
+    from .advice import advise
 
     with run_log(logging.WARNING):
         of_before = os.path.abspath(out) if out is not None else None
@@ -169,7 +172,15 @@ def scan(
         measured_paths = [look.path for look in chosen]
         pixels = fitting(measured_paths, Pixels(wanted, stored=not is_plain), seed)
         measured = measure(measured_paths, pixels, seed)
-        advice = advise([look.size for look in chosen], bands, is_plain=is_plain, is_grey=is_grey, pictures=len(good))
+        device = choose_device()
+        advice = advise(
+            [look.size for look in chosen],
+            bands,
+            machine_of(device, choose_precision("auto", device)),
+            is_plain=is_plain,
+            is_grey=is_grey,
+            pictures=len(good),
+        )
         if keep is not None:
             left_out = twins | {path for group in alike for path in group[1:]}
             kept = (absolute(look.path) for look in chosen if look.path not in left_out)
@@ -181,7 +192,7 @@ def scan(
         "width": [look.size[1] for look in good],
         "short": [min(look.size) for look in good],
     }
-    flags = " ".join(f"--{each.flag} {shlex.quote(each.value)}" for each in advice)
+    flags = " ".join(f"--{each.flag} {shlex.quote(each.text)}" for each in advice)
     return ScanReport(
         images=images,
         pictures=len(good),

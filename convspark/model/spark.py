@@ -168,6 +168,7 @@ class SparK(nn.Module):
         if self.untrained:
             logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove and encoding == "sparse":
+            logger.info("proving that the network runs exactly on visible patches …")
             started = time.perf_counter()
             proof = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
             seconds = time.perf_counter() - started

@@ -87,6 +87,7 @@ class Stages:
         names: where each stage comes from, for people to read.
         in_chans: channels of the images.
         dims: number of spatial dimensions, 1 to 3.
+        probe_size: sides of the images that they were found on, which the network can be run on.
         dtype, device: of the backbone's first convolution, wherever it was moved since.
         untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
             does not reach: they get no gradient and no statistics.
@@ -120,7 +121,7 @@ class Stages:
             probe, way, found = self._probe(probes, stages)
             wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
             self.in_chans = probe.shape[1]
-            self._probe_size = tuple(probe.shape[2:])
+            self.probe_size = tuple(probe.shape[2:])
             decoded = self._confirmed(_decodable(found, backbone, wanted, levels), way, probe)
             self.strides = tuple(stage.stride for stage in decoded)
             self.patch_size = wanted or self.strides[-1]
@@ -248,7 +249,7 @@ class Stages:
 
     def first_stage_of_parameters(self) -> dict[str, int]:
         """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
-        probe = torch.zeros(1, self.in_chans, *self._probe_size, dtype=self.dtype, device=self.device)
+        probe = torch.zeros(1, self.in_chans, *self.probe_size, dtype=self.dtype, device=self.device)
         with evaluating(self.backbone):
             reached = self._parameters_of(probe, lambda features: [[each] for each in features])
         found: dict[str, int] = {}

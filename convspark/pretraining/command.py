@@ -19,10 +19,12 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
             saved; each also behind a URL (s3://, gs://, hf://, https://). In Python also a list of paths or a map-style
             Dataset of images.
         model: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; in Python also any
-            nn.Module.
-        epochs: passes over the images.
-        batch_size: images of an optimiser step; by default 64, or fewer if there are fewer images.
-        size: side of the images in pixels, or height x width as in 192x256; divisible by the patch.
+            nn.Module. auto is that of `init`, or else chosen by the images and the machine, see docs/choices.md; so are
+            epochs, batch size and size where they are not given, and what is chosen is said at the start.
+        epochs: passes over the images; by default as many as suit their number and end within about ten hours.
+        batch_size: images of an optimiser step; by default 64 or, of many images on a GPU, 256.
+        size: side of the images in pixels, or height x width as in 192x256; divisible by the patch. auto is at most
+            224, without a GPU 128, and no more than the pictures have.
         mask_ratio: share of the patches that is masked.
         masks: how they are drawn: random, each patch by itself; blocks, rectangles of them; a .npy file of masks (K, h,
             w), nonzero where visible; or package.module:function, see docs/ablation.md.

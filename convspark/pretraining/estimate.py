@@ -22,7 +22,7 @@ from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use
 from .module import counted_grid
 from .plan import Plan, make_plan
-from .settings import PretrainSettings
+from .settings import AUTO, PretrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Estimate:
             *self.description,
             f"memory    {self._memory()}",
             f"speed     {self.step_seconds:.3g} s a step, {self.images_per_second:.1f} images/s",
-            f"total     {format_seconds(self.total_seconds)} for {self.steps} steps",
+            f"total     {format_seconds(self.total_seconds)} for {self.steps} steps, as measured just now",
         ]
         return "\n".join(lines)
 
@@ -121,12 +121,16 @@ def resolved_config(images: Any = None, **settings: Any) -> str:
     asked = PretrainSettings(images, **settings)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
         if asked.images is not None or asked.resume is not None:
-            return as_yaml(make_plan(Run(asked)).settings)
-        check_name(str(asked.model))  # no images: a template to fill in, for which no network is built
+            plan = make_plan(Run(asked))
+            return as_yaml(plan.settings, "\n".join(plan.choices.lines()))
+        if asked.model != AUTO:
+            check_name(str(asked.model))  # no images: a template to fill in, for which no network is built
+    if asked.epochs is None:
+        return as_yaml(asked)
     steps = asked.batch_size, asked.epochs, asked.warmup_epochs, asked.accumulate
     numbers = count(1 << 30, *steps, device_batch_size=asked.device_batch_size)
     warmup_epochs = numbers.warmup_steps / numbers.steps_per_epoch
-    return as_yaml(replace(asked, batch_size=numbers.batch_size, warmup_epochs=warmup_epochs))
+    return as_yaml(replace(asked, warmup_epochs=warmup_epochs))
 
 
 class Measured(NamedTuple):

@@ -1,9 +1,10 @@
 """From what `pretrain` was asked to what a run consists of: settings resolved, network proved, images found."""
 
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
+from ..data import Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
+from ..measure.choices import Choices
 from ..model.spark import SparK
 from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
@@ -33,6 +35,7 @@ from ..runs.loading import (
     reopen_images,
     train_dataset,
 )
+from ..runs.machine import machine_of
 from ..runs.numbers import (
     Numbers,
     check_crop_scale,
@@ -52,10 +55,13 @@ from ..runs.schedule import Schedule
 from ..runs.warned import Warned
 from ..seeds import Use, counted_seed
 from .build import build_model, drop_path_of, named_backbone, pixels_of
+from .choose import choices_for, of_weights
 from .compile import check_compiler, compiled
 from .module import PretrainModule
-from .settings import ABLATIONS, PretrainSettings
+from .settings import ABLATIONS, AUTO, PretrainSettings
 from .watch import Probe, ProbePictures, Watch, look_every
+
+logger = logging.getLogger(__name__)
 
 _MOST_PLACES = 10_000
 
@@ -72,6 +78,7 @@ class Plan:
         picture_epochs: epochs between pictures, 0 for none.
         watch_epochs: epochs between looks at the features, 0 for none.
         probe_pictures: labelled ones for that, or None.
+        choices: what nobody had said, in `settings` as well.
     """
 
     settings: PretrainSettings
@@ -89,6 +96,7 @@ class Plan:
     watch_epochs: int
     probe_pictures: ProbePictures | None = None
     statistics: Statistics | None = None
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -206,7 +214,7 @@ class Plan:
             lines.append(f"ablated   {', '.join(ablated)}")
         if self.model.untrained:
             lines.append(f"untrained {', '.join(self.model.stages.untrained_parts)} (after the deepest stage)")
-        return lines
+        return [*lines, *self.choices.lines()]
 
 
 def make_plan(run: Run[PretrainSettings]) -> Plan:
@@ -224,25 +232,21 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     if s.compile:
         check_compiler(device)
 
+    s = replace(s, **of_weights(s))
     torch.manual_seed(counted_seed(s.seed, Use.INITIAL_WEIGHTS))
-    backbone = s.model if isinstance(s.model, nn.Module) else named_backbone(s)
-    if s.init is not None and run.last_checkpoint is None:
-        load_backbone_weights(backbone, s.init, s.partial)
-    kept_masks = run.goes_on and run.folder.masks.is_file()
-    described = replace(s, masks=str(run.folder.masks)) if kept_masks else s
-    model = build_model(described, backbone, prove=run.here.is_first)
-    if len(model.image_size) != 2:
-        raise UsageError(f"model is {type(backbone).__name__}, a network for volumes; this command takes pictures")
-    if device.type != "mps":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    pixels = pixels_of(s, model.in_chans)
-    to_measure = s.stats == "auto" and s.mean is None
-    split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
-    if run.goes_on:
-        images = reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved)
-    else:
-        images = find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure)
+    backbone = None if s.model == AUTO else _backbone(s)
+    # What can be refused is, before any picture is looked at.
+    model = None if backbone is None or s.size == AUTO else _model(run, s, backbone, device)
+    with torch.random.fork_rng(devices=[]):  # a dataset may draw as it likes: the decoder's weights are the same
+        stages = None if model is None else model.stages
+        if backbone is not None and stages is None:
+            stages = Stages(backbone, s.stages, patch_size=s.patch_size, levels=s.levels)
+        images, to_measure = _images(run, s, pixels_of(s, s.channels if stages is None else stages.in_chans))
+        choices = choices_for(s, images, machine_of(device, precision), stages, run.here.count)
+    s = replace(s, **choices.settings)
+    epochs = s.epochs
+    assert epochs is not None
+    model = model or _model(run, s, _backbone(s) if backbone is None else backbone, device)
     if not images.are_files:
         _refuse_for_dataset(s)
     statistics = None
@@ -255,7 +259,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     numbers = count(
         examples,
         s.batch_size,
-        s.epochs,
+        epochs,
         s.warmup_epochs,
         s.accumulate,
         processes,
@@ -272,12 +276,12 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
             else s.base_learning_rate * numbers.batch_size / 256
         )
     betas = s.betas or ((0.9, 0.999) if model.densify_norm == "layer" else (0.9, 0.95))
-    picture_epochs = max(1, s.epochs // 10) if s.picture_epochs is None else s.picture_epochs
+    picture_epochs = max(1, epochs // 10) if s.picture_epochs is None else s.picture_epochs
     probe_pictures = None if s.probe is None else ProbePictures.of(s.probe, pixels, s.seed)
     watch_epochs = s.watch_epochs
     if watch_epochs is None:
         looked_at = len(images.held_out or ()) + len(probe_pictures or ())
-        watch_epochs = look_every(s.epochs, examples, looked_at)
+        watch_epochs = look_every(epochs, examples, looked_at)
     resolved = replace(
         s,
         images=_place(s.images),
@@ -292,7 +296,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         drop_path=drop_path_of(s) if isinstance(s.model, str) else s.drop_path,
         learning_rate=rate,
         base_learning_rate=None,
-        warmup_epochs=default_warmup_epochs(s.epochs) if s.warmup_epochs is None else s.warmup_epochs,
+        warmup_epochs=default_warmup_epochs(epochs) if s.warmup_epochs is None else s.warmup_epochs,
         betas=betas,
         bands=None if pixels.bands is None else list(pixels.bands),
         low=None if pixels.low is None else list(pixels.low),
@@ -321,7 +325,38 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         watch_epochs,
         probe_pictures,
         statistics,
+        choices,
     )
+
+
+def _backbone(s: PretrainSettings) -> nn.Module:
+    """The network that was passed, or named."""
+    return s.model if isinstance(s.model, nn.Module) else named_backbone(s)
+
+
+def _model(run: Run[PretrainSettings], s: PretrainSettings, backbone: nn.Module, device: torch.device) -> SparK:
+    """The model of a run around its network, with the weights that it starts from, proved."""
+    if s.init is not None and run.last_checkpoint is None:
+        load_backbone_weights(backbone, s.init, s.partial)
+    kept_masks = run.goes_on and run.folder.masks.is_file()
+    described = replace(s, masks=str(run.folder.masks)) if kept_masks else s
+    model = build_model(described, backbone, prove=run.here.is_first)
+    if len(model.image_size) != 2:
+        raise UsageError(f"model is {type(backbone).__name__}, a network for volumes; this command takes pictures")
+    if device.type != "mps":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _images(run: Run[PretrainSettings], s: PretrainSettings, pixels: Pixels) -> tuple[Images, bool]:
+    """The images of a run, and whether their values are to be measured."""
+    to_measure = s.stats == "auto" and s.mean is None
+    split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
+    if run.goes_on:
+        return reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved), to_measure
+    if isinstance(s.images, str | os.PathLike):
+        logger.info("looking at the pictures in %s …", os.fspath(s.images))
+    return find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure), to_measure
 
 
 def _random_stages(settings: PretrainSettings) -> Stages:
@@ -353,7 +388,8 @@ def _make_optimizer(
 
 def _check(s: PretrainSettings) -> None:
     """What can be seen to be wrong without building or reading anything."""
-    parse_size(s.size)
+    if s.size != AUTO:
+        parse_size(s.size)
     check_shares(drop_path=s.drop_path)
     check_positive(
         learning_rate=s.learning_rate,
@@ -388,8 +424,8 @@ def _check(s: PretrainSettings) -> None:
     count(
         1 << 62,
         s.batch_size,
-        s.epochs,
-        s.warmup_epochs,
+        1 if s.epochs is None else s.epochs,
+        None if s.epochs is None else s.warmup_epochs,
         s.accumulate,
         device_batch_size=s.device_batch_size,
     )

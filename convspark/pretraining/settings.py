@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ..checkpoints.to_timm import ExportReport
 
 
+AUTO = "auto"
+"""Of `model` and `size`: chosen by the pictures and the machine."""
+
 ABLATIONS = {"encoding": "sparse", "levels": None, "mask_token": "learned", "target": "normalised", "loss_on": "masked"}
 """Settings that take one thing away from the method, and their values in the method."""
 
@@ -34,10 +37,10 @@ class PretrainSettings(SpreadSettings):
 
     images: Any = field(default=None, metadata={"type": str | list[str] | None})
     _: KW_ONLY
-    model: "str | nn.Module | None" = field(default="resnet50", metadata={"type": str | None})
-    epochs: int = 200
+    model: "str | nn.Module | None" = field(default=AUTO, metadata={"type": str | None})
+    epochs: int | None = None
     batch_size: int | None = None
-    size: int | str = 224
+    size: int | str = AUTO
     mask_ratio: float = 0.6
     masks: str = field(default="random", metadata={"before": "random"})
     init: str | None = None

@@ -16,6 +16,7 @@ from ..runs.fit import fit
 from ..runs.folder import command_line
 from ..runs.run import Run
 from ..runs.warned import Warned
+from .pace import Pace
 from .pictures import Pictures
 from .plan import Plan, make_plan
 from .settings import PretrainResult, PretrainSettings
@@ -67,11 +68,12 @@ class Pretraining:
             last=run.last_checkpoint if run.here.is_first else None,
             device=plan.device,
             precision=plan.precision,
-            epochs=s.epochs,
+            epochs=plan.numbers.epochs,
             gradient_clip=s.gradient_clip if s.optimizer == "adamw" else None,
             callbacks=[
                 Pictures(folder, pictures, plan.mean, plan.std, plan.picture_epochs, show=s.show, stretch=stretch),
                 plan.watch(folder, held_out, warned, run.here),
+                *([Pace(plan.choices.seconds, warned)] if "epochs" in plan.choices.settings else []),
             ],
             warned=warned,
             checkpoint_minutes=s.checkpoint_minutes,

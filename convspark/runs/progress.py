@@ -19,11 +19,12 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_LOSSES = 1.0
+_LINES, _SECONDS_BETWEEN_EPOCHS = 100, 30.0
 _WAIT_WORTH_SAYING = 0.1
 
 
 class Progress(Callback):
-    """A line an epoch, and between them a bar (on a terminal) or a line now and then (elsewhere).
+    """A line an epoch, for some of very many short ones; between them a bar on a terminal, elsewhere a line at times.
 
     Args:
         stopwatch: whose speed is shown; it must come before this callback.
@@ -42,6 +43,7 @@ class Progress(Callback):
         self._started = 0.0
         self._first_step = 0
         self._spoke = 0.0
+        self._said = 0.0
         self._looked = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,11 +99,15 @@ class Progress(Callback):
             logger.info("%s  measuring, batch %d/%d", epoch, done, of)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        self._spoke = time.monotonic()
+        assert isinstance(pl_module, TrainingModule) and trainer.max_epochs is not None
+        now, epoch = time.monotonic(), trainer.current_epoch + 1
+        told = epoch in (1, trainer.max_epochs) or epoch % max(1, trainer.max_epochs // _LINES) == 0
+        if not told and now - self._said < _SECONDS_BETWEEN_EPOCHS:  # few pictures make a thousand short ones
+            return
+        self._spoke = self._said = now
         share = self._watch.data_wait_share
         parts = [
-            f"epoch {trainer.current_epoch + 1:{len(str(trainer.max_epochs))}d}/{trainer.max_epochs}",
+            f"epoch {epoch:{len(str(trainer.max_epochs))}d}/{trainer.max_epochs}",
             f"loss {pl_module.train_loss:.4f}",
             *filter(None, [pl_module.describe_measured()]),
             f"{self._watch.images_per_second:.1f} images/s",

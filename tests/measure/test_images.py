@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from convspark.data import list_pictures
 from convspark.data.duplicates import is_blank, near_duplicates, thumbnail
 from convspark.errors import DataError, UsageError
 from convspark.measure.advice import advise
+from convspark.runs.machine import Machine
 
 
 def picture(seed: int, size: tuple[int, int] = (150, 120), grey: bool = False) -> Image.Image:
@@ -83,7 +85,7 @@ def test_bands_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["bands"] == {"6": 4, "1": 1} and found["others"] == 1 and found["statistics"]["bands"] == 6
     np.testing.assert_allclose(found["statistics"]["low"], np.quantile(scenes.reshape(-1, 6), 0.001, axis=0), rtol=1e-5)
     flags = {each["flag"]: each["value"] for each in found["advice"]}
-    assert flags["channels"] == "6" and flags["stats"] == "auto" and flags["size"] == "64"
+    assert flags["channels"] == 6 and flags["stats"] == "auto" and flags["size"] == 40
     assert main(["scan", str(tmp_path), "-o", sheet]) == 0
     assert "1 pictures of other bands cannot be read with these" in capsys.readouterr().out
 
@@ -91,22 +93,23 @@ def test_bands_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("size", "flags"),
     [
-        ((480, 640), {"size": "224"}),
-        ((150, 130), {"size": "128"}),
-        ((64, 64), {"size": "64", "model-args": "{output_stride: 16}"}),
-        ((20, 30), {"size": "64"}),
-        ((3000, 4000), {"size": "224", "crops-per-image": "4"}),
+        ((480, 640), {"size": 224}),
+        ((150, 130), {"size": 128}),
+        ((64, 64), {"size": 64, "model-args": {"output_stride": 16}}),
+        ((20, 30), {"size": 32, "model-args": {"output_stride": 8}}),
+        ((3000, 4000), {"size": 224, "crops-per-image": 4}),
     ],
 )
-def test_advice_is_what_pretrain_takes(size: tuple[int, int], flags: dict[str, str]) -> None:
+def test_advice_is_what_pretrain_takes(size: tuple[int, int], flags: dict[str, Any]) -> None:
+    machine = Machine("cuda", 16, 108, 40 << 30, is_bf16=True)
     for bands, is_plain, is_grey in ((3, True, False), (3, True, True), (1, False, True), (13, False, False)):
-        advice = advise([size] * 9, bands, is_plain=is_plain, is_grey=is_grey, pictures=100)
-        given = {each.flag: each.value for each in advice}
-        assert given.items() >= flags.items()
-        line = shlex.join(["FOLDER", *(word for flag, value in given.items() for word in (f"--{flag}", value))])
+        advice = advise([size] * 9, bands, machine, is_plain=is_plain, is_grey=is_grey, pictures=100)
+        assert {each.flag: each.value for each in advice}.items() >= flags.items()
+        line = shlex.join(["FOLDER", *(word for each in advice for word in (f"--{each.flag}", each.text))])
         settings = command().parse(shlex.split(line))
         assert settings.channels == (1 if is_grey else bands)
         assert settings.stats == (None if is_plain else "auto")
+        assert all(getattr(settings, flag.replace("-", "_")) == value for flag, value in flags.items())
         assert all(each.why for each in advice)
 
 
