@@ -33,9 +33,10 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command of a block of sh."""
+        """The words of each command of a block of sh, without the file that its output goes to."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        split = (shlex.split(line, comments=True) for line in lines)
+        return [words[: words.index(">")] if ">" in words else words for words in split if words]
 
 
 def blocks(page: Path) -> list[Block]:
