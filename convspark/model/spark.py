@@ -166,7 +166,7 @@ class SparK(nn.Module):
         # No gradient ever comes for these, which DistributedDataParallel would wait for.
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in self.untrained]
         if self.untrained:
-            logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
+            logger.info("After the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove and encoding == "sparse":
             started = time.perf_counter()
             proof = prove_exact(self.stages, backbone, self.in_chans, self.image_size, self.patch_size)
