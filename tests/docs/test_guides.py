@@ -110,7 +110,7 @@ def test_satellite(unpacked, here):
 
 @pytest.mark.slow
 def test_microscope(unpacked, here):
-    _as_published(unpacked("dsb_fluo"), here / "stage1_train", 12)
+    _as_published(unpacked("dsb_fluo"), here / "stage1_train", 28)
     run_page(DOCS / "example-microscope.md", here)
     results = json.loads((here / "runs" / "nuclei" / "results.json").read_text())
     assert set(results["iou_by_class"]) == {"background", "nucleus"}
@@ -121,7 +121,7 @@ def test_factory(here):
     pytest.importorskip("skimage")
     run_page(DOCS / "example-factory.md", here)
     results = json.loads((here / "runs" / "faults" / "results.json").read_text())
-    assert results["pictures"] == 180
+    assert results["pictures"] == 150
 
 
 def _nifti(file: Path) -> np.ndarray:
