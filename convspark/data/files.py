@@ -27,6 +27,16 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path"
 SHARD_SUFFIXES = (".tar", ".parquet")
 """Of files that hold many pictures."""
 
+# What is no picture file for us, and what makes one of it.
+_TO_CONVERT = {
+    ".nii": "volumes: write their slices as .npy",
+    ".nii.gz": "volumes: write their slices as .npy",
+    ".dcm": "DICOM: write them as .npy or 16-bit .tif",
+    ".czi": "a microscope's own format: write it as .tif",
+    ".lif": "a microscope's own format: write it as .tif",
+    ".nd2": "a microscope's own format: write it as .tif",
+}
+
 # Left by archivers and file servers, full of thumbnails and resource forks.
 SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
@@ -85,7 +95,8 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
                 elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
                     inside.append(entry.path)
                 elif _leads_to(entry.is_file):
-                    other[suffix or "without suffix"] += 1
+                    whole = ".nii.gz" if entry.name.lower().endswith(".nii.gz") else suffix
+                    other[whole or "without suffix"] += 1
     if nowhere:
         _log.warning(
             "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])
@@ -96,7 +107,7 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
         raise DataError(
             f"images: no picture in folder {root!r} or below (found: {holds}); pictures are files that "
             "end in .jpg, .png, .webp, .tif and the other suffixes that Pillow reads"
-            f"{_arrays_there(other) if '.npy' not in suffixes else ''}"
+            f"{_arrays_there(other) if '.npy' not in suffixes else ''}{_to_convert(other)}"
         )
     if other and found:
         _log.info("%s: %d pictures, %d other files left out", root, len(found), sum(other.values()))
@@ -202,6 +213,10 @@ def beside(base: str, path: str) -> str:
 def _arrays_there(other: Container[str]) -> str:
     there = [suffix for suffix in sorted(BAND_SUFFIXES) if suffix in other]
     return f". Of {' and '.join(there)}, tell how many bands there are: --channels N --stats auto" if there else ""
+
+
+def _to_convert(other: Container[str]) -> str:
+    return "".join(f". Of {suffix}, {hint}" for suffix, hint in _TO_CONVERT.items() if suffix in other)
 
 
 def nearest(path: str) -> str:

@@ -166,7 +166,7 @@ class SparK(nn.Module):
         # No gradient ever comes for these, which DistributedDataParallel would wait for.
         self._ddp_params_and_buffers_to_ignore = [f"backbone.{name}" for name in self.untrained]
         if self.untrained:
-            logger.info("Behind the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
+            logger.info("After the deepest stage, left as it is: %s", ", ".join(self.stages.untrained_parts))
         if prove and encoding == "sparse":
             logger.info("proving that the network runs exactly on visible patches …")
             started = time.perf_counter()

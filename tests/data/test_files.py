@@ -154,6 +154,20 @@ def test_empty_folder(tmp_path: Path) -> None:
         list_pictures(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("head.nii.gz", r"1 \.nii\.gz\).*Of \.nii\.gz, volumes: write their slices as \.npy"),
+        ("a.DCM", r"1 \.dcm\).*Of \.dcm, DICOM: write them as"),
+        ("a.czi", r"1 \.czi\).*Of \.czi, a microscope's own format: write it as \.tif"),
+    ],
+)
+def test_formats_of_others_are_to_be_converted(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=words):
+        list_pictures(tmp_path)
+
+
 def test_unusable_lists(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n# nothing\n")
     (tmp_path / "b.bin").write_bytes(b"\xff\xfe\x00\x81")

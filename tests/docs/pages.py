@@ -48,7 +48,7 @@ def convspark_commands(page: Path) -> Iterator[list[str]]:
     """The words after `convspark` of each command of a page, whether a test can run it or not."""
     for block in blocks(page):
         for words in block.commands if block.language == "sh" else ():
-            if "convspark" in words:
+            if "convspark" in words[:-1]:
                 yield words[words.index("convspark") + 1 :]
 
 
@@ -67,7 +67,7 @@ def run_page(page: Path, folder: Path, more: Mapping[str, Sequence[str]]) -> Non
                 exec(compile(block.text, str(page), "exec"), names)
             for program, *arguments in block.commands if block.language == "sh" else ():
                 assert program == "convspark", f"{page.name}: only convspark is run, not {program}: mark what it needs"
-                added = [] if "--resume" in arguments else more.get(arguments[0], [])
+                added = [] if {"--resume", "--dry-run"} & {*arguments} else more.get(arguments[0], [])
                 assert main([*arguments, *added]) == 0, f"{page.name}: convspark {' '.join(arguments)}"
 
 

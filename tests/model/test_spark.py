@@ -242,7 +242,7 @@ def test_what_lies_behind_the_deepest_stage_is_named_and_left_alone(caplog):
     with caplog.at_level(logging.INFO, convspark.model.spark.__name__):
         model = model_of(small_resnet())
     assert model.untrained == ["fc.weight", "fc.bias"]
-    assert "left as it is: fc\n" in caplog.text
+    assert "After the deepest stage, left as it is: fc\n" in caplog.text
     model(torch.randn(1, 3, 64, 64)).loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert without == ["backbone.fc.weight", "backbone.fc.bias"]

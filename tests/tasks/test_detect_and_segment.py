@@ -36,6 +36,7 @@ from convspark.tasks.fpn import Pyramid
 from convspark.tasks.segmentation.command import segment
 from convspark.tasks.segmentation.data import IGNORED
 from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
+from convspark.tasks.segmentation.train import places_to_draw
 
 COMMON = {"device": "cpu", "precision": "fp32", "workers": 0}
 
@@ -336,6 +337,11 @@ def test_weights_that_hooks_make_are_trained_and_exported(drawn, tmp_path, monke
     loaded.load_state_dict(load_file(f"{written.file}/model.safetensors"))
     image = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(loaded(image), after.eval()(image))
+
+
+def test_pictures_from_all_parts_of_their_order_are_drawn():
+    assert places_to_draw(469) == {58, 175, 293, 410}  # the middles of the four quarters
+    assert [places_to_draw(count) for count in (1, 2, 4, 5)] == [{0}, {0, 1}, {0, 1, 2, 3}, {0, 1, 3, 4}]
 
 
 def test_measures_are_scikit_learns():

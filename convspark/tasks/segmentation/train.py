@@ -140,12 +140,12 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         trained = self.network.to(self.device).eval()
         classes = self.maps.classes
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        drawn = []
+        drawn, to_draw = [], places_to_draw(len(self.val))
         for i, path in enumerate(self.val.pictures):
             truth, read = self.val.label_map(i), self.val.source.read(i)
             found = segment_picture(trained, read, mean, std)
             counts += pixel_counts(truth, found, len(classes))
-            if i < _DRAWN:
+            if i in to_draw:
                 drawn.append((base_name(path), read, truth, found))
         picture = folder.pictures / "predictions.png"
         self.drawings.append(partial(draw_label_maps, drawn, classes, picture))
@@ -166,3 +166,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             steps=self.numbers.steps,
             seconds=run.seconds,
         )
+
+
+def places_to_draw(count: int) -> set[int]:
+    """Of so many pictures a few, from all parts of their order: the first slices of a volume may show nothing."""
+    return {(2 * part + 1) * count // (2 * _DRAWN) for part in range(_DRAWN)}
