@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .tasks.detection.command import detect
     from .tasks.features.embed import embed
     from .tasks.features.probe import probe
+    from .tasks.load import load
     from .tasks.segmentation.command import segment
 
 # Loaded on first use, so that `convspark --help` does not wait for torch.
@@ -39,6 +40,7 @@ _HOME = {
     "figures": ".measure.figures",
     "finetune": ".tasks.classification.command",
     "gather": ".sparse",
+    "load": ".tasks.load",
     "pretrain": ".pretraining.command",
     "probe": ".tasks.features.probe",
     "recipe": ".recipes",
@@ -64,6 +66,7 @@ __all__ = [
     "figures",
     "finetune",
     "gather",
+    "load",
     "pretrain",
     "probe",
     "recipe",

@@ -58,6 +58,42 @@ class Origin:
     def is_random(self) -> bool:
         return self.source is None
 
+    def as_record(self) -> dict[str, Any]:
+        """What is kept of it beside weights that were trained on: plain values, for `from_record`."""
+        return {
+            "model": self.model,
+            "model_args": dict(self.model_args),
+            "size": self.size,
+            "channels": self.channels,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "pixels": self.pixels.as_dict(),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], given: str, model: str | None = None) -> "Origin":
+        """Of a file that keeps `as_record` as "network", beside its weights.
+
+        Args:
+            model: another name of the network.
+
+        Raises:
+            UsageError: the network is of somebody's own code, which nobody has allowed.
+        """
+        if model is None:
+            check_code(record["model"], given)
+        return cls(
+            given,
+            model or record["model"],
+            given,
+            record["model_args"],
+            record["size"],
+            record["channels"],
+            record["mean"],
+            record["std"],
+            pixels=Pixels.of_dict(record["pixels"]),
+        )
+
     def build(self, seed: int = 0, drop_path: float = 0.0, *, classifier: bool = False) -> nn.Module:
         """The network with its weights; `seed` of what is random in it.
 
@@ -177,9 +213,15 @@ class Trained(_Named):
 def _of_run(given: str, model: str | None) -> Origin:
     folder = RunFolder.open(given)
     if folder.kind in ("detect", "segment"):
-        name = model or read_part(_Named, folder.config).model
-        file = folder.path / ("detector.pth" if folder.kind == "detect" else "segmenter.pth")
-        raise UsageError(f"weights is {given!r}, a run of {folder.kind}: give its file, {file} --model {name}")
+        file = trained_file(folder)
+        if not file.is_file():
+            raise UsageError(
+                f"the run {given} has no {file.name} yet: `convspark {folder.kind} --resume {given}` ends it"
+            )
+        if model is None:
+            model = read_part(_Named, folder.config).model
+            check_code(model, folder.config)
+        return replace(_of_file(file, model), given=given)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
             raise UsageError(f"the run {given} has no export yet: `convspark finetune --resume {given}` ends it")
@@ -204,6 +246,11 @@ def _of_run(given: str, model: str | None) -> Origin:
         tuple(run.std),
         pixels=run.pixels,
     )
+
+
+def trained_file(folder: RunFolder) -> Path:
+    """What a run of detect or segment leaves at its end."""
+    return folder.path / ("detector.pth" if folder.kind == "detect" else "segmenter.pth")
 
 
 def _of_export(given: str, model: str | None) -> Origin:
@@ -240,6 +287,8 @@ def _of_file(path: Path, model: str | None) -> Origin:
             if model is None:  # else the config may be of other weights
                 raise
     content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
+    if isinstance(content, Mapping) and isinstance(content.get("network"), Mapping):
+        return Origin.from_record(content["network"], str(path), model)
     model = model or papers_network(path, content)
     if model is None:
         raise UsageError(f"weights is {str(path)!r}, a file that does not name its network: add --model NETWORK")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from faster_coco_eval.core import mask as coding
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -33,6 +35,7 @@ from convspark.tasks.detection.command import detect
 from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.detection.network import build_detector, detections_in
 from convspark.tasks.fpn import Pyramid
+from convspark.tasks.load import Detector, Segmenter, load
 from convspark.tasks.segmentation.command import segment
 from convspark.tasks.segmentation.data import IGNORED
 from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
@@ -142,10 +145,21 @@ def test_a_detector_learns(drawn, tmp_path, request, task, width, epochs):
     with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
         assert picture.width > 300
     file = tmp_path / "run" / "detector.pth"  # whose backbone is WEIGHTS to other commands
-    with pytest.raises(UsageError, match=f"give its file, {file} --model resnet10t"):
-        find_weights(str(tmp_path / "run"))
     trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
-    assert torch.equal(find_weights(str(file), "resnet10t").build().conv1[0].weight, trained)
+    for given in (tmp_path / "run", file):
+        assert torch.equal(find_weights(str(given)).build().conv1[0].weight, trained)
+    alone = shutil.copy(file, tmp_path / "alone.pth")  # no run, no annotations beside it
+    detector = load(str(alone))
+    assert isinstance(detector, Detector) and detector.classes == ["square"]
+    first = [d for d in found if d["image_id"] == 1]
+    seen = detector(drawn / "val" / "0.png")
+    for one, entry in zip(seen, first, strict=True):
+        left, top, width, height = entry["bbox"]
+        assert (one.name, one.score) == (detector.classes[entry["category_id"] - 1], pytest.approx(entry["score"], abs=1e-5))
+        assert one.box == pytest.approx((left, top, left + width, top + height), abs=1e-3)
+        assert (one.mask is None) == (task == "boxes")
+        if one.mask is not None:
+            assert (one.mask != coding.decode(entry["segmentation"])).mean() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -295,6 +309,13 @@ def test_a_segmenter_learns(drawn, tmp_path, kind):
     assert result.iou > 0.6 and len(result.iou_by_class) == 2
     again = segment(resume=str(tmp_path / "run"))
     assert (again.iou, again.dice) == (result.iou, result.dice)
+    segmenter = load(str(tmp_path / "run"))
+    assert isinstance(segmenter, Segmenter) and len(segmenter.classes) == 2
+    right = 0
+    for place in range(4):
+        with Image.open(drawn / "val_masks" / f"{place}.png") as mask:
+            right += int((segmenter(drawn / "val" / f"{place}.png") == (np.asarray(mask) > 0)).sum())
+    assert right / (4 * 64 * 80) == pytest.approx(result.accuracy)
 
 
 NORMED = """

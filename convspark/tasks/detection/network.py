@@ -4,6 +4,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,26 @@ _SIDE_STEP = 32  # the paper's
 _ANCHOR_OF_STRIDE = 8  # torchvision's: 32 pixels at stride 4
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What of a detector is fitted to the objects that it is trained on, and belongs to it as its weights do.
+
+    Attributes:
+        anchors: their sizes in pixels, of each level of the pyramid.
+        most: of the detections of a picture.
+    """
+
+    anchors: Sequence[Sequence[int]]
+    most: int
+
+    @classmethod
+    def of(cls, network: FasterRCNN) -> "Fitted":
+        anchors = network.rpn.anchor_generator
+        assert isinstance(anchors, AnchorGenerator)
+        heads: Any = network.roi_heads
+        return cls(anchors.sizes, heads.detections_per_img)
+
+
 def build_detector(
     backbone: nn.Module,
     scenes: Scenes,
@@ -62,32 +83,49 @@ def build_detector(
             the finest fit the smallest tenth of the boxes; and whether as many are found as a picture has.
     """
     pyramid = Pyramid(backbone, norm=True) if norm else Pyramid(backbone)
-    levels = len(pyramid.stages.strides) + 1
-    shrink = anchor_share(scenes, size, min(pyramid.stages.strides[0])) if fit_to_objects else 1.0
     strides = [min(stride) for stride in pyramid.stages.strides]
+    shrink = anchor_share(scenes, size, strides[0]) if fit_to_objects else 1.0
     sizes = tuple((max(4, round(_ANCHOR_OF_STRIDE * shrink * s)),) for s in [*strides, 2 * strides[-1]])
-    names = [str(i) for i in range(levels - 1)]
     most = max(len(scene.things) for scene in scenes.scenes) if fit_to_objects else 0
+    fitted = Fitted(sizes, max(100, round(1.2 * most)))
+    samples = 256 if fit_to_objects else 512
+    return assemble(pyramid, len(scenes.classes), fitted, size, mean, std, masks, short_sides, norm, samples)
+
+
+def assemble(
+    pyramid: Pyramid,
+    classes: int,
+    fitted: Fitted,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: bool,
+    short_sides: tuple[int, int] | None,
+    norm: bool,
+    samples: int = 512,
+) -> FasterRCNN:
+    """A detector on a pyramid, as `build_detector` describes it; `samples` of a picture are trained on."""
+    strides = [min(stride) for stride in pyramid.stages.strides]
+    names = [str(i) for i in range(len(strides))]
     options: dict[str, Any] = {
         "min_size": training_sides(size, short_sides),
         "max_size": round(5 / 3 * size),
         "image_mean": list(mean),
         "image_std": list(std),
-        "rpn_anchor_generator": _anchors(sizes),
+        "rpn_anchor_generator": _anchors(fitted.anchors),
         "box_roi_pool": _roi_pool(names, strides, 7),
-        "box_detections_per_img": max(100, round(1.2 * most)),
-        "box_batch_size_per_image": 256 if fit_to_objects else 512,
+        "box_detections_per_img": fitted.most,
+        "box_batch_size_per_image": samples,
     }
     if norm:
         width, layers, norms = pyramid.out_channels, [256] * 4, nn.BatchNorm2d  # as wide as torchvision's
         options["box_head"] = FastRCNNConvFCHead((width, 7, 7), layers, [1024], norm_layer=norms)
         if masks:
             options["mask_head"] = MaskRCNNHeads(width, layers, 1, norm_layer=norms)
-    classes = len(scenes.classes) + 1
     if masks:
-        network = MaskRCNN(pyramid, classes, mask_roi_pool=_roi_pool(names, strides, 14), **options)
+        network = MaskRCNN(pyramid, classes + 1, mask_roi_pool=_roi_pool(names, strides, 14), **options)
     else:
-        network = FasterRCNN(pyramid, classes, **options)
+        network = FasterRCNN(pyramid, classes + 1, **options)
     for part in (network.backbone, network.rpn.head, network.roi_heads.box_predictor):
         assert isinstance(part, nn.Module)
         part.register_forward_hook(_as_float32)
@@ -105,8 +143,8 @@ def training_sides(size: int, between: tuple[int, int] | None = None) -> tuple[i
     return (*(side for side in range(between[0], between[1] + 1, _SIDE_STEP) if side != size), size)
 
 
-def _anchors(sizes: Sequence[tuple[int, ...]]) -> AnchorGenerator:
-    return AnchorGenerator(tuple(sizes), ((0.5, 1.0, 2.0),) * len(sizes))
+def _anchors(sizes: Sequence[Sequence[int]]) -> AnchorGenerator:
+    return AnchorGenerator(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
 def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
@@ -283,9 +321,7 @@ class DetectModule(TrainingModule):
         return f"AP {100 * self.measured['val_ap']:.1f}, AP50 {100 * self.measured['val_ap50']:.1f}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        anchors = self.network.rpn.anchor_generator
-        assert isinstance(anchors, AnchorGenerator)
-        checkpoint["fitted"] = {"anchors": anchors.sizes, "most": self.network.roi_heads.detections_per_img}
+        checkpoint["fitted"] = asdict(Fitted.of(self.network))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What was fitted to the objects there were belongs to the network as its weights do."""

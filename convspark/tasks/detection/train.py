@@ -1,7 +1,7 @@
 """A detector's training: settings resolved, data read, network built; and how it is trained and measured."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ..task import Chosen, Task, adamw, one_by_one
 from .data import read_scenes
 from .network import (
     DetectModule,
+    Fitted,
     Kind,
     SceneImages,
     average_precision,
@@ -156,7 +157,7 @@ class Detection(Task[DetectSettings, DetectResult]):
         write_text(folder.path / "detections.json", json.dumps(detections, default=_as_text) + "\n")
         self.drawings.append(partial(draw_detections, self.val, detections, folder.pictures / "predictions.png"))
         with written_whole(folder.path / "detector.pth") as temporary:
-            torch.save({"model": trained.state_dict()}, temporary)
+            torch.save(self._as_file(trained), temporary)
         return DetectResult(
             folder=str(folder.path),
             task=s.task,
@@ -171,6 +172,21 @@ class Detection(Task[DetectSettings, DetectResult]):
             steps=self.numbers.steps,
             seconds=run.seconds,
         )
+
+    def _as_file(self, network: nn.Module) -> dict[str, Any]:
+        """The detector with all that it takes to build it again (`tasks/load.py`): weights and plain values."""
+        assert isinstance(network, FasterRCNN)
+        s = self.settings
+        return {
+            "model": network.state_dict(),
+            "network": self.origin.as_record(),
+            "classes": self.scenes.classes,
+            "fitted": asdict(Fitted.of(network)),
+            "size": s.size,
+            "short_sides": s.short_sides,
+            "masks": self.masks,
+            "norm": s.heads == "norm",
+        }
 
     def _detections(self, network: nn.Module) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -150,7 +150,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         picture = folder.pictures / "predictions.png"
         self.drawings.append(partial(draw_label_maps, drawn, classes, picture))
         with written_whole(folder.path / "segmenter.pth") as temporary:
-            torch.save({"model": trained.state_dict(), "classes": classes}, temporary)
+            record = self.origin.as_record()
+            torch.save({"model": trained.state_dict(), "network": record, "classes": classes}, temporary)
         scores = overlap(counts)
         return SegmentResult(
             folder=str(folder.path),

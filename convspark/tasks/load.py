@@ -1,0 +1,157 @@
+"""`load`: a detector or a segmenter that was trained here, to look at pictures with.
+
+A classifier's export is loaded by timm, and needs nothing of this.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import nn
+
+    from ..checkpoints.origin import Origin
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object in a picture.
+
+    Attributes:
+        name: of its class.
+        score: the detector's own belief, from 0 to 1; no probability.
+        box: left, top, right, bottom, in pixels of the picture as it is.
+        mask: (H, W) bool, where the detector makes masks.
+    """
+
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: "np.ndarray | None" = None
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Finds objects: `detector("picture.jpg")` is a list of `Seen`, the surest first.
+
+    Attributes:
+        network: torchvision's Faster or Mask R-CNN, in evaluation mode.
+        classes: names of what it finds.
+    """
+
+    network: "nn.Module"
+    classes: list[str]
+    channels: int
+
+    def __call__(self, picture: "str | os.PathLike[str] | Image.Image", least: float = 0.0) -> list[Seen]:
+        """The objects in a picture, a file or a Pillow image, whose score is `least` or more."""
+        import torch
+
+        from ..data import decode
+        from .detection.network import as_tensor
+
+        image = decode(picture) if isinstance(picture, str | os.PathLike) else picture
+        device = next(self.network.parameters()).device
+        with torch.no_grad():
+            found = self.network([as_tensor(image, self.channels).to(device)])[0]
+        masks = (found["masks"][:, 0] > 0.5).cpu().numpy() if "masks" in found else [None] * len(found["scores"])
+        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), masks, strict=True)
+        return [
+            Seen(self.classes[label - 1], score, tuple(box), mask) for label, score, box, mask in rows if score >= least
+        ]
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Names the class of every pixel: `segmenter("picture.jpg")` is (H, W) uint8, places in `classes`.
+
+    Attributes:
+        network: images (B, C, H, W) -> logits (B, classes, H, W), in evaluation mode.
+        classes: their names.
+        origin: how it takes images: `mean`, `std`, `pixels`.
+    """
+
+    network: "nn.Module"
+    classes: list[str]
+    origin: "Origin"
+
+    def __call__(self, picture: "str | os.PathLike[str] | Image.Image") -> "np.ndarray":
+        """The class of each pixel of a picture: a file, read as in training, or a Pillow image."""
+        from .segmentation.network import segment_picture
+
+        of = self.origin
+        image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else picture
+        return segment_picture(self.network, image, of.mean, of.std)  # pyright: ignore[reportArgumentType]
+
+
+def load(run: str, *, model: str | None = None, device: str = "auto") -> Detector | Segmenter:
+    """The detector or the segmenter that a run has trained.
+
+    Args:
+        run: folder of a run of `detect` or `segment` that is done, or its `detector.pth` or `segmenter.pth`, which
+            needs no other file.
+        model: `package.module:factory` of a backbone of your own, where it has another name by now.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UsageError: no such run or file, or a backbone of somebody's own code, which nobody has allowed.
+    """
+    from ..checkpoints.origin import Origin, trained_file
+    from ..checkpoints.weights import read_checkpoint
+    from ..runs.device import choose_device
+    from ..runs.folder import RunFolder
+
+    path = Path(run)
+    if path.is_dir():
+        folder = RunFolder.open(run)
+        if folder.kind not in ("detect", "segment"):
+            usual = f"timm.create_model('local-dir:{run}/export', pretrained=True)"
+            raise UsageError(f"run is {run!r}, of `convspark {folder.kind}`: its network is loaded by {usual}")
+        path = trained_file(folder)
+    if not path.is_file():
+        raise UsageError(f"run is {run!r}, and there is no {path}: give a run of detect or segment that is done")
+    content = read_checkpoint(path)
+    if not isinstance(content, Mapping) or not {"model", "network", "classes"} <= set(content):
+        raise UsageError(f"{path} does not say how its network is built: train it with this version of convspark")
+    origin = Origin.from_record(content["network"], str(path), model)
+    network = _detector(content, origin) if "fitted" in content else _segmenter(content, origin)
+    network.load_state_dict(content["model"])
+    network.to(choose_device(device)).eval()
+    classes = list(content["classes"])
+    return Detector(network, classes, origin.channels) if "fitted" in content else Segmenter(network, classes, origin)
+
+
+def _detector(content: Mapping[str, Any], origin: "Origin") -> "nn.Module":
+    from .detection import network as detection
+
+    norm = content["norm"]
+    return detection.assemble(
+        detection.Pyramid(_random(origin), norm=norm),
+        len(content["classes"]),
+        detection.Fitted(**content["fitted"]),
+        content["size"],
+        origin.mean,
+        origin.std,
+        content["masks"],
+        content["short_sides"],
+        norm,
+    )
+
+
+def _segmenter(content: Mapping[str, Any], origin: "Origin") -> "nn.Module":
+    from .segmentation.network import Segmenter as Network
+
+    return Network(_random(origin), len(content["classes"]))
+
+
+def _random(origin: "Origin") -> "nn.Module":
+    """The backbone without weights, which come with all others."""
+    from dataclasses import replace
+
+    return replace(origin, source=None).build()
