@@ -37,6 +37,8 @@ def choices_for(
         processes: that share each batch.
     """
     s = settings
+    if AUTO not in (s.model, s.size) and s.epochs is not None and s.batch_size is not None:
+        return Choices()
     size = None if s.size == AUTO else parse_size(s.size)
     seen = _USUAL
     if size is None or s.epochs is None:

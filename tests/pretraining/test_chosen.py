@@ -1,7 +1,9 @@
 """`pretrain PICTURES` and nothing else."""
 
 import csv
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,13 +166,11 @@ def test_what_is_known_of_machines_and_networks():
         assert choices._GMAC[name] == pytest.approx(gmac, rel=0.02)
 
 
-def test_a_pace_far_slower_than_guessed_is_told(fifty, short, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(pace, "_WATCHED_SECONDS", 0.0)
-    monkeypatch.setattr(pace, "NIGHT", 0.001)
-    quick = {"workers": 0, "device": "cpu", "precision": "fp32"}
-    pretrain(str(fifty), out=str(tmp_path / "run"), **quick)
-    assert "at this pace the run takes" in caplog.text and caplog.text.count("Ctrl-C") == 1
-    caplog.clear()
-    monkeypatch.setattr(pace, "NIGHT", 3600.0)
-    pretrain(str(fifty), out=str(tmp_path / "quick"), **quick)
-    assert "at this pace" not in caplog.text
+@pytest.mark.parametrize(("seconds", "is_told"), [(7000.0, True), (2000.0, False)])
+def test_a_pace_far_slower_than_guessed_is_told(fifty, short, tmp_path, monkeypatch, caplog, seconds, is_told):
+    """By a clock that says how long a step takes; a night has ten hours, the run twelve steps, in three epochs."""
+    clock = itertools.count(0.0, seconds)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    pretrain(str(fifty), out=str(tmp_path / "run"), workers=0, device="cpu", precision="fp32")
+    assert caplog.text.count("at this pace the run takes 23 h 20 min, not") == is_told
+    assert caplog.text.count("--epochs 1 would take about 10 h") == is_told
