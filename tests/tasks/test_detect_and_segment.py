@@ -155,7 +155,10 @@ def test_a_detector_learns(drawn, tmp_path, request, task, width, epochs):
     seen = detector(drawn / "val" / "0.png")
     for one, entry in zip(seen, first, strict=True):
         left, top, width, height = entry["bbox"]
-        assert (one.name, one.score) == (detector.classes[entry["category_id"] - 1], pytest.approx(entry["score"], abs=1e-5))
+        assert (one.name, one.score) == (
+            detector.classes[entry["category_id"] - 1],
+            pytest.approx(entry["score"], abs=1e-5),
+        )
         assert one.box == pytest.approx((left, top, left + width, top + height), abs=1e-3)
         assert (one.mask is None) == (task == "boxes")
         if one.mask is not None:
