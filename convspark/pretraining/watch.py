@@ -29,6 +29,7 @@ from .richness import dead_share, effective_rank, moments
 
 logger = logging.getLogger(__name__)
 
+_ENOUGH = 64  # pictures: of fewer the effective rank, which is no higher than their number, says little
 _MOST_TRAINED, _MOST_MEASURED = 1000, 500  # labelled pictures: more cost time, and tell little more
 _NEIGHBOURS = 10
 _LOOKS = 50
@@ -228,6 +229,8 @@ class Watch(Callback):
                 words.append(f"{title} {100 * found[name]:.1f} %{beside}")
         if "rank" in found:
             beside = f" (random weights {random['rank']:.1f})" if "rank" in random else ""
+            pictures = _ENOUGH if self._held_out is None else len(self._held_out.images)  # type: ignore[arg-type]
+            beside += f", of {pictures} pictures at most {pictures}" if pictures < _ENOUGH else ""
             words += [
                 f"effective rank {found['rank']:.1f}{beside}",
                 f"{100 * found['dead_channels']:.1f} % of channels dead",

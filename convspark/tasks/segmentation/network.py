@@ -121,6 +121,7 @@ class SegmentModule(TrainingModule):
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.network = network
+        self.counts: np.ndarray | None = None  # of the last measurement, see `pixel_counts`
         self._maps, self._mean, self._std = maps, mean, std
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
@@ -139,7 +140,8 @@ class SegmentModule(TrainingModule):
         return pixel_counts(self._maps.label_map(number), predicted, len(self._maps.classes))
 
     def summarise(self, found: list[np.ndarray]) -> dict[str, float]:
-        scores = overlap(sum(found, np.zeros((len(self._maps.classes),) * 2, dtype=np.int64)))
+        self.counts = sum(found, np.zeros((len(self._maps.classes),) * 2, dtype=np.int64))
+        scores = overlap(self.counts)
         return {f"val_{name}": scores[name] for name in ("iou", "dice", "accuracy")}
 
 

@@ -131,22 +131,26 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         def make() -> torch.optim.Optimizer:
             return adamw(pyramid_groups(network, network.pyramid, self.layer_decay, s.group_blocks))
 
-        module = SegmentModule(network, make, self.schedule, self.val, mean, std, s.seed)
+        self._module = SegmentModule(network, make, self.schedule, self.val, mean, std, s.seed)
         dataset = MapImages(self.maps, s.size, mean, std, s.seed)
-        self._best = self.fit(run, module, dataset, one_by_one(len(self.val), run.here))
+        self._best = self.fit(run, self._module, dataset, one_by_one(len(self.val), run.here))
 
     def measured(self, run: Run[SegmentSettings]) -> SegmentResult:
         folder, mean, std = run.folder, self.origin.mean, self.origin.std
         trained = self.network.to(self.device).eval()
         classes = self.maps.classes
-        counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        # What was measured after the last epoch is there already, unless the run goes on after it.
+        counts = self._module.counts if self._module.measured else None
+        again = counts is None
+        counts = np.zeros((len(classes), len(classes)), dtype=np.int64) if counts is None else counts
         drawn, to_draw = [], places_to_draw(len(self.val))
-        for i, path in enumerate(self.val.pictures):
+        for i in range(len(self.val)) if again else sorted(to_draw):
             truth, read = self.val.label_map(i), self.val.source.read(i)
             found = segment_picture(trained, read, mean, std)
-            counts += pixel_counts(truth, found, len(classes))
+            if again:
+                counts += pixel_counts(truth, found, len(classes))
             if i in to_draw:
-                drawn.append((base_name(path), read, truth, found))
+                drawn.append((base_name(self.val.pictures[i]), read, truth, found))
         picture = folder.pictures / "predictions.png"
         self.drawings.append(partial(draw_label_maps, drawn, classes, picture))
         with written_whole(folder.path / "segmenter.pth") as temporary:
