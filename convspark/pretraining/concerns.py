@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 
 Columns = Mapping[str, Sequence[float]]
 """Column of `metrics.csv` -> its values, epoch by epoch; nan where nothing was measured."""
@@ -74,11 +75,14 @@ def _rising(values: Columns, epochs: int) -> str | None:
     rows = zip(values["epoch"], values.get("held_out_loss", ()), values["train_loss"], strict=False)
     rows = [(epoch, held_out, train) for epoch, held_out, train in rows if math.isfinite(held_out)]
     window = max(3, epochs // 10)
-    if len(rows) <= window:
+    if len(rows) < 2 * window:
         return None
+    # Medians of as many epochs: that of a single epoch is partly luck, where few pictures are held out.
+    held_out = [row[1] for row in rows]
+    medians = [median(held_out[end - window : end]) for end in range(window, len(rows) + 1)]
     epoch, best, train = min(rows, key=lambda row: row[1])
-    late = [held_out for _, held_out, _ in rows[-window:]]
-    if min(late) < (1 + _RISEN) * best or rows[-1][2] > train:
+    late = held_out[-window:]
+    if medians[-1] < (1 + _RISEN) * min(medians) or min(late) < (1 + _RISEN) * best or rows[-1][2] > train:
         return None
     return (
         f"the held-out loss rises while the training loss falls: {best:.4f} in epoch {epoch:.0f}, {late[-1]:.4f} now: "
