@@ -142,7 +142,8 @@ def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
         else:
             tuned = convspark.finetune(weights, str(budget.data), out=str(fine), **settings)
         line = budget.key(arm.name, seed, fraction) | {
-            "settings": {k: v for k, v in (budget.pretrain | arm.settings).items()},
+            # The pictures of an arm are told by its name; where they lie is of this machine alone.
+            "settings": {k: v for k, v in (budget.pretrain | arm.settings).items() if k != "images"},
             "labels": tuned.trained_on,
             "split": tuned.split,
             "top1": tuned.top1 if tuned.split == "test" else tuned.last["top1"],
