@@ -234,6 +234,13 @@ def vit(size: int = 128) -> nn.Module:
     return network
 
 
+def __getattr__(name: str) -> Callable[[], nn.Module]:
+    """`vit_96` makes that transformer for images of 96 pixels: a network is named without arguments."""
+    if not name.startswith("vit_") or not name.removeprefix("vit_").isdigit():
+        raise AttributeError(name)
+    return partial(vit, int(name.removeprefix("vit_")))
+
+
 def _follow(slow: nn.Module, fast: nn.Module, share: float) -> None:
     with torch.no_grad():
         for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
@@ -270,7 +277,8 @@ def _forever(batches: DataLoader) -> Iterator[list[Tensor]]:
 
 def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, folder: Path) -> tuple[str, dict]:
     """Train a rival; WEIGHTS of its network for `convspark finetune`, and settings that it needs."""
-    file, model = folder / "weights.safetensors", "benchmarks.rivals:vit" if METHODS[name] is MAE else budget.model
+    file = folder / "weights.safetensors"
+    model = f"benchmarks.rivals:vit_{budget.size}" if METHODS[name] is MAE else budget.model
     settings = {"model": model}
     if file.is_file():
         return str(file), settings
