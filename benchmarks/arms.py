@@ -130,7 +130,9 @@ def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
         weights, own = arm.otherwise(budget, seed, folder / "pretrained")
         tune = tune | own
     elif arm.name != RANDOM:
-        pretrained = {"loss": _pretrained(budget, arm, seed, folder / "pretrained")}
+        loss = _pretrained(budget, arm, seed, folder / "pretrained")
+        pictures = (folder / "pretrained" / "train_files.txt").read_text().count("\n")
+        pretrained = {"loss": loss, "pretrained_on": pictures}
         weights = str(folder / "pretrained" / "export")
     pretrained["pretrain_seconds"] = round(time.perf_counter() - began)
     for fraction in missing:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 
 from convspark.data import list_pictures
@@ -73,7 +74,8 @@ def report() -> str:
         for arm in dict.fromkeys(line["arm"] for line in of if line["arm"] != RANDOM):
             gain = compared(of, arm, RANDOM)
             if gain is not None:
-                points.append(common | {"arm": arm, "gain": gain})
+                pictures = next(line["pretrained_on"] for line in of if line["arm"] == arm)
+                points.append(common | {"arm": arm, "gain": gain, "pictures": pictures})
     head = "| data | network | parameters | pictures | epochs | seeds | gain over random weights | 95 % interval |"
     shown += [head, "|---|---|---|---|---|---|---|---|"]
     for point in points:
@@ -81,8 +83,8 @@ def report() -> str:
         spread = "" if gain.deviation is None else f" ± {gain.deviation:.1f}"
         interval = "" if gain.low is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
         shown.append(
-            f"| {point['data']} | {point['model']} | {millions:.1f} M | {point['arm']} | {point['pretrain_epochs']} | "
-            f"{len(gain.points)} | {gain.mean:+.1f}{spread} | {interval} |"
+            f"| {point['data']} | {point['model']} | {millions:.1f} M | {point['pictures']:,} | "
+            f"{point['pretrain_epochs']} | {len(gain.points)} | {gain.mean:+.1f}{spread} | {interval} |"
         )
     if points:
         plot(points)
@@ -93,14 +95,15 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
     """Gain against parameters, epochs and pictures, where at least two points differ in that alone."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), sharey=True, layout="constrained")
     whole = [p for p in points if p["arm"] == ALL]
     panels = [
         ("parameters (millions)", whole, lambda p: _millions(p["model"]), ("data", "pretrain_epochs")),
         ("epochs of pre-training", whole, lambda p: p["pretrain_epochs"], ("data", "model")),
-        ("pictures", points, lambda p: _pictures(p["arm"]), ("data", "model", "pretrain_epochs")),
+        ("pictures", points, lambda p: p["pictures"], ("data", "model", "pretrain_epochs")),
     ]
-    for axis, (label, of, place, same) in zip(axes, panels, strict=True):
+    panels = [panel for panel in panels if len({panel[2](p) for p in panel[1]}) > 1]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, layout="constrained")
+    for axis, (label, of, place, same) in zip(np.atleast_1d(axes), panels, strict=True):
         for key in sorted({tuple(p[k] for k in same) for p in of}, key=str):
             line = sorted((p for p in of if tuple(p[k] for k in same) == key and place(p)), key=place)
             if len({place(p) for p in line}) > 1:
@@ -109,10 +112,13 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
                 axis.errorbar(list(map(place, line)), [g.mean for g in gains], errors, marker="o", capsize=3)
                 axis.lines[-1].set_label(", ".join(map(str, key)))
         axis.set(xlabel=label, xscale="log")
+        places = sorted({place(p) for p in of})
+        axis.set_xticks(places, [f"{each:.3g}" if each < 1000 else f"{each:,}" for each in places])
+        axis.minorticks_off()
         axis.axhline(0, color="grey", linewidth=0.8)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    axes[0].set_ylabel("gain over random weights, points")
+    np.atleast_1d(axes)[0].set_ylabel("gain over random weights, points")
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PLOT, dpi=110)
     plt.close(figure)
@@ -120,10 +126,6 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
 
 def _millions(model: str) -> float:
     return sum(p.numel() for p in timm.create_model(model, num_classes=0).parameters()) / 1e6
-
-
-def _pictures(arm: str) -> int | None:
-    return int(arm.split()[0]) if arm != ALL else None
 
 
 if __name__ == "__main__":
