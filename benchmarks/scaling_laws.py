@@ -102,6 +102,8 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
         ("pictures", points, lambda p: p["pictures"], ("data", "model", "pretrain_epochs")),
     ]
     panels = [panel for panel in panels if len({panel[2](p) for p in panel[1]}) > 1]
+    if not panels:
+        return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, layout="constrained")
     for axis, (label, of, place, same) in zip(np.atleast_1d(axes), panels, strict=True):
         for key in sorted({tuple(p[k] for k in same) for p in of}, key=str):

@@ -5,7 +5,7 @@ A classifier's export is loaded by timm, and needs nothing of this.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +51,12 @@ class Detector:
 
     def __call__(self, picture: "str | os.PathLike[str] | Image.Image", least: float = 0.0) -> list[Seen]:
         """The objects in a picture, a file or a Pillow image, whose score is `least` or more."""
-        import torch
-
         from ..data import decode
-        from .detection.network import as_tensor
+        from .detection.network import binary, look_at
 
         image = decode(picture) if isinstance(picture, str | os.PathLike) else picture
-        device = next(self.network.parameters()).device
-        with torch.no_grad():
-            found = self.network([as_tensor(image, self.channels).to(device)])[0]
-        masks = (found["masks"][:, 0] > 0.5).cpu().numpy() if "masks" in found else [None] * len(found["scores"])
+        found = look_at(self.network, image, self.channels)
+        masks = binary(found["masks"]) if "masks" in found else [None] * len(found["scores"])
         rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), masks, strict=True)
         return [
             Seen(self.classes[label - 1], score, tuple(box), mask) for label, score, box, mask in rows if score >= least
@@ -120,19 +116,20 @@ def load(run: str, *, model: str | None = None, device: str = "auto") -> Detecto
     if not isinstance(content, Mapping) or not {"model", "network", "classes"} <= set(content):
         raise UsageError(f"{path} does not say how its network is built: train it with this version of convspark")
     origin = Origin.from_record(content["network"], str(path), model)
-    network = _detector(content, origin) if "fitted" in content else _segmenter(content, origin)
+    classes, detects = list(content["classes"]), "fitted" in content
+    backbone = replace(origin, source=None).build()  # without weights, which come with all others
+    network = _detector(content, backbone, origin) if detects else _segmenter(backbone, len(classes))
     network.load_state_dict(content["model"])
     network.to(choose_device(device)).eval()
-    classes = list(content["classes"])
-    return Detector(network, classes, origin.channels) if "fitted" in content else Segmenter(network, classes, origin)
+    return Detector(network, classes, origin.channels) if detects else Segmenter(network, classes, origin)
 
 
-def _detector(content: Mapping[str, Any], origin: "Origin") -> "nn.Module":
+def _detector(content: Mapping[str, Any], backbone: "nn.Module", origin: "Origin") -> "nn.Module":
     from .detection import network as detection
 
     norm = content["norm"]
     return detection.assemble(
-        detection.Pyramid(_random(origin), norm=norm),
+        detection.Pyramid(backbone, norm=norm),
         len(content["classes"]),
         detection.Fitted(**content["fitted"]),
         content["size"],
@@ -144,14 +141,7 @@ def _detector(content: Mapping[str, Any], origin: "Origin") -> "nn.Module":
     )
 
 
-def _segmenter(content: Mapping[str, Any], origin: "Origin") -> "nn.Module":
+def _segmenter(backbone: "nn.Module", classes: int) -> "nn.Module":
     from .segmentation.network import Segmenter as Network
 
-    return Network(_random(origin), len(content["classes"]))
-
-
-def _random(origin: "Origin") -> "nn.Module":
-    """The backbone without weights, which come with all others."""
-    from dataclasses import replace
-
-    return replace(origin, source=None).build()
+    return Network(backbone, classes)

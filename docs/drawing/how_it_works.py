@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from convspark import PatchGrid, scatter
 from convspark.checkpoints.whole import load_whole
@@ -28,7 +29,7 @@ def main(run: str) -> None:
     model = whole.model.eval()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (whole.mean, whole.std))
     picture = dict(demo_photographs())[PHOTOGRAPH].convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    pixels = torch.tensor(list(picture.tobytes()), dtype=torch.float32).view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
+    pixels = to_tensor(picture)
     images = ((pixels - mean) / std)[None]
     shape = model.grid_shape((SIDE, SIDE))
     grid = PatchGrid.random(1, shape, model.mask_ratio, generator=torch.Generator().manual_seed(SEED))

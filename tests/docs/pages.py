@@ -44,6 +44,11 @@ def blocks(page: Path) -> list[Block]:
     return [Block(m["language"], m["text"], m["needs"]) for m in _FENCE.finditer(page.read_text())]
 
 
+def python_of(page: Path) -> list[str]:
+    """The blocks of Python of a page, in order."""
+    return [block.text for block in blocks(page) if block.language == "python"]
+
+
 def convspark_commands(page: Path) -> Iterator[list[str]]:
     """The words after `convspark` of each command of a page, whether a test can run it or not."""
     for block in blocks(page):
@@ -69,6 +74,17 @@ def run_page(page: Path, folder: Path, more: Mapping[str, Sequence[str]]) -> Non
                 assert program == "convspark", f"{page.name}: only convspark is run, not {program}: mark what it needs"
                 added = [] if {"--resume", "--dry-run"} & {*arguments} else more.get(arguments[0], [])
                 assert main([*arguments, *added]) == 0, f"{page.name}: convspark {' '.join(arguments)}"
+
+
+@contextlib.contextmanager
+def meanings_forgotten() -> Iterator[None]:
+    """What pages teach the engine within it is forgotten afterwards."""
+    from convspark.sparse.registry import MEANINGS
+
+    known = dict(MEANINGS)
+    yield
+    MEANINGS.clear()
+    MEANINGS.update(known)
 
 
 @contextlib.contextmanager

@@ -1,30 +1,24 @@
 """The examples of the README and the pages under docs/ run as they are printed."""
 
 import re
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from pages import ROOT, meanings_forgotten, python_of
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_example_of_the_readme():
     names = {}
-    exec(next(block for block in blocks(ROOT / "README.md") if "SparK(" in block), names)
+    exec(next(block for block in python_of(ROOT / "README.md") if "SparK(" in block), names)
     assert names["patches"].shape == (40, 3, 32, 32) and names["features"].shape == (2, 768, 7, 7)
     assert torch.isfinite(names["out"].loss) and names["model"].backbone is names["backbone"]
 
 
 def test_examples_of_networks(capsys):
     names = {}
-    for block in blocks(ROOT / "docs" / "networks.md"):
+    for block in python_of(ROOT / "docs" / "networks.md"):
         if "torch.compile" not in block:
             exec(block, names)
     assert "exact on visible patches" in capsys.readouterr().out
@@ -34,7 +28,7 @@ def test_examples_of_networks(capsys):
 def test_example_of_figures(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (80, 80), "teal").save(tmp_path / "PICTURE.jpg")
     monkeypatch.chdir(tmp_path)
-    exec(*blocks(ROOT / "docs" / "figures.md"), {})
+    exec(*python_of(ROOT / "docs" / "figures.md"), {})
     told = capsys.readouterr().out
     for name in ("mask-pattern", "features"):
         assert name in told and (tmp_path / "figures" / f"{name}.pdf").is_file()
@@ -43,7 +37,7 @@ def test_example_of_figures(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_compiled_example_of_networks():
     names = {"timm": timm}
-    exec(next(block for block in blocks(ROOT / "docs" / "networks.md") if "torch.compile" in block), names)
+    exec(next(block for block in python_of(ROOT / "docs" / "networks.md") if "torch.compile" in block), names)
     behind = {f"backbone.{name}" for name in names["model"].untrained}
     assert all(p.grad is not None for name, p in names["model"].named_parameters() if name not in behind)
 
@@ -51,12 +45,8 @@ def test_the_compiled_example_of_networks():
 @pytest.fixture
 def taught():
     """Runs an example of docs/meanings.md; what it taught is forgotten afterwards."""
-    from convspark.sparse.registry import MEANINGS
-
-    known = dict(MEANINGS)
-    yield lambda number: exec(blocks(ROOT / "docs" / "meanings.md")[number], {})
-    MEANINGS.clear()
-    MEANINGS.update(known)
+    with meanings_forgotten():
+        yield lambda number: exec(python_of(ROOT / "docs" / "meanings.md")[number], {})
 
 
 def patches_and_images():
@@ -119,7 +109,7 @@ def test_the_page_of_recipes_tells_what_the_recipes_do():
 
     page, known = ROOT / "docs" / "recipes.md", all_recipes()
     names = {}
-    exec(blocks(page)[0], names)
+    exec(python_of(page)[0], names)
     assert names["settings"]["epochs"] == 800
     text = page.read_text()
     assert all(name in text for name in known)
@@ -133,7 +123,7 @@ def test_the_page_of_recipes_tells_what_the_recipes_do():
 def test_the_masks_of_ablation(tmp_path, monkeypatch):
     from convspark.model.masks import masks_named
 
-    (tmp_path / "masks_of_the_page.py").write_text(blocks(ROOT / "docs" / "ablation.md")[0])
+    (tmp_path / "masks_of_the_page.py").write_text(python_of(ROOT / "docs" / "ablation.md")[0])
     monkeypatch.chdir(tmp_path)
     grid = masks_named("masks_of_the_page:columns")(500, (4, 5), 0.9, torch.Generator().manual_seed(0))
     seen = grid.visible

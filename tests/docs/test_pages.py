@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from labelled_pictures import write_pictures
-from pages import PAGES, blocks, convspark_commands, importable, run_page
+from pages import PAGES, blocks, convspark_commands, importable, meanings_forgotten, run_page
 from PIL import Image, ImageDraw
 
 from convspark.cli import arguments
@@ -142,15 +142,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def at_work(workshop: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the workshop for one page, whose meanings are forgotten afterwards."""
-    from convspark.sparse.registry import MEANINGS
-
-    known = dict(MEANINGS)
     folder = tmp_path / "workshop"
     shutil.copytree(workshop, folder, symlinks=True)
-    with importable(folder):
+    with importable(folder), meanings_forgotten():
         yield folder
-    MEANINGS.clear()
-    MEANINGS.update(known)
 
 
 RUN_HERE = [

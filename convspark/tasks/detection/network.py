@@ -340,16 +340,26 @@ class DetectModule(TrainingModule):
         return {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
 
 
+def look_at(network: nn.Module, picture: Image.Image, channels: int) -> dict[str, Tensor]:
+    """torchvision's boxes, labels, scores and, where there are some, masks of what a detector sees in one picture."""
+    device = next(network.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return network([as_tensor(picture, channels).to(device)])[0]
+
+
+def binary(masks: Tensor) -> np.ndarray:
+    """(N, 1, H, W) shares of belief -> (N, H, W) bool."""
+    return (masks[:, 0] > 0.5).cpu().numpy()
+
+
 def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int) -> list[dict[str, Any]]:
     """What a detector finds in one picture, as COCO's result entries."""
     from faster_coco_eval.core import mask as coding
 
     from ...data import decode
 
-    device = next(network.parameters()).device
-    image = as_tensor(decode(scene.path), channels).to(device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        found = network([image])[0]
+    found = look_at(network, decode(scene.path), channels)
+    masks = binary(found["masks"]) if "masks" in found else None
     entries: list[dict[str, Any]] = []
     for i, (box, label, score) in enumerate(
         zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
@@ -361,9 +371,8 @@ def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int
             "bbox": [left, top, right - left, bottom - top],
             "score": score,
         }
-        if "masks" in found:
-            mask = (found["masks"][i, 0] > 0.5).cpu().numpy().astype(np.uint8)
-            entry["segmentation"] = coding.encode(np.asfortranarray(mask))
+        if masks is not None:
+            entry["segmentation"] = coding.encode(np.asfortranarray(masks[i], dtype=np.uint8))
         entries.append(entry)
     return entries
 
