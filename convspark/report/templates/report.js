@@ -38,6 +38,7 @@
       this.cursor = null;
       this.all();
       this.listen();
+      this.draw(); // at once: what prints or stores the page need not wait until its size is observed
       new ResizeObserver(() => this.draw()).observe(this.plot);
     }
 
