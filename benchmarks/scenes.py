@@ -5,14 +5,15 @@
     python -m benchmarks.scenes masks   ...   # instances, by a Mask R-CNN
     python -m benchmarks.scenes classes ...   # a class at every pixel
 
-Pre-training runs once, on the training pictures alone, without their annotations; then the same training starts from
-those weights and from random ones, with the same seeds. Each cell is a line of benchmarks/results/scenes.jsonl; those
-that are there already are not run again. `--table` only prints.
+Pre-training runs once, on `--pool`, or on the training pictures alone, without their annotations; then the same
+training starts from those weights and from random ones, with the same seeds. Each cell is a line of
+benchmarks/results/scenes.jsonl; those that are there already are not run again. `--table` only prints.
 """
 
 import argparse
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="COCO file")
     parser.add_argument("--val", type=Path, required=True, help="COCO file")
     parser.add_argument("--out", type=Path, required=True, help="where the run folders go")
+    parser.add_argument("--annotated", type=int, help="train on so many pictures, drawn by the seed; by default all")
+    parser.add_argument("--pool", type=Path, help="pre-train on this folder instead of on the training pictures")
     parser.add_argument("--record", type=Path, default=records.RESULTS / "scenes.jsonl")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="resnet18")
@@ -58,6 +61,8 @@ def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
     how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
     precision = {} if asked.precision == "auto" else {"precision": asked.precision}  # older lines do not tell it
     shared = {n: getattr(asked, n) for n in names} | precision
+    shared |= {} if asked.annotated is None else {"annotated": asked.annotated}
+    how |= {} if asked.pool is None else {"pool": asked.pool.name}
     return shared | ({"arm": start(asked, arm)} | how if arm == "pre-trained" else {"arm": arm})
 
 
@@ -78,12 +83,14 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
     weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
     told = start(asked, arm).replace(", layer decay ", "-decay-")
     told += "" if asked.learning_rate is None else f"-rate-{asked.learning_rate:g}"
+    told += "" if asked.annotated is None else f"-of-{asked.annotated}"
+    told += f"-{asked.pool.name}" if asked.pool is not None and arm == "pre-trained" else ""
     out = asked.out / f"{asked.name}-{asked.task}-{told}-{seed}"
     shared = {name: getattr(asked, name) for name in ("size", "epochs", "precision", "learning_rate")}
     shared |= {"seed": seed, "out": str(out)}
     shared["layer_decay"] = asked.layer_decay if arm == "pre-trained" else None
     pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
-    train, val = str(asked.train), str(asked.val)
+    train, val = str(annotations(asked, seed)), str(asked.val)
     if asked.task == "classes":
         command = convspark.segment
         data = {"images": pictures, "masks": train, "val_images": val_pictures, "val_masks": val}
@@ -96,24 +103,45 @@ def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
     records.append(asked.record, line | {name: getattr(found, name) for name in MEASURES[asked.task]})
 
 
+def annotations(asked: argparse.Namespace, seed: int) -> Path:
+    """The COCO file to train on: the one given, or one of some of its pictures, the same for each start."""
+    if asked.annotated is None:
+        return asked.train
+    whole = json.loads(asked.train.read_text(encoding="utf-8"))
+    images = random.Random(seed).sample(sorted(whole["images"], key=lambda image: image["id"]), asked.annotated)
+    chosen = {image["id"] for image in images}
+    objects = [thing for thing in whole["annotations"] if thing["image_id"] in chosen]
+    part = asked.out / f"{asked.name}-train-{asked.annotated}-{seed}.json"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(json.dumps(whole | {"images": images, "annotations": objects}), encoding="utf-8")
+    return part
+
+
 def pretrained(asked: argparse.Namespace) -> str:
     """The run folder of the pre-training, which is done if it has not been."""
     import convspark
 
-    place = asked.out / f"{asked.name}-pretrained-{asked.pretrain_size}-{asked.pretrain_epochs}"
+    of = asked.name if asked.pool is None else asked.pool.name
+    place = asked.out / f"{of}-pretrained-{asked.pretrain_size}-{asked.pretrain_epochs}"
     if (place / "export" / "model.safetensors").is_file():
         return str(place)
     if (place / "config.yaml").is_file():
         return convspark.pretrain(resume=str(place)).folder
-    pictures = asked.out / f"{asked.name}-pictures"  # those of the training annotations, and no others
+    pictures = asked.pool or training_pictures(asked)
+    settings = {"model": asked.model, "size": asked.pretrain_size, "epochs": asked.pretrain_epochs}
+    convspark.pretrain(str(pictures), out=str(place), decoder=asked.decoder, picture_epochs=0, **settings)
+    return str(place)
+
+
+def training_pictures(asked: argparse.Namespace) -> Path:
+    """A folder of links to the pictures of the training annotations, and to no others."""
+    pictures = asked.out / f"{asked.name}-pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for image in json.loads(asked.train.read_text(encoding="utf-8"))["images"]:
         link = pictures / Path(image["file_name"]).name
         if not link.exists():
             os.symlink((asked.pictures / image["file_name"]).resolve(), link)
-    settings = {"model": asked.model, "size": asked.pretrain_size, "epochs": asked.pretrain_epochs}
-    convspark.pretrain(str(pictures), out=str(place), decoder=asked.decoder, picture_epochs=0, **settings)
-    return str(place)
+    return pictures
 
 
 def table(asked: argparse.Namespace) -> str:
