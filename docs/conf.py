@@ -30,5 +30,6 @@ html_theme = "furo"
 html_title = "convspark"
 html_static_path = ["site/static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
