@@ -396,15 +396,22 @@ def end_workers(*loaders: Any) -> None:
     Python ends what is left at its exit by a signal, which they do not heed, and then waits for them for ever.
     """
     for loader in loaders:
-        iterator = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            with suppress(RuntimeError):  # of torch, where one is found to have crashed only now
-                iterator._shutdown_workers()
-            for process in iterator._workers:
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-            loader._iterator = None
+        try:
+            _end_workers_of(loader)
+        except RuntimeError:  # of torch, whose handler of the signal that a process has crashed raises once, at any moment
+            _end_workers_of(loader)
+
+
+def _end_workers_of(loader: Any) -> None:
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        with suppress(RuntimeError):  # the same; what follows does not rely on it
+            iterator._shutdown_workers()
+        for process in iterator._workers:
+            if process.is_alive():
+                process.kill()
+                process.join()
+        loader._iterator = None
 
 
 def train_dataset(

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from convspark.errors import ConvsparkError
+from convspark.runs import loading
 from convspark.runs.loading import MeasuringLoader, end_workers, workers_explained
 
 NO_ROOM = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
@@ -80,6 +81,21 @@ def test_what_to_do_about_processes_that_load_is_said(failure, words, monkeypatc
     finally:
         end_workers(loader)
     assert not multiprocessing.active_children()
+
+
+def test_processes_are_ended_though_torch_raises_of_a_crash_meanwhile(monkeypatch):
+    """Its handler of the signal may do so at any moment, once."""
+
+    def raise_once(loader):
+        monkeypatch.undo()
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 1")
+
+    loader = MeasuringLoader(Failing(RuntimeError("unused")), 1, 2)
+    next(iter(loader))
+    assert multiprocessing.active_children()
+    monkeypatch.setattr(loading, "_end_workers_of", raise_once)
+    end_workers(loader)
+    assert not multiprocessing.active_children() and loader._iterator is None
 
 
 def test_a_process_that_ends_while_it_hands_over_has_crashed(tmp_path):
