@@ -398,7 +398,7 @@ def end_workers(*loaders: Any) -> None:
     for loader in loaders:
         try:
             _end_workers_of(loader)
-        except RuntimeError:  # of torch, whose handler of the signal that a process has crashed raises once, at any moment
+        except RuntimeError:  # of torch, whose handler of a signal says once, at any moment, that one has crashed
             _end_workers_of(loader)
 
 
