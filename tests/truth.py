@@ -1,8 +1,8 @@
 """The three senses in which a network is exact, each against an independent truth."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,32 +58,51 @@ def _assert_equal_dense(network, images, everything, run):
 
 
 def _assert_equal_oracle(network, images, visible, run):
-    ours, theirs = copy.deepcopy(network), copy.deepcopy(network)
-    found = [scatter(f) for f in _seeded(run, ours, gather(images, PatchGrid(visible)))]
     oracle = MaskAndMultiply(visible)
-    truth = oracle(lambda x: _seeded(run, theirs, x), images)
+
+    def masked_and_multiplied(images):
+        return oracle(lambda x: _seeded(run, network, x), images)
+
+    truth = _step(network, masked_and_multiplied, images)
     assert not oracle.unknown, f"no oracle of {oracle.unknown}"
-    weights = [torch.randn_like(f) for f in truth]
-    for maps in (found, truth):
-        sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
-    for expected, got in zip(truth, found, strict=True):
+    ours = _step(network, lambda x: [scatter(f) for f in _seeded(run, network, gather(x, PatchGrid(visible)))], images)
+    for expected, got in zip(truth.maps, ours.maps, strict=True):
         assert relative(expected, got) < TOLERANCE, "differs from the oracle"
+    noisy_images = images * (1 + 1e-15 * torch.randn_like(images))
     _assert_equal_gradients(
-        network,
-        ours,
-        theirs,
-        lambda net, x: MaskAndMultiply(visible)(lambda x: _seeded(run, net, x), x),
-        images,
-        weights,
+        truth.gradients, ours.gradients, lambda: _step(network, masked_and_multiplied, noisy_images).gradients
     )
-    for (name, ours_b), theirs_b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
-        if ours_b.is_floating_point():
-            assert relative(theirs_b, ours_b) < TOLERANCE, f"buffer {name}"
+    for name, expected in truth.buffers.items():
+        if expected.is_floating_point():
+            assert relative(expected, ours.buffers[name]) < TOLERANCE, f"buffer {name}"
 
 
-def _assert_equal_gradients(network, ours, theirs, oracle, images, weights):
+@dataclass(frozen=True)
+class _Step:
+    """What one step of training computes."""
+
+    maps: list[Tensor]
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def _step(network: nn.Module, run: Callable[[Tensor], list[Tensor]], images: Tensor) -> _Step:
+    """A step that changes nothing: cheaper than a step of a copy."""
+    before = [buffer.clone() for buffer in network.buffers()]
+    maps = run(images)
+    generator = torch.Generator().manual_seed(2)
+    sum((f * torch.randn(f.shape, generator=generator, dtype=f.dtype)).sum() for f in maps).backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in network.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.zero_grad()
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
+    return _Step([f.detach() for f in maps], gradients, buffers)
+
+
+def _assert_equal_gradients(expected, found, reaction_to_roundings):
     """Relative to each gradient itself; of a network that amplifies roundings, to what they do to the truth."""
-    expected, found = _gradients(theirs), _gradients(ours)
     largest = max((g.abs().max() for g in expected.values()), default=torch.tensor(1.0))
     # A bias in front of a norm has gradient 0 up to rounding: nothing to be relative to but the other gradients.
     floor = 1e-6 * largest
@@ -91,18 +110,12 @@ def _assert_equal_gradients(network, ours, theirs, oracle, images, weights):
     off = {name: float((g - found[name]).abs().max() / scale[name]) for name, g in expected.items()}
     if max(off.values(), default=0) <= TOLERANCE:
         return
-    noisy = copy.deepcopy(network)
-    maps = oracle(noisy, images * (1 + 1e-15 * torch.randn_like(images)))
-    sum((f * w).sum() for f, w in zip(maps, weights, strict=True)).backward()
-    reaction = max(float((g - expected[name]).abs().max() / scale[name]) for name, g in _gradients(noisy).items())
+    noisy = reaction_to_roundings()
+    reaction = max(float((g - expected[name]).abs().max() / scale[name]) for name, g in noisy.items())
     for name, by in off.items():
         assert by <= max(TOLERANCE, min(1e3 * reaction, 1e-4)), (
             f"gradient of {name}: {by:.1e}; roundings alone {reaction:.1e}"
         )
-
-
-def _gradients(network):
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in network.named_parameters()}
 
 
 def _assert_no_leak(network, images, visible, run):
