@@ -97,7 +97,7 @@ class Table:
 
     @cached_property
     def _features(self) -> dict[str, Any]:
-        """What Hugging Face's `datasets` noted of each column, in the table or beside it."""
+        """What Hugging Face's `datasets` says of each column, in the table or beside it."""
         noted = (self._schema.metadata or {}).get(b"huggingface")
         try:
             if noted is not None:
@@ -106,7 +106,7 @@ class Table:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    # What the two kinds of tables have each in its own way.
+    # What each kind of table has in its own way.
 
     @property
     def _schema(self) -> Any:
@@ -178,7 +178,7 @@ def is_saved_dataset(folder: str) -> bool:
 
 
 def saved_split(folder: str) -> str | None:
-    """The folder of the split to train on, of a folder that `DatasetDict.save_to_disk` wrote; None of another one.
+    """The folder of the split to train on, of a folder that `DatasetDict.save_to_disk` wrote; None for another one.
 
     Raises:
         DataError: it has no split named train, and several others.
@@ -194,8 +194,8 @@ def saved_split(folder: str) -> str | None:
 
 
 def column_of(dataset: Any) -> str | None:
-    """The column of pictures of a `datasets.Dataset` as it was loaded; None of one that makes its items otherwise, and
-    of all else.
+    """The column of pictures of a `datasets.Dataset` as it was loaded; None where it makes its items in another way,
+    and for any other object.
     """
     if not type(dataset).__module__.startswith("datasets.") or not hasattr(dataset, "cast_column"):
         return None
