@@ -23,7 +23,7 @@ DISK_ERRORS = frozenset(
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENODEV ENXIO ENOTCONN ESHUTDOWN ENOENT".split()
     if hasattr(errno, name)
 )
-"""Of a disk that is full, may not be written, fails, or is gone."""
+"""Error numbers of a disk that is full, may not be written, fails, or is gone."""
 
 
 @contextmanager

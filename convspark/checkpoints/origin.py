@@ -59,7 +59,7 @@ class Origin:
         return self.source is None
 
     def as_record(self) -> dict[str, Any]:
-        """What is kept of it beside weights that were trained on: plain values, for `from_record`."""
+        """Plain values, kept beside weights that were trained further, for `from_record`."""
         return {
             "model": self.model,
             "model_args": dict(self.model_args),
@@ -115,7 +115,7 @@ class Origin:
         return network
 
     def warning(self) -> str | None:
-        """What to warn of beside the result of these weights: that much of the network stays random; else None."""
+        """A warning beside the results of these weights, if much of the network stays random; else None."""
         if self.source is None:
             return None
         network = find_network(self.model, self.channels, 0.0, self.model_args)
@@ -250,7 +250,7 @@ def _of_run(weights: str, model: str | None) -> Origin:
 
 
 def trained_file(folder: RunFolder) -> Path:
-    """What a run of detect or segment leaves at its end."""
+    """The file that a run of detect or segment writes at its end."""
     return folder.path / ("detector.pth" if folder.kind == "detect" else "segmenter.pth")
 
 

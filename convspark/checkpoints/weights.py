@@ -57,12 +57,12 @@ class LoadReport:
 
     @property
     def missing_share(self) -> float:
-        """Of the backbone's tensors."""
+        """The share of the backbone's tensors that are missing."""
         return len(self.missing) / (len(self.missing) + len(self.loaded))
 
     @property
     def warning(self) -> str | None:
-        """What to warn of where much of the network stays as it was; else None."""
+        """A warning where much of the network stays as it was; else None."""
         if self.missing_share <= _SOME:
             return None
         return f"{100 * self.missing_share:.0f} % of the network stays random ({self}): is it the right --model?"
@@ -170,7 +170,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
 
 
 def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """By the function with which timm reads others' files of this network, where more names fit then."""
+    """Renamed by timm's function for other code's files of this network, if more names fit then."""
     rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if rename is None:
         return state
@@ -203,13 +203,13 @@ def _fit_channels(tensors: dict[str, Tensor], own: Mapping[str, Tensor], backbon
 
 
 def _kind(name: str) -> str | None:
-    """What a tensor is called within its block: `stages.2.blocks.0.mlp.grn.weight` -> `mlp.grn.weight`."""
+    """A tensor's name within its block: `stages.2.blocks.0.mlp.grn.weight` -> `mlp.grn.weight`."""
     numbered = re.match(r".*(?<![^._])\d+[._](.+)", name)
     return numbered[1] if numbered else None
 
 
 def _beginnings(state: Mapping[str, Tensor]) -> list[str]:
-    """What names begin with, if that is less than all of them."""
+    """The first parts of the names, if these are fewer; else the names."""
     first = list(dict.fromkeys(name.partition(".")[0] + ".*" for name in state if "." in name))
     return first if 1 < len(first) < len(state) else list(state)
 

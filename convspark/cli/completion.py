@@ -78,7 +78,7 @@ def _whole(file: Any) -> argparse.ArgumentParser:
 
 
 def _choices(command: str, action: argparse.Action) -> Sequence[str] | None:
-    """What a value may be, where it is one of a few, or the name of something known."""
+    """The values that an argument may have, where they are few or known by name; else None."""
     text = type_text(action)
     if literal := re.search(r"Literal\[(.*?)\]", text):
         return re.findall(r"[\w-]+", literal[1])

@@ -61,7 +61,7 @@ OPTIONS = {
 }
 
 _BY_SEVERAL = ("pretrain", "finetune", "detect", "segment", "embed")
-"""What several processes can carry out together."""
+"""Commands that several processes can carry out together."""
 
 USAGE_ERROR = 2
 

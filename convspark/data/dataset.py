@@ -107,14 +107,14 @@ class PretrainImages(Dataset[Tensor]):
         return bad
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
-        """What the dataset gives of picture `image`."""
+        """The example made of picture `image`."""
         return self.transform(picture, counter)
 
     def _counter(self, epoch: int, index: int) -> Counter:
         return self.seed, Use.CROP, epoch, index
 
     def _shrink_for(self, epoch: int, visit: int) -> Shrink | None:
-        """What suits all crops of a visit, also those in other batches: no crop depends on its batch."""
+        """The shrink that suits all crops of a visit, also those in other batches: no crop depends on its batch."""
         shrink, crops = self._shrink, self.crops_per_image
         if shrink is None:
             return None
@@ -212,7 +212,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return (self.num_batches - self.start_batch) * self.passes * self.images_a_pass
 
     def part(self, number: int) -> Part:
-        """What forward pass `number` of a batch, from 0, holds of it here."""
+        """The part of a batch that forward pass `number`, from 0, has in this process."""
         return part_of(self.batch_size, self.passes, number, self._rank, self._world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -256,7 +256,7 @@ def _of_deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[], np.ndarray]] | None:
-    """Of a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and a
+    """For a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and a
     function that reads them, (H, W, bands); None for other pictures.
     """
     tiles = getattr(picture, "tile", [])  # what is to be decoded, and how

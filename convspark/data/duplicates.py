@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 SIDE = 16
-"""Of the thumbnails that are compared."""
+"""Pixels a side of the thumbnails that are compared."""
 
 _HASHED = 32  # side of the picture whose coarse waves are the hash
 _WAVES = 8  # along each side

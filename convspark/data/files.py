@@ -25,7 +25,7 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path"
 """Names of columns that hold paths of pictures, the likeliest first."""
 
 SHARD_SUFFIXES = (".tar", ".parquet")
-"""Of files that hold many pictures."""
+"""Suffixes of files that hold many pictures."""
 
 # Files that are not read as pictures, and how to convert them.
 _TO_CONVERT = {
@@ -182,7 +182,7 @@ def paths_in(content: bytes, listing: str) -> list[str]:
 
 
 def _column_of_paths(text: str, delimiter: str) -> list[str]:
-    """By the name in the first row, or, where there is none of the usual, the first column of all rows."""
+    """The column with one of `PATH_COLUMNS` in the first row; without these names, the first column of all rows."""
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     named = [head.index(name) for name in PATH_COLUMNS if name in head]

@@ -1,4 +1,4 @@
-"""What was once found out about files, kept in the user's cache until they change."""
+"""Facts about files, kept in the user's cache until the files change."""
 
 import hashlib
 import logging

@@ -258,7 +258,7 @@ def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
 
 
 def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Of each row of a list, where it is, and its cells by column: path, label and, if there is one, split."""
+    """(place in the file, cells by column) of each row of a list; columns are path, label and, if it has one, split."""
     if file.lower().endswith(".parquet"):
         yield from _rows_of_parquet(file)
         return

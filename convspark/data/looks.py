@@ -24,7 +24,7 @@ _GREY = 8  # levels by which red, green and blue of a grey pixel may differ; in 
 
 @dataclass(frozen=True)
 class Look:
-    """What a file is.
+    """What a file holds and looks like.
 
     Attributes:
         reason: why it cannot be read; None for a picture.

@@ -48,7 +48,7 @@ PATIENCE = Patience()
 
 
 class Stamp(NamedTuple):
-    """By what a changed file is known: its size in bytes, and its time or what stands for its content."""
+    """What shows that a file has changed: its size in bytes, and its time or a tag of its content."""
 
     size: int
     changed: str
@@ -106,7 +106,7 @@ class Attempts:
 
 
 ATTEMPTS = Attempts()
-"""Of all reads of this process and those that are forked from it."""
+"""Counts all reads of this process and those that are forked from it."""
 
 
 def tell_repeated() -> None:

@@ -26,7 +26,7 @@ class Shard(Protocol):
     """A file of pictures, and perhaps of what they show."""
 
     def inner_names(self) -> Iterable[str]:
-        """Of all its pictures, in its order."""
+        """The names of all its pictures, in its order."""
         ...
 
     def find(self, names: Sequence[str]) -> np.ndarray:
@@ -186,7 +186,7 @@ def _answers(addresses: Sequence[str], ask: Callable[[Shard, list[str]], list[st
 
 
 def _by_shard(addresses: Sequence[str]) -> dict[tuple[str, str], dict[int, str]]:
-    """Of each shard, by kind and path, the pictures in it: inner name by place in the list."""
+    """The pictures in each shard, by its kind and path: inner name by place in the list."""
     shards: dict[tuple[str, str], dict[int, str]] = {}
     for place, part in enumerate(map(within, addresses)):
         if part is not None:
@@ -211,7 +211,7 @@ def shards_of(addresses: Iterable[str]) -> dict[str, str]:
 
 
 def stamp_of(path: str) -> str:
-    """What changes when a shard does; "gone" where it is not there, or cannot be read."""
+    """A text that changes when a shard does; "gone" where it does not exist, or cannot be read."""
     saved = os.path.join(path, "state.json")  # with a fingerprint, in a folder that `datasets` wrote
     try:
         return str(remote.stamp(saved if os.path.isdir(path) else path))

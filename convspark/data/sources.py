@@ -70,7 +70,7 @@ class FileSource:
 
     @property
     def names(self) -> Names:
-        """Of all pictures."""
+        """The names of all pictures."""
         return self._names
 
     def blocks(self) -> np.ndarray:

@@ -40,11 +40,11 @@ class Split:
     sizes: list[int] = field(default_factory=list)
 
     def with_sizes(self) -> "Split":
-        """With the sizes that the files have now, where they are not known."""
+        """Itself, with the sizes that the files have now if it has none."""
         return self if self.sizes else replace(self, sizes=file_sizes([*self.train, *self.val, *self.test]))
 
     def moved(self, **places: tuple[str, list[str] | None] | None) -> "Split":
-        """With the pictures of some parts at other places (see `at_new_place`); parts of one place are looked for
+        """Itself, with the pictures of some parts at other places (see `at_new_place`), those of one place looked for
         together.
         """
         start = {"train": 0, "val": len(self.train), "test": len(self.train) + len(self.val)}
@@ -67,7 +67,7 @@ class Split:
 
     @classmethod
     def kept_in(cls, folder: str | None) -> "Split | None":
-        """That of a run's folder; None where there is none.
+        """The split in a run's folder; None where there is none.
 
         Raises:
             DataError: its file is damaged.

@@ -1,4 +1,4 @@
-"""What the channels of images measure: their range, mean and deviation, over a counted sample of the files."""
+"""Statistics of the channels of images: range, mean and deviation, over a counted sample of the files."""
 
 import logging
 from collections import Counter as Tally
@@ -27,7 +27,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each channel, over a sample.
+    """Numbers for each channel, over a sample of the files.
 
     Attributes:
         files: how many were measured, of `total`.
@@ -55,7 +55,7 @@ class Statistics:
         return asdict(self)
 
     def scaled(self, pixels: Pixels) -> Pixels:
-        """With the scale that was found."""
+        """`pixels` with the measured scale."""
         if self.low is None or self.high is None:
             return pixels
         return replace(pixels, low=tuple(self.low), high=tuple(self.high))
@@ -174,7 +174,7 @@ def _kinds(sample: FileSource) -> Tally[str]:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """What becomes 0 and 1: quantiles, or the extremes where these are the same."""
+    """The values that become 0 and 1: quantiles, or the extremes where these are equal."""
     low, high = np.quantile(values, _ENDS)
     if low == high:
         low, high = values.min(), values.max()

@@ -232,7 +232,7 @@ def _pages_as(description: str, shape: tuple[int, int, int]) -> tuple[tuple[int,
 
 
 def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
-    """By Pillow."""
+    """A file that Pillow reads."""
     picture = open_header(file)
     if tiff is not None and not tiff.is_read_by_pillow:
         tiff.check()  # raises

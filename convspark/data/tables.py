@@ -28,7 +28,7 @@ class Table:
         return rows_of(names, self._schema.names, self._count())
 
     def labels(self, names: Sequence[str]) -> list[str]:
-        """Of a column `label`, or the only one of Hugging Face's ClassLabels; whole numbers by their names, where the
+        """From a column `label`, or the only one of Hugging Face's ClassLabels; whole numbers by their names, where the
         table or a `dataset_info.json` beside it has these.
         """
         column = self.label_column
@@ -38,12 +38,12 @@ class Table:
         return [texts[row] for row in self._row_of(names)]
 
     def parts(self, names: Sequence[str]) -> list[str]:
-        """Of a column `split`."""
+        """From a column `split`."""
         texts = self.texts("split") if "split" in self._kinds else None
         return ["" if texts is None else texts[row] for row in self._row_of(names)]
 
     def masks(self, names: Sequence[str]) -> list[str]:
-        """Of a column `mask`, `annotation` or `label` of pictures."""
+        """From a column `mask`, `annotation` or `label` of pictures."""
         column = next((name for name in _MASK_COLUMNS if self._kinds.get(name) == "bytes"), None)
         return ["" if column is None else f"{column}/{row}" for row in self._row_of(names)]
 
@@ -80,7 +80,7 @@ class Table:
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
-        """Of each column, whether it holds `bytes` or `text`, or something else."""
+        """What each column holds: `bytes`, `text`, or "" for something else."""
         return {field.name: _kind(field.type) for field in self._schema}
 
     def _column_of_pictures(self) -> str:
@@ -91,7 +91,7 @@ class Table:
         return [int(name.rpartition("/")[2]) for name in names]
 
     def _class_names(self, column: str) -> list[str]:
-        """Those of a ClassLabel; none of another column."""
+        """The names in a ClassLabel column; none for another column."""
         feature = self._features.get(column)
         return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else []
 

@@ -69,7 +69,7 @@ def masks_of(names: Sequence[str], there: Sequence[str]) -> list[str]:
 
 
 def _beside(name: str, others: Mapping[str, str]) -> str:
-    """What belongs to a picture, by its name without the suffix, or as webdataset has it, up to the first dot."""
+    """The entry of `others` for a picture's name without its suffix, or as webdataset has it, up to its first dot."""
     stem = os.path.splitext(name)[0]
     folder, slash, file = name.rpartition("/")
     return others.get(stem) or others.get(f"{folder}{slash}{file.partition('.')[0]}", "")
@@ -125,7 +125,7 @@ def _walk(path: str) -> dict[str, np.ndarray]:
 
 
 def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:
-    """As of files in folders: by suffix, those without one by their first bytes; hidden ones are none."""
+    """Whether a member is a picture, as in folders: by its suffix, or without one by its first bytes; not if hidden."""
     parts = name.split("/")
     if parts[-1].startswith(".") or not SKIPPED_FOLDERS.isdisjoint(parts):
         return False

@@ -320,7 +320,7 @@ class Tiff:
 
     @property
     def _extra(self) -> list[int]:
-        """What the bands are that are no colours: 0 is not said."""
+        """The kinds of the bands that are no colours; 0 where the file does not say."""
         colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
         count = self.bands - colours
         stated = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])

@@ -1,4 +1,4 @@
-"""What looks at files found out, kept from one run to the next: only new or changed files are looked at again."""
+"""Results of looks at files, kept from one run to the next: only new or changed files are looked at again."""
 
 import time
 from enum import IntEnum
@@ -61,7 +61,7 @@ class Verdicts:
             self._learned = True
 
     def note(self, at: int, remark: str | None) -> None:
-        """What is left out of a file."""
+        """Remember what is left out of a file."""
         remark = remark or ""
         if not remark and not self.beside[at]:
             return
@@ -70,7 +70,7 @@ class Verdicts:
         self.beside[at] = self.remarks.index(remark)
 
     def keep(self) -> None:
-        """For the next run, if there is anything new."""
+        """Save the verdicts for the next run, if any is new."""
         if self._place is not None and self._learned:
             remarks = Names(self.remarks)
             arrays = {name: getattr(self, name) for name in ("sizes", "times", "looks", "beside")}
