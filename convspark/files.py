@@ -23,7 +23,7 @@ DISK_ERRORS = frozenset(
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ESTALE ENODEV ENXIO ENOTCONN ESHUTDOWN ENOENT".split()
     if hasattr(errno, name)
 )
-"""Of a disk that is full, may not be written, fails, or is gone."""
+"""Error numbers of a disk that is full, may not be written, fails, or is gone."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Within it, what libraries raise where a disk does not take what they write is an OSError with the file's name."""
+    """Within it, what a library raises when the disk does not take its data is an OSError with the file's name."""
     try:
         yield
     except OSError as error:
@@ -62,16 +62,16 @@ def disk_errors(target: Path) -> Iterator[None]:
             error.filename = str(target)
         raise
     except Exception as error:
-        told = re.search(r"os error (\d+)", str(error))  # of Rust
+        of_rust = re.search(r"os error (\d+)", str(error))
         of_torch = re.search(r"inline_container|iostream error|PytorchStreamWriter", str(error))
-        if told is None and of_torch is None:
+        if of_rust is None and of_torch is None:
             raise
-        number = int(told[1]) if told is not None else _why_not(target.parent)
+        number = int(of_rust[1]) if of_rust is not None else _why_not(target.parent)
         raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _why_not(folder: Path) -> int:
-    """Why a file could not be written whole there, as torch does not tell it."""
+    """The error number of writing a file there, which torch does not give."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             for _ in range(_PROBED >> 20):
@@ -83,15 +83,15 @@ def _why_not(folder: Path) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that are gone left half written in a folder, and below it."""
+    """Remove half-written files and folders of processes that have ended, in a folder and below it."""
     for path in [path for path in folder.rglob(".*-part*") if is_left_over(path)]:
         _remove(path)
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether a process that is gone was writing it (see `beside`)."""
-    found = re.fullmatch(r"\..*-part(\d+)(\..*)?", path.name, re.DOTALL)
-    return found is not None and not _is_running(int(found[1]))
+    """Whether a process that has ended was writing it (see `beside`)."""
+    match = re.fullmatch(r"\..*-part(\d+)(\..*)?", path.name, re.DOTALL)
+    return match is not None and not _is_running(int(match[1]))
 
 
 def _remove(path: Path) -> None:
@@ -104,13 +104,13 @@ def _remove(path: Path) -> None:
 def beside(target: Path) -> Path:
     """Where this process writes what is to become `target`, a file or a folder: in the same folder, same suffix.
 
-    What processes that are gone left there, killed while they wrote, is removed.
+    What processes left there that were killed while they wrote is removed.
     """
     start, end = f".{target.stem}-part", target.suffix
-    for left in target.parent.glob(f"{glob.escape(start)}[0-9]*{glob.escape(end)}"):
-        number = left.name[len(start) : len(left.name) - len(end)]
-        if number.isdecimal() and not _is_running(int(number)):
-            _remove(left)
+    for path in target.parent.glob(f"{glob.escape(start)}[0-9]*{glob.escape(end)}"):
+        process = path.name[len(start) : len(path.name) - len(end)]
+        if process.isdecimal() and not _is_running(int(process)):
+            _remove(path)
     return target.with_name(f"{start}{os.getpid()}{end}")
 
 
@@ -125,13 +125,13 @@ def _is_running(process: int) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all; names of files that are no UTF-8 come back as they were."""
+    """Write a text file, whole or not at all; file names in it that are not UTF-8 are written byte for byte."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV that comes back as it is: Python quotes what holds a line break, but not a carriage return."""
+    """Rows as CSV that reads back unchanged: Python quotes cells with a line break, but not with a carriage return."""
     text = io.StringIO()
     plain, quoted = (csv.writer(text, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     for row in rows:
@@ -147,7 +147,7 @@ class Taken(Exception):
 def held(path: Path, patience: float = 0.0) -> Iterator[None]:
     """Within it, no other process can hold this file, an existing one; it may be read.
 
-    Where the file system knows no locks, nothing is held.
+    On a file system without locks it holds nothing.
 
     Args:
         patience: seconds to wait for it.

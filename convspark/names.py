@@ -1,5 +1,5 @@
-"""Names that come from elsewhere, of files and classes, as they are shown: a terminal obeys some of their characters, a
-line ends at others, and some no encoding has.
+"""Names of files and classes, made safe to show: some characters control a terminal, some end a line, and some have no
+encoding.
 """
 
 import re
@@ -11,7 +11,7 @@ _MARKUP = re.compile(r"([\\`*\[\]<>|$]|(?<!\w)_|_(?!\w))")
 
 
 def shown(name: object) -> str:
-    """A name in one line: characters that control something, and those that are none, as `\\x1b`, `\\n`, `\\u2028`."""
+    """A name in one line: control characters and invalid ones are written as `\\x1b`, `\\n`, `\\u2028`."""
     return _escaped(str(name), "")
 
 
@@ -32,13 +32,13 @@ def some(names: Iterable[object], text: Callable[[object], str] = shown) -> str:
     return ", ".join(map(text, several[:_MOST])) + more
 
 
-def _escaped(text: str, kept: str) -> str:
+def _escaped(text: str, allowed: str) -> str:
     if text.isprintable():
         return text
-    return "".join(c if c in kept or not _controls(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c in allowed or not _controls(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _controls(character: str) -> bool:
-    """Whether it is a control or format character, of no character's number, or a separator of lines."""
+    """Whether it is a control or format character, a number that is no character, or a separator of lines."""
     category = unicodedata.category(character)
     return category.startswith("C") or category in ("Zl", "Zp")

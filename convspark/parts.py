@@ -1,4 +1,4 @@
-"""Which images of an optimiser step's batch a forward pass has: of several processes, of several passes."""
+"""Which images of an optimiser step's batch belong to one forward pass of one process."""
 
 from typing import NamedTuple
 

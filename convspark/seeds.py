@@ -12,7 +12,7 @@ Counter: TypeAlias = int | Sequence[int]
 
 @unique
 class Use(IntEnum):
-    """What random numbers are for: the second word of every counter, so that no two uses of one seed see the same.
+    """What random numbers are for: the second word of every counter, so that no two uses of one seed get the same.
 
     A number, once here, stays: another one would give other runs under the same seed.
     """
@@ -27,15 +27,15 @@ class Use(IntEnum):
     HELD_OUT_MASK = 102
     STEP = 103
     INITIAL_WEIGHTS = 104
-    """Of a backbone, the same in pre-training and in every task."""
+    """A backbone's, the same in pre-training and in every task."""
     MIX = 105
     CLASSIFIER = 106
     DETECTOR = 107
     SEGMENTER = 108
     SCALE = 109
-    """Of a picture in detection."""
+    """The scale of a picture in detection."""
     SAMPLE = 110
-    """Of what is trained on in it."""
+    """The boxes in it that are trained on."""
 
 
 def counted(seed: int, use: Use, epoch: int = 0, index: int = 0) -> np.random.Generator:

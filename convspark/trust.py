@@ -16,7 +16,7 @@ from typing import Any
 from .errors import UsageError
 
 NO_CODE = ("torchvision", "local-dir", "hf-hub", "hf_hub")
-"""What stands before a colon in names that are of no code of somebody's own."""
+"""What stands before the colon in names that are no Python code."""
 
 _trusted: set[str | None] = set()
 
@@ -27,10 +27,10 @@ def trust_code(names: Iterable[str | None] = (None,)) -> None:
 
 
 def check_code(name: object, file: str | Path, flag: str | None = "--model") -> None:
-    """Raise UsageError if a name that stands in a file is of code that nobody has said to trust.
+    """Raise UsageError if a name in a file is of code that the user has not trusted.
 
     Args:
-        flag: by which the name may be typed instead, if by any.
+        flag: the one with which the user may type the name instead; None if there is none.
     """
     if not isinstance(name, str):
         return

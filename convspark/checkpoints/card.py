@@ -1,4 +1,4 @@
-"""Model cards: what weights were trained on, how, and what came out, as a page beside them."""
+"""Model cards, pages beside weights: what they were trained on, how, and what came out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,14 +51,14 @@ def file_card(
         name: of the network.
         target: torchvision, onnx, detectron2 or mmdet.
         use: how that library loads it.
-        classes: that its outputs stand for.
+        classes: what its outputs stand for.
     """
-    told = (
+    outputs = (
         f"The classes, in the order of the outputs: {', '.join(map(shown_in_markdown, classes))}."
         if classes
         else "It has no classifier."
     )
-    lines = [f"# {name} for {target}", "", told, "", "```", use, "```", "", *_table(facts, mean, std, image_size)]
+    lines = [f"# {name} for {target}", "", outputs, "", "```", use, "```", "", *_table(facts, mean, std, image_size)]
     return shown_text("\n".join(lines) + "\n")
 
 
@@ -89,11 +89,11 @@ def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
             "classifier: fine-tune it, or use its features.",
         ]
     more = f" and {len(classes) - 20} more (config.json)" if len(classes) > 20 else ""
-    told = ", ".join(map(shown_in_markdown, classes[:20])) + more
+    names = ", ".join(map(shown_in_markdown, classes[:20])) + more
     return [
         f"# {name}, fine-tuned for {len(classes)} classes",
         "",
-        f"Fine-tuned with convspark. The classes, in the order of the outputs: {told}.",
+        f"Fine-tuned with convspark. The classes, in the order of the outputs: {names}.",
     ]
 
 

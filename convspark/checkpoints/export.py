@@ -96,17 +96,17 @@ def export(
 
 
 def _facts(origin: "Origin", run: str) -> dict[str, str]:
-    """What the card of the weights themselves says, and where they are from."""
+    """Facts for the card: where the weights are from, and what their own card says."""
     from .card import read_facts
 
     place = Path(run)
     folders = (place / "export", place, place.parent)
-    facts = next((found for folder in folders if (found := read_facts(folder))), {}) if place.exists() else {}
-    return {"weights of": origin.given if not origin.is_random else "none: random", **facts}
+    facts = next(filter(None, map(read_facts, folders)), {}) if place.exists() else {}
+    return {"weights of": origin.weights if not origin.is_random else "none: random", **facts}
 
 
 def _warn_of_untrained(network: object, origin: "Origin", run: str) -> None:
-    """Outputs of a pre-trained network that go through layers which pre-training does not reach."""
+    """Warn where outputs of a pre-trained network go through layers that pre-training does not reach."""
     from torch import nn
 
     from ..model.stages import Stages

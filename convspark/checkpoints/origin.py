@@ -30,7 +30,7 @@ class Origin:
     """Where a network and its weights come from; a plain record, from which the network is built.
 
     Attributes:
-        given: what the user named.
+        weights: what the user named.
         model: the network's name, as `--model` takes it.
         source: what the weights are read from; None for random weights.
         model_args: further arguments of the network.
@@ -42,7 +42,7 @@ class Origin:
         partial: whether to go on where the weights leave most of the network, or a whole kind of its tensors, random.
     """
 
-    given: str
+    weights: str
     model: str
     source: str | None
     model_args: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Origin:
         return self.source is None
 
     def as_record(self) -> dict[str, Any]:
-        """What is kept of it beside weights that were trained on: plain values, for `from_record`."""
+        """Plain values, kept beside weights that were trained further, for `from_record`."""
         return {
             "model": self.model,
             "model_args": dict(self.model_args),
@@ -71,21 +71,22 @@ class Origin:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], given: str, model: str | None = None) -> "Origin":
-        """Of a file that keeps `as_record` as "network", beside its weights.
+    def from_record(cls, record: Mapping[str, Any], weights: str, model: str | None = None) -> "Origin":
+        """The origin of weights in a file that keeps `as_record` as "network", beside them.
 
         Args:
+            weights: the file.
             model: another name of the network.
 
         Raises:
             UsageError: the network is of somebody's own code, which nobody has allowed.
         """
         if model is None:
-            check_code(record["model"], given)
+            check_code(record["model"], weights)
         return cls(
-            given,
+            weights,
             model or record["model"],
-            given,
+            weights,
             record["model_args"],
             record["size"],
             record["channels"],
@@ -114,14 +115,14 @@ class Origin:
         return network
 
     def warning(self) -> str | None:
-        """What is to be said of the weights beside what they came to."""
+        """A warning beside the results of these weights, if much of the network stays random; else None."""
         if self.source is None:
             return None
         network = find_network(self.model, self.channels, 0.0, self.model_args)
         return load_backbone_weights(network, self.source, partial=True).warning
 
     def sides(self, size: int | str | None) -> tuple[int, int]:
-        """(height, width) of images of a size asked for, or else of the weights' own, 224 where none is known."""
+        """(height, width) of images of `size`, or if that is None, of the weights' own size, 224 if it is not known."""
         return parse_size((self.size or 224) if size is None else size)
 
     def check_size(self, network: nn.Module, sides: tuple[int, int]) -> None:
@@ -139,47 +140,47 @@ class Origin:
         """Raise UsageError unless the network takes 8-bit colour or grey."""
         if not self.pixels.is_plain:
             raise UsageError(
-                f"weights is {self.given!r}, a network of images of {self.channels} channels, read as they are stored; "
-                "this command takes 8-bit colour or grey alone. Use it from Python, with your own images"
+                f"weights is {self.weights!r}, a network of images of {self.channels} channels, read as they are "
+                "stored; this command takes 8-bit colour or grey alone. Use it from Python, with your own images"
             )
 
 
-def find_weights(given: str | None, model: str | None = None, partial: bool = False) -> Origin:
+def find_weights(weights: str | None, model: str | None = None, partial: bool = False) -> Origin:
     """What WEIGHTS stands for.
 
     Args:
-        given: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part of
-            it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and images
-            as it takes them.
+        weights: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part
+            of it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and
+            images as it takes them.
         model: the network's name, where the weights do not name it.
         partial: see `Origin`.
 
     Raises:
         UsageError: nothing of that name, or weights that do not say which network they belong to.
     """
-    if not given:
+    if not weights:
         raise UsageError(
             "weights are missing: give a run folder, an export folder, a timm name, a weights file, or random:MODEL"
         )
-    return replace(_origin(given, model), partial=partial)
+    return replace(_origin(weights, model), partial=partial)
 
 
-def _origin(given: str, model: str | None) -> Origin:
-    if given.startswith(RANDOM):
-        like = given.removeprefix(RANDOM)
+def _origin(weights: str, model: str | None) -> Origin:
+    if weights.startswith(RANDOM):
+        like = weights.removeprefix(RANDOM)
         if model is None and Path(like).is_dir():
-            return replace(_origin(like, None), given=given, source=None, classes=())
-        return _known(given, model or given.removeprefix(RANDOM), None)
-    path = Path(given)
+            return replace(_origin(like, None), weights=weights, source=None, classes=())
+        return _known(weights, model or like, None)
+    path = Path(weights)
     if (path / "config.yaml").is_file():
-        return _of_run(given, model)
+        return _of_run(weights, model)
     if path.is_dir():
-        return _of_export(given, model)
+        return _of_export(weights, model)
     file, prefix = split_prefix(path)
     if Path(file).is_file():
         origin = _of_file(Path(file), model)
-        return origin if prefix is None else replace(origin, given=given, source=given)
-    return _of_timm(given, model)
+        return origin if prefix is None else replace(origin, weights=weights, source=weights)
+    return _of_timm(weights, model)
 
 
 @dataclass(frozen=True)
@@ -206,39 +207,39 @@ class Trained(_Named):
     @property
     def pixels(self) -> Pixels:
         bands = None if self.bands is None else tuple(self.bands)
-        low, high = (None if each is None else tuple(each) for each in (self.low, self.high))
+        low, high = (None if ends is None else tuple(ends) for ends in (self.low, self.high))
         return Pixels(self.channels, bands, self.band_axis, low, high)
 
 
-def _of_run(given: str, model: str | None) -> Origin:
-    folder = RunFolder.open(given)
+def _of_run(weights: str, model: str | None) -> Origin:
+    folder = RunFolder.open(weights)
     if folder.kind in ("detect", "segment"):
         file = trained_file(folder)
         if not file.is_file():
             raise UsageError(
-                f"the run {given} has no {file.name} yet: `convspark {folder.kind} --resume {given}` ends it"
+                f"the run {weights} has no {file.name} yet: `convspark {folder.kind} --resume {weights}` ends it"
             )
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
-        return replace(_of_file(file, model), given=given)
+        return replace(_of_file(file, model), weights=weights)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
-            raise UsageError(f"the run {given} has no export yet: `convspark finetune --resume {given}` ends it")
+            raise UsageError(f"the run {weights} has no export yet: `convspark finetune --resume {weights}` ends it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
-        return replace(_of_export(str(folder.export), model), given=given)
+        return replace(_of_export(str(folder.export), model), weights=weights)
     run = read_part(Trained, folder.config)
     if model is None:
         check_code(run.model, folder.config)
     name = model or run.model
     if name is None:
-        raise UsageError(f"the run {given} trained a module of yours, not a name: add --model package.module:factory")
+        raise UsageError(f"the run {weights} trained a module of yours, not a name: add --model package.module:factory")
     return Origin(
-        given,
+        weights,
         name,
-        given,
+        weights,
         run.model_args or {},
         run.size,
         run.channels,
@@ -249,19 +250,19 @@ def _of_run(given: str, model: str | None) -> Origin:
 
 
 def trained_file(folder: RunFolder) -> Path:
-    """What a run of detect or segment leaves at its end."""
+    """The file that a run of detect or segment writes at its end."""
     return folder.path / ("detector.pth" if folder.kind == "detect" else "segmenter.pth")
 
 
-def _of_export(given: str, model: str | None) -> Origin:
-    file = Path(given) / "config.json"
+def _of_export(weights: str, model: str | None) -> Origin:
+    file = Path(weights) / "config.json"
     if not file.is_file():
         if model is None:
             raise UsageError(
-                f"weights is {given!r}, a folder without config.yaml or config.json: expected a run folder or an "
+                f"weights is {weights!r}, a folder without config.yaml or config.json: expected a run folder or an "
                 "export; if it holds weights of a network of yours, add --model"
             )
-        return _known(given, model, given)
+        return _known(weights, model, weights)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         described = config.get("pretrained_cfg", config)
@@ -275,14 +276,14 @@ def _of_export(given: str, model: str | None) -> Origin:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    return Origin(given, name, given, {}, size, channels, tuple(mean), tuple(std), classes, pixels)
+    return Origin(weights, name, weights, {}, size, channels, tuple(mean), tuple(std), classes, pixels)
 
 
 def _of_file(path: Path, model: str | None) -> Origin:
     """A weights file, whose network `model` names, or the export that it lies in, or a checkpoint of the paper."""
     if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
         try:
-            return replace(_of_export(str(path.parent), model), given=str(path), source=str(path))
+            return replace(_of_export(str(path.parent), model), weights=str(path), source=str(path))
         except UsageError:
             if model is None:  # else the config may be of other weights
                 raise
@@ -332,20 +333,20 @@ def _papers_size(path: Path, content: object) -> int | None:
     return said if said is not None else int(named[1]) if named else None
 
 
-def _of_timm(given: str, model: str | None) -> Origin:
+def _of_timm(name: str, model: str | None) -> Origin:
     from ..model.networks import check_name
 
-    check_name(given)
-    return _known(given, model or given.partition(".")[0], given)
+    check_name(name)
+    return _known(name, model or name.partition(".")[0], name)
 
 
-def _known(given: str, model: str, source: str | None) -> Origin:
-    """With the normalisation that timm has for these weights, ImageNet's where it has none."""
+def _known(weights: str, model: str, source: str | None) -> Origin:
+    """An origin with the normalisation that timm has for these weights, ImageNet's where it has none."""
     import timm
 
     mean, std = normalisation(3, None, None)
-    if source is not None and not Path(source).exists() and timm.is_model(given.partition(".")[0]):
-        config = timm.get_pretrained_cfg(given)
+    if source is not None and not Path(source).exists() and timm.is_model(weights.partition(".")[0]):
+        config = timm.get_pretrained_cfg(weights)
         if config is not None:
             mean, std = tuple(config.mean), tuple(config.std)
-    return Origin(given, model, source, mean=mean, std=std)
+    return Origin(weights, model, source, mean=mean, std=std)

@@ -75,7 +75,7 @@ def load(
             overwritten, parameters after the deepest stage excepted.
         image_size: None takes the checkpoint's, or 224 where it does not say.
         mask_ratio: None takes the checkpoint's, or 0.6 where it does not say.
-        called: how messages are to call a source that is a dictionary.
+        called: name of the source in messages, where it is a dictionary.
 
     Width of the decoder and kind of the densify norms follow the tensors.
 
@@ -83,7 +83,7 @@ def load(
         UsageError: the source cannot be read, is of another layout, or does not fit the backbone.
     """
     content = _read(source)
-    called = called or _shown(source)
+    called = called or _title(source)
     weights = _module_level(content)
     _check_decoder(weights, called)
     config: Mapping[str, Any] = weights.get("config") or {}
@@ -101,13 +101,13 @@ def load(
         prove=False,
     )
     names = model_names(model)
-    given = {key: value for key, value in weights.items() if key not in _NOT_WEIGHTS}
+    tensors = {key: value for key, value in weights.items() if key not in _NOT_WEIGHTS}
     own = model.state_dict()
     excused = {f"backbone.{name}" for name in model.untrained}
     excused |= {key for key in own if key.endswith("num_batches_tracked")}  # a counter that nothing depends on
-    expected = {names[key]: value for key, value in own.items() if key not in excused or names[key] in given}
-    _check_fit(called, expected, given)
-    loaded = {key: given[names[key]].reshape(own[key].shape) for key in own if names[key] in given}
+    expected = {names[key]: value for key, value in own.items() if key not in excused or names[key] in tensors}
+    _check_fit(called, expected, tensors)
+    loaded = {key: tensors[names[key]].reshape(own[key].shape) for key in own if names[key] in tensors}
     model.load_state_dict({**own, **loaded})
     return model
 
@@ -132,7 +132,7 @@ def channels_of(content: Mapping[str, Any], called: str | None = None) -> int:
         UsageError: it holds no decoder.
     """
     weights = _module_level(content)
-    _check_decoder(weights, called or _shown(content))
+    _check_decoder(weights, called or _title(content))
     return weights["dense_decoder.proj.weight"].shape[0]
 
 
@@ -211,8 +211,8 @@ def backbone_in_layout(backbone: nn.Module, untrained: Collection[str]) -> "Orde
 def backbone_state_dict(source: Source, backbone: nn.Module) -> dict[str, Tensor]:
     """The backbone's weights in a checkpoint of either layout, under this backbone's names.
 
-    Weights that the backbone has no place for keep their names, so that who loads them can report them;
-    whether what is there is complete is for the caller to judge.
+    Weights that the backbone has no place for keep their names, so that the caller can report them;
+    whether the weights are complete is for the caller to judge.
     """
     weights = _module_level(_read(source))
     if any(key.startswith(BACKBONE_PREFIX) for key in weights):
@@ -256,9 +256,9 @@ def model_names(model: SparK) -> dict[str, str]:
 def _translate(key: str, table: Mapping[str, str]) -> str:
     for ours, paper in table.items():
         pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
-        found = re.fullmatch(pattern + r"(|\..*)", key)
-        if found:
-            *indices, rest = found.groups()
+        match = re.fullmatch(pattern + r"(|\..*)", key)
+        if match:
+            *indices, rest = match.groups()
             return paper.format(*indices) + rest
     return key
 
@@ -274,15 +274,15 @@ def _pointwise(one: Tensor, other: Tensor) -> bool:
     return len(strip) == 1 and all(n == 1 for t in (one, other) for n in t.shape[2:])
 
 
-def _check_fit(called: str, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
-    missing = [key for key in own if key not in given]
-    unknown = [key for key in given if key not in own]
+def _check_fit(called: str, own: Mapping[str, Tensor], tensors: Mapping[str, Any]) -> None:
+    missing = [key for key in own if key not in tensors]
+    unknown = [key for key in tensors if key not in own]
     other = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
         for key in own
-        if key in given
-        and given[key].shape != own[key].shape
-        and not (given[key].numel() == own[key].numel() and _pointwise(given[key], own[key]))
+        if key in tensors
+        and tensors[key].shape != own[key].shape
+        and not (tensors[key].numel() == own[key].numel() and _pointwise(tensors[key], own[key]))
     ]
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
@@ -315,18 +315,18 @@ def _read(source: Source) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     if not Path(source).is_file():
-        raise UsageError(f"source={_shown(source)} is no file; expected a .pth checkpoint of the paper's code")
+        raise UsageError(f"source={_title(source)} is no file; expected a .pth checkpoint of the paper's code")
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UsageError(
-            f"source={_shown(source)} cannot be read as weights: {error}. Files that hold more than tensors "
+            f"source={_title(source)} cannot be read as weights: {error}. Files that hold more than tensors "
             "and plain values are refused, because loading them could run any code"
         ) from error
     if not isinstance(content, Mapping):
-        raise UsageError(f"source={_shown(source)} holds a {type(content).__name__}; expected a dictionary of weights")
+        raise UsageError(f"source={_title(source)} holds a {type(content).__name__}; expected a dictionary of weights")
     return content
 
 
-def _shown(source: Source) -> str:
+def _title(source: Source) -> str:
     return f"a dictionary of {len(source)} entries" if isinstance(source, Mapping) else repr(str(source))

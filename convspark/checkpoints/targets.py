@@ -110,7 +110,7 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
         theirs.fc = nn.Identity()
         expected = backbone.eval()(images := _images(backbone, size))
     else:
-        theirs = theirs.get_submodule("features")  # a ConvNeXt's head norm lies behind what is pre-trained
+        theirs = theirs.get_submodule("features")  # a ConvNeXt's head norm comes after what is pre-trained
         expected = backbone.eval().forward_features(images := _images(backbone, size))  # type: ignore[operator]
     with torch.no_grad():
         difference = float((theirs(images) - expected).abs().max() / expected.abs().max())
@@ -126,7 +126,7 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
 
 
 def export_detectron2(backbone: nn.Module, name: str, file: str | os.PathLike[str]) -> Written:
-    """A .pth file of detectron2's names for its ResNets (`MODEL.WEIGHTS`), by a table that is checked backwards."""
+    """A .pth file of detectron2's names for its ResNets (`MODEL.WEIGHTS`), by a table."""
     _needs_resnet(backbone, name, "detectron2")
     state = {f"backbone.bottom_up.{n}": t for n, t in renamed(_plain(backbone), _RESNET_TO_DETECTRON2).items()}
     state = {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
@@ -182,9 +182,9 @@ def export_onnx(network: nn.Module, file: str | os.PathLike[str], size: tuple[in
         )
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         more = torch.cat([images, images.flip(0), images[:1]])  # another batch than the traced one
-        (found,) = session.run(None, {"images": more.numpy()})
+        (outputs,) = session.run(None, {"images": more.numpy()})
         expected = network(more)
-        difference = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
+        difference = float((torch.from_numpy(outputs) - expected).abs().max() / expected.abs().max())
         if not difference < 1e-3:
             raise ConvsparkError(
                 f"onnxruntime gives other outputs than the network ({difference:.2g}); nothing written"
@@ -200,15 +200,15 @@ def renamed(state: Mapping[str, Tensor], table: tuple) -> dict[str, Tensor]:
     Raises:
         ConvsparkError: two tensors would get the same name.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         new = name
         for pattern, replacement in table:
             new = re.sub(pattern, replacement, new)
-        if new in found:
+        if new in tensors:
             raise ConvsparkError(f"two tensors would both be called {new}")
-        found[new] = tensor
-    return found
+        tensors[new] = tensor
+    return tensors
 
 
 _BY_TABLE = "named by a table (the library itself was not run)"

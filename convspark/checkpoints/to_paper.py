@@ -1,7 +1,7 @@
 """Weights as the two files of the paper's code, read back before they are kept.
 
-The names of the files are those that its pre-training gives them, which tell the network; "1k" is of the pictures that
-the paper trained on, and says nothing of ours.
+The files have the names that its pre-training gives them, which name the network; "1k" stands for the pictures of the
+paper, and says nothing of ours.
 """
 
 import os
@@ -51,16 +51,16 @@ def export_paper(
     encoder = paper.backbone_in_layout(backbone, untrained)
     files: dict[str, Mapping[str, Any]] = {ENCODER.format(name): encoder}
     if whole is not None and reason is None:
-        files[WITH_DECODER.format(name)] = _content(whole, name, origin.given)
+        files[WITH_DECODER.format(name)] = _content(whole, name, origin.weights)
     target = Path(folder)
     fresh = beside(target)
-    told = f"{len(files)} file{'s' if len(files) > 1 else ''}, read back, every tensor equal"
+    checked = f"{len(files)} file{'s' if len(files) > 1 else ''}, read back, every tensor equal"
     if reason is not None:
-        told += f"; no {WITH_DECODER.format(name)}: {reason}"
+        checked += f"; no {WITH_DECODER.format(name)}: {reason}"
     use = f'network.load_state_dict(torch.load("{target / ENCODER.format(name)}"), strict=False)'
     if reason is None:
         use += f"\n--init_weight={target / WITH_DECODER.format(name)}"
-    card = file_card(origin.model, "the paper's code", use, {**facts, "check": told}, origin.mean, origin.std, sides)
+    card = file_card(origin.model, "the paper's code", use, {**facts, "check": checked}, origin.mean, origin.std, sides)
     try:
         with disk_errors(target):
             fresh.mkdir()
@@ -72,12 +72,12 @@ def export_paper(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     tensors = sum(isinstance(v, Tensor) for c in files.values() for v in c.get("module", c).values())
-    return Written(str(target), "paper", tensors, told, use)
+    return Written(str(target), "paper", tensors, checked, use)
 
 
-def _content(whole: Whole, name: str, given: str) -> dict[str, Any]:
+def _content(whole: Whole, name: str, weights: str) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "args": f"exported by convspark from {given}",
+        "args": f"exported by convspark from {weights}",
         "input_size": whole.size[0],
         "arch": name,
         "performance_desc": "[not known]",
@@ -99,11 +99,11 @@ def _check(file: Path, backbone: nn.Module, whole: Whole | None, untrained: list
         for tensor in copy.state_dict().values():
             tensor.zero_()
     if "module" in content and whole is not None:
-        expected, found = whole.model.state_dict(), paper.load(content, copy).state_dict()
+        expected, loaded = whole.model.state_dict(), paper.load(content, copy).state_dict()
         leave = {f"backbone.{name}" for name in untrained}
     else:
         copy.load_state_dict(paper.backbone_state_dict(content, copy), strict=False)
-        expected, found, leave = backbone.state_dict(), copy.state_dict(), set(untrained)
-    wrong = [n for n in expected if n not in leave and not (n in found and torch.equal(found[n], expected[n]))]
+        expected, loaded, leave = backbone.state_dict(), copy.state_dict(), set(untrained)
+    wrong = [n for n in expected if n not in leave and not (n in loaded and torch.equal(loaded[n], expected[n]))]
     if wrong:
         raise ConvsparkError(f"{file.name} gives other weights when it is read back: {', '.join(wrong[:3])}")

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 # Levels that checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "backbone")
 _EXPORTED_WEIGHTS = "model.safetensors"
-_SOME = 0.1  # share of a network's tensors above which it is said aloud that they stay random
-_MOST = 0.5  # share of a network's tensors above which it is not taken that they stay random
+_SOME = 0.1  # share of a network's tensors that stay random, above which a warning says so
+_MOST = 0.5  # and above which it is an error
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class LoadReport:
 
     @property
     def missing_share(self) -> float:
-        """Of the backbone's tensors."""
+        """The share of the backbone's tensors that are missing."""
         return len(self.missing) / (len(self.missing) + len(self.loaded))
 
     @property
     def warning(self) -> str | None:
-        """What is to be said aloud where much of the network stays as it was."""
+        """A warning where much of the network stays as it was; else None."""
         if self.missing_share <= _SOME:
             return None
         return f"{100 * self.missing_share:.0f} % of the network stays random ({self}): is it the right --model?"
@@ -70,8 +70,8 @@ class LoadReport:
     def check_whole(self) -> None:
         """Raise UsageError where most of the network, or a whole kind of its tensors, has nothing from the source.
 
-        A kind are the tensors that are called alike in each block (all `mlp.grn.weight`). What stands once, as a
-        classifier does, may be missing, and so may whole stages.
+        A kind is the tensors with the same name in each block (all `mlp.grn.weight`). What the network has once, like a
+        classifier, may be missing, and so may whole stages.
         """
         if self.missing_share > _MOST:
             lacks = f"{100 * self.missing_share:.0f} % of the network"
@@ -138,13 +138,13 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
         state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     state = _renamed_by_timm(state, backbone)
     prefix = _common_prefix(state, own, source)
-    given = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
-    found = {name: state[given[_flat(name)]] for name in own if _flat(name) in given}
-    used = {given[_flat(name)] for name in found}
-    adapted = _fit_channels(found, own, backbone)
+    names = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
+    tensors = {name: state[names[_flat(name)]] for name in own if _flat(name) in names}
+    used = {names[_flat(name)] for name in tensors}
+    adapted = _fit_channels(tensors, own, backbone)
     misfits = [
         f"{name} is {_shape(tensor)}, the network's is {_shape(own[name])}"
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
         if tensor.shape != own[name].shape
     ]
     if misfits:
@@ -152,17 +152,17 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
             f"{source} belongs to another network than {type(backbone).__name__}: {'; '.join(misfits[:3])}"
             f"{f'; and {len(misfits) - 3} more' if len(misfits) > 3 else ''}. Choose the --model it was made with"
         )
-    if not any(value.is_floating_point() and value.ndim for value in found.values()):
+    if not any(value.is_floating_point() and value.ndim for value in tensors.values()):
         raise UsageError(
             f"none of the {len(state)} tensors in {source} has a name of {type(backbone).__name__} "
             f"(there: {summarise(_beginnings(state))}; expected: {summarise(list(own))}). "
             "Choose the --model it was made with, or FILE:PREFIX if it lies under another name"
         )
-    backbone.load_state_dict({**own, **found})
+    backbone.load_state_dict({**own, **tensors})
     return LoadReport(
         source,
-        loaded=list(found),
-        missing=[name for name in own if name not in found],
+        loaded=list(tensors),
+        missing=[name for name in own if name not in tensors],
         # What lies outside the prefix is not the backbone's: a decoder, an optimiser.
         unused=[name for name in state if name.startswith(prefix) and name not in used],
         adapted=adapted,
@@ -170,21 +170,21 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
 
 
 def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """By the function with which timm reads others' files of this network, where more names fit then."""
+    """Renamed by timm's function for other code's files of this network, if more names fit then."""
     rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if rename is None:
         return state
-    wanted = {_flat(name) for name in backbone.state_dict()}
+    own_names = {_flat(name) for name in backbone.state_dict()}
     try:
         renamed = rename(dict(state), backbone)
     except Exception:  # whatever it raises where names are not those that it expects
         return state
-    before, after = (sum(_flat(name) in wanted for name in names) for names in (state, renamed))
+    before, after = (sum(_flat(name) in own_names for name in names) for names in (state, renamed))
     return renamed if after > before else state
 
 
-def _fit_channels(found: dict[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> list[str]:
-    """Fit the first convolution's weights to the images' channels in `found`; returns their names."""
+def _fit_channels(tensors: dict[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> list[str]:
+    """Fit the first convolution's weights to the images' channels in `tensors`; returns their names."""
     from timm.models import adapt_input_conv
 
     config = getattr(backbone, "pretrained_cfg", None) or {}
@@ -193,23 +193,23 @@ def _fit_channels(found: dict[str, Tensor], own: Mapping[str, Tensor], backbone:
     names = [f"{n}.weight" for n in ([said] if isinstance(said, str) else said or [first]) if n is not None]
     adapted = []
     for name in names:
-        theirs, ours = found.get(name), own.get(name)
+        theirs, ours = tensors.get(name), own.get(name)
         if theirs is None or ours is None or theirs.shape == ours.shape or theirs.ndim != 4 or theirs.shape[1] != 3:
             continue
         if (theirs.shape[0], *theirs.shape[2:]) == (ours.shape[0], *ours.shape[2:]):
-            found[name] = adapt_input_conv(ours.shape[1], theirs)
+            tensors[name] = adapt_input_conv(ours.shape[1], theirs)
             adapted.append(name)
     return adapted
 
 
 def _kind(name: str) -> str | None:
-    """What a tensor is called within its block: `stages.2.blocks.0.mlp.grn.weight` -> `mlp.grn.weight`."""
+    """A tensor's name within its block: `stages.2.blocks.0.mlp.grn.weight` -> `mlp.grn.weight`."""
     numbered = re.match(r".*(?<![^._])\d+[._](.+)", name)
     return numbered[1] if numbered else None
 
 
 def _beginnings(state: Mapping[str, Tensor]) -> list[str]:
-    """What names begin with, if that is less than all of them."""
+    """The first parts of the names, if these are fewer; else the names."""
     first = list(dict.fromkeys(name.partition(".")[0] + ".*" for name in state if "." in name))
     return first if 1 < len(first) < len(state) else list(state)
 
@@ -252,7 +252,7 @@ def _foreign(path: Path, error: Exception) -> str:
 
 
 def summarise(names: list[str], most: int = 4) -> str:
-    """A few of many names; those of one module are told as `module.*`."""
+    """A few of many names; those of one module are written as `module.*`."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     if len(names) <= most:
         return ", ".join(names)
@@ -333,20 +333,20 @@ def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], sourc
     Raises:
         UsageError: all of them are found under several, with other values: student and teacher, raw and averaged.
     """
-    wanted = {_flat(name) for name in own}
+    own_names = {_flat(name) for name in own}
     prefixes = {""}
     for name in state:
         parts = name.split(".")
         prefixes.update(".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), 5)))
 
     def matches(prefix: str) -> int:
-        return sum(_flat(name.removeprefix(prefix)) in wanted for name in state if name.startswith(prefix))
+        return sum(_flat(name.removeprefix(prefix)) in own_names for name in state if name.startswith(prefix))
 
     best = max(sorted(prefixes, key=len), key=matches)
-    if best and matches(best) == len(wanted):  # bare names mean themselves
-        whole = [prefix for prefix in sorted(prefixes) if matches(prefix) == len(wanted)]
+    if best and matches(best) == len(own_names):  # bare names mean themselves
+        whole = [prefix for prefix in sorted(prefixes) if matches(prefix) == len(own_names)]
         tensors = [{_flat(n.removeprefix(p)): t for n, t in state.items() if n.startswith(p)} for p in whole]
-        if any(not torch.equal(tensors[0][name], others[name]) for others in tensors[1:] for name in wanted):
+        if any(not torch.equal(tensors[0][name], others[name]) for others in tensors[1:] for name in own_names):
             raise UsageError(
                 f"{source} holds several networks that fit: {', '.join(p.rstrip('.') for p in whole)}. "
                 f"Choose one by FILE:PREFIX, as {source}:{whole[-1].rstrip('.')}"

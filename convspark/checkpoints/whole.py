@@ -21,7 +21,7 @@ from .weights import read_checkpoint
 
 
 class Described(Protocol):
-    """What of a run's settings makes a model around its backbone."""
+    """The part of a run's settings that makes a model around its backbone."""
 
     @property
     def size(self) -> int | str: ...

@@ -40,7 +40,7 @@ class Command:
         function: whose keyword parameters become flags.
         summary: one sentence for its help; None takes the docstring's first.
         types: of parameters whose annotation is for Python only; None leaves the parameter out.
-        positional: parameters that are given without a flag; each may be missing.
+        positional: parameters that stand without a flag; each may be missing.
         groups: title -> parameters shown under it, in the help.
     """
 
@@ -131,25 +131,25 @@ class Command:
         arguments = self._bracketed(self._answered(arguments))
         try:
             begun = self.parser.parse_object(configured, defaults=False) if configured else None
-            given = self.parser.parse_args(arguments, begun)
+            options = self.parser.parse_args(arguments, begun)
         except argparse.ArgumentError as error:
             raise UsageError(self._explain(str(error))) from None
         for key in self._positional:
-            if given[key] is None:  # argparse gives a positional its default even where a file had a value
-                given[key] = configured.get(key)
+            if options[key] is None:  # argparse gives a positional its default even where a file had a value
+                options[key] = configured.get(key)
         for key, value in flagged.items():
-            given[key] = value
+            options[key] = value
         if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
             print("Loading PyTorch, which takes some seconds …", file=sys.stderr)
-        return given
+        return options
 
     def _without_configs(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         """The arguments without `--config` and `--recipe`, and the settings that those name, by key."""
-        left, configured, words = list[str](), dict[str, Any](), iter(arguments)
+        rest, configured, words = list[str](), dict[str, Any](), iter(arguments)
         for word in words:
             flag, equals, value = word.partition("=")
             if flag not in self._sources:
-                left.append(word)
+                rest.append(word)
                 continue
             value = value if equals else next(words, None)
             if not value:
@@ -161,22 +161,22 @@ class Command:
             if self.name == "pretrain":  # elsewhere masks are pictures
                 check_code(content.get("masks"), value, "--masks")
             configured |= content
-        return left, configured
+        return rest, configured
 
     def _without_positional_flags(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """What stands without a flag may have one, too, `--images FOLDER`: with `--resume` the others are left out."""
+        """The arguments less positional ones written as flags (`--images FOLDER`, for `--resume`), and these by key."""
         flags = {_flag(name): name for name in self._positional}
-        left, flagged, words = list[str](), dict[str, str](), iter(arguments)
+        rest, flagged, words = list[str](), dict[str, str](), iter(arguments)
         for word in words:
             flag, equals, value = word.partition("=")
             if flag not in flags:
-                left.append(word)
+                rest.append(word)
                 continue
             value = value if equals else next(words, None)
             if not value:
                 raise UsageError(f"{flag} has no value: expected a text")
             flagged[flags[flag]] = value
-        return left, flagged
+        return rest, flagged
 
     def _answered(self, arguments: Sequence[str]) -> list[str]:
         """`--compile` -> `--compile=true`, where that is not the default and neither true nor false follows."""
@@ -205,40 +205,40 @@ class Command:
 
     def answer(self, arguments: Sequence[str], describe: Callable[[Any], str] = str) -> int:
         """Call the function, and print its result, a dataclass, in words or as JSON; the exit code."""
-        given = self.parse(arguments)
-        code = self.spread(arguments, given)
+        options = self.parse(arguments)
+        code = self.spread(arguments, options)
         if code is not None:
             return code
-        result = self._function(**self.values(given))
+        result = self._function(**self.values(options))
         if not Processes.here().is_first:
             return 0
-        print(json.dumps(asdict(result), indent=2) if given.json else shown_text(describe(result)))
+        print(json.dumps(asdict(result), indent=2) if options.json else shown_text(describe(result)))
         return 0
 
-    def spread(self, arguments: Sequence[str], given: Namespace) -> int | None:
+    def spread(self, arguments: Sequence[str], options: Namespace) -> int | None:
         """Start the processes that were asked for, and wait for them: their exit code; None where this is one of them,
         or the only one."""
-        asked, nodes = given.get("devices"), given.get("nodes") or 1
-        if Processes.here().are_several or asked is None:
+        devices, nodes = options.get("devices"), options.get("nodes") or 1
+        if Processes.here().are_several or devices is None:
             return None
-        devices = count_of(asked)
-        check_positive(devices=devices, nodes=given.get("nodes"))
-        if devices * nodes == 1:
+        count = count_of(devices)
+        check_positive(devices=count, nodes=options.get("nodes"))
+        if count * nodes == 1:
             return None
-        return launch([sys.executable, "-m", "convspark", self.name, *arguments], devices, nodes)
+        return launch([sys.executable, "-m", "convspark", self.name, *arguments], count, nodes)
 
-    def values(self, namespace: Namespace) -> dict[str, Any]:
-        """The function's arguments out of what was parsed."""
-        return {key: namespace[key] for key in self.keys}
+    def values(self, options: Namespace) -> dict[str, Any]:
+        """The function's arguments, without the options of the command line alone."""
+        return {key: options[key] for key in self.keys}
 
     def _read_recipe(self, name: str) -> dict[str, Any]:
         """The settings of a recipe; UsageError unless it is one of this command."""
         from ..recipes import find_recipe
 
-        found = find_recipe(name)
-        if found.command != self.name:
-            raise UsageError(f"--recipe {name} is of `convspark {found.command}`, not of {self.name}")
-        return found.settings
+        recipe = find_recipe(name)
+        if recipe.command != self.name:
+            raise UsageError(f"--recipe {name} is of `convspark {recipe.command}`, not of {self.name}")
+        return recipe.settings
 
     def _read_config(self, file: str) -> dict[str, Any]:
         """The keys and values of a config file; UsageError unless all keys are known."""
@@ -273,15 +273,15 @@ class Command:
             flags = [w.partition("=")[0] for w in words if w.startswith("-") and not _is_number(w)]
             known = [option for action in self.parser._actions for option in action.option_strings]
             if flags:
-                told = [f"{flag} is not known{_nearest(flag.replace('_', '-'), known)}" for flag in flags]
-                return f"{'; '.join(told)}. `convspark {self.name} --help` names all flags"
+                problems = [f"{flag} is not known{_nearest(flag.replace('_', '-'), known)}" for flag in flags]
+                return f"{'; '.join(problems)}. `convspark {self.name} --help` names all flags"
             return f"{' '.join(words)!r}: one argument too many. A flag's value follows the flag, lists as a,b"
         wrong = re.match(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL)
         if wrong:
             action = next(a for a in self.parser._actions if a.dest == wrong[1])
-            given = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
-            value = f" is {given[1].strip()!r}" if given else ""
-            return f"{_name(action)}{value}: expected {_expected(action)}"
+            value = re.search(r"(?:Got|Given) value: (.*)", wrong[2])
+            text = f" is {value[1].strip()!r}" if value else ""
+            return f"{_name(action)}{text}: expected {_expected(action)}"
         required = re.match(r"the following arguments are required: (.*)", message)
         if required:
             names = [a.metavar or a.dest for a in self.parser._actions if a.dest in required[1].split(", ")]
@@ -293,29 +293,27 @@ _ANSWERS = ("true", "false", "yes", "no")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """argparse's own, with the default where there is one to tell."""
+    """argparse's own, with the default where there is one."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
-        shown = action.default not in (None, False)
-        told = shown and action.default is not argparse.SUPPRESS and action.option_strings
-        if told and action.nargs != 0:
-            value = action.default
+        text, value = action.help or "", action.default
+        has_default = value not in (None, False) and value is not argparse.SUPPRESS
+        if has_default and action.option_strings and action.nargs != 0:
             text += f" (default: {list(value) if isinstance(value, tuple) else value})"
         return text
 
 
 def _random(weights: Any) -> list[str]:
-    """Those of weights, one or several, that name a network: `random:NAME`."""
+    """The `random:NAME` among weights, one or several."""
     several = weights if isinstance(weights, list) else str(weights).split(",")
     return [str(one).partition("=")[2] or str(one) for one in several if "random:" in str(one)]
 
 
 def _metavar(kind: Any) -> dict[str, str]:
-    """What stands for a number in the help; of other types argparse has something to tell."""
+    """N or X for a number in the help; argparse describes other types well enough."""
     text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
     letter = {"int": "N", "float": "X"}.get(text.removesuffix(" | None"))
     return {"metavar": letter} if letter else {}
@@ -362,8 +360,8 @@ def _expected(action: argparse.Action) -> str:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    found = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def _is_number(word: str) -> bool:

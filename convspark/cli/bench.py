@@ -43,17 +43,17 @@ def bench(
 
 
 def command() -> Command:
-    made = Command("bench", bench, types={"network": str | None}, positional=("network",))
-    made.add_switch("--compile", help="run dense and visible only through torch.compile")
-    made.add_switch("--json", help="print the report as JSON")
-    return made
+    command = Command("bench", bench, types={"network": str | None}, positional=("network",))
+    command.add_switch("--compile", help="run dense and visible only through torch.compile")
+    command.add_switch("--json", help="print the report as JSON")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
     """0: measured."""
-    made = command()
-    given = made.parse(arguments)
-    values = made.values(given)
+    parser = command()
+    options = parser.parse(arguments)
+    values = parser.values(options)
     network = values.pop("network")
     if network is None:
         raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
@@ -61,6 +61,6 @@ def run(arguments: Sequence[str]) -> int:
 
     from ..measure.bench import bench as measure
 
-    report = measure(network, compile=given.compile, **values)
-    print(json.dumps(report.as_dict(), indent=2) if given.json else report)
+    report = measure(network, compile=options.compile, **values)
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
     return 0

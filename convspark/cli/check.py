@@ -30,17 +30,17 @@ def check(
 
 
 def command() -> Command:
-    made = Command("check", check, types={"network": str | None}, positional=("network",))
-    made.add_switch("--no-measure", help="leave out time and memory")
-    made.add_switch("--json", help="print the report as JSON")
-    return made
+    command = Command("check", check, types={"network": str | None}, positional=("network",))
+    command.add_switch("--no-measure", help="leave out time and memory")
+    command.add_switch("--json", help="print the report as JSON")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
     """0 if the network is exact, 1 if not."""
-    made = command()
-    given = made.parse(arguments)
-    values = made.values(given)
+    parser = command()
+    options = parser.parse(arguments)
+    values = parser.values(options)
     network = values.pop("network")
     if network is None:
         raise UsageError("network is missing: give a timm name, torchvision:NAME or package.module:factory")
@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> int:
 
     from ..measure.check import check as examine
 
-    report = examine(network, measure=not given.no_measure, **values)
-    print(json.dumps(_finite(report.as_dict()), indent=2) if given.json else report)
+    report = examine(network, measure=not options.no_measure, **values)
+    print(json.dumps(_finite(report.as_dict()), indent=2) if options.json else report)
     return 0 if report.exact else 1
 
 

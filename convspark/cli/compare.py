@@ -7,9 +7,9 @@ from .arguments import Command
 
 
 def command() -> Command:
-    made = Command("compare", compare, positional=("run", "data"))
-    made.add_config()
-    return made.with_json()
+    command = Command("compare", compare, positional=("run", "data"))
+    command.add_config()
+    return command.with_json()
 
 
 def run(arguments: Sequence[str]) -> int:

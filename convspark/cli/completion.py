@@ -34,7 +34,7 @@ def command() -> Command:
 def run(arguments: Sequence[str]) -> int:
     shell = command().parse(arguments).shell
     if shell is None:
-        print("Which shell? Keep the script where it looks for such:")
+        print("Which shell? Write the script to where that shell looks for it:")
         for name, place in _PLACES.items():
             print(f"  convspark completion {name:4} > {place}")
         return 0
@@ -57,19 +57,19 @@ def _whole(file: Any) -> argparse.ArgumentParser:
     whole.add_argument("--version", action="store_true", help=OPTIONS["--version"])
     commands = whole.add_subparsers()
     for name, (module, summary) in COMMANDS.items():
-        made: Command = import_module(module).command()
-        one = commands.add_parser(name, help=summary, description=summary)
-        one.add_argument("--trust-code", action="store_true", help=OPTIONS["--trust-code"])
-        for action in made.parser._actions:
+        command: Command = import_module(module).command()
+        parser = commands.add_parser(name, help=summary, description=summary)
+        parser.add_argument("--trust-code", action="store_true", help=OPTIONS["--trust-code"])
+        for action in command.parser._actions:
             if action.help == argparse.SUPPRESS or "--help" in action.option_strings:
                 continue
             flags = action.option_strings or [action.dest]
             about = _brief(action.help or "")
             if action.nargs == 0:
-                one.add_argument(*flags, action="store_true", help=about)
+                parser.add_argument(*flags, action="store_true", help=about)
                 continue
             choices = _choices(name, action)
-            added = one.add_argument(*flags, help=about, nargs=action.nargs, choices=choices)
+            added = parser.add_argument(*flags, help=about, nargs=action.nargs, choices=choices)
             if choices is None and re.search(
                 r"\bstr\b|^None$", type_text(action)
             ):  # argparse's own type is a text, too
@@ -78,7 +78,7 @@ def _whole(file: Any) -> argparse.ArgumentParser:
 
 
 def _choices(command: str, action: argparse.Action) -> Sequence[str] | None:
-    """What a value may be, where it is one of a few, or the name of something known."""
+    """The values that an argument may have, where they are few or known by name; else None."""
     text = type_text(action)
     if literal := re.search(r"Literal\[(.*?)\]", text):
         return re.findall(r"[\w-]+", literal[1])

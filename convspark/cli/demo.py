@@ -73,7 +73,7 @@ def demo(
 
 
 def _run(folder: str, run: "Callable[[], PretrainResult]") -> "PretrainResult":
-    """The result; who stops it is told how this command goes on."""
+    """The result of `run`; on Ctrl-C, the message says how to go on with this command."""
     try:
         return run()
     except KeyboardInterrupt as stopped:
@@ -118,8 +118,8 @@ def command() -> Command:
 def run(arguments: Sequence[str]) -> int:
     from .pretrain import describe
 
-    made = command()
-    result = demo(**made.values(made.parse(arguments)))
+    parser = command()
+    result = demo(**parser.values(parser.parse(arguments)))
     print(describe(result))
     print("And with your own pictures:\n  convspark pretrain FOLDER")
     return 0

@@ -21,9 +21,9 @@ _GROUPS = {
 
 
 def command() -> Command:
-    made = Command("detect", detect, positional=("weights",), groups=_GROUPS)
-    made.add_config(recipes=True)
-    return made.with_json()
+    command = Command("detect", detect, positional=("weights",), groups=_GROUPS)
+    command.add_config(recipes=True)
+    return command.with_json()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -36,9 +36,9 @@ _GROUPS = {
 
 
 def command() -> Command:
-    made = Command("finetune", finetune, positional=("weights", "data"), groups=_GROUPS)
-    made.add_config(recipes=True)
-    return made.with_json()
+    command = Command("finetune", finetune, positional=("weights", "data"), groups=_GROUPS)
+    command.add_config(recipes=True)
+    return command.with_json()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -61,11 +61,11 @@ OPTIONS = {
 }
 
 _BY_SEVERAL = ("pretrain", "finetune", "detect", "segment", "embed")
-"""What several processes can carry out together."""
+"""Commands that several processes can carry out together."""
 
 USAGE_ERROR = 2
 
-# Errors of the system that the user can do something about, told in its own words and with the file's name.
+# Errors of the system that the user can do something about, printed in its own words and with the file's name.
 _SAYS_ENOUGH = {
     getattr(errno, name)
     for name in "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EISDIR ENOTDIR ENAMETOOLONG EIO ESTALE ELOOP EMFILE "
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # from argparse: --help, --version
         return exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     except EndedElsewhereError as error:
-        return error.exit_code  # what happened is told there
+        return error.exit_code  # the process that failed says what happened
     except ConvsparkError as error:
         here = Processes.here()
         print(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}", file=sys.stderr)
@@ -103,10 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{shown_text(interrupt) if interrupt.args else stopped}", file=sys.stderr)
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
-        asked = re.search(r"tried to allocate (\d+) bytes", str(error))
-        if asked is None and not isinstance(error, MemoryError):
+        allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
+        if allocation is None and not isinstance(error, MemoryError):
             raise
-        much = f": {int(asked[1]) / 2**30:.1f} GiB were asked for at once" if asked else ""
+        much = f": {int(allocation[1]) / 2**30:.1f} GiB were asked for at once" if allocation else ""
         print(f"error: out of memory{much}. Choose a smaller --size or --batch-size", file=sys.stderr)
         return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough

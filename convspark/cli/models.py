@@ -15,19 +15,18 @@ def models(pattern: str | None = None) -> None:
 
 
 def command() -> Command:
-    made = Command("models", models, positional=("pattern",))
-    made.add_switch("--json", help="print the list as JSON")
-    return made
+    command = Command("models", models, positional=("pattern",))
+    command.add_switch("--json", help="print the list as JSON")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = command()
-    given = made.parse(arguments)
+    options = command().parse(arguments)
 
     from ..measure.coverage import list_networks, summary
 
-    rows = list_networks(given.pattern)
-    if given.json:
+    rows = list_networks(options.pattern)
+    if options.json:
         print(json.dumps({row.name: row.as_dict() for row in rows}, indent=2))
         return 0
     width = max(len(row.name) for row in rows)

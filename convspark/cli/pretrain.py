@@ -43,46 +43,46 @@ _GROUPS = {
 
 
 def command() -> Command:
-    made = Command(
+    command = Command(
         "pretrain",
         pretrain,
         types={"images": str | None, "model": str, "held_out": float | str},
         positional=("images",),
         groups=_GROUPS,
     )
-    made.add_config(recipes=True)
-    made.add_switch("--print_config", "--print-config", help="print the resolved settings as YAML, and exit")
-    made.add_switch("--dry-run", help="show settings, memory, and the time this would take, and exit")
-    made.add_switch("--json", help="print the result as JSON")
-    return made
+    command.add_config(recipes=True)
+    command.add_switch("--print_config", "--print-config", help="print the resolved settings as YAML, and exit")
+    command.add_switch("--dry-run", help="show settings, memory, and the time this would take, and exit")
+    command.add_switch("--json", help="print the result as JSON")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = command()
+    parser = command()
     first = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     several = list(arguments[:first])  # `{000..127}.tar`, as a shell writes it out
-    given = made.parse([*several[:1], *arguments[first:]])
-    values = made.values(given)
+    options = parser.parse([*several[:1], *arguments[first:]])
+    values = parser.values(options)
     if len(several) > 1:
         values["images"] = several
-    if given.print_config:
+    if options.print_config:
         from ..pretraining.estimate import resolved_config
 
         print(resolved_config(**values), end="")
         return 0
-    if given.dry_run:
+    if options.dry_run:
         from ..pretraining.estimate import estimate
 
         plan = estimate(**values)
-        print(json.dumps(plan.as_dict(), indent=2) if given.json else plan)
+        print(json.dumps(plan.as_dict(), indent=2) if options.json else plan)
         return 0
-    code = made.spread(arguments, given)
+    code = parser.spread(arguments, options)
     if code is not None:
         return code
     result = pretrain(**values)
     if not Processes.here().is_first:
         return 0
-    print(json.dumps(as_dict(result), indent=2) if given.json else shown_text(describe(result)))
+    print(json.dumps(as_dict(result), indent=2) if options.json else shown_text(describe(result)))
     return 0
 
 

@@ -16,19 +16,18 @@ def recipes(name: str | None = None) -> None:
 
 
 def command() -> Command:
-    made = Command("recipes", recipes, positional=("name",))
-    made.add_switch("--json", help="print facts and settings as JSON")
-    return made
+    command = Command("recipes", recipes, positional=("name",))
+    command.add_switch("--json", help="print facts and settings as JSON")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = command()
-    given = made.parse(arguments)
-    chosen = list(all_recipes().values()) if given.name is None else [find_recipe(given.name)]
-    if given.json:
+    options = command().parse(arguments)
+    chosen = list(all_recipes().values()) if options.name is None else [find_recipe(options.name)]
+    if options.json:
         print(json.dumps({one.name: one.as_dict() for one in chosen}, indent=2))
         return 0
-    if given.name is not None:
+    if options.name is not None:
         print(chosen[0].as_yaml(), end="")
         return 0
     rows = [("recipe", "command", "network", "data", "result", "cost")]

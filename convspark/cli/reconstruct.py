@@ -8,23 +8,23 @@ from .arguments import Command
 
 def command() -> Command:
     types = {"run": None, "pictures": None, "output": None, "model": str | None}
-    made = Command("reconstruct", reconstruct, types=types)
-    made.parser.usage = "convspark reconstruct RUN PICTURE... [-o grid.png] [options]"
-    made.parser.add_argument(
+    command = Command("reconstruct", reconstruct, types=types)
+    command.parser.usage = "convspark reconstruct RUN PICTURE... [-o grid.png] [options]"
+    command.parser.add_argument(
         "run", metavar="RUN", help="run folder of a pre-training, or a file of the paper with a decoder"
     )
-    made.parser.add_argument(
+    command.parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="picture files, or folders, lists and archives of them"
     )
-    made.parser.add_argument(
+    command.parser.add_argument(
         "-o", "--output", type=str, default="reconstructions.png", help="PNG file to write; an existing one is replaced"
     )
-    return made
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = command()
-    given = made.parse(arguments)
-    values = made.values(given)
-    print(reconstruct(given.run, given.pictures, output=given.output, **values))
+    parser = command()
+    options = parser.parse(arguments)
+    values = parser.values(options)
+    print(reconstruct(options.run, options.pictures, output=options.output, **values))
     return 0

@@ -13,7 +13,8 @@ from ..tasks.segmentation.settings import SegmentSettings
 from .arguments import Command
 
 KNOWN: Known = {
-    each.kind: each for each in (PretrainSettings, FinetuneSettings, DetectSettings, SegmentSettings, CompareSettings)
+    settings.kind: settings
+    for settings in (PretrainSettings, FinetuneSettings, DetectSettings, SegmentSettings, CompareSettings)
 }
 
 
@@ -24,23 +25,23 @@ def _report(runs: list[str], *, out: str | None = None, watch: bool = False, eve
         runs: run folders, or folders of them; several are shown side by side.
         out: HTML file to write; by default report.html in the run's folder, of several runs in the working folder.
         watch: write it again while a run goes on.
-        every: seconds between that.
+        every: seconds from one time to the next.
     """
     raise NotImplementedError  # it describes the arguments
 
 
 def command() -> Command:
-    made = Command("report", _report, types={"runs": None})
-    made.parser.usage = "convspark report RUN... [options]"
-    made.add_switch("--json", help="print where the page is as JSON")
-    made.parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, or folders of them")
-    return made
+    command = Command("report", _report, types={"runs": None})
+    command.parser.usage = "convspark report RUN... [options]"
+    command.add_switch("--json", help="print where the page is as JSON")
+    command.parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, or folders of them")
+    return command
 
 
 def run(arguments: Sequence[str]) -> int:
-    made = command()
-    given = made.parse(arguments)
-    page, count = report(given.runs, KNOWN, **made.values(given))
-    found = {"page": str(page), "runs": count, "bytes": page.stat().st_size}
-    print(json.dumps(found, indent=2) if given.json else f"{shown(page)}  ({found['bytes'] / 1e6:.1f} MB)")
+    parser = command()
+    options = parser.parse(arguments)
+    page, count = report(options.runs, KNOWN, **parser.values(options))
+    summary = {"page": str(page), "runs": count, "bytes": page.stat().st_size}
+    print(json.dumps(summary, indent=2) if options.json else f"{shown(page)}  ({summary['bytes'] / 1e6:.1f} MB)")
     return 0

@@ -7,9 +7,9 @@ from .arguments import TASK_GROUPS, Command
 
 
 def command() -> Command:
-    made = Command("segment", segment, positional=("weights",), groups=TASK_GROUPS)
-    made.add_config()
-    return made.with_json()
+    command = Command("segment", segment, positional=("weights",), groups=TASK_GROUPS)
+    command.add_config()
+    return command.with_json()
 
 
 def run(arguments: Sequence[str]) -> int:

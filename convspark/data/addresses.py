@@ -1,9 +1,10 @@
-"""What a picture is called so that it is found again: a path, a URL, or a place in a file that holds many.
+"""Addresses of pictures: a path, a URL, or a place in a file that holds many.
 
 Places in such a file, a shard, are written as fsspec chains them: `tar://MEMBER::SHARD`, `parquet://COLUMN/ROW::SHARD`,
 `dataset://COLUMN/ROW::FOLDER`.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ _MOST_EXPANDED = 1_000_000
 
 
 class Within(NamedTuple):
-    """A picture in a shard: of what kind, under what name, in which."""
+    """A picture in a shard: the shard's kind, the picture's name in it, and the shard's path or URL."""
 
     kind: str
     inner: str
@@ -50,7 +51,7 @@ def absolute(address: str) -> str:
     if is_url(address):
         return address
     plain = address.startswith("/") and "//" not in address and "/." not in address and not address.endswith("/")
-    return address if plain else os.path.abspath(address)  # of a million, no second copies
+    return address if plain else os.path.abspath(address)  # no second copies of a million paths
 
 
 def base_name(address: str) -> str:
@@ -62,13 +63,12 @@ def base_name(address: str) -> str:
 
 
 def expanded(pattern: str) -> list[str]:
-    """`{000..127}` and `{a,b}` written out, as shells do; a text without them is alone."""
+    """`{000..127}` and `{a,b}` written out, as shells do; without braces, the text itself."""
     parts = _BRACES.split(pattern)
     choices = [list(_choices(part)) if place % 2 else [part] for place, part in enumerate(parts)]
-    count = 1
-    for each in choices:
-        count *= len(each)
-    return ["".join(chosen) for chosen in product(*choices)] if count <= _MOST_EXPANDED else [pattern]
+    if math.prod(map(len, choices)) > _MOST_EXPANDED:
+        return [pattern]
+    return ["".join(words) for words in product(*choices)]
 
 
 def _choices(inside: str) -> Iterator[str]:

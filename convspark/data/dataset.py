@@ -21,7 +21,7 @@ from .transforms import Picture
 Key: TypeAlias = int | tuple[int, int]
 """(epoch, index), or an index in epoch 0."""
 
-_PATIENCE = 60.0  # seconds to find out again why pictures are bad: through a network that fails, each may take long
+_PATIENCE = 60.0  # seconds to read bad pictures again for their reasons: where a network fails, each may take long
 _ATTEMPTS = 20  # with 5 % of bad pictures, all of so many replacements are bad once in 1e26 times
 
 
@@ -45,7 +45,7 @@ class PretrainImages(Dataset[Tensor]):
             neighbours in a batch share one decoding (`EpochSampler` keeps them together), which helps with
             few, large photographs.
         most_bad: share of unreadable pictures above which training stops.
-        blocks: of each picture, which others lie near it, where an epoch's order is to heed that.
+        blocks: of each picture, the number of its block, if an epoch's order is to keep blocks together (`in_windows`).
     """
 
     def __init__(
@@ -78,22 +78,22 @@ class PretrainImages(Dataset[Tensor]):
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
         """A batch of examples; the DataLoader asks for them at once, so that neighbours share a picture."""
         examples: list[Any] = []
-        shown: tuple[int, int] | None = None
+        current: tuple[int, int] | None = None
         picture: Picture | None = None
         image = 0
         for key in keys:
             epoch, index = (0, key) if isinstance(key, int) else key
             if index < 0:
                 raise IndexError(f"index {index} of a dataset that is indexed from 0")
-            wanted = epoch, index // self.crops_per_image
-            if picture is None or shown != wanted:
-                (picture, image), shown = self._read(*wanted), wanted
+            visit = epoch, index // self.crops_per_image
+            if picture is None or visit != current:
+                (picture, image), current = self._read(*visit), visit
             examples.append(self._example(picture, image, self._counter(epoch, index)))
         return examples
 
     def bad_files(self) -> list[tuple[str, str]]:
         """(path, reason) of every picture that could not be read so far, in this process or a worker."""
-        found: list[tuple[str, str]] = []
+        bad: list[tuple[str, str]] = []
         until = time.monotonic() + _PATIENCE
         for index in self._is_bad.nonzero()[:, 0].tolist():
             reason = "could not be read when it was needed"
@@ -103,18 +103,18 @@ class PretrainImages(Dataset[Tensor]):
                     self.source.read(index)
                 except BadPictureError as error:
                     reason = error.reason
-            found.append((self.source.name(index), reason))
-        return found
+            bad.append((self.source.name(index), reason))
+        return bad
 
     def _example(self, picture: Picture, image: int, counter: Counter) -> Any:
-        """What the dataset gives of picture `image`."""
+        """The example made of picture `image`."""
         return self.transform(picture, counter)
 
     def _counter(self, epoch: int, index: int) -> Counter:
         return self.seed, Use.CROP, epoch, index
 
     def _shrink_for(self, epoch: int, visit: int) -> Shrink | None:
-        """What all crops of a visit can do with, whichever of them are in this batch: none depends on the others."""
+        """The shrink that suits all crops of a visit, also those in other batches: no crop depends on its batch."""
         shrink, crops = self._shrink, self.crops_per_image
         if shrink is None:
             return None
@@ -156,12 +156,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: `len(dataset)`.
         batch_size: of all passes of all processes together. The DataLoader's own is `images_a_pass`.
         epoch: may be moved on by `set_epoch`, which Lightning does by itself.
-        start_batch: how many batches of this epoch were already seen, to resume in its midst. The next epoch
+        start_batch: how many batches of this epoch were already seen, to resume in the middle. The next epoch
             starts at 0.
         rank, world_size: of this process, and how many there are.
         crops_per_image: as in the dataset; crops of one picture stay neighbours.
         passes: forward passes of a batch.
-        blocks: of each picture, which others lie near it (see `in_windows`); None shuffles them all.
+        blocks: of each picture, the number of its block (see `in_windows`); None shuffles them all.
         batches: of an epoch; by default as many as show every example once. Fewer leave examples out, other ones in
             each epoch; more go on with further crops.
         apart: whether crops of one picture lie far from each other in a batch, so that neighbours can be mixed.
@@ -212,7 +212,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return (self.num_batches - self.start_batch) * self.passes * self.images_a_pass
 
     def part(self, number: int) -> Part:
-        """What forward pass `number` of a batch, from 0, holds of it here."""
+        """The part of a batch that forward pass `number`, from 0, has in this process."""
         return part_of(self.batch_size, self.passes, number, self._rank, self._world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

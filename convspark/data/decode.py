@@ -110,7 +110,7 @@ def decode(path: str | os.PathLike[str], shrink: Shrink | None = None) -> Image.
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Pillow's warnings about damaged metadata, large pictures and palettes; errors remain errors.
+    """Silences Pillow's warnings about damaged metadata, large pictures and palettes, but not errors.
 
     Swaps process-wide filters, so threads share one `quiet` around them all, with `decode_unquietly` inside.
     """
@@ -120,7 +120,7 @@ def quiet() -> Iterator[None]:
 
 
 def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | Shrunk:
-    """`decode` without the silence."""
+    """`decode` without silencing warnings."""
     try:
         with open_regular(path) as file:
             return decode_open(file, shrink)
@@ -130,7 +130,7 @@ def decode_unquietly(path: str, shrink: Shrink | None = None) -> Image.Image | S
 
 
 def decode_bytes(name: str, content: bytes, shrink: Shrink | None = None) -> Image.Image | Shrunk:
-    """`decode` of the content of a file, without the silence; `name` is for its error."""
+    """`decode` of the content of a file, without silencing warnings; `name` is for its error."""
     try:
         return decode_open(io.BytesIO(content), shrink)
     except Exception as error:
@@ -230,7 +230,7 @@ def upright_size(path: str, content: bytes | None = None) -> tuple[int, int]:
 
 
 def left_out(picture: Image.Image) -> str | None:
-    """What a file holds beside the picture that is taken, if anything."""
+    """What a file holds beside the picture that is taken, in words; None if nothing."""
     several = picture.format not in _OF_ONE_PICTURE and getattr(picture, "is_animated", False)
     return "hold several pictures, of which the first is taken" if several else None
 
@@ -256,8 +256,8 @@ def _of_deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[], np.ndarray]] | None:
-    """Of a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and what
-    reads them, (H, W, bands); None of other pictures.
+    """For a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and a
+    function that reads them, (H, W, bands); None for other pictures.
     """
     tiles = getattr(picture, "tile", [])  # what is to be decoded, and how
     tile: Any = tiles[0] if tiles else ("", None, 0, None)
@@ -272,7 +272,7 @@ def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[]
 
 
 def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
-    """A picture of 16-bit colours as by `to_rgb`; None of other pictures."""
+    """A picture of 16-bit colours as by `to_rgb`; None for other pictures."""
     deep = deep_colours(picture, file)
     if deep is None:
         return None
@@ -326,7 +326,7 @@ def reason_of(path: str, error: Exception, content: bytes | None = None) -> str:
     """Why a file could not be read, in a few words for the list of bad files.
 
     Args:
-        content: of one that lies in another, or elsewhere.
+        content: the file's bytes, where it lies in another file or elsewhere.
     """
     match error:
         case NotReadError() | UnreachableError() | CutOffError():
@@ -352,7 +352,7 @@ def reason_of(path: str, error: Exception, content: bytes | None = None) -> str:
 
 
 def _what_instead(path: str, content: bytes | None) -> str:
-    """What a file that Pillow does not know is, as far as its first bytes tell."""
+    """What a file that Pillow does not know is, judged by its first bytes."""
     try:
         head = _head(path) if content is None else content[:64]
     except OSError as error:

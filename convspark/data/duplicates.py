@@ -1,4 +1,4 @@
-"""Pictures that show the same: found by a hash of what they look like, and compared before it is said."""
+"""Pictures that show the same: found by a hash of what they look like, then compared to be sure."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 
 SIDE = 16
-"""Of the thumbnails that are compared."""
+"""Pixels a side of the thumbnails that are compared."""
 
 _HASHED = 32  # side of the picture whose coarse waves are the hash
 _WAVES = 8  # along each side
-_MOST_BITS = 7  # of 64 in which pictures that look alike differ; one more byte than that would be alike by chance
+_MOST_BITS = 7  # of 64 that may differ where pictures look alike: fewer than there are bytes, so that one byte is equal
 _ALIKE = 0.985  # correlation of thumbnails
 _BLANK = 2.0  # deviation of a thumbnail, of 255 levels, below which there is nothing to compare
 _BLOCK = 2048
@@ -20,8 +20,8 @@ _BLOCK = 2048
 def thumbnail(grey: Image.Image) -> tuple[int, np.ndarray]:
     """The hash of a grey picture, 64 bits, and a thumbnail (16, 16) uint8.
 
-    A bit is a wave of the cosine transform of the picture, shrunk: whether there is more of it than of most. What
-    changes all pixels a little (another size, JPEG's quality, brightness) changes few bits.
+    Each bit stands for a wave of the cosine transform of the shrunk picture: whether it is stronger than the median.
+    What changes all pixels a little (another size, JPEG's quality, brightness) changes few bits.
     """
     small = np.asarray(grey.resize((_HASHED, _HASHED), Image.Resampling.BOX, reducing_gap=2), dtype=np.float32)
     waves = (_COSINES @ small @ _COSINES.T).reshape(-1)  # (8, 32) (32, 32) (32, 8) -> (64,)
@@ -49,7 +49,7 @@ def near_duplicates(hashes: Sequence[int], thumbs: np.ndarray) -> list[list[int]
     flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)  # (N, 256)
     flat -= flat.mean(1, keepdims=True)
     length = np.sqrt((flat**2).sum(1))
-    told = np.flatnonzero(length >= _BLANK * SIDE)
+    places = np.flatnonzero(length >= _BLANK * SIDE)
     flat /= np.maximum(length, 1e-9)[:, None]
     numbers = np.array(hashes, dtype=np.uint64)
     parent = list(range(len(numbers)))
@@ -66,8 +66,8 @@ def near_duplicates(hashes: Sequence[int], thumbs: np.ndarray) -> list[list[int]
             first, second = sorted((root(a), root(b)))
             parent[second] = first
 
-    # Of the same hash, each with the first; then one of each hash with those of others.
-    order = told[np.argsort(numbers[told], kind="stable")]
+    # Pictures of one hash are compared with the first of them; then that one with the first ones of other hashes.
+    order = places[np.argsort(numbers[places], kind="stable")]
     _, starts, inverse = np.unique(numbers[order], return_index=True, return_inverse=True)
     join(order[starts][inverse], order)
     unique = order[starts]
@@ -82,7 +82,7 @@ def near_duplicates(hashes: Sequence[int], thumbs: np.ndarray) -> list[list[int]
                 later = one < other
                 join(block[one[later]], members[start:][other[later]])
     groups: dict[int, list[int]] = defaultdict(list)
-    for place in told.tolist():
+    for place in places.tolist():
         groups[root(place)].append(place)
     return [group for group in groups.values() if len(group) > 1]
 

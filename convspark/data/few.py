@@ -29,7 +29,7 @@ def few_pictures(
         most: B at most.
 
     Raises:
-        DataError: a picture that is not there or cannot be read.
+        DataError: a picture does not exist or cannot be read.
     """
     paths = [path for place in pictures for path in list_pictures(place, bands=not pixels.is_plain)][:most]
     source, transform = FileSource(paths, pixels=pixels), HeldOutTransform(size=size, mean=mean, std=std)
@@ -38,7 +38,7 @@ def few_pictures(
 
 
 def check_shown(show: Sequence[int] | None, channels: int) -> None:
-    """Raise UsageError unless these are the numbers of a channel, or of three."""
+    """Raise UsageError unless these are the numbers of one channel or of three, counted from 1."""
     if show is not None and (len(show) not in (1, 3) or not all(1 <= channel <= channels for channel in show)):
         raise UsageError(
             f"show is {list(show)}: expected three channels or one, counted from 1 to {channels}, as in 3,2,1"

@@ -25,9 +25,9 @@ PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path"
 """Names of columns that hold paths of pictures, the likeliest first."""
 
 SHARD_SUFFIXES = (".tar", ".parquet")
-"""Of files that hold many pictures."""
+"""Suffixes of files that hold many pictures."""
 
-# What is no picture file for us, and what makes one of it.
+# Files that are not read as pictures, and how to convert them.
 _TO_CONVERT = {
     ".nii": "volumes: write their slices as .npy",
     ".nii.gz": "volumes: write their slices as .npy",
@@ -42,7 +42,7 @@ SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
 
 
 def with_items(paths: list[str], bands: bool) -> list[str]:
-    """With the names of the pictures in arrays that hold several."""
+    """The paths, with an array of several pictures replaced by the names of these."""
     if not bands:
         return paths
     return [item for path in paths for item in (items_in(path) if path.lower().endswith(ARRAY_SUFFIXES) else [path])]
@@ -52,13 +52,13 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
     """All pictures below `root`; `os.scandir` needs no system call a file, which counts at a million.
 
     Args:
-        shards: where given, files that hold many pictures are added to it, sorted, and a folder of nothing else is none
-            without a picture.
+        shards: list to which files that hold many pictures are added, sorted; with it, a folder that holds nothing but
+            these is no error.
         bands: whether files of several bands are pictures too.
     """
     inside = [] if shards is None else shards
     suffixes = picture_suffixes() | BAND_SUFFIXES if bands else picture_suffixes()
-    found: list[str] = []
+    pictures: list[str] = []
     other: Counter[str] = Counter()
     nowhere: list[str] = []
     entered: set[tuple[int, int]] = set()  # by device and inode: a link to a parent folder must not recurse for ever
@@ -87,9 +87,9 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
                 elif suffix in suffixes:
                     # A link that leads nowhere is a bad file, not a missing one.
                     if _leads_to(entry.is_file) or entry.is_symlink():
-                        found.append(entry.path)
+                        pictures.append(entry.path)
                 elif not suffix and sniff(entry.path):
-                    found.append(entry.path)
+                    pictures.append(entry.path)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
                     nowhere.append(entry.path)
                 elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
@@ -102,23 +102,23 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
             "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])
         )
     inside.sort()
-    if not found and not inside:
+    if not pictures and not inside:
         holds = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common(4)) or "no file at all"
         raise DataError(
             f"images: no picture in folder {root!r} or below (found: {holds}); pictures are files that "
             "end in .jpg, .png, .webp, .tif and the other suffixes that Pillow reads"
             f"{_arrays_there(other) if '.npy' not in suffixes else ''}{_to_convert(other)}"
         )
-    if other and found:
-        _log.info("%s: %d pictures, %d other files left out", root, len(found), sum(other.values()))
-    found.sort()
-    return found
+    if other and pictures:
+        _log.info("%s: %d pictures, %d other files left out", root, len(pictures), sum(other.values()))
+    pictures.sort()
+    return pictures
 
 
 def as_lines(names: Iterable[str]) -> str:
     """Names of any kind as a text of one line each, for `names_in`.
 
-    A name that would not come back as it is, or that some reader of lines would cut, becomes a JSON text in ASCII.
+    A name that `names_in` would change, or that other readers of lines would cut, becomes a JSON text in ASCII.
     """
     return "".join([f"{name if _is_plain_line(name) else json.dumps(name)}\n" for name in names])
 
@@ -132,7 +132,7 @@ def names_in(text: str) -> list[str]:
 def _is_plain_line(name: str) -> bool:
     if not name.isprintable():
         return False
-    usual = name.startswith("/") and not name.endswith(" ")  # of a million, most are
+    usual = name.startswith("/") and not name.endswith(" ")  # most of a million are
     return usual or names_in(name) == [name]
 
 
@@ -182,7 +182,7 @@ def paths_in(content: bytes, listing: str) -> list[str]:
 
 
 def _column_of_paths(text: str, delimiter: str) -> list[str]:
-    """By the name in the first row, or, where there is none of the usual, the first column of all rows."""
+    """The column with one of `PATH_COLUMNS` in the first row; without these names, the first column of all rows."""
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     named = [head.index(name) for name in PATH_COLUMNS if name in head]

@@ -24,7 +24,7 @@ class Glance:
     Attributes:
         short: median of the shorter sides, in pixels.
         area: median of the areas, in pixels.
-        are_grey: whether their headers say of all that they are grey; of items of a dataset nothing says it.
+        are_grey: whether the headers of all say that they are grey; False for items of a dataset.
     """
 
     short: float
@@ -38,7 +38,7 @@ class Glance:
 
 
 def sample(count: int, *, are_files: bool) -> list[int]:
-    """The places of those that are glanced at, of so many: the same ones each time."""
+    """Indices of the pictures to glance at, among `count`: the same ones each time."""
     most = _FILES if are_files else _ITEMS  # items are decoded, and may take any time
     return sorted(counted(0, Use.STATISTICS, 3).permutation(count)[:most].tolist())
 
@@ -50,15 +50,15 @@ def glance(source: ImageSource) -> Glance | None:
         if source.is_remote(0):
             indices = indices[:: -(-len(source) // _FAR_FILES)]
         with quiet(), ThreadPoolExecutor(_THREADS) as pool:
-            seen = list(pool.map(lambda index: _header(source, index), indices))
+            facts = list(pool.map(lambda index: _header(source, index), indices))
     else:
-        seen = [_item(source, index) for index in indices]
-    known = [one for one in seen if one is not None]
+        facts = [_item(source, index) for index in indices]
+    known = [one for one in facts if one is not None]
     return Glance.of([size for size, _ in known], all(is_grey for _, is_grey in known)) if known else None
 
 
 def _header(source: FileSource, index: int) -> tuple[tuple[int, int], bool] | None:
-    """((height, width), whether it is grey) of a picture in a file; None of one that cannot be read."""
+    """((height, width), whether it is grey) of a picture in a file; None if it cannot be read."""
     name = source.name(index)
     try:
         content = source.content(index)
@@ -73,11 +73,11 @@ def _header(source: FileSource, index: int) -> tuple[tuple[int, int], bool] | No
 
 def _item(source: ImageSource, index: int) -> tuple[tuple[int, int], bool] | None:
     try:
-        read = source.read(index)
+        picture = source.read(index)
     except Exception:  # training says why
         return None
-    if isinstance(read, Shrunk):
-        return read.full_size, False
-    if isinstance(read, Image.Image):
-        return (read.height, read.width), False
-    return (int(read.shape[-2]), int(read.shape[-1])), False
+    if isinstance(picture, Shrunk):
+        return picture.full_size, False
+    if isinstance(picture, Image.Image):
+        return (picture.height, picture.width), False
+    return (int(picture.shape[-2]), int(picture.shape[-1])), False

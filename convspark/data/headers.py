@@ -1,7 +1,7 @@
 """A quick look at JPEG and PNG files, which most pictures are: a few microseconds where Pillow's own takes fifty.
 
-It says yes only where Pillow would open the file, and all there is to say of it is that it looks whole; all else is
-left to the longer look.
+It says yes only to files that Pillow would open, that look whole and hold nothing unusual; all others are left to the
+longer look.
 """
 
 import os

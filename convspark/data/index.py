@@ -1,4 +1,4 @@
-"""What was once found out about files, kept in the user's cache until they change."""
+"""Facts about files, kept in the user's cache until the files change."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ from ..files import written_whole
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 2  # of what is kept; another one is made anew
+_VERSION = 2  # of the files in the cache; those of another version are not read
 
 
 def cache_folder() -> Path:
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 
 def load(kind: str, place: str, stamp: str = "") -> dict[str, np.ndarray] | None:
-    """The arrays kept of a place, if they were made when it had this stamp."""
+    """The arrays kept for a place, if they were made when it had this stamp."""
     try:
         with _file(kind, place).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["stamp"]) == stamp and str(arrays["place"]) == _ascii(place):

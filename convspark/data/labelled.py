@@ -1,4 +1,4 @@
-"""What a user gives as labelled pictures, whatever it is, as the address, the class and the part of each."""
+"""Labelled pictures, in any form that a user may name them: the address, the class and the part of each."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ PARTS = {
     "validation": "val",
     "test": "test",
 }
-"""What folders, files and cells are called that stand for a part of the pictures."""
+"""Names of folders, files and cells that stand for a part of the pictures."""
 
 _PART_IN_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(PARTS)})(?:[^a-z]|$)")
 
@@ -50,7 +50,7 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
     Args:
         data: one of
 
-            * a folder with a folder for each class, here or behind a URL;
+            * a folder with a folder for each class, here or at a URL;
             * tar files with a `.cls` beside each picture, or a `.json` that holds a "label"; parquet files of pictures
               with a column `label` and, if wanted, `split`; a folder that `datasets` saved: alone, in a folder, or as
               a pattern;
@@ -74,18 +74,18 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
         with blaming("data"):
             list_pictures(data)  # raises, and suggests the nearest name
     if _is_list(data):
-        named = _in_list(data, lenient)
+        pictures = _in_list(data, lenient)
     else:
         places = folders_of_parts(data) or {"": data}
-        named = [one for part, place in places.items() for one in _in_place(place, part, lenient, bands)]
-    doubled = [path for path, n in Counter(one.address for one in named).items() if n > 1]
+        pictures = [one for part, place in places.items() for one in _in_place(place, part, lenient, bands)]
+    doubled = [path for path, n in Counter(one.address for one in pictures).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
         raise DataError(f"data: {data!r} names {len(doubled)} pictures more than once: {some(doubled, repr)}")
-    return named
+    return pictures
 
 
 def list_in_parts(place: str, bands: bool = False) -> list[tuple[str, str]]:
-    """(address, part) of the pictures of a place, which all are to train with where nothing tells their part."""
+    """(address, part) of the pictures of a place; all are to train with where nothing says their part."""
     places = folders_of_parts(place) or {"": place}
     return [pair for part, inner in places.items() for pair in _with_parts(list_pictures(inner, bands), part)]
 
@@ -115,7 +115,7 @@ def folders_of_parts(place: str) -> dict[str, str]:
 
 
 def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[LabelledPicture]:
-    """Of class folders, or of files that hold many pictures."""
+    """The pictures of class folders, or of files that hold many pictures."""
     folders = _folders(place)
     if folders:
         return _in_class_folders(place, folders, part or "train", lenient, bands)
@@ -127,27 +127,27 @@ def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[Labelle
         raise DataError(f"data: {place!r} holds no folders: expected one for each class ({error})") from None
     if not any(map(within, addresses)):
         raise DataError(f"data: {place!r} holds no folders: expected one for each class, or train/ and val/")
-    found = [
+    pictures = [
         LabelledPicture(address, label, of)
         for (address, of), label in zip(_with_parts(addresses, part), labels_of(addresses), strict=True)
     ]
-    for of in ("val", "test"):  # as published without what they are asked for
-        ours = [one for one in found if one.part == of]
+    for of in ("val", "test"):  # often published without labels
+        ours = [one for one in pictures if one.part == of]
         if ours and not any(one.label for one in ours):
             logger.warning("data: no picture of %s in %r has a label: they are left out", of, place)
-            found = [one for one in found if one.part != of]
-    lacking = [one.address for one in found if not one.label]
+            pictures = [one for one in pictures if one.part != of]
+    lacking = [one.address for one in pictures if not one.label]
     if lacking:
         raise DataError(
-            f"data: {len(lacking)} of the {len(found)} pictures of {place!r} have no label: {some(lacking, repr)}; "
+            f"data: {len(lacking)} of the {len(pictures)} pictures of {place!r} have no label: {some(lacking, repr)}; "
             "expected, in a tar file, `a.cls`, or `a.json` with a label, beside `a.jpg`; in a parquet file or saved "
             "dataset, a column `label` beside that of the pictures; or a list with the columns path,label"
         )
-    return found
+    return pictures
 
 
 def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
-    """With their part: that, or where it is not known yet, what their files tell of each, or by their names."""
+    """Addresses with their parts: `part`, or if that is empty, what their files say, or else these files' names."""
     if part:
         return [(address, part) for address in addresses]
     within_files = parts_of(addresses)
@@ -161,59 +161,60 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
             )
         return [(address, PARTS[said.lower()]) for address, said in pairs]
     shards = {address: one.shard for address in addresses if (one := within(address)) is not None}
-    told = {shard: _PART_IN_NAME.search(os.path.basename(shard).lower()) for shard in set(shards.values())}
-    if len(told) < 2 or not any(told.values()):
+    matches = {shard: _PART_IN_NAME.search(os.path.basename(shard).lower()) for shard in set(shards.values())}
+    if len(matches) < 2 or not any(matches.values()):
         return [(address, "train") for address in addresses]
-    silent = sorted(shard for shard, found in told.items() if not found)
+    silent = sorted(shard for shard, match in matches.items() if not match)
     if silent:
         raise DataError(
-            f"data: {len(told) - len(silent)} of {len(told)} files say by their names whether they are to train, "
+            f"data: {len(matches) - len(silent)} of {len(matches)} files say by their names whether they are to train, "
             f"validate or test with, others do not: {some(silent, repr)}; rename them, or put them into folders "
             "train/, val/ and test/"
         )
-    parts = {shard: PARTS[found[1]] for shard, found in told.items() if found}
+    parts = {shard: PARTS[match[1]] for shard, match in matches.items() if match}
     return [(address, parts[shards[address]]) for address in addresses]
 
 
 def _in_class_folders(
     root: str, folders: dict[str, str], part: str, lenient: bool, bands: bool
 ) -> list[LabelledPicture]:
-    found: list[LabelledPicture] = []
+    pictures: list[LabelledPicture] = []
     empty: list[str] = []
     for name, folder in folders.items():
         try:
-            found += [LabelledPicture(path, name, part) for path in list_pictures(folder, bands)]
+            pictures += [LabelledPicture(path, name, part) for path in list_pictures(folder, bands)]
         except DataError:
             empty.append(name)
     if empty and not lenient:
         raise DataError(
             f"data: classes without pictures in {root!r}: {some(empty, repr)}; fill or remove their folders"
         )
-    inside = [one.address for one in found if within(one.address)]
+    inside = [one.address for one in pictures if within(one.address)]
     if inside and any(labels_of(inside)):
         raise DataError(
             f"data: {root!r} has folders of files that name classes themselves, such as {inside[0]}: name these files, "
             "as a folder without others in it, or by a pattern"
         )
-    return found
+    return pictures
 
 
 def _folders(root: str) -> dict[str, str]:
     """The folders in a folder, by name; none in what is no folder, or one saved by `datasets`.
 
-    A class that is a link that leads nowhere must not go unnoticed.
+    Raises:
+        DataError: a link leads nowhere, which may have been a class.
     """
     if is_saved_dataset(root) or is_shard(root):
         return {}
     if is_url(root):
-        return {os.path.basename(each): each for each in remote.folders_in(root)}
+        return {os.path.basename(url): url for url in remote.folders_in(root)}
     if not os.path.isdir(root):
         return {}
-    seen = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
-    broken = [str(path) for path in seen if path.is_symlink() and not os.path.exists(path)]
+    entries = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
+    broken = [str(path) for path in entries if path.is_symlink() and not os.path.exists(path)]
     if broken:
         raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; mend or remove them")
-    return {path.name: str(path) for path in seen if os.path.isdir(path)}
+    return {path.name: str(path) for path in entries if os.path.isdir(path)}
 
 
 def _is_list(data: str) -> bool:
@@ -230,7 +231,7 @@ def _is_list(data: str) -> bool:
 
 def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
     base = file.rpartition("/")[0] if is_url(file) else str(Path(file).resolve().parent)
-    found: list[LabelledPicture] = []
+    pictures: list[LabelledPicture] = []
     for where, cells in _rows(file):
         label, split = cells["label"].strip(), cells.get("split", "").strip() or "train"
         path = cells["path"]
@@ -243,19 +244,21 @@ def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
         if split.lower() not in PARTS:
             raise DataError(f"data: {where} has the split {split!r}: expected train, val or test")
         address = beside(base, path)
-        found.append(
+        pictures.append(
             LabelledPicture(absolute(address) if is_url(address) else str(Path(address)), label, PARTS[split.lower()])
         )
-    missing = {one.address for one in found if not is_url(one.address) and not os.path.exists(item_of(one.address)[0])}
+    paths = [one.address for one in pictures if not is_url(one.address)]
+    missing = {path for path in paths if not os.path.exists(item_of(path)[0])}
     if missing and not lenient:
         raise DataError(
-            f"data: {len(missing)} of the {len(found)} pictures that {file!r} names do not exist: {some(missing, repr)}"
+            f"data: {len(missing)} of the {len(pictures)} pictures that {file!r} names do not exist: "
+            f"{some(missing, repr)}"
         )
-    return [one for one in found if one.address not in missing]
+    return [one for one in pictures if one.address not in missing]
 
 
 def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Of a list, where each row is, and its cells by what they are: path, label and, if there is one, split."""
+    """(place in the file, cells by column) of each row of a list; columns are path, label and, if it has one, split."""
     if file.lower().endswith(".parquet"):
         yield from _rows_of_parquet(file)
         return
@@ -305,5 +308,5 @@ def _rows_of_parquet(file: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def is_text(cell: str) -> bool:
-    """Whether it was UTF-8, and nothing that merely looks so."""
+    """Whether a cell was UTF-8: it holds no surrogates, which stand for other bytes, and no NUL."""
     return not any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in cell)

@@ -19,15 +19,15 @@ from .tiff import Tiff
 
 _CHUNK = 64
 _ENOUGH = 64  # pixels of the shorter side that a thumbnail is made of
-_GREY = 8  # levels by which the colours of a thumbnail's pixel may differ; JPEG's greys do
+_GREY = 8  # levels by which red, green and blue of a grey pixel may differ; in JPEG files they do
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a file is.
+    """What a file holds and looks like.
 
     Attributes:
-        reason: why it cannot be read; None of a picture.
+        reason: why it cannot be read; None for a picture.
         format: JPEG, PNG, TIFF, NPY, …
         size: (height, width) in pixels, upright.
         bands: of the file, opacity included.
@@ -89,7 +89,7 @@ def _look(source: FileSource, index: int, channels: int | None) -> Look:
 
 
 def _plain(source: FileSource, index: int) -> Look | None:
-    """Of 8-bit colour or grey; None of others."""
+    """The look of a picture of 8-bit colour or grey; None for others."""
     path = source.name(index)
     if item_of(path)[1] is not None or path.lower().endswith((".npy", ".npz")):
         return None
@@ -112,18 +112,18 @@ def _plain(source: FileSource, index: int) -> Look | None:
 
 
 def _stored(path: str, content: bytes | None, channels: int | None) -> Look:
-    """Of any bands and type."""
+    """The look of a picture of any bands and type."""
     with opened(path, content) as file:
         layout = file.layout
         axis = layout.axis(channels)
         height, width, bands = layout.size(axis)
         samples = file.samples(axis)
-    grey = seen(samples, layout.missing).mean(2)  # (H, W, bands) -> (H, W)
+    grey = brightness(samples, layout.missing).mean(2)  # (H, W, bands) -> (H, W)
     number, thumb = thumbnail(Image.fromarray(np.uint8(255 * grey)))
     return Look(path, None, layout.format, (height, width), bands, layout.kind.name, False, bands == 1, number, thumb)
 
 
-def seen(samples: np.ndarray, missing: float | None = None) -> np.ndarray:
+def brightness(samples: np.ndarray, missing: float | None = None) -> np.ndarray:
     """Samples (H, W, C) of any type as float32 from 0 to 1, each band from its 1 % to its 99 % quantile."""
     values = samples.astype(np.float32)
     known = np.isfinite(values) if missing is None else np.isfinite(values) & (samples != missing)
@@ -135,8 +135,8 @@ def seen(samples: np.ndarray, missing: float | None = None) -> np.ndarray:
 
 
 def displayed(path: str, content: bytes | None = None, channels: int | None = None) -> Image.Image:
-    """A picture of any bands in RGB: its first three bands, or its first; a file, or of that content."""
+    """A picture of any bands in RGB: its first three bands, or its first; `content` as for `opened`."""
     with quiet(), opened(path, content) as file:
         samples, missing = file.samples(file.layout.axis(channels)), file.layout.missing
-    shown = seen(samples[..., : 3 if samples.shape[2] >= 3 else 1], missing)
-    return Image.fromarray(np.uint8(255 * np.broadcast_to(shown, (*shown.shape[:2], 3))))
+    colours = brightness(samples[..., : 3 if samples.shape[2] >= 3 else 1], missing)
+    return Image.fromarray(np.uint8(255 * np.broadcast_to(colours, (*colours.shape[:2], 3))))

@@ -16,18 +16,16 @@ logger = logging.getLogger(__name__)
 
 _TRIED = 200
 UNKNOWN = -1
-"""Size of a file that was not there when the run began, or of a run of the versions that did not keep sizes."""
+"""Size of a file that did not exist when the run began, or of one in a run of a version that did not keep sizes."""
 
 
 def file_sizes(paths: Sequence[str]) -> list[int]:
-    """In bytes; `UNKNOWN` of what is not there."""
+    """In bytes; `UNKNOWN` for files that do not exist."""
     return [_size(path) for path in paths]
 
 
 def as_place(where: str, addresses: Sequence[str]) -> tuple[str, list[str] | None]:
-    """What `at_new_place` is told of a place where these pictures are: a folder of files, or another one and what is
-    there.
-    """
+    """(place, listed) for `at_new_place`, of a place with these pictures; `listed` is None for a folder of files."""
     holds_files = os.path.isdir(where) and not any(map(within, addresses))
     return os.path.abspath(where) if not is_url(where) else where, None if holds_files else list(addresses)
 
@@ -37,12 +35,12 @@ def at_new_place(
 ) -> list[str]:
     """Where each picture of a run is now.
 
-    Its place below the deepest folder that held all pictures is looked for below `place`; where few are found so, that
-    below a folder further up. What is below `place` already, as of a move that was interrupted, stays.
+    Its path below the deepest folder that held all pictures is looked for below `place`; where few are found so, its
+    path below a folder further up. What is below `place` already, as after an interrupted move, stays.
 
     Args:
         paths: of the pictures, or other addresses, as the run has them.
-        sizes: of each, in bytes, when the run began; where they are `UNKNOWN`, files that are still there are compared.
+        sizes: of each, in bytes, when the run began; for `UNKNOWN`, the old file's size now, if it still exists.
         place: the new folder, or a file that names pictures.
         listed: the pictures that such a file names.
 
@@ -53,14 +51,14 @@ def at_new_place(
     files = None if listed is None else {_file_of(path) for path in listed}
     root = place if files is None else _common(list(files))
     there: Callable[[str], bool] = os.path.isfile if files is None else files.__contains__
-    left = [path for path in paths if not (_is_below(path, root) and there(path))]
-    base = _base(left, root, there) if left else ""
-    new = {path: os.path.join(root, os.path.relpath(path, base)) for path in left}
-    found = [new.get(path, path) for path in paths]
-    missing = [path for path in found if not there(path)]
-    kept = sizes or [UNKNOWN] * len(paths)
-    known = [size if size != UNKNOWN else _size(path) for path, size in zip(paths, kept, strict=True)]
-    pairs = [(path, _size(path), size) for path, size in zip(found, known, strict=True) if there(path)]
+    elsewhere = [path for path in paths if not (_is_below(path, root) and there(path))]
+    base = _base(elsewhere, root, there) if elsewhere else ""
+    moved = {path: os.path.join(root, os.path.relpath(path, base)) for path in elsewhere}
+    new_paths = [moved.get(path, path) for path in paths]
+    missing = [path for path in new_paths if not there(path)]
+    old_sizes = sizes or [UNKNOWN] * len(paths)
+    known = [size if size != UNKNOWN else _size(path) for path, size in zip(paths, old_sizes, strict=True)]
+    pairs = [(path, _size(path), size) for path, size in zip(new_paths, known, strict=True) if there(path)]
     wrong = [
         f"{shown(path)} has {now} bytes, it had {before}" for path, now, before in pairs if before not in (now, UNKNOWN)
     ]
@@ -84,7 +82,7 @@ def at_new_place(
         f"of {unchecked} the size is not known, the others have theirs" if unchecked else "all have their sizes",
         f"; missing are {len(missing)}: {some(missing)}" if missing else "",
     )
-    return [_with_file(address, file) for address, file in zip(addresses, found, strict=True)]
+    return [_with_file(address, file) for address, file in zip(addresses, new_paths, strict=True)]
 
 
 def _file_of(address: str) -> str:
@@ -98,15 +96,15 @@ def _with_file(address: str, file: str) -> str:
 
 
 def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:
-    """The old folder whose files are now below `root`: of that which held all, and those above it, the deepest below
-    which most are found.
+    """The old folder that `root` takes the place of: the folder that held all files or one above it, the one by which
+    most files are found; of several, the deepest.
     """
-    tried = paths[:: max(1, len(paths) // _TRIED)]
+    sample = paths[:: max(1, len(paths) // _TRIED)]
     candidates = [_common(paths)]
     while (above := os.path.dirname(candidates[-1])) != candidates[-1] and not above.endswith(":/"):
         candidates.append(above)
-    found = [sum(there(os.path.join(root, os.path.relpath(path, base))) for path in tried) for base in candidates]
-    return candidates[found.index(max(found))]
+    counts = [sum(there(os.path.join(root, os.path.relpath(path, base))) for path in sample) for base in candidates]
+    return candidates[counts.index(max(counts))]
 
 
 def _common(paths: Sequence[str]) -> str:

@@ -22,10 +22,10 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, text: np.ndarray, ends: np.ndarray) -> "Names":
-        """Those that such arrays hold."""
-        made = cls(())
-        made.text, made.ends = text, ends
-        return made
+        """The names that such arrays hold."""
+        names = cls(())
+        names.text, names.ends = text, ends
+        return names
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Names):

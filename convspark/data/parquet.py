@@ -32,7 +32,7 @@ class ParquetShard(Table):
         self._starts, self.columns, self.largest_group = self._layout()
 
     def find(self, names: Sequence[str]) -> np.ndarray:
-        return rows_of(names, self.columns, self._count())  # which are known without opening the file
+        return rows_of(names, self.columns, self._count())  # columns and count are known without opening the file
 
     def content(self, first: int, second: int) -> bytes:
         group = int(np.searchsorted(self._starts, first, side="right")) - 1
@@ -43,7 +43,7 @@ class ParquetShard(Table):
         return np.searchsorted(self._starts, places[:, 0], side="right")
 
     def paths(self) -> list[str]:
-        """What a column of paths holds, where that is what the file has; "" in rows without one."""
+        """The column of paths of a file without pictures; "" in rows without a path."""
         text = [name for name, kind in self._kinds.items() if kind == "text"]
         column = next((name for name in PATH_COLUMNS if name in text), text[0] if len(text) == 1 else None)
         if column is None:
@@ -70,36 +70,36 @@ class ParquetShard(Table):
     def _layout(self) -> tuple[np.ndarray, list[str], int]:
         """The first row of each group, and the number of rows; the columns; the bytes of the largest group."""
         stamp = str(remote.stamp(self._path))
-        kept = index.load("parquet", self._path, stamp)
-        if kept is None:
+        layout = index.load("parquet", self._path, stamp)
+        if layout is None:
             file = _reading(lambda: _open(self._path))
             groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
             starts = np.concatenate([[0], np.cumsum([group.num_rows for group in groups])]).astype(np.int64)
             largest = max((group.total_byte_size for group in groups), default=0)
             columns = np.array(json.dumps(file.schema_arrow.names))
-            kept = {"starts": starts, "columns": columns, "largest": np.array(largest)}
-            index.save("parquet", self._path, kept, stamp)
-        return kept["starts"], json.loads(str(kept["columns"])), int(kept["largest"])
+            layout = {"starts": starts, "columns": columns, "largest": np.array(largest)}
+            index.save("parquet", self._path, layout, stamp)
+        return layout["starts"], json.loads(str(layout["columns"])), int(layout["largest"])
 
 
 class _Groups:
     """Groups of rows that were read last, for all threads of a process."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, str, int, str], Any] = OrderedDict()
+        self._arrays: OrderedDict[tuple[int, str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, path: str, group: int, column: str) -> Any:
         key = os.getpid(), path, group, column
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._arrays:
+                self._arrays.move_to_end(key)
+                return self._arrays[key]
         values = _reading(lambda: _open(path).read_row_group(group, columns=[column], use_threads=False)[column])
         with self._lock:
-            self._kept[key] = values
-            while len(self._kept) > 1 and sum(each.nbytes for each in self._kept.values()) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._arrays[key] = values
+            while len(self._arrays) > 1 and sum(array.nbytes for array in self._arrays.values()) > _MOST_KEPT:
+                self._arrays.popitem(last=False)
         return values
 
 

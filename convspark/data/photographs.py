@@ -41,17 +41,17 @@ def demo_photographs() -> list[tuple[str, Image.Image]]:
     Raises:
         UsageError: scikit-image or scikit-learn is not installed, or holds too few of the photographs.
     """
-    found: list[tuple[str, Image.Image]] = []
+    photographs: list[tuple[str, Image.Image]] = []
     for name, package, folder, file in _PHOTOGRAPHS:
         path = _package_folder(package) / folder / file
         if path.is_file():
-            found.append((name, decode(path)))
-    if len(found) < _ENOUGH:
+            photographs.append((name, decode(path)))
+    if len(photographs) < _ENOUGH:
         raise UsageError(
-            f"demo: only {len(found)} of {len(_PHOTOGRAPHS)} photographs were found in scikit-image "
+            f"demo: only {len(photographs)} of {len(_PHOTOGRAPHS)} photographs were found in scikit-image "
             "and scikit-learn; install other versions of them: pip install --upgrade 'convspark[demo]'"
         )
-    return found
+    return photographs
 
 
 def _package_folder(package: str) -> Path:

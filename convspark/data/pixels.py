@@ -20,7 +20,7 @@ from .tiff import NotReadError
 class Pixels:
     """How picture files are read. What is trained with one of these is used with the same.
 
-    Pictures are *plain* if nothing but their number of channels (3 or 1) is said: they are 8-bit colour, or grey made
+    Pictures are *plain* if nothing but their number of channels (3 or 1) is set: they are 8-bit colour, or grey made
     of it, as `decode` has it. Else the samples are read as they are stored, and become floats:
 
     * with `low` and `high`, `low` becomes 0 and `high` 1, and what is beyond is cut off;
@@ -68,17 +68,17 @@ class Pixels:
     @property
     def is_plain(self) -> bool:
         """Whether pictures are 8-bit colour or grey, as `decode` has them."""
-        said = self.bands, self.band_axis, self.low
-        return self.channels in (1, 3) and not self.stored and all(each is None for each in said)
+        are_unset = self.bands is None and self.band_axis is None and self.low is None
+        return self.channels in (1, 3) and not self.stored and are_unset
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: without what is not said."""
+        """For JSON: without what is not set."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v not in (None, False)}
 
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> "Pixels":
-        """What `as_dict` gave."""
-        known = [each.name for each in fields(cls)]
+        """The inverse of `as_dict`."""
+        known = [field.name for field in fields(cls)]
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in known}
         return cls(**values)
 
@@ -94,10 +94,10 @@ class Pixels:
     def read_unquietly(
         self, path: str, shrink: Shrink | None = None, content: bytes | None = None
     ) -> Image.Image | Shrunk | Tensor:
-        """`read` without the silence, which is the process's.
+        """`read` without silencing warnings, which concerns the whole process.
 
         Args:
-            content: of the file, where it is no file of its own; `path` is then for errors.
+            content: the file's bytes, where it lies in another file or elsewhere; `path` is then for errors.
         """
         if self.is_plain:
             return decode_unquietly(path, shrink) if content is None else decode_bytes(path, content, shrink)
@@ -114,7 +114,7 @@ class Pixels:
             Exception: as reading would.
         """
         with opened(path, content) as stored:
-            self._taken(stored.layout)
+            self._band_places(stored.layout)
             return stored.layout.is_whole
 
     def upright_size(self, path: str, content: bytes | None = None) -> tuple[int, int]:
@@ -130,20 +130,20 @@ class Pixels:
         C is 1 where a grey picture stands for three channels.
         """
         layout = stored.layout
-        taken, opaque = self._taken(layout)
+        places, opacity = self._band_places(layout)
         samples = stored.samples(self._axis(layout))
-        chosen = samples[..., taken]  # (H, W, bands) -> (H, W, C)
+        chosen = samples[..., places]  # (H, W, bands) -> (H, W, C)
         known = np.isfinite(chosen)
         if layout.missing is not None and np.isfinite(layout.missing):
             known &= chosen != _as_stored(layout.missing, chosen.dtype)
-        if opaque is not None:
-            known &= samples[..., opaque : opaque + 1] != 0
+        if opacity is not None:
+            known &= samples[..., opacity : opacity + 1] != 0
         return chosen, known
 
     def _axis(self, layout: Layout) -> Axis:
         return layout.axis(None if self.bands else self.channels, self.band_axis)
 
-    def _taken(self, layout: Layout) -> tuple[list[int], int | None]:
+    def _band_places(self, layout: Layout) -> tuple[list[int], int | None]:
         """Places of the bands that are taken, and of the one that is opacity, counted from 0.
 
         Raises:
@@ -154,14 +154,14 @@ class Pixels:
         if self.bands is not None:
             if max(self.bands) <= have:
                 return [band - 1 for band in self.bands], None
-            wanted = f"band {max(self.bands)} is wanted"
+            demand = f"band {max(self.bands)} is wanted"
         elif have == self.channels:
             return list(range(have)), None
         elif colours == self.channels or (self.channels, colours) == (3, 1):
             return list(range(colours)), colours if layout.opacity else None
         else:
-            wanted = f"{self.channels} are wanted: choose some of them with --bands, or other --channels"
-        raise NotReadError(f"a picture of {have} band{'s' if have > 1 else ''}, where {wanted}")
+            demand = f"{self.channels} are wanted: choose some of them with --bands, or other --channels"
+        raise NotReadError(f"a picture of {have} band{'s' if have > 1 else ''}, where {demand}")
 
     def _scaled(self, samples: np.ndarray, known: np.ndarray) -> Tensor:
         """(H, W, C) as stored -> float32 (C, H, W)."""
@@ -185,5 +185,5 @@ PLAIN = Pixels()
 
 
 def _as_stored(value: float, kind: np.dtype[Any]) -> Any:
-    """A number as samples of a type hold it: GDAL tells those of 32-bit floats with more digits than they have."""
+    """A number as samples of a type hold it: GDAL writes those of 32-bit floats with more digits than they have."""
     return kind.type(value) if kind.kind == "f" else value

@@ -1,4 +1,4 @@
-"""What a user gives as IMAGES, whatever it is, as the addresses of pictures."""
+"""IMAGES, in any form that a user may name them: the addresses of the pictures."""
 
 import glob
 import logging
@@ -29,7 +29,7 @@ def list_pictures(images: Source, bands: bool = False) -> list[str]:
     Args:
         images: one of
 
-            * a folder, flat or nested, with or without class folders, here or behind a URL. Files are taken by suffix
+            * a folder, flat or nested, with or without class folders, here or at a URL. Files are taken by suffix
               (every format that Pillow reads, `picture_suffixes`), files without a suffix by their first bytes; hidden
               files are left out, links are followed. Sorted by path. Where it holds no picture, but tar or parquet
               files, those in these.
@@ -44,13 +44,13 @@ def list_pictures(images: Source, bands: bool = False) -> list[str]:
         bands: whether files that are no pictures for `decode`, but may hold some of several bands, count too: NumPy's
             arrays (`.npy`, `.npz`; one of four axes is several pictures, `scenes.npy[0]` and so on) and `.gtif`.
 
-    That each is a readable picture is for `scan` to find out.
+    Whether each is a readable picture, `scan` finds out.
 
     Raises:
         DataError: something is missing, unreadable, or names no picture.
     """
     if isinstance(images, str | os.PathLike):
-        found = _at(os.fspath(images), bands)
+        addresses = _at(os.fspath(images), bands)
     else:
         try:
             places = [os.fspath(place) for place in images]
@@ -58,15 +58,15 @@ def list_pictures(images: Source, bands: bool = False) -> list[str]:
             raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
         if not places:
             raise DataError("images: the list of paths is empty")
-        found = _at_each(places, bands)
-    if not found:
+        addresses = _at_places(places, bands)
+    if not addresses:
         raise DataError(f"images: no picture in {images!r}")
-    return with_items(found, bands)
+    return with_items(addresses, bands)
 
 
 @contextmanager
 def blaming(argument: str) -> Iterator[None]:
-    """What is wrong with a place is said of the argument that named it."""
+    """Within it, a DataError of a place names the argument that the place came from."""
     try:
         yield
     except DataError as error:
@@ -78,13 +78,13 @@ def is_missing(place: str) -> bool:
     return not os.path.exists(place) and not is_url(place) and not glob.has_magic(place) and expanded(place) == [place]
 
 
-def _at_each(places: Iterable[str], bands: bool) -> list[str]:
-    """Pictures stay what they are, also those that are not there; all else is looked into."""
-    found: list[str] = []
+def _at_places(places: Iterable[str], bands: bool) -> list[str]:
+    """Folders and shards are opened; other places stay as they are, whether there is a file or not."""
+    addresses: list[str] = []
     for place in places:
-        opened = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
-        found += _at(place, bands) if opened else [place]
-    return found
+        is_opened = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
+        addresses += _at(place, bands) if is_opened else [place]
+    return addresses
 
 
 def _is_picture(place: str) -> bool:
@@ -101,7 +101,7 @@ def _at(place: str, bands: bool) -> list[str]:
         return [place]
     several = _matching(place)
     if several != [place]:
-        return _at_each(several, bands)
+        return _at_places(several, bands)
     if is_url(place):
         return _at_url(place, bands)
     raise DataError(
@@ -115,15 +115,15 @@ def _in_folder(folder: str, bands: bool) -> list[str]:
     if is_saved_dataset(saved):
         return addresses_in("dataset", absolute(saved))
     shards: list[str] = []
-    found = walk(folder, shards, bands)
-    if found and shards:
+    pictures = walk(folder, shards, bands)
+    if pictures and shards:
         _warn_of_both(folder, shards)
-    return found or [address for shard in shards for address in _in_shard(shard, bands)]
+    return pictures or [address for shard in shards for address in _in_shard(shard, bands)]
 
 
 def _warn_of_both(folder: str, shards: list[str]) -> None:
-    told = "%s holds pictures, which are taken, and %d files that may hold more, which are not: %s"
-    _log.warning(told, folder, len(shards), shards[0])
+    message = "%s holds pictures, which are taken, and %d files that may hold more, which are not: %s"
+    _log.warning(message, folder, len(shards), shards[0])
 
 
 def _in_file(path: str, bands: bool) -> list[str]:
@@ -131,11 +131,11 @@ def _in_file(path: str, bands: bool) -> list[str]:
         return [path]
     if is_shard(path):
         return _in_shard(path, bands)
-    return _at_each(from_text(path), bands)
+    return _at_places(from_text(path), bands)
 
 
 def _at_url(url: str, bands: bool) -> list[str]:
-    """A picture, a shard, a list, or a folder of them, behind a URL."""
+    """The pictures at a URL: of a picture, a shard, a list, or a folder of them."""
     suffix = os.path.splitext(url.partition("?")[0])[1].lower()
     if suffix in picture_suffixes() or within(url) is not None:
         return [url]
@@ -143,24 +143,24 @@ def _at_url(url: str, bands: bool) -> list[str]:
         return _in_shard(url, bands)
     try:
         if suffix in _LISTS:
-            return _at_each(beside_list(url, paths_in(remote.read_all(url), url)), bands)
+            return _at_places(beside_list(url, paths_in(remote.read_all(url), url)), bands)
         files = remote.files_below(url)
     except FileNotFoundError:
         raise DataError(f"images: {url!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {url!r} cannot be read: {error}") from None
     names = {file: os.path.basename(file) for file in files}
-    shown = [file for file in files if not names[file].startswith(".")]
-    found = [file for file in shown if os.path.splitext(file)[1].lower() in picture_suffixes()]
-    shards = [file for file in shown if is_shard(file)]
-    if found and shards:
+    candidates = [file for file in files if not names[file].startswith(".")]
+    pictures = [file for file in candidates if os.path.splitext(file)[1].lower() in picture_suffixes()]
+    shards = [file for file in candidates if is_shard(file)]
+    if pictures and shards:
         _warn_of_both(url, shards)
-    if not found and not shards:
+    if not pictures and not shards:
         raise DataError(
             f"images: no picture below {url!r} ({len(files)} files found); pictures end in .jpg, .png and the other "
             "suffixes that Pillow reads, files of many in .tar or .parquet"
         )
-    return found or [address for shard in shards for address in _in_shard(shard, bands)]
+    return pictures or [address for shard in shards for address in _in_shard(shard, bands)]
 
 
 def _in_shard(path: str, bands: bool) -> list[str]:
@@ -174,7 +174,7 @@ def _in_shard(path: str, bands: bool) -> list[str]:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error}") from None
-    return addresses_in("parquet", path) if listed is None else _at_each(beside_list(path, listed), bands)
+    return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)
 
 
 def is_shard(place: str) -> bool:
@@ -184,13 +184,13 @@ def is_shard(place: str) -> bool:
 
 def _matching(pattern: str) -> list[str]:
     """What a pattern of the command line stands for, where no shell wrote it out."""
-    found: list[str] = []
-    for each in expanded(pattern):
-        asked = each.startswith(("http://", "https://")) and "*" not in each  # a question mark begins a query
-        if not glob.has_magic(each) or asked:
-            found.append(each)
-        elif is_url(each):
-            found += remote.files_below(each)
+    places: list[str] = []
+    for place in expanded(pattern):
+        is_query = place.startswith(("http://", "https://")) and "*" not in place  # which a question mark begins
+        if not glob.has_magic(place) or is_query:
+            places.append(place)
+        elif is_url(place):
+            places += remote.files_below(place)
         else:
-            found += sorted(glob.glob(each, recursive=True)) or [each]
-    return found
+            places += sorted(glob.glob(place, recursive=True)) or [place]
+    return places

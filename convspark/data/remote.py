@@ -1,6 +1,6 @@
-"""Bytes of files on this machine and behind any URL that fsspec knows: with time-outs, and tried again.
+"""Bytes of files on this machine and at any URL that fsspec knows: with time-outs, and tried again.
 
-What cannot be read in the end raises `OSError`, never waits for ever, and is for the caller to count.
+What cannot be read in the end raises `OSError`, for the caller to count; no read waits for ever.
 """
 
 import io
@@ -31,7 +31,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "
 
 @dataclass
 class Patience:
-    """How long reading from afar is tried.
+    """How often and how long a read through a network is tried.
 
     Attributes:
         attempts: of one read.
@@ -48,7 +48,7 @@ PATIENCE = Patience()
 
 
 class Stamp(NamedTuple):
-    """By what a changed file is known: its size in bytes, and its time or what stands for its content."""
+    """What shows that a file has changed: its size in bytes, and its time or a tag of its content."""
 
     size: int
     changed: str
@@ -58,7 +58,7 @@ class Stamp(NamedTuple):
 
 
 class UnreachableError(OSError):
-    """Not read, after all attempts; the message says what the last one came to."""
+    """Not read, after all attempts; the message says how the last one failed."""
 
 
 class CutOffError(OSError):
@@ -70,7 +70,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self._count = np.frombuffer(mmap.mmap(-1, 8), dtype=np.int64)
-        self.told = 0
+        self.reported = 0
         self._hopeless = set[str]()  # places where no attempt worked: one will do, until it works
 
     @property
@@ -106,15 +106,15 @@ class Attempts:
 
 
 ATTEMPTS = Attempts()
-"""Of all reads of this process and those that are forked from it."""
+"""Counts all reads of this process and those that are forked from it."""
 
 
 def tell_repeated() -> None:
-    """Say how many reads had to be tried again since this was last asked, if any."""
-    count = ATTEMPTS.repeated - ATTEMPTS.told
+    """Log how many reads had to be tried again since the last call, if any."""
+    count = ATTEMPTS.repeated - ATTEMPTS.reported
     if count:
         _log.warning("%d reads through the network failed and were tried again", count)
-    ATTEMPTS.told += count
+    ATTEMPTS.reported += count
 
 
 def read_range(place: str, start: int, size: int) -> bytes:
@@ -168,25 +168,25 @@ def files_below(place: str) -> list[str]:
     """The URLs of the files in a folder of URLs and all below it, or of those that match a pattern; sorted."""
     system, path = _system(place)
     find = system.glob if any(sign in path for sign in "*?[") else system.find
-    found = ATTEMPTS.make(partial(find, path), place)
-    return sorted(system.unstrip_protocol(name) for name in found)
+    paths = ATTEMPTS.make(partial(find, path), place)
+    return sorted(system.unstrip_protocol(path) for path in paths)
 
 
 def folders_in(place: str) -> list[str]:
     """The URLs of the folders in a folder of URLs, hidden ones left out; sorted. None in what is no folder."""
     system, path = _system(place)
     try:
-        found = ATTEMPTS.make(partial(system.ls, path, detail=True), place)
+        entries = ATTEMPTS.make(partial(system.ls, path, detail=True), place)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    names = [each["name"].rstrip("/") for each in found if each["type"] == "directory"]
+    names = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
     return sorted(system.unstrip_protocol(name) for name in names if not os.path.basename(name).startswith("."))
 
 
 def below(place: str, root: str) -> str:
     """The path of a file relative to a folder, of this machine or of URLs."""
     if is_url(root):
-        place, root = (_system(each)[1] for each in (place, root))
+        place, root = (_system(url)[1] for url in (place, root))
     return os.path.relpath(place, root)
 
 
@@ -216,12 +216,12 @@ class RangeFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """All of what is asked for, but at the end: not every reader would ask again."""
+        """Fills the buffer, except at the end of the file: not every caller would ask for the rest."""
         size, done = min(len(buffer), self.stamp.size - self._at), 0
         while done < size:
             if not self._begin <= self._at < self._begin + len(self._have):
-                wanted = min(max(size - done, self._block), self.stamp.size - self._at)
-                self._begin, self._have = self._at, read_range(self._place, self._at, wanted)
+                length = min(max(size - done, self._block), self.stamp.size - self._at)
+                self._begin, self._have = self._at, read_range(self._place, self._at, length)
             start = self._at - self._begin
             part = self._have[start : start + size - done]
             buffer[done : done + len(part)] = part
@@ -257,7 +257,7 @@ def _system(place: str) -> tuple[Any, str]:
 
 
 def _in_time(action: Callable[[], T], seconds: float) -> T:
-    """The result of an action that is waited for no longer than that; it may linger on, and hinders no exit."""
+    """The result of an action, waited for no longer than that; a late one goes on in a thread that hinders no exit."""
     answer: list[T] = []
     failed: list[BaseException] = []
 

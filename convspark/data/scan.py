@@ -42,7 +42,7 @@ class ScanResult:
 
 
 class TooManyBadPicturesError(DataError):
-    """More unreadable files than the share that is put up with."""
+    """More unreadable files than the allowed share."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader raises a worker's error again with the worker's traceback as its message: keep what it
@@ -65,19 +65,19 @@ def scan(
     That is quick (no pixels are decoded) and finds what goes wrong with real collections: empty and cut-off
     files, other things under a picture's name, pictures too large to decode. Whatever looks wrong or
     unfamiliar is then decoded in full, so that no good picture is turned away. Damage in the midst of a file
-    shows only in training (`PretrainImages` replaces such a picture), or where `whole` asks for it. What of files is
-    not taken (further pages, further bands) is said. Pictures behind a network are looked at only where `whole` asks
-    for it.
+    shows only in training (`PretrainImages` replaces such a picture), or where `whole` asks for it. What is left
+    out of files (further pages, further bands) is logged. Pictures that are read through a network are looked at only
+    where `whole` asks for it.
 
     Args:
         paths: files, see `list_pictures`, or other addresses of pictures.
         workers: threads; None for 8, which is more than there are cores because they wait for the disk.
-        whole: decode every picture to its last pixel: for those that are measured with.
+        whole: decode every picture to its last pixel: for pictures to measure with.
         most_bad: share of bad files above which this fails.
         progress: a progress bar on stderr; None for one if stderr is a terminal.
         pixels: how they will be read; files of other bands are bad.
-        place: what to call the collection where it is kept what was found, so that only files that have changed are
-            looked at the next time; None keeps nothing.
+        place: name of the collection in the cache of what was found, so that next time only files that have changed
+            are looked at; None keeps nothing.
 
     Raises:
         DataError: no readable picture, or a larger share than `most_bad` is bad; names the first few.
@@ -85,8 +85,8 @@ def scan(
     if not paths:
         raise DataError("images: there are no pictures to look at")
     source = FileSource(paths, pixels=pixels)
-    kept = place if pixels.is_plain else None  # what is kept is known of plain pictures
-    look = _Looking(source, Verdicts(source.names, kept), Look.WHOLE if whole else Look.QUICK)
+    verdicts = Verdicts(source.names, place if pixels.is_plain else None)  # the cache is of plain pictures alone
+    look = _Looking(source, verdicts, Look.WHOLE if whole else Look.QUICK)
     chunks = [range(start, min(start + _CHUNK, len(paths))) for start in range(0, len(paths), _CHUNK)]
     good: list[str] = []
     bad: list[tuple[str, str]] = []
@@ -103,7 +103,7 @@ def scan(
                 if left_out is not None and not whole:
                     partly[left_out].append(path)
     check_bad_share(bad, len(paths), most_bad)
-    look.verdicts.keep()
+    verdicts.keep()
     if bad:
         _log.warning("%s", describe_bad(bad, len(paths)))
     for what, holders in partly.items():
@@ -168,28 +168,28 @@ def _examine_bands(source: FileSource, index: int, whole: bool) -> str | None:
 class _Looking:
     """One look at all pictures of a source."""
 
-    def __init__(self, source: FileSource, verdicts: Verdicts, wanted: Look) -> None:
+    def __init__(self, source: FileSource, verdicts: Verdicts, look: Look) -> None:
         self.verdicts = verdicts
         self.unseen = 0
         self._source = source
-        self._wanted = wanted
+        self._look = look
         self._lock = Lock()
 
     def at_all(self, indices: range) -> list[tuple[str | None, str | None]]:
         """Why each picture cannot be read, or None if it looks whole; and what of its file is left out, if anything."""
         results: list[tuple[str | None, str | None]] = [_GOOD] * len(indices)
         stamps = self._source.stamps(indices)
-        known = self.verdicts.are_good(indices, stamps, self._wanted)
+        known = self.verdicts.are_good(indices, stamps, self._look)
         good = np.zeros(len(indices), dtype=bool)
         for place, index in enumerate(indices):
             if known[place]:
                 reason, remark = None, self.verdicts.remark(index) if self.verdicts.remarks[1:] else None
-            elif self._wanted < Look.WHOLE and self._source.is_remote(index):
+            elif self._look < Look.WHOLE and self._source.is_remote(index):
                 with self._lock:
                     self.unseen += 1
                 continue
             else:
-                whole = self._wanted is Look.WHOLE
+                whole = self._look is Look.WHOLE
                 if self._source.pixels.is_plain:
                     reason, remark = _examine(self._source, index, whole)
                 else:
@@ -198,12 +198,12 @@ class _Looking:
                 self.verdicts.note(index, remark)
             if reason or remark:
                 results[place] = reason, remark
-        self.verdicts.learn(np.asarray(indices)[good], stamps[good], self._wanted)
+        self.verdicts.learn(np.asarray(indices)[good], stamps[good], self._look)
         return results
 
 
 def _examine(source: FileSource, index: int, whole: bool) -> tuple[str | None, str | None]:
-    """Of one picture what `_Looking.at_all` tells of each."""
+    """One picture's entry in the answer of `_Looking.at_all`."""
     if not whole and source.is_plain(index):
         return _GOOD
     beside: str | None = None
@@ -240,7 +240,7 @@ def _looks_whole(picture: Image.Image, file: BinaryIO) -> bool:
 
     match picture.format:
         case "JPEG" | "MPO":
-            return b"\xff\xd9" in tail(32)  # end-of-image marker; some writers pad behind it
+            return b"\xff\xd9" in tail(32)  # end-of-image marker; some writers pad after it
         case "PNG":
             return b"IEND" in tail(12)
         case "GIF":

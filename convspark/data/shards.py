@@ -26,7 +26,7 @@ class Shard(Protocol):
     """A file of pictures, and perhaps of what they show."""
 
     def inner_names(self) -> Iterable[str]:
-        """Of all its pictures, in its order."""
+        """The names of all its pictures, in its order."""
         ...
 
     def find(self, names: Sequence[str]) -> np.ndarray:
@@ -101,7 +101,7 @@ class TarShard:
 
 
 class LostShard:
-    """One that is gone since a run began, or cannot be read: its pictures are bad, for the reason that it has."""
+    """A shard that is gone since a run began, or cannot be read: its pictures are bad, for its reason."""
 
     def __init__(self, path: str, reason: Exception) -> None:
         self.path = path
@@ -161,37 +161,37 @@ def labels_of(addresses: Sequence[str]) -> list[str]:
     Raises:
         DataError: a shard cannot be read, or has no classes where one has labels.
     """
-    return _told(addresses, lambda shard, names: shard.labels(names))
+    return _answers(addresses, lambda shard, names: shard.labels(names))
 
 
 def parts_of(addresses: Sequence[str]) -> list[str]:
     """What the shard of each picture says that it is for, `train`, say; "" where it says nothing."""
-    return _told(addresses, lambda shard, names: shard.parts(names))
+    return _answers(addresses, lambda shard, names: shard.parts(names))
 
 
 def masks_of(addresses: Sequence[str]) -> list[str]:
     """The address of each picture's mask in the same shard; "" where there is none, and of pictures in no shard."""
-    inner = _told(addresses, lambda shard, names: shard.masks(names))
+    inner = _answers(addresses, lambda shard, names: shard.masks(names))
     parts = map(within, addresses)
     return [str(part._replace(inner=name)) if part and name else "" for part, name in zip(parts, inner, strict=True)]
 
 
-def _told(addresses: Sequence[str], ask: Callable[[Shard, list[str]], list[str]]) -> list[str]:
-    """What shards answer of each of their pictures; "" of others."""
+def _answers(addresses: Sequence[str], ask: Callable[[Shard, list[str]], list[str]]) -> list[str]:
+    """What shards answer about their pictures, one for each address; "" for pictures in no shard."""
     answers = [""] * len(addresses)
-    for (kind, path), held in _by_shard(addresses).items():
-        for place, answer in zip(held, ask(_opened(kind, path), list(held.values())), strict=True):
+    for (kind, path), names in _by_shard(addresses).items():
+        for place, answer in zip(names, ask(_opened(kind, path), list(names.values())), strict=True):
             answers[place] = answer
     return answers
 
 
 def _by_shard(addresses: Sequence[str]) -> dict[tuple[str, str], dict[int, str]]:
-    """Of each shard, by kind and path, the pictures in it: inner name by place in the list."""
-    found: dict[tuple[str, str], dict[int, str]] = {}
+    """The pictures in each shard, by its kind and path: inner name by place in the list."""
+    shards: dict[tuple[str, str], dict[int, str]] = {}
     for place, part in enumerate(map(within, addresses)):
         if part is not None:
-            found.setdefault((part.kind, part.shard), {})[place] = part.inner
-    return found
+            shards.setdefault((part.kind, part.shard), {})[place] = part.inner
+    return shards
 
 
 def _opened(kind: str, path: str) -> Shard:
@@ -211,7 +211,7 @@ def shards_of(addresses: Iterable[str]) -> dict[str, str]:
 
 
 def stamp_of(path: str) -> str:
-    """What changes when a shard does; "gone" where it is not there, or cannot be read."""
+    """A text that changes when a shard does; "gone" where it does not exist, or cannot be read."""
     saved = os.path.join(path, "state.json")  # with a fingerprint, in a folder that `datasets` wrote
     try:
         return str(remote.stamp(saved if os.path.isdir(path) else path))
@@ -231,14 +231,14 @@ class Places:
         self.number = np.full(len(addresses), -1, dtype=np.int32)
         self._places = np.full((len(addresses), 2), -1, dtype=np.int64)
         self.shards: dict[tuple[str, str], Shard] = {}
-        for number, (key, held) in enumerate(_by_shard(addresses).items()):
+        for number, (key, names) in enumerate(_by_shard(addresses).items()):
             try:
                 shard = open_shard(*key)
             except (OSError, DataError) as error:
                 shard = LostShard(key[1], error)
-            places = list(held)
+            places = list(names)
             self.number[places] = number
-            self._places[places] = shard.find(list(held.values()))
+            self._places[places] = shard.find(list(names.values()))
             self.shards[key] = shard
         self._shards = list(self.shards.values())
 
@@ -250,11 +250,11 @@ class Places:
 
     @property
     def largest_group(self) -> int:
-        """Bytes that have to be read for one picture, at most, of shards where that is more than itself."""
+        """Most bytes that must be read for one picture, of shards that are read in groups of pictures; else 0."""
         return max((shard.largest_group for shard in self._shards if isinstance(shard, ParquetShard)), default=0)
 
     def stamp(self, index: int) -> tuple[int, int]:
-        """Two numbers that change when a picture does, as its shard does; -1 of one that is in no shard."""
+        """Two numbers that change when a picture's shard does; -1 for one that is in no shard."""
         number = self.number[index]
         if number < 0:
             return -1, -1
@@ -280,8 +280,8 @@ class Places:
         """(N,): equal numbers where pictures are best read with one another, ascending as they first occur."""
         blocks = neighbours(len(self.number))
         for number, shard in enumerate(self._shards):
-            held = self.number == number
-            blocks[held] = shard.blocks(self._places[held])
+            inside = self.number == number
+            blocks[inside] = shard.blocks(self._places[inside])
         changes = np.diff(blocks, prepend=blocks[:1]) != 0
         changes |= np.diff(self.number, prepend=self.number[:1]) != 0
         return np.cumsum(changes)

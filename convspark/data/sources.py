@@ -70,7 +70,7 @@ class FileSource:
 
     @property
     def names(self) -> Names:
-        """Of all pictures."""
+        """The names of all pictures."""
         return self._names
 
     def blocks(self) -> np.ndarray:
@@ -93,7 +93,7 @@ class FileSource:
             return self.decode(index, shrink)
 
     def decode(self, index: int, shrink: Shrink | None = None) -> Picture:
-        """`read`, in silence or not."""
+        """`read` without silencing warnings, also of a picture that is gone."""
         name = self.name(index)
         try:
             content = self.content(index)
@@ -119,7 +119,7 @@ class FileSource:
         return open_regular(self.name(index)) if content is None else io.BytesIO(content)
 
     def is_plain(self, index: int) -> bool:
-        """Whether it is, seen from outside, a whole picture of a usual kind; False says nothing."""
+        """Whether a quick look shows a whole picture of a usual kind; False says nothing."""
         return not self._elsewhere[index] and is_plain(self.name(index))
 
     def is_remote(self, index: int) -> bool:

@@ -40,11 +40,11 @@ class Split:
     sizes: list[int] = field(default_factory=list)
 
     def with_sizes(self) -> "Split":
-        """With the sizes that the files have now, where they are not known."""
+        """Itself, with the sizes that the files have now if it has none."""
         return self if self.sizes else replace(self, sizes=file_sizes([*self.train, *self.val, *self.test]))
 
     def moved(self, **places: tuple[str, list[str] | None] | None) -> "Split":
-        """With the pictures of some parts at other places (see `at_new_place`); parts of one place are looked for
+        """Itself, with the pictures of some parts at other places (see `at_new_place`), those of one place looked for
         together.
         """
         start = {"train": 0, "val": len(self.train), "test": len(self.train) + len(self.val)}
@@ -56,9 +56,9 @@ class Split:
         for names in together.values():
             place, listed = places[names[0]] or ("", None)
             sizes = [size for n in names for size in self.sizes[start[n] : start[n] + len(parts[n])]]
-            found = at_new_place([path for n in names for path in parts[n]], sizes, place, listed)
+            new_paths = at_new_place([path for n in names for path in parts[n]], sizes, place, listed)
             for n in names:
-                parts[n], found = found[: len(parts[n])], found[len(parts[n]) :]
+                parts[n], new_paths = new_paths[: len(parts[n])], new_paths[len(parts[n]) :]
         return replace(self, **parts)
 
     def as_text(self) -> str:
@@ -67,7 +67,7 @@ class Split:
 
     @classmethod
     def kept_in(cls, folder: str | None) -> "Split | None":
-        """That of a run's folder; None where there is none.
+        """The split in a run's folder; None where there is none.
 
         Raises:
             DataError: its file is damaged.
@@ -109,10 +109,10 @@ def tell_gone(pictures: Sequence[str], there: Container[str], use: str, most: fl
     if not gone:
         return
     more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
-    told = (
+    message = (
         f"{len(gone)} of the {len(pictures)} pictures that the run {use} are no longer there or readable: "
         f"{', '.join(map(repr, gone[:_SHOWN]))}{more}"
     )
     if len(gone) == len(pictures) or len(gone) > most * len(pictures):
-        raise DataError(f"{told}. Put them back, or start a new run")
-    logger.warning("%s", told)
+        raise DataError(f"{message}. Put them back, or start a new run")
+    logger.warning("%s", message)

@@ -1,4 +1,4 @@
-"""What the channels of images measure: their range, mean and deviation, over a counted sample of the files."""
+"""Statistics of the channels of images: range, mean and deviation, over a counted sample of the files."""
 
 import logging
 from collections import Counter as Tally
@@ -27,10 +27,10 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of each channel, over a sample.
+    """Numbers for each channel, over a sample of the files.
 
     Attributes:
-        files: that were looked into; `total` there are.
+        files: how many were measured, of `total`.
         pixels: of each channel, of all these files.
         kinds: types of samples, and how many files have them.
         minimum, maximum: in the files' own units (bytes for plain pictures).
@@ -55,7 +55,7 @@ class Statistics:
         return asdict(self)
 
     def scaled(self, pixels: Pixels) -> Pixels:
-        """With the scale that was found."""
+        """`pixels` with the measured scale."""
         if self.low is None or self.high is None:
             return pixels
         return replace(pixels, low=tuple(self.low), high=tuple(self.high))
@@ -106,40 +106,40 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
 
     with quiet(), ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(part, range(len(chosen))))
-    found = [values for values in parts if isinstance(values, np.ndarray)]
-    if not found:
+    arrays = [values for values in parts if isinstance(values, np.ndarray)]
+    if not arrays:
         reason = parts[0] if parts else "there are none"
         raise DataError(f"images: none of {len(chosen)} files can be measured: {reason}")
-    if len(found) < len(parts):
+    if len(arrays) < len(parts):
         reason = next(part for part in parts if isinstance(part, str))
-        logger.warning("%d of %d files cannot be measured; the first: %s", len(parts) - len(found), len(parts), reason)
+        logger.warning("%d of %d files cannot be measured; the first: %s", len(parts) - len(arrays), len(parts), reason)
     if len(kinds) > 1:
         logger.warning(
             "Samples are of several types (%s): are they in the same units?",
             ", ".join(f"{kind} in {count} files" for kind, count in kinds.most_common()),
         )
-    values = np.concatenate([np.broadcast_to(v, (len(v), pixels.channels)) for v in found])  # (N, C)
+    values = np.concatenate([np.broadcast_to(v, (len(v), pixels.channels)) for v in arrays])  # (N, C)
     known = [channel[np.isfinite(channel)] for channel in values.T]
     for number, channel in enumerate(known, start=1):
         if not len(channel):
             raise DataError(
-                f"images: channel {number} has no value in any of {len(found)} files: leave its band out, by --bands"
+                f"images: channel {number} has no value in any of {len(arrays)} files: leave its band out, by --bands"
             )
     ends = [_ends(channel) for channel in known]
     low = high = None
     if not plain:
         low = list(pixels.low) if pixels.low is not None else [lowest for lowest, _ in ends]
         high = list(pixels.high) if pixels.high is not None else [highest for _, highest in ends]
-    shown = [
+    scaled = [
         channel / 255 if low is None or high is None else ((channel - low[i]) / (high[i] - low[i])).clip(0, 1)
         for i, channel in enumerate(known)
     ]
-    deviations = [float(channel.std()) for channel in shown]
+    deviations = [float(channel.std()) for channel in scaled]
     constant = [i + 1 for i, deviation in enumerate(deviations) if deviation == 0]
     if constant:
         logger.warning("One value everywhere in channel %s: it carries no information", ", ".join(map(str, constant)))
     return Statistics(
-        files=len(found),
+        files=len(arrays),
         total=len(paths),
         pixels=len(values),
         kinds=dict(kinds),
@@ -147,7 +147,7 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
         maximum=[float(channel.max()) for channel in known],
         low=low,
         high=high,
-        mean=[_short(float(channel.mean())) for channel in shown],
+        mean=[_short(float(channel.mean())) for channel in scaled],
         std=[_short(deviation) or 1.0 for deviation in deviations],
         missing=[1 - len(channel) / len(values) for channel in known],
     )
@@ -174,7 +174,7 @@ def _kinds(sample: FileSource) -> Tally[str]:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    """What becomes 0 and 1: quantiles, or the extremes where these are the same."""
+    """The values that become 0 and 1: quantiles, or the extremes where these are equal."""
     low, high = np.quantile(values, _ENDS)
     if low == high:
         low, high = values.min(), values.max()

@@ -65,7 +65,7 @@ class Layout:
         kind: type of the samples.
         bands_axis: which axis the bands are, where the file tells.
         opacity: how many of the bands, the last ones, are opacity.
-        missing: value that stands for none; what is no finite number stands for none in any case.
+        missing: value that stands for no data; what is no finite number always does.
         format: TIFF, PNG, NPY, …
         orientation: EXIF's, 1 to 8, of samples (H, W, bands).
         is_whole: whether the end of the file is there; None where only reading tells.
@@ -80,23 +80,24 @@ class Layout:
     orientation: int = 1
     is_whole: bool | None = None
 
-    def axis(self, wanted: int | None = None, asked: Axis | None = None) -> Axis:
-        """Which axis the bands are: as the file tells, or as was asked; else the first or the last, whichever has as
-        many places as are wanted, or else is the shortest of the three.
+    def axis(self, bands: int | None = None, default: Axis | None = None) -> Axis:
+        """Which axis the bands are: as the file tells, or `default`; else the first or the last, whichever is `bands`
+        long, or else is the shortest of the three.
 
         Args:
-            wanted: how many bands there should be; None where any number will do.
+            bands: how many there should be; None where any number will do.
+            default: which axis it is where the file does not tell; None to judge by the lengths.
 
         Raises:
             NotReadError: it could be either, or neither.
         """
         if len(self.shape) == 2:
             return "last"
-        told = self.bands_axis or asked
-        if told is not None:
-            return told
+        known = self.bands_axis or default
+        if known is not None:
+            return known
         ends: tuple[tuple[Axis, int], ...] = ("first", self.shape[0]), ("last", self.shape[-1])
-        fits: list[Axis] = [axis for axis, size in ends if size == wanted]
+        fits: list[Axis] = [axis for axis, size in ends if size == bands]
         if not fits:  # the shortest side, as pictures have more pixels than bands
             shortest, second, _ = sorted(self.shape)
             fits = [axis for axis, size in ends if size == shortest < second]
@@ -153,8 +154,8 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Stored]:
 
 def item_of(path: str) -> tuple[str, int | None]:
     """The file that a name stands for, and which of the pictures in it; `scenes.npy[3]` is the fourth."""
-    found = None if os.path.exists(path) else _ITEM.match(path)
-    return (found[1], int(found[2])) if found else (path, None)
+    match = None if os.path.exists(path) else _ITEM.match(path)
+    return (match[1], int(match[2])) if match else (path, None)
 
 
 def items_in(path: str) -> list[str]:
@@ -168,7 +169,7 @@ def items_in(path: str) -> list[str]:
 
 
 def _is_looked_up(tiff: Tiff) -> bool:
-    """Whether samples are no amounts but a palette's or YCbCr's, which Pillow makes colours of."""
+    """Whether samples are places in a palette, or the like, which Pillow turns into colours."""
     return tiff.is_read_by_pillow and not tiff.is_of_amounts
 
 
@@ -199,28 +200,29 @@ def _of_tiff(tiff: Tiff) -> Stored:
 
 
 def _pages_as(description: str, shape: tuple[int, int, int]) -> tuple[tuple[int, ...], Axis | None]:
-    """What pages (pages, H, W) are, as ImageJ, OME or tifffile tell it; else as they are, the bands not told.
+    """The shape of pages (pages, H, W) and the axis of the bands, as ImageJ, OME or tifffile describe them; else each
+    page is a band.
 
     Raises:
-        NotReadError: they are told to be no bands.
+        NotReadError: the pages are no bands, but slices of a volume, say.
     """
     counts: dict[str, int] = {}
     if description.startswith("ImageJ="):
         counts = {name: int(n) for name, n in re.findall(r"^(channels|slices|frames)=(\d+)", description, re.M)}
         counts = {"Z": counts.get("slices", 1), "T": counts.get("frames", 1)}
-    elif found := re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description):
-        counts = {axis: int(n) for axis, n in re.findall(r'Size([ZT])="(\d+)"', found[0])}
+    elif element := re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description):
+        counts = {axis: int(n) for axis, n in re.findall(r'Size([ZT])="(\d+)"', element[0])}
     elif description.startswith('{"shape"'):
-        told = json.loads(description)
-        stored = tuple(int(side) for side in told["shape"])
-        axes = str(told.get("axes") or "?" * len(stored))
-        kept = [(axis, side) for axis, side in zip(axes, stored, strict=True) if side > 1 or axis in "YXCS"]
-        if math.prod(stored) == math.prod(shape) and len(kept) == 3:
-            named = [axis for axis, _ in kept]
+        notes = json.loads(description)
+        stored = tuple(int(side) for side in notes["shape"])
+        axes = str(notes.get("axes") or "?" * len(stored))
+        dimensions = [(axis, side) for axis, side in zip(axes, stored, strict=True) if side > 1 or axis in "YXCS"]
+        if math.prod(stored) == math.prod(shape) and len(dimensions) == 3:
+            named = [axis for axis, _ in dimensions]
             if named[0] in "CS" or named[-1] in "CS":
-                return tuple(side for _, side in kept), "first" if named[0] in "CS" else "last"
+                return tuple(side for _, side in dimensions), "first" if named[0] in "CS" else "last"
             if "?" in named:
-                return tuple(side for _, side in kept), None
+                return tuple(side for _, side in dimensions), None
             counts = {named[0]: shape[0]}
     if any(count > 1 for count in counts.values()):
         words = {"Z": "slices of a volume", "T": "moments of a film"}
@@ -230,7 +232,7 @@ def _pages_as(description: str, shape: tuple[int, int, int]) -> tuple[tuple[int,
 
 
 def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
-    """By Pillow."""
+    """A file that Pillow reads."""
     picture = open_header(file)
     if tiff is not None and not tiff.is_read_by_pillow:
         tiff.check()  # raises
@@ -240,9 +242,9 @@ def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
     # Of TIFF, Pillow turns what it reads itself. Asking a PNG reads it to its end: another object is asked.
     orientation = 1 if name == "TIFF" else orientation_of(open_header(file))
     if deep is not None:
-        bands, read = deep
+        bands, load_deep = deep
         layout = Layout((height, width, bands), np.dtype("u2"), name, "last", int(bands in (2, 4)))
-        return Stored(replace(layout, orientation=orientation), lambda: read().astype(np.uint16))
+        return Stored(replace(layout, orientation=orientation), lambda: load_deep().astype(np.uint16))
     mode = picture.mode
     if picture.has_transparency_data:
         mode = "LA" if mode in ("L", "LA", "La") else "RGBA"
@@ -280,11 +282,11 @@ def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
     if most is not None and math.prod(shape) * kind.itemsize > _MOST_BYTES_A_PIXEL * most:
         raise Image.DecompressionBombError(f"{shape} of {kind}; {_MOST_BYTES_A_PIXEL * most} bytes are the most")
 
-    def read() -> np.ndarray:
+    def load_item() -> np.ndarray:
         array = load()
         return np.array(array if item is None else array[item]).astype(native)
 
-    return Stored(Layout(shape, native, path.rpartition(".")[2].upper(), is_whole=whole), read)
+    return Stored(Layout(shape, native, path.rpartition(".")[2].upper(), is_whole=whole), load_item)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], bool | None, Callable[[], Any]]:
@@ -323,7 +325,7 @@ _PARSING = threading.Lock()
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with _PARSING:
-        shape, by_columns, kind = read(file)
+        shape, by_columns, kind = read_header(file)
     return shape, "F" if by_columns else "C", kind

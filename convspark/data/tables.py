@@ -28,7 +28,7 @@ class Table:
         return rows_of(names, self._schema.names, self._count())
 
     def labels(self, names: Sequence[str]) -> list[str]:
-        """Of a column `label`, or the only one of Hugging Face's ClassLabels; whole numbers by their names, where the
+        """From a column `label`, or the only one of Hugging Face's ClassLabels; whole numbers by their names, where the
         table or a `dataset_info.json` beside it has these.
         """
         column = self.label_column
@@ -38,12 +38,12 @@ class Table:
         return [texts[row] for row in self._row_of(names)]
 
     def parts(self, names: Sequence[str]) -> list[str]:
-        """Of a column `split`."""
+        """From a column `split`."""
         texts = self.texts("split") if "split" in self._kinds else None
         return ["" if texts is None else texts[row] for row in self._row_of(names)]
 
     def masks(self, names: Sequence[str]) -> list[str]:
-        """Of a column `mask`, `annotation` or `label` of pictures."""
+        """From a column `mask`, `annotation` or `label` of pictures."""
         column = next((name for name in _MASK_COLUMNS if self._kinds.get(name) == "bytes"), None)
         return ["" if column is None else f"{column}/{row}" for row in self._row_of(names)]
 
@@ -80,7 +80,7 @@ class Table:
 
     @cached_property
     def _kinds(self) -> dict[str, str]:
-        """Of each column, whether it holds `bytes` or `text`, or something else."""
+        """What each column holds: `bytes`, `text`, or "" for something else."""
         return {field.name: _kind(field.type) for field in self._schema}
 
     def _column_of_pictures(self) -> str:
@@ -91,13 +91,13 @@ class Table:
         return [int(name.rpartition("/")[2]) for name in names]
 
     def _class_names(self, column: str) -> list[str]:
-        """Those of a ClassLabel; none of another column."""
+        """The names in a ClassLabel column; none for another column."""
         feature = self._features.get(column)
         return list(feature["names"]) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else []
 
     @cached_property
     def _features(self) -> dict[str, Any]:
-        """What Hugging Face's `datasets` noted of each column, in the table or beside it."""
+        """What Hugging Face's `datasets` says of each column, in the table or beside it."""
         noted = (self._schema.metadata or {}).get(b"huggingface")
         try:
             if noted is not None:
@@ -106,7 +106,7 @@ class Table:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    # What the two kinds of tables have each in its own way.
+    # What each kind of table has in its own way.
 
     @property
     def _schema(self) -> Any:
@@ -178,7 +178,7 @@ def is_saved_dataset(folder: str) -> bool:
 
 
 def saved_split(folder: str) -> str | None:
-    """The folder of the split to train on, of a folder that `DatasetDict.save_to_disk` wrote; None of another one.
+    """The folder of the split to train on, of a folder that `DatasetDict.save_to_disk` wrote; None for another one.
 
     Raises:
         DataError: it has no split named train, and several others.
@@ -194,8 +194,8 @@ def saved_split(folder: str) -> str | None:
 
 
 def column_of(dataset: Any) -> str | None:
-    """The column of pictures of a `datasets.Dataset` as it was loaded; None of one that makes its items otherwise, and
-    of all else.
+    """The column of pictures of a `datasets.Dataset` as it was loaded; None where it makes its items in another way,
+    and for any other object.
     """
     if not type(dataset).__module__.startswith("datasets.") or not hasattr(dataset, "cast_column"):
         return None

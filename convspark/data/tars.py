@@ -1,4 +1,4 @@
-"""Tar files as they are, webdataset's shards among them: where each picture lies, so that it is one read."""
+"""Tar files, webdataset's shards among them: where each picture lies, so that one read fetches it."""
 
 import json
 import logging
@@ -49,27 +49,27 @@ def members(path: str) -> Members:
         OSError: it cannot be read.
     """
     stamp = remote.stamp(path)
-    kept = index.load("tar", path, str(stamp))
-    if kept is None:
-        kept = _walk(path)
-        index.save("tar", path, kept, str(stamp))
-    complaint = str(kept["complaint"])
+    arrays = index.load("tar", path, str(stamp))
+    if arrays is None:
+        arrays = _walk(path)
+        index.save("tar", path, arrays, str(stamp))
+    complaint = str(arrays["complaint"])
     if complaint:
         _log.warning("%s %s", path, complaint)
-    names, labels = (Names.of(kept[of + "text"], kept[of + "ends"]) for of in ("", "label_"))
-    return Members(names, kept["offsets"], kept["sizes"], labels)
+    names, labels = (Names.of(arrays[of + "text"], arrays[of + "ends"]) for of in ("", "label_"))
+    return Members(names, arrays["offsets"], arrays["sizes"], labels)
 
 
 def masks_of(names: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Of pictures by name, the one among those that are there which holds their masks: `a.mask.png` or `a.seg.png` of
-    `a.jpg`; "" where there is none, and of masks.
+    """The name of each picture's mask, among the names that are there: `a.mask.png` or `a.seg.png` of `a.jpg`; "" where
+    there is none, and for masks.
     """
     masks = {name[: -len(end)]: name for name in there for end in _MASKS if name.endswith(end)}
     return ["" if name.endswith(_MASKS) else _beside(name, masks) for name in names]
 
 
 def _beside(name: str, others: Mapping[str, str]) -> str:
-    """What belongs to a picture, by its name without the suffix, or as webdataset has it, up to the first dot."""
+    """The entry of `others` for a picture's name without its suffix, or as webdataset has it, up to its first dot."""
     stem = os.path.splitext(name)[0]
     folder, slash, file = name.rpartition("/")
     return others.get(stem) or others.get(f"{folder}{slash}{file.partition('.')[0]}", "")
@@ -81,7 +81,7 @@ def _walk(path: str) -> dict[str, np.ndarray]:
             f"images: {path!r} is compressed, so that no picture can be read without all before it; pack it again "
             "without compression, which gains next to nothing with pictures"
         )
-    found: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     count, complaint = 0, ""
     with remote.open_anywhere(path) as file:
@@ -92,15 +92,15 @@ def _walk(path: str) -> dict[str, np.ndarray]:
                 try:
                     for member in tar:
                         count += 1
-                        setattr(tar, "members", [])  # noqa: B010  which it would keep, and its type does not tell
+                        setattr(tar, "members", [])  # noqa: B010  it would keep them all; its type lacks them
                         if member.islnk():
-                            place = found.get(member.linkname)
+                            place = places.get(member.linkname)
                         elif member.isreg() and not member.issparse():
                             place = member.offset_data, member.size
                         else:
                             continue
                         if place is not None and _is_picture(member.name, place, cast("BinaryIO", file)):
-                            found[_new_name(member.name, found)] = place
+                            places[_new_name(member.name, places)] = place
                         elif place is not None and member.name.endswith(_LABELS) and place[1] <= _MOST_OF_A_LABEL:
                             label = _label_in(member.name, _read(cast("BinaryIO", file), *place))
                             if label:  # of `.cls` and `.json`, whichever has one
@@ -111,21 +111,21 @@ def _walk(path: str) -> dict[str, np.ndarray]:
                     complaint = "has no end: it may have been cut off"
         except tarfile.ReadError as error:
             raise DataError(f"images: {path!r} is no tar file: {error}") from None
-    names, told = Names(found), Names(_beside(name, labels) for name in found)
-    places = np.array(list(found.values()), dtype=np.int64).reshape(-1, 2)
+    names, label_names = Names(places), Names(_beside(name, labels) for name in places)
+    offsets, sizes = np.array(list(places.values()), dtype=np.int64).reshape(-1, 2).T
     return {
         "text": names.text,
         "ends": names.ends,
-        "label_text": told.text,
-        "label_ends": told.ends,
-        "offsets": places[:, 0],
-        "sizes": places[:, 1],
+        "label_text": label_names.text,
+        "label_ends": label_names.ends,
+        "offsets": offsets,
+        "sizes": sizes,
         "complaint": np.array(complaint),
     }
 
 
 def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:
-    """As of files in folders: by suffix, those without one by their first bytes; hidden ones are none."""
+    """Whether a member is a picture, as in folders: by its suffix, or without one by its first bytes; not if hidden."""
     parts = name.split("/")
     if parts[-1].startswith(".") or not SKIPPED_FOLDERS.isdisjoint(parts):
         return False
@@ -155,9 +155,9 @@ def _label_in(name: str, content: bytes) -> str:
     return str(label).strip() if isinstance(label, str | int) else ""
 
 
-def _new_name(name: str, taken: dict[str, tuple[int, int]]) -> str:
-    """A name that comes again, as tars allow, becomes another one."""
+def _new_name(name: str, places: dict[str, tuple[int, int]]) -> str:
+    """The name, or another one where it comes again, as tars allow."""
     new, number = name, 2
-    while new in taken:
+    while new in places:
         new, number = f"{name}#{number}", number + 1
     return new

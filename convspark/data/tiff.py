@@ -99,12 +99,12 @@ class Tiff:
 
     @property
     def left_out(self) -> str | None:
-        """What of the file is not in the picture."""
+        """What of the file is not in the picture, in words; None if all is."""
         if self._photometric == _RGB and len(self._extra) > self.has_opacity:
             return "have further bands, of which the first three are taken as red, green and blue"
-        offset, seen = self.tags.next, {0}
-        while offset not in seen:
-            seen.add(offset)
+        offset, offsets = self.tags.next, {0}
+        while offset not in offsets:
+            offsets.add(offset)
             following = _directory(self.file, offset)
             if not int(following.get(_KIND, 0)) & 5:  # neither a smaller copy nor a mask of what was before
                 return "hold several pictures, of which the first is taken"
@@ -140,7 +140,7 @@ class Tiff:
 
     @property
     def _strange_numbers(self) -> str | None:
-        """What of the numbers is not read."""
+        """Why its numbers are not read; None if they are."""
         bits, kind = self._bits[0], self._kind
         if len(set(self._bits)) > 1 or kind is None:
             return "bands of different types, or of complex numbers"
@@ -150,7 +150,7 @@ class Tiff:
 
     @property
     def _strange_packing(self) -> str | None:
-        """What of the compression is not read."""
+        """Why its compression is not read; None if it is."""
         fitting = _OF_FLOATS if self._kind == "f" else 0 if self._bits[0] % 8 else _HORIZONTAL  # predictor
         if self._compression not in (*_PLAIN_COMPRESSIONS, *_PREDICTING_COMPRESSIONS):
             return f"compression {self._compression}, which is not read for samples of this type"
@@ -172,18 +172,18 @@ class Tiff:
         return str(self.tags.get(_DESCRIPTION, ""))
 
     def pages(self) -> list["Tiff"]:
-        """Itself and the pictures after it that are like it; smaller copies and masks are none."""
-        found: list[Tiff] = [self]
-        offset, seen = self.tags.next, {0}
-        while offset not in seen:
-            seen.add(offset)
+        """Itself and the pictures after it, less smaller copies and masks; itself alone where they differ in kind."""
+        pages: list[Tiff] = [self]
+        offset, offsets = self.tags.next, {0}
+        while offset not in offsets:
+            offsets.add(offset)
             page = Tiff(self.file, _directory(self.file, offset))
             if not int(page.tags.get(_KIND, 0)) & 5:
                 if page._form != self._form:
-                    return found[:1]
-                found.append(page)
+                    return pages[:1]
+                pages.append(page)
             offset = page.tags.next
-        return found
+        return pages
 
     @property
     def _form(self) -> tuple[object, ...]:
@@ -202,15 +202,15 @@ class Tiff:
         self.check()
         samples, bits = self._samples(), self._bits[0]
         colours = 3 if self._photometric == _RGB else 1
-        shown, opacity = samples[..., :colours], None
+        values, opacity = samples[..., :colours], None
         most = {"u": (1 << bits) - 1, "i": (1 << (bits - 1)) - 1}.get(self._kind or "", 1)
         if self.has_opacity:
             opacity = (samples[..., colours] / most).astype(np.float32).clip(0, 1)
             if self._extra[0] == _PREMULTIPLIED:
-                shown = shown / np.where(opacity > 0, opacity, 1)[..., None]
+                values = values / np.where(opacity > 0, opacity, 1)[..., None]
         few = self._kind == "u" and bits <= 8
         return picture_of(
-            shown,
+            values,
             opacity,
             white=most if few else None,
             missing=None if few else self.missing,
@@ -320,7 +320,7 @@ class Tiff:
 
     @property
     def _extra(self) -> list[int]:
-        """What the bands are that are no colours: 0 is not said."""
+        """The kinds of the bands that are no colours; 0 where the file does not say."""
         colours = {_RGB: 3, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}.get(self._photometric, 1)
         count = self.bands - colours
         stated = self._list(_EXTRA, [_STRAIGHT] if (self._photometric, count) == (_RGB, 1) else [])

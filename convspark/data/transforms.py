@@ -24,8 +24,8 @@ NaN where nothing is known."""
 Box: TypeAlias = tuple[int, int, int, int]
 """(top, left, height, width) of a part of a picture, in pixels of its full size."""
 
-# Pillow's recommendation for its `reducing_gap`: averaging over blocks that leave twice the pixels that come out is
-# hardly told from resampling all of them, and much faster.
+# Pillow's recommendation for its `reducing_gap`: averaging over blocks that leave twice the pixels that come out hardly
+# differs from resampling all of them, and is much faster.
 _GAP = 2
 
 

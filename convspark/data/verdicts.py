@@ -1,4 +1,4 @@
-"""What looks at files found out, kept from one run to the next: only new or changed files are looked at again."""
+"""Results of looks at files, kept from one run to the next: only new or changed files are looked at again."""
 
 import time
 from enum import IntEnum
@@ -20,12 +20,12 @@ class Look(IntEnum):
 
 
 class Verdicts:
-    """Of some paths, which are good by an earlier look, and what of them is not taken. Bad ones are looked at anew.
+    """Which of some files are good by an earlier look, and what is left out of them. Bad ones are looked at again.
 
     Attributes:
         sizes, times: bytes and nanoseconds of each file at that look, (N,) int64; -1 where there was none.
         looks: `Look` of each.
-        beside: of each, which of `remarks` is made on what is left out of it; 0 for none.
+        beside: for each, the index in `remarks` of what is left out of it; 0 for nothing.
     """
 
     def __init__(self, names: Names, place: str | None) -> None:
@@ -38,15 +38,15 @@ class Verdicts:
         self.remarks = [""]
         self._began = time.time_ns()
         self._learned = False
-        kept = index.load("look", place) if place is not None else None
-        if kept is not None:
-            self._take_over(kept)
+        arrays = index.load("look", place) if place is not None else None
+        if arrays is not None:
+            self._take_over(arrays)
 
-    def are_good(self, indices: range, stamps: np.ndarray, wanted: Look) -> np.ndarray:
+    def are_good(self, indices: range, stamps: np.ndarray, look: Look) -> np.ndarray:
         """Which of the files that now have these sizes and times, (n, 2), are known to be good; (n,) bool."""
         part = slice(indices.start, indices.stop)
         same = (self.sizes[part] == stamps[:, 0]) & (self.times[part] == stamps[:, 1])
-        return same & (stamps[:, 0] >= 0) & (self.looks[part] >= wanted)
+        return same & (stamps[:, 0] >= 0) & (self.looks[part] >= look)
 
     def remark(self, at: int) -> str | None:
         """What is left out of a file that is known to be good."""
@@ -61,7 +61,7 @@ class Verdicts:
             self._learned = True
 
     def note(self, at: int, remark: str | None) -> None:
-        """What is left out of a file."""
+        """Remember what is left out of a file."""
         remark = remark or ""
         if not remark and not self.beside[at]:
             return
@@ -70,24 +70,24 @@ class Verdicts:
         self.beside[at] = self.remarks.index(remark)
 
     def keep(self) -> None:
-        """For the next run, if there is anything new."""
+        """Save the verdicts for the next run, if any is new."""
         if self._place is not None and self._learned:
             remarks = Names(self.remarks)
             arrays = {name: getattr(self, name) for name in ("sizes", "times", "looks", "beside")}
             arrays |= {"text": self._names.text, "ends": self._names.ends}
             index.save("look", self._place, arrays | {"said": remarks.text, "said_ends": remarks.ends})
 
-    def _take_over(self, kept: dict[str, np.ndarray]) -> None:
-        """By path, where there are others now than there were."""
-        before = Names.of(kept["text"], kept["ends"])
-        self.remarks = list(Names.of(kept["said"], kept["said_ends"]))
+    def _take_over(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take over an earlier run's verdicts, by path where the paths have changed."""
+        before = Names.of(arrays["text"], arrays["ends"])
+        self.remarks = list(Names.of(arrays["said"], arrays["said_ends"]))
         own = ("sizes", "times", "looks", "beside")
         if before == self._names:
             for name in own:
-                setattr(self, name, kept[name])
+                setattr(self, name, arrays[name])
             return
         rows = {name: row for row, name in enumerate(before)}
         pairs = [(at, rows[name]) for at, name in enumerate(self._names) if name in rows]
         here, there = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         for name in own:
-            getattr(self, name)[here] = kept[name][there]
+            getattr(self, name)[here] = arrays[name][there]

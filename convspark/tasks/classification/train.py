@@ -110,7 +110,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         if d.test:
             split += f", {len(d.test)} to test with"
         return [
-            f"network   {self.origin.model}, weights of {self.origin.given}",
+            f"network   {self.origin.model}, weights of {self.origin.weights}",
             f"pictures  {len(d.train)} of {len(d.classes)} classes to train on, {split}, {len(d.bad)} unreadable",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {s.size} pixels",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, decayed by {self.layer_decay:g} over "
@@ -175,7 +175,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         )
         result = FinetuneResult(
             folder=str(folder.path),
-            weights=origin.given,
+            weights=origin.weights,
             split=split,
             pictures=len(labelled),
             top1=found.scores["top1"],
@@ -211,7 +211,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         origin = self.origin
         card = {
             "fine-tuned on": f"{result.trained_on} labelled pictures ({self.settings.data})",
-            "started from": origin.given,
+            "started from": origin.weights,
             "command": f"`{command_line()}`",
             "epochs": f"{result.epochs}, {result.steps} steps",
             f"top-1 on {result.split} ({result.pictures} pictures)": f"{100 * result.top1:.1f} %",

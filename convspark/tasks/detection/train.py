@@ -122,7 +122,7 @@ class Detection(Task[DetectSettings, DetectResult]):
         n, size = self.numbers, self.settings.size
         things = sum(len(scene.things) for scene in self.scenes.scenes)
         return [
-            f"network   {self.origin.model}, weights of {self.origin.given}, "
+            f"network   {self.origin.model}, weights of {self.origin.weights}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",
             f"pictures  {len(self.scenes.scenes)} with {things} objects of {len(self.scenes.classes)} classes to train "
             f"on, {len(self.val.scenes)} to validate with",
@@ -161,7 +161,7 @@ class Detection(Task[DetectSettings, DetectResult]):
         return DetectResult(
             folder=str(folder.path),
             task=s.task,
-            weights=self.origin.given,
+            weights=self.origin.weights,
             pictures=len(self.val.scenes),
             ap=scores["ap"],
             ap50=scores["ap50"],

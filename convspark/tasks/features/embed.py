@@ -107,7 +107,7 @@ def embed(
         kept = [i for i, path in enumerate(found.good) if path not in spoilt]
         paths = np.array([found.good[i] for i in kept])
         with written_whole(target) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, features=features[kept], paths=paths, weights=np.array(origin.given))
+            np.savez_compressed(file, features=features[kept], paths=paths, weights=np.array(origin.weights))
         unreadable = len(found.bad) + len(spoilt)
         seconds = round(time.monotonic() - started, 1)
         return here.from_first(EmbedResult(str(target), len(kept), features.shape[1], unreadable, seconds))

@@ -110,10 +110,10 @@ def probe(
             round(0.8 * len(found.train)),
             chance=float(np.mean(labels["final"] == np.bincount(labels["train"]).argmax())),
         )
-        arms = [(origin.given, origin)]
+        arms = [(origin.weights, origin)]
         if not origin.is_random:
             beside = replace(find_weights(f"{RANDOM}{origin.model}"), channels=origin.channels)
-            arms.append((beside.given, beside))
+            arms.append((beside.weights, beside))
         for name, arm in arms:
             features: dict[str, Any] = {}
             rows: list[dict[str, dict[str, float]]] = []

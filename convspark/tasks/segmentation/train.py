@@ -116,7 +116,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
     def describe(self) -> list[str]:
         n = self.numbers
         return [
-            f"network   {self.origin.model}, weights of {self.origin.given}, with a feature pyramid",
+            f"network   {self.origin.model}, weights of {self.origin.weights}, with a feature pyramid",
             f"pictures  {len(self.maps)} to train on, {len(self.val)} to validate with, classes "
             f"{', '.join(map(shown, self.maps.classes))}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of "
@@ -159,7 +159,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         scores = overlap(counts)
         return SegmentResult(
             folder=str(folder.path),
-            weights=self.origin.given,
+            weights=self.origin.weights,
             pictures=len(self.val),
             iou=scores["iou"],
             dice=scores["dice"],
