@@ -1,5 +1,6 @@
 """Model cards, pages beside weights: what they were trained on, how, and what came out."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 from ..data import Pixels
 from ..names import shown, shown_in_markdown, shown_text
 
+_PRETRAINED = "pre-trained on"
+_PRETRAINED_TAGS = ["self-supervised", "masked-image-modelling", "spark"]
+_NOT_TRAINED = "## Not trained"
 _OF_IMAGES = ("image size", "mean", "std")  # the last rows of every card
 
 
@@ -25,14 +29,22 @@ def card_of(pixels: Pixels) -> dict[str, str]:
 
 
 def read_facts(folder: Path) -> dict[str, str]:
-    """The facts in the card of an export folder (data, command, metrics); empty where there is no card."""
+    """The facts in the card of an export folder (data, command, metrics); empty where there is no card of ours."""
     file = folder / "README.md"
     if not file.is_file():
         return {}
     rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     cells = (row[2:-2].replace("\\|", "\0").split(" | ", 1) for row in rows)
     facts = {cell[0]: cell[1].replace("\0", "|") for cell in cells if len(cell) == 2}
+    if not facts.keys() >= {*_OF_IMAGES}:
+        return {}
     return {name: value for name, value in facts.items() if name not in _OF_IMAGES}
+
+
+def read_untrained(folder: Path) -> list[str]:
+    """The names of the tensors that were not trained, as the card of an export folder lists them."""
+    _, _, end = (folder / "README.md").read_text(encoding="utf-8").partition(f"\n{_NOT_TRAINED}\n")
+    return re.findall(r"^\* `(.+)`$", end, re.MULTILINE)
 
 
 def file_card(
@@ -62,10 +74,10 @@ def file_card(
     return shown_text("\n".join(lines) + "\n")
 
 
-def _head(library: str, classes: Sequence[str] | None) -> list[str]:
+def _head(library: str, facts: Mapping[str, Any], classes: Sequence[str] | None) -> list[str]:
     """The front matter that model hubs read; what only the user can know is marked."""
     task = "image-feature-extraction" if classes is None else "image-classification"
-    kind = ["self-supervised", "masked-image-modelling", "spark"] if classes is None else ["fine-tuned"]
+    kind = ["fine-tuned"] if classes is not None else _PRETRAINED_TAGS if _PRETRAINED in facts else []
     return [
         "---",
         f"library_name: {library}",
@@ -80,7 +92,13 @@ def _head(library: str, classes: Sequence[str] | None) -> list[str]:
     ]
 
 
-def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
+def _introduction(name: str, facts: Mapping[str, Any], classes: Sequence[str] | None) -> list[str]:
+    if classes is None and _PRETRAINED not in facts:
+        return [
+            f"# {name}",
+            "",
+            "Written by convspark, without a classifier. Where the weights are from is in the table below.",
+        ]
     if classes is None:
         return [
             f"# {name}, pre-trained by masked image modelling",
@@ -97,7 +115,9 @@ def _introduction(name: str, classes: Sequence[str] | None) -> list[str]:
     ]
 
 
-def _limits(classes: Sequence[str] | None) -> list[str]:
+def _limits(facts: Mapping[str, Any], classes: Sequence[str] | None) -> list[str]:
+    if classes is None and _PRETRAINED not in facts:
+        return ["What these weights have learnt, and of which pictures, is known where they are from."]
     if classes is None:
         return [
             "Pre-training saw the pictures named above alone, and no labels. What it has learnt is of such pictures;",
@@ -123,8 +143,8 @@ def timm_card(
     """The model card of a folder for timm, with the front matter that model hubs read."""
     library = "timm" if architecture else "pytorch"
     lines = [
-        *_head(library, classes),
-        *_introduction(architecture or "A convolutional network", classes),
+        *_head(library, facts, classes),
+        *_introduction(architecture or "A convolutional network", facts, classes),
         "",
         "## Use",
         "",
@@ -145,7 +165,7 @@ def timm_card(
             f'network.load_state_dict(load_file("{folder / "model.safetensors"}"))',
         ]
     lines += ["```", "", "## Training and results", "", *_table(facts, mean, std, image_size)]
-    lines += ["", "## Limits", "", *_limits(classes), "", "## Not trained", ""]
+    lines += ["", "## Limits", "", *_limits(facts, classes), "", _NOT_TRAINED, ""]
     if untrained:
         lines += [
             f"{len(untrained)} tensors lie after the deepest feature map, where pre-training does not reach. They",
@@ -153,6 +173,8 @@ def timm_card(
             "",
             *(f"* `{name}`" for name in untrained),
         ]
+    elif classes is None and _PRETRAINED not in facts:
+        lines += ["Not known."]
     else:
         lines += ["Every tensor in this folder was trained."]
     return shown_text("\n".join(lines) + "\n")

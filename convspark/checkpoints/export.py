@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .origin import Origin
     from .targets import Written
 
@@ -63,7 +65,7 @@ def export(
             return export_paper(origin, target, sides, _facts(origin, run))
         network = origin.build(classifier=to in ("timm", "onnx"))
         classes = origin.classes if to in ("timm", "onnx") else ()
-        facts = _facts(origin, run)
+        facts, untrained = _facts(origin, run), _untrained(network, origin, run)
         if to == "timm":
             report = export_timm(
                 network,
@@ -71,8 +73,10 @@ def export(
                 mean=origin.mean,
                 std=origin.std,
                 image_size=sides,
+                untrained=untrained,
                 card=facts,
                 classes=list(classes) or None,
+                pixels=origin.pixels,
             )
             by = "timm" if report.architecture else "torch"
             checked = f"loaded by {by}, features equal to {report.difference:.1e}"
@@ -81,7 +85,7 @@ def export(
                 use = f'network.load_state_dict(safetensors.torch.load_file("{target / "model.safetensors"}"))'
             return targets.Written(str(target), "timm", report.tensors, checked, use)
         if to == "onnx":
-            _warn_of_untrained(network, origin, run)
+            _warn_of_untrained(network, origin, untrained)
             written = targets.export_onnx(network, target, sides)
         elif to == "torchvision":
             written = targets.export_torchvision(network, origin.model, target, sides)
@@ -99,22 +103,35 @@ def _facts(origin: "Origin", run: str) -> dict[str, str]:
     """Facts for the card: where the weights are from, and what their own card says."""
     from .card import read_facts
 
-    place = Path(run)
-    folders = (place / "export", place, place.parent)
-    facts = next(filter(None, map(read_facts, folders)), {}) if place.exists() else {}
+    facts = next(filter(None, map(read_facts, _with_cards(run))), {})
     return {"weights of": origin.weights if not origin.is_random else "none: random", **facts}
 
 
-def _warn_of_untrained(network: object, origin: "Origin", run: str) -> None:
-    """Warn where outputs of a pre-trained network go through layers that pre-training does not reach."""
-    from torch import nn
+def _with_cards(run: str) -> list[Path]:
+    """Where the card of WEIGHTS may lie: in a run's export, beside the weights, or around a file."""
+    place = Path(run)
+    return [place / "export", place, place.parent] if place.exists() else []
 
+
+def _untrained(network: "nn.Module", origin: "Origin", run: str) -> list[str]:
+    """Names of the tensors that pre-training does not reach, by the weights' own card or by the network."""
     from ..model.stages import Stages
     from ..runs.folder import RunFolder
+    from .card import read_facts, read_untrained
 
-    folder = RunFolder(run)
-    assert isinstance(network, nn.Module)
-    if folder.config.is_file() and folder.kind == "pretrain" and (parts := Stages(network).untrained_parts):
+    card = next((folder for folder in _with_cards(run) if read_facts(folder)), None)
+    if card is not None:
+        return read_untrained(card)
+    folder = RunFolder(run)  # one that has not ended has no card yet
+    unfinished = folder.config.is_file() and folder.kind == "pretrain"
+    return list(Stages(network, image_size=origin.sides(None)).untrained) if unfinished else []
+
+
+def _warn_of_untrained(network: "nn.Module", origin: "Origin", untrained: list[str]) -> None:
+    """Warn where outputs of a pre-trained network go through layers that pre-training does not reach."""
+    from ..model.stages import Stages
+
+    if untrained and (parts := Stages(network, image_size=origin.sides(None)).untrained_parts):
         logger.warning(
             "The outputs of %s go through %s, which pre-training does not reach and which has random weights: use the "
             "export of a fine-tuning, or cut the network before",

@@ -10,7 +10,7 @@ from torchvision import models
 
 from convspark.checkpoints import targets
 from convspark.checkpoints.card import read_facts
-from convspark.checkpoints.export import _warn_of_untrained, export
+from convspark.checkpoints.export import _untrained, _warn_of_untrained, export
 from convspark.checkpoints.origin import find_weights
 from convspark.checkpoints.to_timm import export_timm
 from convspark.cli.main import main
@@ -196,7 +196,28 @@ def test_a_copy_for_timm_keeps_classifier_and_card(classifier, tmp_path):
 
 
 def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_path, caplog):
-    (tmp_path / "config.yaml").write_text("# Again: convspark pretrain --config config.yaml\nmodel: efficientnet_b0\n")
-    made = timm.create_model("efficientnet_b0", num_classes=0)
-    _warn_of_untrained(made, find_weights("random:efficientnet_b0"), str(tmp_path))
+    """By a run that has not ended, or by the card of an export, which an export of the export has, too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("# Again: convspark pretrain --config config.yaml\nmodel: efficientnet_b0\n")
+    network = timm.create_model("efficientnet_b0", num_classes=0)
+    origin = find_weights("random:efficientnet_b0")
+    names = _untrained(network, origin, str(run))
+    assert {name.partition(".")[0] for name in names} == {"conv_head", "bn2"}
+    _warn_of_untrained(network, origin, names)
     assert "go through conv_head, bn2, which pre-training does not reach" in caplog.text
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
+    facts = {"pre-trained on": "9 images"}
+    export_timm(network, tmp_path / "first", untrained=names, card=facts, **norm)
+    export(str(tmp_path / "first"), out=str(tmp_path / "second"))
+    for place in ("first", "second"):
+        assert _untrained(network, origin, str(tmp_path / place)) == names
+
+
+def test_cards_claim_no_training_that_is_not_known_of(tmp_path):
+    (tmp_path / "README.md").write_text("# Somebody's\n\n| a | b |\n|---|---|\n| c | d |\n")
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.pth")
+    export(str(tmp_path / "w.pth"), model="test_resnet", out=str(tmp_path / "timm"))
+    card = (tmp_path / "timm" / "README.md").read_text()
+    assert "SparK" not in card and "spark" not in card.replace("convspark", "") and "was trained" not in card
+    assert read_facts(tmp_path / "timm") == {"weights of": str(tmp_path / "w.pth")}

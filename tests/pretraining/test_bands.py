@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+from convspark.checkpoints.export import export
 from convspark.checkpoints.origin import find_weights
 from convspark.cli.main import main
 from convspark.data import Pixels
@@ -72,6 +73,13 @@ def test_the_run_keeps_what_was_measured(run: Path) -> None:
     pixels = Pixels(4, tuple(BANDS), None, tuple(config["low"]), tuple(config["high"]))
     assert find_weights(str(run)).pixels == find_weights(str(run / "export")).pixels == pixels
     assert find_weights(f"random:{run}").pixels == pixels and find_weights(f"random:{run}").is_random
+
+
+@pytest.mark.parametrize("weights", ["", "export"])
+def test_an_export_once_more_reads_files_as_the_first_does(run: Path, weights: str, tmp_path: Path) -> None:
+    again = export(str(run / weights), out=str(tmp_path / "again")).file
+    assert find_weights(again).pixels == find_weights(str(run)).pixels and not find_weights(again).pixels.is_plain
+    assert "bands 4, 1, 2, 5 of each file" in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("weights", ["", "export"])
