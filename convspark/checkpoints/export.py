@@ -95,7 +95,7 @@ def export(
         card = file_card(
             origin.model, to, written.use, facts | {"check": written.checked}, origin.mean, origin.std, sides, classes
         )
-        write_text(target.with_suffix(".md"), card)
+        write_text(target.with_name(f"{target.name}.md"), card)
         return written
 
 

@@ -58,7 +58,7 @@ def sides_from(size: int | str | None) -> int | tuple[int, ...] | None:
     if size is None or isinstance(size, int):
         return size
     sides = size.split("x")
-    if not all(side.isdigit() for side in sides):
+    if not all(side.isdecimal() for side in sides):
         raise UsageError(f"--size {size!r}: expected a side in pixels or one a dimension, as 224 or 192x256")
     return int(size) if len(sides) == 1 else tuple(map(int, sides))
 

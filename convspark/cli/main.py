@@ -154,7 +154,7 @@ def _run(arguments: list[str]) -> int:
         print(f"error: convspark {name} runs in one process, and {here.count} were started", file=sys.stderr)
         return USAGE_ERROR
     if _TRUST in rest:
-        rest.remove(_TRUST)
+        rest = [word for word in rest if word != _TRUST]
         trust_code()
     # What stands in the command line was typed, also after `--flag=`, `NAME=` and `random:`.
     trust_code(part.removeprefix("random:") for word in rest for part in re.split("[=,]", word))

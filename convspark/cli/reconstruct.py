@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..names import shown_text
 from ..pretraining.reconstruct import reconstruct
 from .arguments import Command
 
@@ -26,5 +27,5 @@ def run(arguments: Sequence[str]) -> int:
     parser = command()
     options = parser.parse(arguments)
     values = parser.values(options)
-    print(reconstruct(options.run, options.pictures, output=options.output, **values))
+    print(shown_text(reconstruct(options.run, options.pictures, output=options.output, **values)))
     return 0

@@ -174,17 +174,39 @@ def paths_in(content: bytes, listing: str) -> list[str]:
             f"images: {listing!r} is neither a folder, nor a picture by its suffix, "
             "nor a UTF-8 text file with one path a line"
         ) from None
-    delimiter = {".csv": ",", ".tsv": "\t"}.get(os.path.splitext(listing)[1].lower())
-    paths = names_in(text) if delimiter is None else _column_of_paths(text, delimiter)
+    usual = {".csv": ",", ".tsv": "\t"}.get(os.path.splitext(listing)[1].lower())
+    try:
+        paths = names_in(text) if usual is None else _column_of_paths(text, usual)
+    except csv.Error as error:
+        raise DataError(f"images: {listing!r} is not a CSV file ({error})") from None
     if not paths:
         raise DataError(f"images: {listing!r} holds no path; expected one path a line")
     return paths
 
 
-def _column_of_paths(text: str, delimiter: str) -> list[str]:
+def csv_rows(text: str, usual: str = ",") -> list[tuple[int, list[str]]]:
+    """(line, cells) of each row that holds anything.
+
+    Cells are parted by what parts one of `PATH_COLUMNS` from others in the first row, for spreadsheets write their
+    country's mark; by `usual` where none does.
+
+    Raises:
+        csv.Error: it is no such table.
+    """
+    first = text.partition("\n")[0]
+    marks = [mark for mark in (usual, *",;\t") if {*_head(first.split(mark))} & {*PATH_COLUMNS}]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=marks[0] if marks else usual)
+    return [(reader.line_num, row) for row in reader if any(row)]
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [cell.strip().strip('"').lower() for cell in cells]
+
+
+def _column_of_paths(text: str, usual: str) -> list[str]:
     """The column with one of `PATH_COLUMNS` in the first row; without these names, the first column of all rows."""
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
-    head = [cell.strip().lower() for cell in rows[0]] if rows else []
+    rows = [row for _, row in csv_rows(text, usual)]
+    head = _head(rows[0]) if rows else []
     named = [head.index(name) for name in PATH_COLUMNS if name in head]
     column, first = (named[0], 1) if named else (0, 0)
     return [row[column] for row in rows[first:] if len(row) > column and row[column]]

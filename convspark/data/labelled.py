@@ -1,7 +1,6 @@
 """Labelled pictures, in any form that a user may name them: the address, the class and the part of each."""
 
 import csv
-import io
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from ..errors import DataError, UsageError
 from ..names import some
 from . import remote
 from .addresses import absolute, is_url, within
-from .files import PATH_COLUMNS, beside, names_in
+from .files import PATH_COLUMNS, beside, csv_rows, names_in
 from .parquet import ParquetShard
 from .places import blaming, is_missing, is_shard, list_pictures
 from .shards import labels_of, parts_of
@@ -265,11 +264,7 @@ def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
     content = _content(file)
     try:
         # Paths may be of any bytes, as `LabelledData.as_csv` writes them; labels may not.
-        text = content.decode("utf-8-sig", "surrogateescape")
-        header = text.partition("\n")[0]
-        delimiter = next((mark for mark in ",;\t" if mark in header), ",")  # spreadsheets write their country's
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        lines = [(reader.line_num, row) for row in reader if row]
+        lines = csv_rows(content.decode("utf-8-sig", "surrogateescape"))
     except csv.Error as error:
         raise DataError(f"data: {file!r} is neither a folder nor a CSV file ({error})") from None
     columns = [name.strip().lower() for name in lines[0][1]] if lines else []
@@ -282,8 +277,8 @@ def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
         where = f"line {number} of {file!r}"
         if any(cell.strip() for cell in row[len(columns) :]):
             raise DataError(
-                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds a "
-                f"{delimiter!r} in double quotes"
+                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds "
+                "the mark between cells in double quotes"
             )
         cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
         yield where, cells | {"path": cells[path]}

@@ -174,6 +174,8 @@ def _in_shard(path: str, bands: bool) -> list[str]:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {path!r} cannot be read: {error}") from None
+    if listed == []:
+        raise DataError(f"images: {path!r} holds no path: its column of paths is empty")
     return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)
 
 

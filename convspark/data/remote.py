@@ -102,7 +102,8 @@ class Attempts:
         words = " ".join(str(last).split())[:300] or "no details"
         if isinstance(last, CutOffError):
             raise CutOffError(words) from last
-        raise UnreachableError(f"cannot be read, {attempts} times: {type(last).__name__}: {words}") from last
+        often = f", {attempts} times" if attempts > 1 else ""
+        raise UnreachableError(f"cannot be read{often}: {type(last).__name__}: {words}") from last
 
 
 ATTEMPTS = Attempts()

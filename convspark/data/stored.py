@@ -296,7 +296,10 @@ def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], 
         file.seek(0)
         shape, order, kind = _npy_header(file)
         start = file.tell()
-        whole = os.fstat(file.fileno()).st_size >= start + math.prod(shape) * kind.itemsize
+        whole = file.seek(0, os.SEEK_END) >= start + math.prod(shape) * kind.itemsize
+        if isinstance(file, io.BytesIO):
+            count, content = math.prod(shape), file.getvalue()  # not copied
+            return shape, kind, whole, lambda: np.frombuffer(content, kind, count, start).reshape(shape, order=order)
         return shape, kind, whole, lambda: np.memmap(path, kind, "r", start, shape, order)
     with zipfile.ZipFile(file) as archive:
         pictures: list[tuple[str, tuple[int, ...], Literal["C", "F"], np.dtype[Any]]] = []
@@ -311,7 +314,8 @@ def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], 
     name, shape, order, kind = pictures[0]
 
     def load() -> np.ndarray:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+        again = io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else path
+        with zipfile.ZipFile(again) as archive, archive.open(name) as member:
             _npy_header(member)
             return np.frombuffer(member.read(), kind).reshape(shape, order=order)
 

@@ -136,7 +136,7 @@ def test_the_command_writes_once(tmp_path, capsys):
     assert "loaded by torchvision" in capsys.readouterr().out
     assert main(["export", "random:resnet18", "--to", "torchvision", "--out", out]) == 2
     assert "exists already" in capsys.readouterr().err
-    card = (tmp_path / "r.md").read_text()
+    card = (tmp_path / "r.pth.md").read_text()
     assert "# resnet18 for torchvision" in card and "| image size | 64x64 pixels |" in card
     assert "| weights of | none: random |" in card and "load_state_dict" in card
 
@@ -166,7 +166,7 @@ def test_onnx_keeps_the_classifier_and_its_card_says_what_it_was_trained_on(clas
     )
     with torch.no_grad():
         np.testing.assert_allclose(found, made(IMAGES).numpy(), rtol=1e-3, atol=1e-4)
-    card = (tmp_path / "c.md").read_text()
+    card = (tmp_path / "c.onnx.md").read_text()
     assert "in the order of the outputs: a, b, c" in card and "| top-1 | 50 % |" in card
     assert "convspark finetune a \\| b" in card and f"| weights of | {folder} |" in card
 

@@ -91,7 +91,8 @@ def test_card_names_what_was_not_trained(tmp_path):
     card = (tmp_path / "export" / "README.md").read_text()
     assert "conv_head.weight" in report.untrained and "* `conv_head.weight`" in card
     assert "| epochs | 7 |" in card and f"local-dir:{tmp_path / 'export'}" in card
-    plain = export_timm(randomised("test_resnet", num_classes=0), tmp_path / "plain", **NORM, untrained=["layer4.0.x"])
+    options = NORM | {"untrained": ["layer4.0.x"], "card": {"pre-trained on": "9 images"}}
+    plain = export_timm(randomised("test_resnet", num_classes=0), tmp_path / "plain", **options)
     assert plain.untrained == []  # names that do not exist are nobody's
     assert "Every tensor in this folder was trained" in (tmp_path / "plain" / "README.md").read_text()
 

@@ -171,7 +171,9 @@ def test_formats_of_others_are_to_be_converted(tmp_path: Path, name: str, words:
 def test_unusable_lists(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n# nothing\n")
     (tmp_path / "b.bin").write_bytes(b"\xff\xfe\x00\x81")
-    for source, words in ((tmp_path / "a.txt", "holds no path"), (tmp_path / "b.bin", "neither"), ([], "empty")):
+    (tmp_path / "c.csv").write_text('path\n"' + "x" * 200_000)
+    sources = [(tmp_path / "a.txt", "holds no path"), (tmp_path / "b.bin", "neither"), ([], "empty")]
+    for source, words in (*sources, (tmp_path / "c.csv", "is not a CSV file")):
         with pytest.raises(DataError, match=words):
             list_pictures(source)
     with pytest.raises(UsageError, match="int"):
@@ -185,6 +187,7 @@ def test_unusable_lists(tmp_path: Path) -> None:
         ("b.csv", 'x.jpg,1\n"y, z.jpg",2\n'),
         ("c.tsv", "image\tlabel\nx.jpg\t1\n\ny, z.jpg\t2\n"),
         ("d.csv", '\ufeffFile_Name\nx.jpg\n"y, z.jpg"\n'),
+        ("e.csv", 'path;"label"\nx.jpg;1\n;\ny, z.jpg;2\n'),  # a spreadsheet's, of a country with decimal commas
     ],
 )
 def test_tables_of_paths(tmp_path: Path, name: str, text: str) -> None:

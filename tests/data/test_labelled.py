@@ -193,6 +193,16 @@ def test_a_list_in_parquet(tmp_path: Path) -> None:
     assert found == [LabelledPicture(str(tmp_path / name), str(number), part) for name, number, part in expected]
 
 
+def test_a_list_in_parquet_without_rows(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from data.test_tables import write
+
+    for paths in ([], [""]):
+        write(tmp_path / "list.parquet", file_name=pyarrow.array(paths, pyarrow.string()), label=[0] * len(paths))
+        with pytest.raises(DataError, match="holds no path"):
+            list_pictures(tmp_path / "list.parquet")
+
+
 def test_classes_that_are_numbers_are_ordered_so(tmp_path: Path) -> None:
     files: dict[str, bytes] = {}
     for i in range(24):

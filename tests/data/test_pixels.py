@@ -45,9 +45,11 @@ def values(kind: str, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarr
     return rng.integers(ends.min, ends.max, shape, kind, endpoint=True)
 
 
-def stored(path: Path, wanted: int | None = None, asked: Axis | None = None) -> np.ndarray:
+def stored(
+    path: Path, wanted: int | None = None, asked: Axis | None = None, content: bytes | None = None
+) -> np.ndarray:
     """(bands, H, W)"""
-    with opened(str(path)) as file:
+    with opened(str(path), content) as file:
         return file.samples(file.layout.axis(wanted, asked)).transpose(2, 0, 1)
 
 
@@ -115,6 +117,7 @@ def test_arrays_bit_for_bit(tmp_path: Path, kind: str, suffix: str) -> None:
         write(content)
         for wanted in (5, None):
             same(stored(path, wanted), array)
+            same(stored(Path(f"elsewhere.{suffix}"), wanted, content=path.read_bytes()), array)
     write(array[0])
     same(stored(path), array[:1])
     several = np.stack([array, array[::-1]]).transpose(0, 2, 3, 1)
