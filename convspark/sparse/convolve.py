@@ -88,7 +88,7 @@ def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tu
     return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-@dataclass(frozen=True, eq=False)  # told apart as objects: Dynamo asks for its hash before it has its fields
+@dataclass(frozen=True, eq=False)  # compared as objects: Dynamo asks for its hash before it has its fields
 class Gathered:
     """A convolution without padding of what a copy gathers.
 

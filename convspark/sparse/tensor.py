@@ -47,7 +47,7 @@ class GridTensor(Tensor):
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
-        """Told without asking PyTorch, which networks do at every norm."""
+        """From the axes, without a call of PyTorch: networks ask for it at every norm."""
         return len(self.axes)
 
     # Methods of `Tensor` that are written in Python: Dynamo loses its way through them to `__torch_function__`.
@@ -154,7 +154,7 @@ class Padding:
     def pads(self) -> tuple[tuple[int, int], ...]:
         """Of all steps together, for each spatial axis."""
         of_axes = zip(*(step.pads for step in self.steps), strict=True)
-        return tuple((sum(lo for lo, _ in each), sum(hi for _, hi in each)) for each in of_axes)
+        return tuple((sum(lo for lo, _ in pairs), sum(hi for _, hi in pairs)) for pairs in of_axes)
 
     def followed_by(self, step: PaddingStep) -> Padding:
         return Padding(self.unchanged(), [*self.steps, step])
@@ -248,7 +248,7 @@ def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     """Cut the visible patches out of images. Inverse of `scatter`.
 
     A network that is called on the result by itself is not proved: what has no known meaning is refused, but a
-    function may act by the size of what it is given. And PyTorch does not show to tensor subclasses what these do:
+    function may act by the size of its input. And PyTorch does not show to tensor subclasses what these do:
     TorchScript functions (`@torch.jit.script`, `torch.jit.trace` of a function), `torch.func.grad` and `vjp`, and
     constructors (`torch.autograd.Variable(x)`, `torch.Tensor(x)`, `torch.tensor(x)`). They return a plain tensor with a
     row a patch. As soon as it meets visible patches or `scatter` it is refused, but a convolution that gets nothing
@@ -377,15 +377,15 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
     """Permutation that brings the layout's axes to (patches, channels, *positions), if there is one."""
     roles = [tuple(role for role, _ in axis) for axis in layout]
     dims = len(roles) - 2
-    wanted = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
+    expected = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
     plain = [at for at, role in enumerate(roles) if role in ((lay.PLAIN,), ())]
     if (
         dims < 1
         or len(plain) != 1
-        or sorted(map(str, roles)) != sorted(map(str, [roles[plain[0]], *(w for w in wanted if w is not None)]))
+        or sorted(map(str, roles)) != sorted(map(str, [roles[plain[0]], *(w for w in expected if w is not None)]))
     ):
         return None
-    return tuple(plain[0] if w is None else roles.index(w) for w in wanted)
+    return tuple(plain[0] if w is None else roles.index(w) for w in expected)
 
 
 # -------------------------------------------------------------------------------- rows, per-image sums
