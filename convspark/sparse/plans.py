@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def positions(self) -> int:
-        """Of a patch that is read, all together."""
+        """Positions of a patch that is read, over all axes."""
         return math.prod(self.patch)
 
     @property
     def outputs(self) -> int:
-        """Of a patch of the result, all together."""
+        """Positions of a patch of the result, over all axes."""
         return math.prod(self.out)
 
     @property
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def window(self) -> Plan:
-        """Of a patch with all that it needs around it."""
+        """The plan that gathers each patch with all that it needs around it."""
         return _window(self)
 
     @property
@@ -133,7 +133,7 @@ def _is_traced() -> bool:
 
 
 def cached(build: Callable[P, T]) -> Callable[P, T]:
-    """What was built for the same arguments before.
+    """Decorator: what was built before for the same arguments is returned again.
 
     A graph that is being traced has it built as a part of it, and so has a mode of fake tensors; modes that count or
     record operators do not see it.

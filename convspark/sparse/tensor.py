@@ -33,7 +33,7 @@ class GridTensor(Tensor):
     grid: PatchGrid
     axes: Layout
 
-    # Why a function is not to read it, if so.
+    # Why functions must not read it; None where they may.
     unreadable: str | None
     # Copies of it, and what it is a copy of, where a dense tensor would have a view: after one was changed in place,
     # the other is unreadable. Not while compiling: Dynamo does not see a class's attributes.
@@ -113,7 +113,7 @@ class VisiblePatches(GridTensor):
     pending: Padding | None
     # "mean", say, of what has been reduced over some axes of positions: only the same of the others may follow.
     partial: str | None
-    # What F.pad announced of this tensor and is still there: it shows what this tensor was. Not while compiling.
+    # What F.pad made of this tensor and is still in use: it shows the values before a change. Not while compiling.
     padded: list[weakref.ref[VisiblePatches]] | None = None
 
 
@@ -166,7 +166,7 @@ class Padding:
         return self.core
 
     def announce(self, padded: VisiblePatches) -> None:
-        """Have the core keep what it is as soon as it is changed in place, as long as the padded tensor is there."""
+        """Have the core copied before it is changed in place, as long as the padded tensor is in use."""
         if not self._copied:
             self.core.padded = [*(ref for ref in self.core.padded or () if ref() is not None), weakref.ref(padded)]
 
@@ -328,7 +328,10 @@ def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> T
 
 
 def before_change(tensor: object) -> None:
-    """Called before a tensor is changed in place: of what shares its values in a dense network, and what does not."""
+    """To be called before a tensor is changed in place.
+
+    What would share its values in a dense network becomes unreadable; what F.pad made of it keeps the old values.
+    """
     if torch.compiler.is_compiling() or not isinstance(tensor, GridTensor):
         return
     for twin in (ref() for ref in tensor.twins or ()):

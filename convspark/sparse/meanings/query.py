@@ -30,7 +30,7 @@ _QUESTIONS = """
 
 @meaning(Tensor.size, Tensor.dim)
 def ask_shape(func, x, *args, **kwargs):
-    """The first question of `torch.vmap`, which PyTorch has no other sign of: it takes rows for what they are not."""
+    """Refused to `torch.vmap`, which no other call shows: it would take a row, which is a patch, for an image."""
     if not torch.compiler.is_compiling():
         caller = sys._getframe(3)  # past the binding of arguments and the dispatcher
         if caller.f_globals.get("__name__") == "torch._functorch.vmap":

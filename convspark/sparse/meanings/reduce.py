@@ -146,7 +146,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...]) -> Tens
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """What to sum in: 16 bits would overflow or lose what is small."""
+    """The dtype to sum in: 16 bits would overflow or lose what is small."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
 
 
