@@ -245,10 +245,10 @@ class SparK(nn.Module):
         A masked patch is drawn with the mean and deviation of the true one, which the model does not predict.
         """
         with evaluating(self):
-            _, prediction, grid, _ = self(images, grid, generator)
+            output: SparKOutput = self(images, grid, generator)
         raw = self.target == "raw"
-        painted = paint_prediction(images, prediction, grid.visible, self.patch_size, raw=raw)
-        return Reconstruction(self._masked(images, grid), painted, grid)
+        painted = paint_prediction(images, output.prediction, output.grid.visible, self.patch_size, raw=raw)
+        return Reconstruction(self._masked(images, output.grid), painted, output.grid)
 
     def _process_group(self) -> dist.ProcessGroup | None:
         """The processes to share statistics and counts with."""
