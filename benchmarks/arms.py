@@ -1,4 +1,4 @@
-"""Experiments that pre-train in several ways and fine-tune from each: the arms, what is kept of them, how they compare.
+"""Experiments that pre-train in several ways and fine-tune from each: the arms, their records, how they compare.
 
 Each arm is pre-trained and fine-tuned with each seed, so that what is compared is paired: a seed draws the first
 weights, the masks and crops, the labels, and the order and augmentation of fine-tuning, the same in all arms. One line
@@ -65,7 +65,7 @@ class Budget:
     finetune: dict[str, Any] = field(default_factory=dict)
 
     def key(self, arm: str, seed: int, fraction: float) -> dict[str, Any]:
-        """What a line of the records is found by."""
+        """The fields by which a line of the records is looked up."""
         return {
             "data": self.name,
             "model": self.model,
@@ -79,7 +79,7 @@ class Budget:
 
 
 def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """What every such experiment is asked."""
+    """The options that all these experiments have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder with train/, val/ and, if there is, test/")
     parser.add_argument("--name", help="of the data, for the records; by default the folder's")
@@ -97,16 +97,16 @@ def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def budget_of(asked: argparse.Namespace) -> Budget:
+def budget_of(options: argparse.Namespace) -> Budget:
     return Budget(
-        asked.data,
-        asked.name or asked.data.name,
-        asked.model,
-        asked.size,
-        asked.pretrain_epochs,
-        asked.finetune_epochs,
-        tuple(asked.fractions),
-        {} if asked.batch_size is None else {"batch_size": asked.batch_size},
+        options.data,
+        options.name or options.data.name,
+        options.model,
+        options.size,
+        options.pretrain_epochs,
+        options.finetune_epochs,
+        tuple(options.fractions),
+        {} if options.batch_size is None else {"batch_size": options.batch_size},
     )
 
 
@@ -144,7 +144,7 @@ def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
         else:
             tuned = convspark.finetune(weights, str(budget.data), out=str(fine), **settings)
         line = budget.key(arm.name, seed, fraction) | {
-            # The pictures of an arm are told by its name; where they lie is of this machine alone.
+            # The arm's name says which pictures; their path is of this machine alone.
             "settings": {k: v for k, v in (budget.pretrain | arm.settings).items() if k != "images"},
             "labels": tuned.trained_on,
             "split": tuned.split,
@@ -178,8 +178,8 @@ def _right(folder: Path, split: str) -> list[bool]:
 
     By the weights that were best in validation, where there are other pictures to test with; else by the last.
     """
-    found = read_predictions(folder, "predicted" if split == "test" else "last")
-    return [found[path][0] for path in sorted(found)]
+    predictions = read_predictions(folder, "predicted" if split == "test" else "last")
+    return [predictions[path][0] for path in sorted(predictions)]
 
 
 def _as_hex(bits: Sequence[bool]) -> str:
@@ -240,21 +240,21 @@ def groups(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any],
 
 def report(lines: Sequence[Mapping[str, Any]], arms: Sequence[str] | None, to: str) -> str:
     """A table for each data set, network, budget and share of the labels; of all arms where none are named."""
-    shown = []
+    parts = []
     for common, of in groups(lines):
-        shown.append(
+        parts.append(
             f"{common['data']}, {common['model']} at {common['size']} pixels, {common['pretrain_epochs']} epochs of "
             f"pre-training, fine-tuned with {100 * common['fraction']:g} % of the labels ({of[0]['labels']}; "
             f"{common['finetune_epochs']} epochs of all), measured on {of[0]['pictures']} {of[0]['split']} pictures"
         )
-        shown.append(table(of, arms or list(dict.fromkeys(line["arm"] for line in of)), to))
-    return "\n\n".join(shown)
+        parts.append(table(of, arms or list(dict.fromkeys(line["arm"] for line in of)), to))
+    return "\n\n".join(parts)
 
 
 def experiment(description: str | None, file: Path, arms: Sequence[Arm], to: str) -> None:
     """The command of an experiment whose arms differ in settings alone: run what is asked for, print the tables."""
-    asked = arguments(description or "").parse_args()
-    if not asked.report:
-        wanted = [arm for arm in arms if not asked.arms or arm.name in asked.arms]
-        run_all(file, budget_of(asked), wanted, asked.seeds, asked.out)
+    options = arguments(description or "").parse_args()
+    if not options.report:
+        chosen = [arm for arm in arms if not options.arms or arm.name in options.arms]
+        run_all(file, budget_of(options), chosen, options.seeds, options.out)
     print(report(records.read(file), [arm.name for arm in arms], to))

@@ -167,7 +167,7 @@ def sweep(names: list[str], table: dict[str, Any], workers: int) -> None:
                             table["networks"][name] = row
                             save(table)
                             bar.advance(task)
-                except BrokenProcessPool:  # out of memory, most likely: one at a time tells which
+                except BrokenProcessPool:  # out of memory, most likely: one at a time shows which
                     for name in running.values():
                         if workers == 1:
                             table["networks"][name] = failure("too large", "its proof was killed, out of memory")
@@ -224,7 +224,7 @@ def page(table: dict[str, Any]) -> str:
         "every patch visible the features of the dense network, all to a relative 1e-8 in float64 and in "
         "training mode, and no bit of their output depends on a masked pixel. The exceptions are listed below with "
         "their reasons; "
-        f"{len(other)} further names relate positions to each other (attention and its kin) and are no convnets.",
+        f"{len(other)} further names relate positions to each other (attention and the like) and are no convnets.",
         "",
         f"Measured {table['date']} with torch {table['torch']}; `python -m benchmarks.coverage` makes this page. "
         "Random weights, three images of two by three patches.",
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to try, with * and ?")
     parser.add_argument("--fresh", action="store_true", help="try names again that have been tried")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
-    given = parser.parse_args()
+    options = parser.parse_args()
     import timm
     import torch
 
@@ -296,10 +296,10 @@ def main() -> None:
         "command": "python -m benchmarks.coverage",
         **{"networks": table["networks"]},
     }
-    names = [name for name in timm.list_models() if fnmatch.fnmatch(name, given.only)]
-    if given.fresh:
+    names = [name for name in timm.list_models() if fnmatch.fnmatch(name, options.only)]
+    if options.fresh:
         table["networks"] = {name: row for name, row in table["networks"].items() if name not in names}
-    sweep(names, table, given.workers)
+    sweep(names, table, options.workers)
     PAGE.write_text(page(table), encoding="utf-8")
     print(f"{TABLE.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} written: {len(table['networks'])} names")
 

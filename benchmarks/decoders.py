@@ -5,7 +5,7 @@
 
 DATA has train/ and val/ (and test/) folders; only train/ is pre-trained on, without its labels. A seed draws the masks,
 the crops and the first weights of pre-training, and for fine-tuning the labels, the order and the classifier, the same
-for each decoder. An arm may be given its own number of epochs (`lean@60`), for comparisons at equal time. Each cell is
+for each decoder. An arm may have its own number of epochs (`lean@60`), for comparisons at equal time. Each cell is
 a line of benchmarks/results/decoders.jsonl; cells that are there already are not run again. `--table` only prints.
 """
 
@@ -70,90 +70,91 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.1, help="of the labels")
     parser.add_argument("--finetune-epochs", type=int, default=50)
     parser.add_argument("--table", action="store_true")
-    asked = parser.parse_args()
-    if not asked.table:
-        for seed in asked.seeds:
-            for arm in asked.arms:
-                if cell(asked, arm, seed) is None:
-                    run(asked, arm, seed)
-    print(table(asked))
+    options = parser.parse_args()
+    if not options.table:
+        for seed in options.seeds:
+            for arm in options.arms:
+                if cell(options, arm, seed) is None:
+                    run(options, arm, seed)
+    print(table(options))
 
 
-def setting(asked: argparse.Namespace, arm: str) -> dict:
-    """What tells the cells of one experiment from those of another."""
+def setting(options: argparse.Namespace, arm: str) -> dict:
+    """What distinguishes the cells of one experiment from those of another."""
     name, _, epochs = arm.partition("@")
     return {
-        "data": asked.name,
-        "model": asked.model,
-        "size": asked.size,
+        "data": options.name,
+        "model": options.model,
+        "size": options.size,
         "decoder": name,
-        "epochs": 0 if name == "random" else int(epochs or asked.epochs),
-        "fraction": asked.fraction,
-        "finetune_epochs": asked.finetune_epochs,
+        "epochs": 0 if name == "random" else int(epochs or options.epochs),
+        "fraction": options.fraction,
+        "finetune_epochs": options.finetune_epochs,
     }
 
 
-def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict | None:
+def cell(options: argparse.Namespace, arm: str, seed: int) -> dict | None:
     """The line of a cell that was run before."""
-    return records.find(asked.record, setting(asked, arm) | {"seed": seed})
+    return records.find(options.record, setting(options, arm) | {"seed": seed})
 
 
-def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
+def run(options: argparse.Namespace, arm: str, seed: int) -> None:
     """Pre-train, fine-tune, write the line."""
     import convspark
 
     add_candidates()
-    what = setting(asked, arm)
-    folder = asked.out / f"{asked.name}-{asked.model}-{asked.size}"
-    weights, pretrained = f"random:{asked.model}", {}
+    what = setting(options, arm)
+    folder = options.out / f"{options.name}-{options.model}-{options.size}"
+    weights, pretrained = f"random:{options.model}", {}
     if what["epochs"]:
         place = folder / f"{arm}-{seed}"
-        settings = ARMS[what["decoder"]] | {"model": asked.model, "size": asked.size, "epochs": what["epochs"]}
+        settings = ARMS[what["decoder"]] | {"model": options.model, "size": options.size, "epochs": what["epochs"]}
         if (place / "config.yaml").is_file():
-            done = convspark.pretrain(resume=str(place))
+            pretraining = convspark.pretrain(resume=str(place))
         else:
-            done = convspark.pretrain(
-                str(asked.data / "train"), out=str(place), seed=seed, picture_epochs=0, held_out=0.05, **settings
+            pretraining = convspark.pretrain(
+                str(options.data / "train"), out=str(place), seed=seed, picture_epochs=0, held_out=0.05, **settings
             )
-        pretrained = {"held_out_loss": done.held_out_loss}
+        pretrained = {"held_out_loss": pretraining.held_out_loss}
         weights = str(place)
     place = folder / f"{arm}-{seed}-finetuned"
     if (place / "config.yaml").is_file():
-        found = convspark.finetune(resume=str(place))
+        finetuning = convspark.finetune(resume=str(place))
     else:
-        found = convspark.finetune(
+        finetuning = convspark.finetune(
             weights,
-            str(asked.data),
+            str(options.data),
             out=str(place),
-            size=asked.size,
+            size=options.size,
             seed=seed,
-            fraction=asked.fraction,
-            epochs=asked.finetune_epochs,
+            fraction=options.fraction,
+            epochs=options.finetune_epochs,
         )
     line = what | {
         "seed": seed,
-        "top1": found.top1,
-        "balanced": found.balanced,
-        "split": found.split,
-        "pictures": found.pictures,
+        "top1": finetuning.top1,
+        "balanced": finetuning.balanced,
+        "split": finetuning.split,
+        "pictures": finetuning.pictures,
         **pretrained,
     }
-    records.append(asked.record, line)
+    records.append(options.record, line)
 
 
-def table(asked: argparse.Namespace) -> str:
+def table(options: argparse.Namespace) -> str:
     """Mean and spread of each arm, and its differences to the paper's decoder seed by seed, as Markdown."""
     lines = ["| decoder | epochs | top-1, % | less the paper's, same seeds | held-out loss | seeds |"]
     lines.append("|---|---|---|---|---|---|")
-    of = {arm: {s: c for s in asked.seeds if (c := cell(asked, arm, s)) is not None} for arm in asked.arms}
-    reference = {s: c for s in asked.seeds if (c := cell(asked, "paper", s)) is not None}
+    of = {arm: {s: c for s in options.seeds if (c := cell(options, arm, s)) is not None} for arm in options.arms}
+    reference = {s: c for s in options.seeds if (c := cell(options, "paper", s)) is not None}
     for arm, cells in of.items():
         if not cells:
             continue
         apart = [cells[s]["top1"] - reference[s]["top1"] for s in cells if s in reference]
+        top1 = records.spread([c["top1"] for c in cells.values()], 100)
         losses = [c["held_out_loss"] for c in cells.values() if "held_out_loss" in c]
         lines.append(
-            f"| {arm} | {setting(asked, arm)['epochs']} | {records.spread([c['top1'] for c in cells.values()], 100)} | "
+            f"| {arm} | {setting(options, arm)['epochs']} | {top1} | "
             f"{records.spread(apart, 100) if apart and arm != 'paper' else ''} | {records.spread(losses, 1, 3)} | "
             f"{len(cells)} |"
         )

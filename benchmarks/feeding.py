@@ -58,20 +58,20 @@ def main() -> None:
     parser.add_argument("--paths", type=int, nargs="*", default=[1_000, 10_000, 100_000], help="numbers of files")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side, of which the median counts")
     parser.add_argument("--out", type=Path, default=records.RESULTS / "feeding.jsonl")
-    given = parser.parse_args()
+    options = parser.parse_args()
     keep_memory()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     lines = []
-    for name, folder in _collections(given.pictures, given.count, given.enlarged, given.photographs):
-        measured = decoding(folder, given.size, given.rounds)
-        lines.append(records.append(given.out, _machine() | {"what": "decode", "pictures": name} | measured))
+    for name, folder in _collections(options.pictures, options.count, options.enlarged, options.photographs):
+        measured = decoding(folder, options.size, options.rounds)
+        lines.append(records.append(options.out, _machine() | {"what": "decode", "pictures": name} | measured))
         print(f"{name}: done", flush=True)
     if lines:
         print("\n" + decode_table(lines), end="\n\n", flush=True)
     starts = []
-    for count in given.paths:
-        starts.append(records.append(given.out, _machine() | {"what": "start"} | starting(count)))
+    for count in options.paths:
+        starts.append(records.append(options.out, _machine() | {"what": "start"} | starting(count)))
         print(f"{count} paths: done", flush=True)
     if starts:
         print("\n" + start_table(starts))
@@ -99,10 +99,10 @@ def decoding(folder: str, size: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(-1, rounds):  # the first is for the disk's cache
-        for name, read in (("ours", lambda i, turn=turn: ours[(turn + 1, i)]), ("theirs", lambda i: theirs[i][0])):
+        for name, load in (("ours", lambda i, turn=turn: ours[(turn + 1, i)]), ("theirs", lambda i: theirs[i][0])):
             started = time.process_time()
             for index in range(len(paths)):
-                assert read(index).shape == (3, size, size)
+                assert load(index).shape == (3, size, size)
             if turn >= 0:
                 seconds[name].append(time.process_time() - started)
     ratios = sorted(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
@@ -181,13 +181,13 @@ def _collections(pictures: str, count: int, sides: Sequence[int], photographs: i
     if not chosen:
         return
     with tempfile.TemporaryDirectory() as root:
-        for folder, each in _class_folder(root, chosen):
-            os.symlink(os.path.abspath(each), folder / f"{len(os.listdir(folder)):06}{Path(each).suffix}")
+        for folder, path in _class_folder(root, chosen):
+            os.symlink(os.path.abspath(path), folder / f"{len(os.listdir(folder)):06}{Path(path).suffix}")
         yield f"{name}, as they are", root
     for side in sides:
         with tempfile.TemporaryDirectory() as root:
-            for folder, each in _class_folder(root, chosen[:: max(1, len(chosen) // photographs)][:photographs]):
-                _enlarge(each, side, rng).save(folder / f"{len(os.listdir(folder)):06}.jpg", quality=QUALITY)
+            for folder, path in _class_folder(root, chosen[:: max(1, len(chosen) // photographs)][:photographs]):
+                _enlarge(path, side, rng).save(folder / f"{len(os.listdir(folder)):06}.jpg", quality=QUALITY)
             yield f"{name}, enlarged", root
 
 
@@ -237,7 +237,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What a record tells of the machine and the versions, beside date, processor and torch."""
+    """What a record says of the machine and the versions, besides date, processor and torch."""
     return {
         "cores": os.cpu_count(),
         "python": platform.python_version(),

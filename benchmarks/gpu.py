@@ -9,7 +9,7 @@
     python3 -m benchmarks.gpu table
 
 Each figure is written as it comes, a line of JSON in `--out` (benchmarks/results/gpu.jsonl), with device, versions and
-date, so that a part that is stopped loses itself alone. Nothing but PyTorch, torchvision and timm is needed from
+date: where a part is stopped, the others are not lost. Nothing but PyTorch, torchvision and timm is needed from
 `correctness` to `step`. `--device cpu --size 64` rehearses all of it, graphs excepted, where there is no GPU.
 
 Ways of a step are timed in turn, medians count; a way that runs out of memory, or cannot run, has a line that says so.
@@ -51,25 +51,25 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1024, help="of `feeding`, made for it")
     parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
-    asked = parser.parse_args()
-    if asked.part == "table":
-        print(table(records.read(asked.out), asked.rows))
+    options = parser.parse_args()
+    if options.part == "table":
+        print(table(records.read(options.out), options.rows))
         return
-    batches = [int(n) for n in asked.batch_sizes.split(",")]
-    device, write = torch.device(asked.device), Writer(asked.out, asked.device)
-    if asked.part == "correctness":
+    batches = [int(n) for n in options.batch_sizes.split(",")]
+    device, write = torch.device(options.device), Writer(options.out, options.device)
+    if options.part == "correctness":
         correctness(device, write)
-    elif asked.part == "feeding":
-        feeding(asked.size, asked.pictures, batches[0], write)
-    for name in asked.networks:
+    elif options.part == "feeding":
+        feeding(options.size, options.pictures, batches[0], write)
+    for name in options.networks:
         for batch_size in batches:
-            what = Workload(name, batch_size, asked.size, asked.precision, device)
-            if asked.part == "encoder":
-                encoder(what, asked.modes.split(","), asked.repeats, write)
-            elif asked.part == "step":
-                whole_steps(what, asked.modes.split(","), asked.repeats, write)
-            elif asked.part == "profile":
-                profile(what, write, asked.traces)
+            what = Workload(name, batch_size, options.size, options.precision, device)
+            if options.part == "encoder":
+                encoder(what, options.modes.split(","), options.repeats, write)
+            elif options.part == "step":
+                whole_steps(what, options.modes.split(","), options.repeats, write)
+            elif options.part == "profile":
+                profile(what, write, options.traces)
 
 
 class Writer:
@@ -87,13 +87,13 @@ class Writer:
 
 
 class Workload:
-    """A network, its images and how they are computed; made anew for each measurement, which leaves nothing behind."""
+    """A network, its images and how they are computed; made anew for each measurement, so that nothing is shared."""
 
     def __init__(self, name: str, batch_size: int, size: int, precision: str, device: torch.device) -> None:
         self.name, self.batch_size, self.size, self.precision, self.device = name, batch_size, size, precision, device
 
     def keys(self) -> dict[str, Any]:
-        """For a line."""
+        """What a line of the record says of it."""
         return {
             "network": self.name,
             "batch_size": self.batch_size,
@@ -125,8 +125,8 @@ def correctness(device: torch.device, write: Writer) -> None:
     """Loss and gradients beside float64 on the CPU; the same bits twice; whether the host waits."""
     for name in SMALL:
         for kind in ("float64", "float32", "bfloat16"):
-            found = step_beside_float64(name, device, kind)
-            write(part="correctness", network=name, precision=kind, **found)
+            errors = step_beside_float64(name, device, kind)
+            write(part="correctness", network=name, precision=kind, **errors)
         if device.type == "cuda":
             write(part="correctness", network=name, precision="bfloat16", host_waits=host_waits(name, device))
 
@@ -151,9 +151,9 @@ def step_beside_float64(name: str, device: torch.device, kind: str) -> dict[str,
         with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16" and of is not model):
             loss = of(x, grid).loss
         loss.backward()
-        found = {key: p.grad for key, p in of.named_parameters() if p.grad is not None}
+        slopes = {key: p.grad for key, p in of.named_parameters() if p.grad is not None}
         of.zero_grad()
-        return {"loss": loss.detach()} | found
+        return {"loss": loss.detach()} | slopes
 
     expected = gradients(model, images, PatchGrid(visible))
     number = torch.float64 if kind == "float64" else torch.float32
@@ -163,23 +163,23 @@ def step_beside_float64(name: str, device: torch.device, kind: str) -> dict[str,
     try:
         with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
             args = images.to(device, number), PatchGrid(visible.to(device))
-            found, again = gradients(there, *args), gradients(there, *args)
+            actual, again = gradients(there, *args), gradients(there, *args)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     largest = max(float(value.abs().max()) for key, value in expected.items() if key != "loss")
     errors = {
-        key: float((found[key].cpu().double() - value).abs().max()) / max(float(value.abs().max()), 1e-3 * largest)
+        key: float((actual[key].cpu().double() - value).abs().max()) / max(float(value.abs().max()), 1e-3 * largest)
         for key, value in expected.items()
     }
     worst = max(errors, key=lambda key: errors[key])
-    one, other = (torch.cat([of[key].cpu().double().flatten() for key in expected]) for of in (expected, found))
+    one, other = (torch.cat([of[key].cpu().double().flatten() for key in expected]) for of in (expected, actual))
     return {
         "loss_error": errors["loss"],
         "cosine": float(one @ other / (one.norm() * other.norm())),  # bfloat16 in a network of few positions is rough
         "worst_error": errors[worst],
         "worst": worst,
         "median_error": statistics.median(errors.values()),
-        "same_bits": all(torch.equal(found[key], again[key]) for key in found),
+        "same_bits": all(torch.equal(actual[key], again[key]) for key in actual),
     }
 
 
@@ -240,10 +240,10 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
                 write(**line, failed=_first_line(error))
                 continue
             write(**line, first_step_seconds=time.monotonic() - started)
-        for way, found in _timed(steps, repeats, what.device).items():
-            line = {"part": "encoder", "mode": mode, "way": way} | what.keys() | found
-            if mode == "eager" and "seconds" in found:
-                line |= _beside_bandwidth(steps[way], found["seconds"], speed)
+        for way, times in _timed(steps, repeats, what.device).items():
+            line = {"part": "encoder", "mode": mode, "way": way} | what.keys() | times
+            if mode == "eager" and "seconds" in times:
+                line |= _beside_bandwidth(steps[way], times["seconds"], speed)
             write(**line)
         del trial, steps
         _forget(what.device)
@@ -253,15 +253,15 @@ def whole_steps(what: Workload, modes: list[str], repeats: int, write: Writer) -
     """Whole steps of pre-training, and the paper's own way: fp32, not compiled, its decoder, mask-and-multiply."""
     from convspark.measure.bench import IMITATED, VISIBLE
 
-    wanted = [
+    variants = [
         ("lean", VISIBLE, what.precision, "graph"),
         ("paper", VISIBLE, what.precision, "graph"),
         ("paper", IMITATED, "fp32", "eager"),
         ("lean", VISIBLE, what.precision, "eager"),
         ("lean", VISIBLE, what.precision, "compiled"),
     ]
-    wanted = [one for one in wanted if one[-1] in modes]
-    for decoder, way, precision, mode in wanted:  # one after the other: their models together are large
+    variants = [variant for variant in variants if variant[-1] in modes]
+    for decoder, way, precision, mode in variants:  # one after the other: their models together are large
         line = {"part": "step", "mode": mode, "way": way, "decoder": decoder}
         line |= what.keys() | {"precision": precision}
         try:
@@ -303,13 +303,13 @@ def _timed(steps: dict[str, Callable[[], object]], repeats: int, device: torch.d
     """Median seconds of each, in turn, and the most memory that it held."""
     from convspark.measure.timing import peak_memory
 
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for way, step in list(steps.items()):
         try:
-            found[way] = {"peak_bytes": peak_memory(step, device)}
+            measured[way] = {"peak_bytes": peak_memory(step, device)}
         except Exception as error:
-            found[way] = {"failed": _first_line(error)}
-    seconds: dict[str, list[float]] = {way: [] for way, one in found.items() if "failed" not in one}
+            measured[way] = {"failed": _first_line(error)}
+    seconds: dict[str, list[float]] = {way: [] for way, one in measured.items() if "failed" not in one}
     for _ in range(repeats):
         for way in seconds:
             _wait_for(device)
@@ -317,9 +317,9 @@ def _timed(steps: dict[str, Callable[[], object]], repeats: int, device: torch.d
             steps[way]()
             _wait_for(device)
             seconds[way].append(time.perf_counter() - started)
-    for way, each in seconds.items():
-        found[way] |= {"seconds": statistics.median(each), "slowest": max(each), "fastest": min(each)}
-    return found
+    for way, times in seconds.items():
+        measured[way] |= {"seconds": statistics.median(times), "slowest": max(times), "fastest": min(times)}
+    return measured
 
 
 def _wait_for(device: torch.device) -> None:
@@ -357,9 +357,9 @@ def _beside_bandwidth(step: Callable[[], object], seconds: float, speed: float) 
     """Operators and bytes of a step on this device, and the share of a copy's speed that it reaches."""
     from .traffic import counted
 
-    found = counted(step)
-    shares = {"bandwidth": found.bytes / seconds / speed, "copy_bytes_a_second": speed}
-    return {"operators": found.operators, "bytes": found.bytes, "flops": found.flops} | shares
+    cost = counted(step)
+    shares = {"bandwidth": cost.bytes / seconds / speed, "copy_bytes_a_second": speed}
+    return {"operators": cost.operators, "bytes": cost.bytes, "flops": cost.flops} | shares
 
 
 # ---------------------------------------------------------------- feeding
@@ -389,12 +389,12 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
         loader = TrainLoader(dataset, batch_size, 1, 0, cores, torch.cuda.is_available())
         batches = iter(loader)
         next(batches)  # workers start
-        started, seen = time.perf_counter(), 0
+        started, delivered = time.perf_counter(), 0
         for batch in batches:
-            seen += len(batch)
+            delivered += len(batch)
             if time.perf_counter() - started > 15:
                 break
-        rate = seen / (time.perf_counter() - started)
+        rate = delivered / (time.perf_counter() - started)
         end_workers(loader)
     write(part="feeding", workers=cores, size=size, batch_size=batch_size, pictures=pictures, images_a_second=rate)
 
@@ -482,12 +482,12 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
         if "first_step_seconds" not in line:
             kind = "part network batch_size size precision mode way decoder device kernels commit".split()
             newest[tuple(line.get(key) for key in (*kind, "operator", "host_waits"))] = line
-    found = list(newest.values())
+    latest = list(newest.values())
     rows = [
         "| part | what | ms | images/s | of dense | memory, GiB | of a copy's speed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for line in [one for one in found if one["part"] in ("encoder", "step")][-most:]:
+    for line in [one for one in latest if one["part"] in ("encoder", "step")][-most:]:
         what = f"{line['network']} {line['way']}, {line['mode']}, {line['precision']}, batch {line['batch_size']}"
         what += f", {line['decoder']} decoder" if "decoder" in line else ""
         what += f", {line['kernels']}" if line.get("kernels") else ""
@@ -499,7 +499,7 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             for key in ("part", "network", "batch_size", "size", "precision", "mode", "device", "commit")
         }
         base = next(
-            (o for o in found if o.get("way") == "dense" and same.items() <= o.items() and "seconds" in o), None
+            (o for o in latest if o.get("way") == "dense" and same.items() <= o.items() and "seconds" in o), None
         )
         share = f"{line['seconds'] / base['seconds']:.2f}" if base and line["part"] == "encoder" else ""
         memory, bandwidth = line["peak_bytes"] / 2**30, line.get("bandwidth")
@@ -507,21 +507,21 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             f"| {line['part']} | {what} | {1000 * line['seconds']:.1f} | {line['batch_size'] / line['seconds']:.0f} | "
             f"{share} | {memory:.1f} | {'' if bandwidth is None else f'{bandwidth:.2f}'} |"
         )
-    for line in found:
+    for line in latest:
         if line["part"] == "feeding":
             rate = f"{line['images_a_second']:.0f}"
             rows.append(f"| feeding | JPEGs, {line['workers']} workers, {line['size']} px || {rate} ||||")
         elif line["part"] == "correctness":
             if "host_waits" in line:
-                told = f"host waits: {line['host_waits'] or 'never'}"
+                finding = f"host waits: {line['host_waits'] or 'never'}"
             else:
-                told = f"{line['precision']}: loss off by {line['loss_error']:.1e}"
-                told += f", gradients by {line['median_error']:.1e}"
-                told += (
+                finding = f"{line['precision']}: loss off by {line['loss_error']:.1e}"
+                finding += f", gradients by {line['median_error']:.1e}"
+                finding += (
                     f" (worst {line['worst_error']:.1e}), cosine {line['cosine']:.6f}, same bits: {line['same_bits']}"
                 )
-            rows.append(f"| correctness | {line['network']}, {told} ||||||")
-    profiled = [one for one in found if one["part"] == "profile"]
+            rows.append(f"| correctness | {line['network']}, {finding} ||||||")
+    profiled = [one for one in latest if one["part"] == "profile"]
     for line in sorted(profiled, key=lambda one: -one["milliseconds"])[:12]:
         more = f", busy {line['busy_share']:.2f}, {line['launches']} launches" if "busy_share" in line else ""
         rows.append(f"| profile | {line['network']}: {line['operator'][:70]}{more} | {line['milliseconds']:.2f} |||||")

@@ -33,52 +33,52 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.1, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--finetune-epochs", type=int, default=None)
-    asked = parser.parse_args()
-    run, compared = asked.out / "pretrain", asked.out / "compare"
+    options = parser.parse_args()
+    run, compared = options.out / "pretrain", options.out / "compare"
     if not (run / "config.yaml").is_file():
-        pretrain(asked, run)
+        pretrain(options, run)
     else:
         import convspark
 
-        convspark.pretrain(resume=str(run), device=asked.device)
-    compare(asked, run, compared)
+        convspark.pretrain(resume=str(run), device=options.device)
+    compare(options, run, compared)
 
 
-def pretrain(asked: argparse.Namespace, run: Path) -> None:
+def pretrain(options: argparse.Namespace, run: Path) -> None:
     """As many epochs as fit into half of the time."""
     import convspark
     from convspark.pretraining.estimate import estimate
 
-    settings = {name: getattr(asked, name) for name in ("model", "size", "batch_size", "compile", "device")}
-    hundred = estimate(asked.pictures, epochs=100, **settings)
-    epochs = max(2, int(100 * asked.minutes * 30 / hundred.total_seconds))
+    settings = {name: getattr(options, name) for name in ("model", "size", "batch_size", "compile", "device")}
+    hundred = estimate(options.pictures, epochs=100, **settings)
+    epochs = max(2, int(100 * options.minutes * 30 / hundred.total_seconds))
     print(f"{epochs} epochs: {hundred.step_seconds:.3f} s a step, {hundred.memory_bytes / 2**30:.1f} GiB", flush=True)
-    convspark.pretrain(asked.pictures, epochs=epochs, out=str(run), **settings)
+    convspark.pretrain(options.pictures, epochs=epochs, out=str(run), **settings)
 
 
-def compare(asked: argparse.Namespace, run: Path, folder: Path) -> None:
+def compare(options: argparse.Namespace, run: Path, folder: Path) -> None:
     """Print the verdict, and keep it."""
     import convspark
 
     if folder.is_dir():
-        found = convspark.compare(resume=str(folder), device=asked.device)
+        comparison = convspark.compare(resume=str(folder), device=options.device)
     else:
-        found = convspark.compare(
+        comparison = convspark.compare(
             str(run),
-            asked.labelled or asked.pictures,
-            fractions=asked.fractions,
-            seeds=asked.seeds,
-            epochs=asked.finetune_epochs,
+            options.labelled or options.pictures,
+            fractions=options.fractions,
+            seeds=options.seeds,
+            epochs=options.finetune_epochs,
             out=str(folder),
-            device=asked.device,
+            device=options.device,
         )
-    print(found)
+    print(comparison)
     last = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     line = {
         "part": "train",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "commit": records.commit(),
-        "asked": {key: str(value) for key, value in vars(asked).items()},
+        "asked": {key: str(value) for key, value in vars(options).items()},
         "last_epoch": dict(zip(last[0].split(","), last[-1].split(","), strict=False)),
         "comparison": json.loads((folder / "compare.json").read_text(encoding="utf-8")),
     }

@@ -33,16 +33,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--repeats", type=int, default=9)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     keep_memory()
     import torch
 
     print(f"| network | precision | dense, s | all | {' | '.join(f'without {kernel}' for kernel in WITHOUT)} |")
     print("|---|---|---|---|" + "---|" * len(WITHOUT), flush=True)
-    for name in asked.networks:
+    for name in options.networks:
         for precision in ("fp32", "bf16"):
-            seconds = measure(name, precision, asked.repeats)
-            line = {"network": name, "precision": precision, "repeats": asked.repeats}
+            seconds = measure(name, precision, options.repeats)
+            line = {"network": name, "precision": precision, "repeats": options.repeats}
             line |= {"threads": torch.get_num_threads(), "seconds": seconds}
             records.append(records.RESULTS / "kernels.jsonl", line)
             shares = " | ".join(f"{seconds[way] / seconds['dense']:.2f}" for way in seconds if way != "dense")
@@ -67,7 +67,7 @@ def measure(name: str, precision: str, repeats: int) -> dict[str, float]:
         return once
 
     ways = {"dense": run(False), "with all": run(True)} | {f"without {k}": run(True, k) for k in WITHOUT}
-    return {way: found.seconds for way, found in compare(ways, repeats, images.device).items()}
+    return {way: timing.seconds for way, timing in compare(ways, repeats, images.device).items()}
 
 
 @contextmanager

@@ -39,9 +39,9 @@ def main() -> None:
     options = parser.parse_args()
 
     train, held_out = load(options.folder, options.size, options.images)
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    runs = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     keys = ("model", "channels", "size", "patch", "images", "epochs", "batch_size", "rate", "seed")
-    finished = [[run[key] for key in keys] for run in done]
+    finished = [[run[key] for key in keys] for run in runs]
     for seed in options.seeds:
         for batch_size in options.batches:
             for rate in options.rates:
@@ -59,7 +59,7 @@ def main() -> None:
 
 def load(folder: str, size: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images (n, 3, size, size) to train on, and 512 held out."""
-    paths, kept = hold_out(list_pictures(folder), 0.5, 512, 0)
+    paths, held_out = hold_out(list_pictures(folder), 0.5, 512, 0)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def read(path: str) -> torch.Tensor:
@@ -68,7 +68,7 @@ def load(folder: str, size: int, images: int) -> tuple[torch.Tensor, torch.Tenso
         return (torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255 - mean) / std
 
     chosen = np.random.default_rng(0).permutation(len(paths))[:images]
-    return torch.stack([read(paths[i]) for i in chosen]), torch.stack([read(path) for path in kept])
+    return torch.stack([read(paths[i]) for i in chosen]), torch.stack([read(path) for path in held_out])
 
 
 def pretrain(train, held_out, name, channels, size, patch, epochs, batch_size, rate, seed) -> dict[str, float]:

@@ -51,15 +51,15 @@ def main() -> None:
     parser.add_argument("--make", action="store_true", help="make the folder")
     parser.add_argument("--remove", action="store_true", help="remove it")
     parser.add_argument("--count", type=int, default=1_000_000)
-    given = parser.parse_args()
-    if given.make:
-        make(given.folder, given.count)
-    elif given.remove:
-        if not (given.folder / "seed").is_dir():
-            sys.exit(f"{given.folder} was not made by this")
-        shutil.rmtree(given.folder)
+    options = parser.parse_args()
+    if options.make:
+        make(options.folder, options.count)
+    elif options.remove:
+        if not (options.folder / "seed").is_dir():
+            sys.exit(f"{options.folder} was not made by this command")
+        shutil.rmtree(options.folder)
     else:
-        measure(given.folder)
+        measure(options.folder)
 
 
 if __name__ == "__main__":

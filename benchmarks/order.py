@@ -1,9 +1,9 @@
 """Who reads what in an epoch of many processes, simulated: `python -m benchmarks.order [--images N] [--batch-size N]`.
 
 For each number of processes, every one's own order of an epoch is made as a run makes it. Together they must read every
-picture once (beside those that fill up the last batch). Told are how evenly the pictures are shared, how many tar files
-a process reads from in its next thousand pictures, and how long a process takes to find its place in the midst of an
-epoch, which is what resuming costs before the first picture is read.
+picture once (beside those that fill up the last batch). The table shows how evenly the pictures are shared, how many
+tar files a process reads from in its next thousand pictures, and how long a process takes to find its place in the
+middle of an epoch, which is what resuming costs before the first picture is read.
 """
 
 import argparse
@@ -20,13 +20,13 @@ _NEXT = 1000
 def simulate(images: int, per_shard: int, batch_size: int, processes: int, shuffle: str) -> dict[str, float]:
     """One epoch, from all processes."""
     blocks = np.arange(images) // per_shard if shuffle == "windows" else None
-    seen = np.zeros(images, dtype=np.int32)
+    reads = np.zeros(images, dtype=np.int32)
     counts, shards, seconds = [], [], []
     for rank in range(processes):
         options = {"seed": 1, "epoch": 3, "rank": rank, "world_size": processes, "blocks": blocks}
         keys = np.fromiter((index for _, index in EpochSampler(images, batch_size, **options)), dtype=np.int64)
         pictures = keys % images
-        np.add.at(seen, pictures, 1)
+        np.add.at(reads, pictures, 1)
         counts.append(len(np.unique(pictures)))
         shards.append(len(np.unique(pictures[:_NEXT] // per_shard)))
         if rank < 3:
@@ -35,7 +35,7 @@ def simulate(images: int, per_shard: int, batch_size: int, processes: int, shuff
             next(iter(middle))
             seconds.append(time.perf_counter() - started)
     extra = -images % batch_size
-    assert seen.min() == 1 and seen.sum() == images + extra and (seen > 1).sum() == extra, "left out, or twice"
+    assert reads.min() == 1 and reads.sum() == images + extra and (reads > 1).sum() == extra, "left out, or twice"
     return {
         "fewest": min(counts),
         "most": max(counts),
@@ -50,15 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-shard", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--processes", type=int, nargs="+", default=[8, 64, 256, 1024])
-    asked = parser.parse_args(arguments)
-    print(f"{asked.images} pictures, {asked.per_shard} in a tar file, batches of {asked.batch_size}")
+    options = parser.parse_args(arguments)
+    print(f"{options.images} pictures, {options.per_shard} in a tar file, batches of {options.batch_size}")
     print(f"| order | processes | pictures each | tar files in the next {_NEXT} | seconds to its place |")
     print("|---|---|---|---|---|")
     for shuffle in ("full", "windows"):
-        for processes in asked.processes:
-            found = simulate(asked.images, asked.per_shard, asked.batch_size, processes, shuffle)
-            each = f"{found['fewest']:,} to {found['most']:,}"
-            print(f"| {shuffle} | {processes} | {each} | {found['shards']:.0f} | {found['seconds']:.2f} |", flush=True)
+        for processes in options.processes:
+            epoch = simulate(options.images, options.per_shard, options.batch_size, processes, shuffle)
+            shares = f"{epoch['fewest']:,} to {epoch['most']:,}"
+            row = f"| {shuffle} | {processes} | {shares} | {epoch['shards']:.0f} | {epoch['seconds']:.2f} |"
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

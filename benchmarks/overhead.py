@@ -29,11 +29,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--repeats", type=int, default=15)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     keep_memory()
     print("| network | step, ms | tables, % | Python, % |\n|---|---|---|---|")
-    for name in asked.networks:
-        line = records.append(records.RESULTS / "overhead.jsonl", measure(name, asked.repeats))
+    for name in options.networks:
+        line = records.append(records.RESULTS / "overhead.jsonl", measure(name, options.repeats))
         step, tables, python = (line[key] for key in ("step", "tables", "python"))
         print(f"| {name} | {1000 * step:.0f} | {100 * tables / step:.1f} | {100 * python / step:.1f} |", flush=True)
 
@@ -49,7 +49,7 @@ def measure(name: str, repeats: int) -> dict:
     step = encoder_step(name)
 
     def seconds(**ways: Callable[[], None]) -> dict[str, float]:
-        return {way: found.seconds for way, found in compare(ways, repeats, images.device).items()}
+        return {way: timing.seconds for way, timing in compare(ways, repeats, images.device).items()}
 
     tables = []
 
@@ -75,7 +75,7 @@ def measure(name: str, repeats: int) -> dict:
 
 @contextmanager
 def clock_on_tables() -> Iterator[list[float]]:
-    """Seconds of each call that makes masks and tables, or looks them up, but for calls within such calls."""
+    """Seconds of each call that makes masks and tables, or looks them up, without calls within such calls."""
     from convspark import PatchGrid
     from convspark.sparse.rows import Around, Sums
 
@@ -102,16 +102,16 @@ def clock_on_tables() -> Iterator[list[float]]:
         *((Around, name) for name in ("index", "weights", "outside")),
         (Sums, "_columns"),
     ]
-    kinds = {classmethod: lambda each: each.__func__, property: lambda each: each.fget}
+    kinds = {classmethod: lambda method: method.__func__, property: lambda attribute: attribute.fget}
     before = [vars(owner)[name] for owner, name in places]
-    for (owner, name), found in zip(places, before, strict=True):
-        kind = type(found)
-        setattr(owner, name, kind(timed(kinds[kind](found))) if kind in kinds else timed(found))
+    for (owner, name), original in zip(places, before, strict=True):
+        kind = type(original)
+        setattr(owner, name, kind(timed(kinds[kind](original))) if kind in kinds else timed(original))
     try:
         yield spent
     finally:
-        for (owner, name), found in zip(places, before, strict=True):
-            setattr(owner, name, found)
+        for (owner, name), original in zip(places, before, strict=True):
+            setattr(owner, name, original)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def find(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The latest line that agrees with all of `wanted`."""
-    return next((line for line in reversed(read(path)) if wanted.items() <= line.items()), None)
+def find(path: Path, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The latest line that agrees with all of `fields`."""
+    return next((line for line in reversed(read(path)) if fields.items() <= line.items()), None)
 
 
 def append(path: Path, line: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def where() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, as far as the system knows it."""
     try:
         names = [
             n for n in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if n.startswith("model name")
@@ -56,11 +56,11 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, as far as git tells it."""
+    """The checkout's commit, or "unknown" where git has none."""
     import subprocess
 
     try:
-        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

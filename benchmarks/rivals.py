@@ -51,23 +51,23 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--costs", action="store_true", help="measure the cost of each, and nothing else")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rate of the rivals")
-    asked = parser.parse_args()
-    if asked.report:
+    options = parser.parse_args()
+    if options.report:
         print(costs_and_gains())
         return
-    budget = budget_of(asked)
-    names = [name for name in (*METHODS, SPARK) if not asked.arms or name in asked.arms or name == SPARK]
+    budget = budget_of(options)
+    names = [name for name in (*METHODS, SPARK) if not options.arms or name in options.arms or name == SPARK]
     cost = records.find(COSTS, _cost_key(budget))
-    if asked.costs or cost is None:
+    if options.costs or cost is None:
         cost = measure_costs(budget, names)
-    if asked.costs:
+    if options.costs:
         return
     arms = [Arm(SPARK), Arm(RANDOM)]
     for name in METHODS:
         epochs = max(1, round(budget.pretrain_epochs * cost["seconds"][SPARK] / cost["seconds"][name]))
-        arms.append(Arm(_arm(name, asked.rate), otherwise=partial(pretrain, name, epochs, asked.rate)))
-    wanted = {*(asked.arms or ()), *(_arm(name, asked.rate) for name in asked.arms or ())}
-    run_all(RESULTS, budget, [a for a in arms if not wanted or a.name in wanted], asked.seeds, asked.out)
+        arms.append(Arm(_arm(name, options.rate), otherwise=partial(pretrain, name, epochs, options.rate)))
+    chosen = {*(options.arms or ()), *(_arm(name, options.rate) for name in options.arms or ())}
+    run_all(RESULTS, budget, [a for a in arms if not chosen or a.name in chosen], options.seeds, options.out)
     print(costs_and_gains())
 
 
@@ -211,9 +211,9 @@ class MAE(Method):
         images = views[0]
         shape = (len(images), self.masked.sequence_length)
         keep, mask = utils.random_token_mask(shape, self.ratio, device=images.device)
-        seen = self.narrow(self.masked.encode(images=images, idx_keep=keep))
+        encoded = self.narrow(self.masked.encode(images=images, idx_keep=keep))
         tokens = utils.repeat_token(self.decoder.mask_token, shape)
-        tokens = utils.set_at_index(tokens, keep, seen.type_as(tokens))
+        tokens = utils.set_at_index(tokens, keep, encoded.type_as(tokens))
         predicted = self.head(utils.get_at_index(self.decoder.decode(self.decoder.add_pos_embed(tokens)), mask))
         pixels = utils.get_at_index(utils.patchify(images, VIT_PATCH), mask - 1)
         pixels = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
@@ -362,12 +362,12 @@ def _steps(name: str, budget: Budget, device: torch.device, precision: str) -> I
 
 def costs_and_gains() -> str:
     """What each costs, and what it gives."""
-    shown = []
+    parts = []
     for line in records.read(COSTS):
         spark = line["seconds"][SPARK]
         rows = [f"| {name} | {1 / s:.0f} | {s / spark:.2f} |" for name, s in line["seconds"].items()]
-        shown.append("\n".join(["| | images/s | time of an image, SparK's = 1 |", "|---|---|---|", *rows]))
-    return "\n\n".join([*shown, report(records.read(RESULTS), None, SPARK)])
+        parts.append("\n".join(["| | images/s | time of an image, SparK's = 1 |", "|---|---|---|", *rows]))
+    return "\n\n".join([*parts, report(records.read(RESULTS), None, SPARK)])
 
 
 if __name__ == "__main__":

@@ -42,24 +42,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--record", type=Path, default=records.RESULTS / "scaling.jsonl")
     parser.add_argument("--again", action="store_true", help="measure what is there already as well")
-    asked = vars(parser.parse_args())
-    record, repeats, again = asked.pop("record"), asked.pop("repeats"), asked.pop("again")
+    options = vars(parser.parse_args())
+    record, repeats, again = options.pop("record"), options.pop("repeats"), options.pop("again")
     keep_memory()
     from convspark.measure.bench import bench
 
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIED}
-    found: dict[str, dict[str, Any]] = {}  # the point in common belongs to every curve
+    measured: dict[str, dict[str, Any]] = {}  # the point in common belongs to every curve
     for name, values in VARIED.items():
         for value in values:
-            point = asked | {name: value}
-            wanted = {"point": point, "processor": records.processor()}
-            line = found.get(str(point)) if again else records.find(record, wanted)
+            point = options | {name: value}
+            key = {"point": point, "processor": records.processor()}
+            line = measured.get(str(point)) if again else records.find(record, key)
             if line is None:
                 settings = {k: v for k, v in point.items() if k != "model"}
                 report = bench(point["model"], **settings, parts=("encoder",), repeats=repeats)
-                line = records.append(record, wanted | report.as_dict())
+                line = records.append(record, key | report.as_dict())
                 print(f"{name} {value}: {line['encoder']['visible only']['share_of_dense']:.2f} of dense", flush=True)
-            found[str(point)] = line
+            measured[str(point)] = line
             curves[name].append(line)
     draw(curves)
 
@@ -75,7 +75,7 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
     for axes, (name, lines) in zip(panels, curves.items(), strict=False):
         values = [line["point"][name] for line in lines]
         for way, colour in WAYS.items():
-            costs = [1000 * each["encoder"][way]["seconds"] / each["batch_size"] for each in lines]
+            costs = [1000 * line["encoder"][way]["seconds"] / line["batch_size"] for line in lines]
             axes.plot(values, costs, "o-", color=colour, label=way)
         limit = [1000 * e["visible_share"] * e["encoder"]["dense"]["seconds"] / e["batch_size"] for e in lines]
         axes.plot(values, limit, "--", color="#4c78a8", alpha=0.6, label="limit: visible share of dense")
@@ -101,8 +101,8 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
 
 def draw_start(axes: Any) -> None:
     """Seconds from a folder of pictures to the first step, by their number; lines of feeding.py."""
-    found = [line for line in records.read(records.RESULTS / "feeding.jsonl") if line.get("what") == "start"]
-    latest = {line["paths"]: line for line in found}
+    starts = [line for line in records.read(records.RESULTS / "feeding.jsonl") if line.get("what") == "start"]
+    latest = {line["paths"]: line for line in starts}
     paths = sorted(latest)
     for key, (label, colour) in START.items():
         axes.plot(paths, [latest[n][key] for n in paths], "o-", color=colour, label=label)

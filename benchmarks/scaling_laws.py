@@ -39,19 +39,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--epochs", type=int, nargs="+", default=EPOCHS)
     parser.add_argument("--pictures", type=int, nargs="+", default=PICTURES)
-    asked = parser.parse_args()
-    if not asked.report:
-        budget = budget_of(asked)
+    options = parser.parse_args()
+    if not options.report:
+        budget = budget_of(options)
         both = [Arm(ALL), Arm(RANDOM)]
-        if asked.by == "models":
-            for model in asked.models:
-                run_all(RESULTS, dataclasses.replace(budget, model=model), both, asked.seeds, asked.out)
-        elif asked.by == "epochs":
-            for epochs in asked.epochs:
-                run_all(RESULTS, dataclasses.replace(budget, pretrain_epochs=epochs), both, asked.seeds, asked.out)
+        if options.by == "models":
+            for model in options.models:
+                run_all(RESULTS, dataclasses.replace(budget, model=model), both, options.seeds, options.out)
+        elif options.by == "epochs":
+            for epochs in options.epochs:
+                run_all(RESULTS, dataclasses.replace(budget, pretrain_epochs=epochs), both, options.seeds, options.out)
         else:
-            arms = [*both, *(fewer(budget, n, asked.out) for n in asked.pictures)]
-            run_all(RESULTS, budget, arms, asked.seeds, asked.out)
+            arms = [*both, *(fewer(budget, n, options.out) for n in options.pictures)]
+            run_all(RESULTS, budget, arms, options.seeds, options.out)
     print(report())
 
 
@@ -68,7 +68,7 @@ def fewer(budget: Budget, pictures: int, out: Path) -> Arm:
 
 def report() -> str:
     """Gain over random weights by network, by epochs and by pictures."""
-    lines, shown = records.read(RESULTS), []
+    lines, rows = records.read(RESULTS), []
     points: list[dict[str, Any]] = []
     for common, of in groups(lines):
         for arm in dict.fromkeys(line["arm"] for line in of if line["arm"] != RANDOM):
@@ -77,18 +77,18 @@ def report() -> str:
                 pictures = next(line["pretrained_on"] for line in of if line["arm"] == arm)
                 points.append(common | {"arm": arm, "gain": gain, "pictures": pictures})
     head = "| data | network | parameters | pictures | epochs | seeds | gain over random weights | 95 % interval |"
-    shown += [head, "|---|---|---|---|---|---|---|---|"]
+    rows += [head, "|---|---|---|---|---|---|---|---|"]
     for point in points:
         gain, millions = point["gain"], _millions(point["model"])
         spread = "" if gain.deviation is None else f" ± {gain.deviation:.1f}"
         interval = "" if gain.low is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
-        shown.append(
+        rows.append(
             f"| {point['data']} | {point['model']} | {millions:.1f} M | {point['pictures']:,} | "
             f"{point['pretrain_epochs']} | {len(gain.points)} | {gain.mean:+.1f}{spread} | {interval} |"
         )
     if points:
         plot(points)
-    return "\n".join(shown)
+    return "\n".join(rows)
 
 
 def plot(points: Sequence[dict[str, Any]]) -> None:
@@ -115,7 +115,7 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
                 axis.lines[-1].set_label(", ".join(map(str, key)))
         axis.set(xlabel=label, xscale="log")
         places = sorted({place(p) for p in of})
-        axis.set_xticks(places, [f"{each:.3g}" if each < 1000 else f"{each:,}" for each in places])
+        axis.set_xticks(places, [f"{tick:.3g}" if tick < 1000 else f"{tick:,}" for tick in places])
         axis.minorticks_off()
         axis.axhline(0, color="grey", linewidth=0.8)
         if axis.get_legend_handles_labels()[0]:

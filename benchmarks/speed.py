@@ -38,22 +38,22 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--again", action="store_true", help="measure what is there already as well")
-    given = vars(parser.parse_args())
-    names, out, again = given.pop("networks"), given.pop("out"), given.pop("again")
+    options = vars(parser.parse_args())
+    names, out, again = options.pop("networks"), options.pop("out"), options.pop("again")
     keep_memory()
     from convspark.measure.bench import bench
 
-    found = []
+    lines = []
     for name in names:
         compared = ("size", "batch_size", "mask_ratio", "precision", "device", "compile", "decoder", "parts")
-        asked = {"network": name, "asked": {key: given[key] for key in compared}, "processor": records.processor()}
-        line = None if again else records.find(out, asked)
+        fields = {"network": name, "asked": {key: options[key] for key in compared}, "processor": records.processor()}
+        line = None if again else records.find(out, fields)
         if line is None:
-            report = bench(name, **given | {"parts": given["parts"].split(",")})
+            report = bench(name, **options | {"parts": options["parts"].split(",")})
             print(report, end="\n\n", flush=True)
-            line = records.append(out, asked | report.as_dict())
-        found.append(line)
-    print(table(found))
+            line = records.append(out, fields | report.as_dict())
+        lines.append(line)
+    print(table(lines))
 
 
 def table(lines: list[dict]) -> str:

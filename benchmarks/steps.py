@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=5)
-    given = vars(parser.parse_args())
+    options = vars(parser.parse_args())
     keep_memory()
-    for name in given.pop("networks"):
-        line = records.append(records.RESULTS / "steps.jsonl", {"network": name} | measure(name, **given))
+    for name in options.pop("networks"):
+        line = records.append(records.RESULTS / "steps.jsonl", {"network": name} | measure(name, **options))
         print(f"{name}\n{table(line)}\n", flush=True)
 
 
@@ -51,14 +51,14 @@ def measure(name: str, size: int, batch_size: int, device: str, repeats: int) ->
             trial = Trial(model, images, model.grid_shape((size, size)), precision, compiled=False)
             for way in (VISIBLE, IMITATED):
                 steps[f"{decoder}, {way}, {precision}"] = trial.whole_step(way)
-    found = compare(steps, repeats, where)
+    timings = compare(steps, repeats, where)
     return {
         "size": size,
         "batch_size": batch_size,
         "device": describe_device(where),
         "threads": torch.get_num_threads(),
-        "seconds": {step: measured.seconds for step, measured in found.items()},
-        "peak_bytes": {step: measured.peak_bytes for step, measured in found.items()},
+        "seconds": {step: measured.seconds for step, measured in timings.items()},
+        "peak_bytes": {step: measured.peak_bytes for step, measured in timings.items()},
     }
 
 
@@ -68,7 +68,7 @@ def table(line: dict[str, Any]) -> str:
     bases = {p: seconds[f"paper, mask-and-multiply, {p}"] for p in PRECISIONS}
     titles = [f"times as fast as paper, mask-and-multiply, {p}" for p in bases]
     rows = [f"| step | seconds | {' | '.join(titles)} |", "|---|---|---|---|"]
-    for step, took in sorted(seconds.items(), key=lambda each: each[1]):
+    for step, took in sorted(seconds.items(), key=lambda pair: pair[1]):
         rows.append(f"| {step} | {took:.2f} | {' | '.join(f'{base / took:.2f}' for base in bases.values())} |")
     return "\n".join(rows)
 

@@ -58,7 +58,7 @@ class Counting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = Traffic()
+        self.traffic = Traffic()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -67,10 +67,10 @@ class Counting(TorchDispatchMode):
             with torch._C.DisableTorchFunctionSubclass():
                 tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
                 moved = sum({(t.data_ptr(), t.shape): t.numel() * t.element_size() for t in tensors}.values())
-            self.found.operators += 1
-            self.found.bytes += moved
-            self.found.launched[name] += 1
-            self.found.bytes_of[name] += moved
+            self.traffic.operators += 1
+            self.traffic.bytes += moved
+            self.traffic.launched[name] += 1
+            self.traffic.bytes_of[name] += moved
         return out
 
 
@@ -80,17 +80,17 @@ def counted(step: Any) -> Traffic:
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_gradients})
     with flops, counting:
         step()
-    counting.found.flops = flops.get_total_flops()
-    return counting.found
+    counting.traffic.flops = flops.get_total_flops()
+    return counting.traffic
 
 
 def _of_gradients(
-    grad: torch.Size, x: torch.Size, weight: torch.Size, *given: Any, out_val: Any = None, **_: Any
+    grad: torch.Size, x: torch.Size, weight: torch.Size, *rest: Any, out_val: Any = None, **_: Any
 ) -> int:
-    """Of each gradient that is wanted, but for the bias's, as many as of the convolution itself."""
-    transposed, wanted = given[4], given[-1]
+    """Of each gradient that is asked for, except the bias's, as many as of the convolution itself."""
+    transposed, with_gradient = rest[4], rest[-1]
     positions = math.prod((x if transposed else grad)[2:])
-    return sum(wanted[:2]) * 2 * grad[0] * positions * math.prod(weight)
+    return sum(with_gradient[:2]) * 2 * grad[0] * positions * math.prod(weight)
 
 
 @contextmanager
@@ -125,16 +125,16 @@ def traffic(
         for group in trial.optimizer.param_groups:
             group["foreach"] = True  # as it is on a GPU
         steps = {way: (trial.encoder_step if part == "encoder" else trial.whole_step)(way) for way in ways}
-        found = {}
+        costs = {}
         for way, step in steps.items():
             step()  # plans are made, and kept
-            found[way] = counted(step)
-        return found
+            costs[way] = counted(step)
+        return costs
 
 
-def shares(found: Traffic, dense: Traffic) -> dict[str, float]:
+def shares(cost: Traffic, dense: Traffic) -> dict[str, float]:
     """Of dense."""
-    return {key: getattr(found, key) / getattr(dense, key) for key in ("bytes", "flops", "operators")}
+    return {key: getattr(cost, key) / getattr(dense, key) for key in ("bytes", "flops", "operators")}
 
 
 def main() -> None:
@@ -148,27 +148,27 @@ def main() -> None:
     parser.add_argument("--parts", default="encoder,step", help="what to count: encoder, step, or both")
     parser.add_argument("--top", type=int, default=0, help="also the operators that move most")
     parser.add_argument("--json", action="store_true", help="a line a network: the encoder's shares of dense")
-    asked = parser.parse_args()
-    sizes = {"batch_size": asked.batch_size, "size": asked.size, "precision": asked.precision}
-    if asked.json:
-        for name in asked.networks:
-            found = traffic(name, "encoder", (DENSE, VISIBLE), **sizes)
-            rounded = {key: round(share, 4) for key, share in shares(found[VISIBLE], found[DENSE]).items()}
+    options = parser.parse_args()
+    sizes = {"batch_size": options.batch_size, "size": options.size, "precision": options.precision}
+    if options.json:
+        for name in options.networks:
+            costs = traffic(name, "encoder", (DENSE, VISIBLE), **sizes)
+            rounded = {key: round(share, 4) for key, share in shares(costs[VISIBLE], costs[DENSE]).items()}
             print(json.dumps({"network": name} | rounded), flush=True)
         return
     print("| network | part | way | operators | GB | GFLOP | of dense: operators | bytes | FLOPs |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in asked.networks:
-        for part in asked.parts.split(","):
+    for name in options.networks:
+        for part in options.parts.split(","):
             ways = traffic(name, part, (DENSE, IMITATED, VISIBLE), **sizes)
-            for way, found in ways.items():
-                of = shares(found, ways[DENSE])
+            for way, cost in ways.items():
+                of = shares(cost, ways[DENSE])
                 print(
-                    f"| {name} | {part} | {way} | {found.operators} | {found.bytes / 1e9:.2f} | "
-                    f"{found.flops / 1e9:.1f} | {of['operators']:.2f} | {of['bytes']:.2f} | {of['flops']:.2f} |",
+                    f"| {name} | {part} | {way} | {cost.operators} | {cost.bytes / 1e9:.2f} | "
+                    f"{cost.flops / 1e9:.1f} | {of['operators']:.2f} | {of['bytes']:.2f} | {of['flops']:.2f} |",
                     flush=True,
                 )
-            for operator, moved in ways[VISIBLE].bytes_of.most_common(asked.top):
+            for operator, moved in ways[VISIBLE].bytes_of.most_common(options.top):
                 counts = f"{ways[VISIBLE].launched[operator]} ({ways[DENSE].launched[operator]} dense)"
                 print(
                     f"    {operator:36}{counts:>20}{moved / 1e9:8.3f} GB ({ways[DENSE].bytes_of[operator] / 1e9:.3f})"

@@ -35,42 +35,43 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--against", nargs="+", default=["random"], help="as of `convspark compare`")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
 
-    run = asked.out / "pretrained"
+    run = options.out / "pretrained"
     if not (run / "export" / "model.safetensors").is_file():
         if (run / "config.yaml").is_file():
             convspark.pretrain(resume=str(run))
         else:
-            settings = {name: getattr(asked, name) for name in ("model", "size", "decoder")}
-            settings["epochs"] = asked.pretrain_epochs
-            convspark.pretrain(str(asked.data / "train"), out=str(run), **settings)
-    probe_file = asked.out / "probe.json"
+            settings = {name: getattr(options, name) for name in ("model", "size", "decoder")}
+            settings["epochs"] = options.pretrain_epochs
+            convspark.pretrain(str(options.data / "train"), out=str(run), **settings)
+    probe_file = options.out / "probe.json"
     if not probe_file.is_file():
-        report = convspark.probe(str(run), str(asked.data))
+        report = convspark.probe(str(run), str(options.data))
         probe_file.write_text(json.dumps(asdict(report), indent=2))
         print(report)
-    others = "".join(f"-{other}" for other in asked.against if other != "random")
-    folder = asked.out / f"comparison-of-{'-'.join(map(str, asked.fractions))}-for-{asked.epochs}-{asked.seeds}{others}"
+    others = "".join(f"-{other}" for other in options.against if other != "random")
+    fractions = "-".join(map(str, options.fractions))
+    folder = options.out / f"comparison-of-{fractions}-for-{options.epochs}-{options.seeds}{others}"
     if (folder / "compare.yaml").is_file():
         comparison = convspark.compare(resume=str(folder))
     else:
-        options = {name: getattr(asked, name) for name in ("against", "fractions", "seeds", "epochs")}
-        comparison = convspark.compare(str(run), str(asked.data), out=str(folder), **options)
+        settings = {name: getattr(options, name) for name in ("against", "fractions", "seeds", "epochs")}
+        comparison = convspark.compare(str(run), str(options.data), out=str(folder), **settings)
     print(comparison)
-    record(asked, comparison, json.loads(probe_file.read_text()))
+    record(options, comparison, json.loads(probe_file.read_text()))
 
 
-def record(asked: argparse.Namespace, comparison: convspark.Comparison, probed: dict) -> None:
+def record(options: argparse.Namespace, comparison: convspark.Comparison, probed: dict) -> None:
     """A line with the figures, the settings, the date and the machine."""
     line = {
-        "data": asked.name,
-        "model": asked.model,
-        "size": asked.size,
-        "decoder": asked.decoder,
-        "pretrain_epochs": asked.pretrain_epochs,
-        "epochs_at_all_labels": asked.epochs,
+        "data": options.name,
+        "model": options.model,
+        "size": options.size,
+        "decoder": options.decoder,
+        "pretrain_epochs": options.pretrain_epochs,
+        "epochs_at_all_labels": options.epochs,
         "device": describe_device(choose_device()),
         "split": comparison.split,
         "pictures": comparison.pictures,

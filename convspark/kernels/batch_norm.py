@@ -17,9 +17,9 @@ Moments = tuple[Tensor, Tensor]
 
 
 def offer(values: Tensor) -> BatchNorm | None:
-    """To normalise values that have their channels last in memory, outside of graphs that are compiled.
+    """A way to normalise values that have their channels last in memory; None in graphs that are compiled.
 
-    In those, PyTorch's norms become one kernel with what follows.
+    In those, PyTorch's norms become one kernel with what follows them.
     """
     if torch.compiler.is_compiling() or not values.movedim(1, -1).is_contiguous():
         return None

@@ -22,7 +22,7 @@ from .rows import looked_at
 
 
 def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Depthwise | None:
-    """To convolve, where each channel has a kernel of its own."""
+    """A way to convolve, where each channel has a kernel of its own."""
     if groups != values.shape[1] or groups != weight.shape[0] or not computes(values, weight, "depthwise"):
         return None
     return Depthwise(grid.around(plan.reach).slots, plan)
@@ -74,8 +74,8 @@ def _input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes)
 
 def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
     plan = Plan.of(sizes)
-    seen = looked_at(rows, around, seen_by_tap(plan, around.device), len(around))
-    sums = (seen * grad[:, None].to(wide(rows))).sum(0)
+    neighbours = looked_at(rows, around, seen_by_tap(plan, around.device), len(around))
+    sums = (neighbours * grad[:, None].to(wide(rows))).sum(0)
     return sums.t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
 
 

@@ -73,5 +73,5 @@ def has_kernel(values: Tensor, name: str, dtype: torch.dtype | None = None) -> b
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """Of the numbers that sums of this tensor's are worked out in."""
+    """The dtype in which this tensor's values are summed."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

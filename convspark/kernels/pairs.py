@@ -29,7 +29,7 @@ _ACROSS_UP_TO = 0.6
 
 
 def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Paired | None:
-    """To convolve, where positions see other patches, and few enough of those are visible."""
+    """A way to convolve, where positions see other patches, and few enough of those are visible."""
     wide_enough = min(weight.shape[0] // groups, weight.shape[1]) >= _PAIRED_FROM
     if plan.is_alone or not wide_enough or not computes(values, weight, "add_pairs"):
         return None
@@ -50,7 +50,7 @@ def _can_split(plan: Plan) -> bool:
 
 
 class Pairs(NamedTuple):
-    """Which visible positions see which, M pairs, each tap's behind those of the one before.
+    """Which visible positions see which, M pairs, each tap's after those of the one before.
 
     Attributes:
         sources: int32, (M,) and more, the row that is seen.
@@ -122,18 +122,18 @@ def _pairs(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Tensor,
     plan = Plan.of(sizes)
     entries = seen_by_tap(plan, around.device)  # (results, taps, 2)
     slots = around.index_select(1, entries[..., 0].flatten()).view(around.shape[0], *entries.shape[:2])
-    seen = slots < around.shape[0]
+    visible = slots < around.shape[0]
     if across:
-        seen = seen & (entries[..., 0] != own_patch(plan))
-    taps, patches, positions = seen.permute(2, 0, 1).nonzero().unbind(1)
+        visible = visible & (entries[..., 0] != own_patch(plan))
+    taps, patches, positions = visible.permute(2, 0, 1).nonzero().unbind(1)
     sources = slots[patches, positions, taps] * plan.positions + entries[positions, taps, 1]
     results = patches * entries.shape[0] + positions
-    ends = torch.nn.functional.pad(seen.sum((0, 1)).cumsum(0), (1, 0))
+    ends = torch.nn.functional.pad(visible.sum((0, 1)).cumsum(0), (1, 0))
     return sources.to(torch.int32), results.to(torch.int32), ends
 
 
 def own_patch(plan: Plan) -> int:
-    """Which patch of a block is the one that it lies around."""
+    """The number, within a block, of the patch in its middle."""
     return math.prod(plan.block) // 2
 
 
@@ -145,7 +145,8 @@ def pairs_like(around: Tensor, across: bool, *sizes: Sizes) -> tuple[Tensor, Ten
     return around.new_empty(most), around.new_empty(most), ends
 
 
-def _of_each_tap(ends: Tensor) -> list[slice]:
+def _pairs_by_tap(ends: Tensor) -> list[slice]:
+    """Where each tap's pairs lie in the list of all."""
     return [slice(start, end) for start, end in itertools.pairwise(ends.tolist())]
 
 
@@ -153,17 +154,17 @@ def _add_pairs(
     sums: Tensor, rows: Tensor, taps: Tensor, source: Tensor, target: Tensor, ends: Tensor, groups: int, back: bool
 ) -> None:
     matrices = taps.unflatten(0, (groups, -1))  # (groups, O / groups, taps, C / groups)
-    for tap, pairs in enumerate(_of_each_tap(ends)):
+    for tap, pairs in enumerate(_pairs_by_tap(ends)):
         matrix = matrices[:, :, tap] if back else matrices[:, :, tap].mT
-        read = rows[source[pairs]].unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, pairs, channels)
-        sums.index_add_(0, target[pairs], (read @ matrix).transpose(0, 1).flatten(1))
+        seen_rows = rows[source[pairs]].unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, pairs, channels)
+        sums.index_add_(0, target[pairs], (seen_rows @ matrix).transpose(0, 1).flatten(1))
 
 
 def _weight_gradient(
     grads: Tensor, rows: Tensor, results: Tensor, sources: Tensor, ends: Tensor, groups: int
 ) -> Tensor:
     sums = weight_gradient_like(grads, rows, results, sources, ends, groups)
-    for tap, pairs in enumerate(_of_each_tap(ends)):
+    for tap, pairs in enumerate(_pairs_by_tap(ends)):
         one = grads[results[pairs]].unflatten(1, (groups, -1)).movedim(0, -1)  # (groups, O / groups, pairs)
         other = rows[sources[pairs]].unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, pairs, C / groups)
         sums[:, tap] = (one @ other).flatten(0, 1)

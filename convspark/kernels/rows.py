@@ -10,7 +10,7 @@ from .ops import declare, has_kernel, wide
 
 
 def offer(rows: Tensor) -> SumRows | None:
-    """To sum rows, where they lie on a device that has a kernel for it."""
+    """A way to sum rows, where they lie on a device that has a kernel for it."""
     return torch.ops.convspark.sum_rows if has_kernel(rows, "sum_rows") else None
 
 

@@ -46,9 +46,9 @@ class Intermediates:
 
     def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
         method: Callable[..., list[Tensor]] = backbone.forward_intermediates  # type: ignore[assignment]
-        wanted = {"stop_early": True, "norm": False, "intermediates_only": True}
+        preferred = {"stop_early": True, "norm": False, "intermediates_only": True}
         known = inspect.signature(method).parameters
-        options = {name: value for name, value in wanted.items() if name in known}
+        options = {name: value for name, value in preferred.items() if name in known}
         indices = None if self.indices is None else list(self.indices)
         return list(method(x, indices=indices, **options))
 
@@ -76,7 +76,7 @@ class ModuleCalls:
     call: CallBackbone = plainly
 
     def __call__(self, backbone: nn.Module, x: Tensor) -> list[Tensor]:
-        found: dict[StagePoint, Tensor] = {}
+        features: dict[StagePoint, Tensor] = {}
         counts: Counter[str] = Counter()
         thread = None if torch.compiler.is_compiling() else threading.get_ident()
 
@@ -87,8 +87,8 @@ class ModuleCalls:
                 point = (name, counts[name])
                 counts[name] += 1
                 if point in self.points:
-                    found[point] = output
-                    if len(found) == len(self.points):
+                    features[point] = output
+                    if len(features) == len(self.points):
                         raise _DeepestReached
 
             return hook
@@ -103,13 +103,13 @@ class ModuleCalls:
         finally:
             for remove in removals:
                 remove()
-        if len(found) < len(self.points):
-            missing = next(name for name, _ in (point for point in self.points if point not in found))
+        if len(features) < len(self.points):
+            missing = next(name for name, _ in (point for point in self.points if point not in features))
             raise UsageError(
                 f"stages: module {missing!r} is not called at this size of image, though at others it is; name modules "
                 "that always are"
             )
-        return [found[point] for point in self.points]
+        return [features[point] for point in self.points]
 
 
 def _listen(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
@@ -144,10 +144,10 @@ def _tensors_in(value: object) -> Iterator[Tensor]:
     if isinstance(value, Mapping):
         value = list(value.values())
     elif is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, each.name) for each in fields(value)]
+        value = [getattr(value, attribute.name) for attribute in fields(value)]
     if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors_in(each)
+        for part in value:
+            yield from _tensors_in(part)
 
 
 def stride_of(value: object, size: Sequence[int]) -> Sides | None:
@@ -191,8 +191,8 @@ def recording(module: nn.Module, size: Sequence[int]) -> Iterator[list[Call]]:
 
     def enter(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            given = next(_tensors_in((args, named)), None)
-            call = Call((name, counts[name]), stride_of(given, size))
+            first_input = next(_tensors_in((args, named)), None)
+            call = Call((name, counts[name]), stride_of(first_input, size))
             counts[name] += 1
             (open_calls[-1].children if open_calls else roots).append(call)
             open_calls.append(call)
@@ -206,9 +206,9 @@ def recording(module: nn.Module, size: Sequence[int]) -> Iterator[list[Call]]:
             call.out_channels = output.shape[1]
 
     try:
-        for name, each in module.named_modules():
-            handles.append(each.register_forward_pre_hook(enter(name), with_kwargs=True))
-            handles.append(each.register_forward_hook(leave))
+        for name, submodule in module.named_modules():
+            handles.append(submodule.register_forward_pre_hook(enter(name), with_kwargs=True))
+            handles.append(submodule.register_forward_hook(leave))
         yield roots
     finally:
         for handle in handles:
@@ -227,14 +227,14 @@ def call_giving(value: Tensor, calls: Sequence[Call]) -> Call | None:
     return next((call for call in all_calls(calls) if call.output is value), None)
 
 
-def runs_behind(last: Call, calls: Sequence[Call]) -> bool:
+def runs_after(last: Call, calls: Sequence[Call]) -> bool:
     """Whether anything was called after this call."""
     every = list(all_calls(calls))
     return every.index(last) + 1 + sum(1 for _ in last.descendants()) < len(every)
 
 
 def outermost_stages(calls: Sequence[Call]) -> list[Call]:
-    """The stage of each stride above 1, finest first, up to the deepest; what runs behind that is ignored.
+    """The stage of each stride above 1, finest first, up to the deepest; what runs after that is ignored.
 
     A module that stays at the resolutions of its own input and output is one unit, also if it halves one axis after
     the other; one that passes further resolutions is a container, and counts by its parts. The last unit at a stride

@@ -41,26 +41,26 @@ def masks_named(name: str) -> Masks:
     if name in _KINDS:
         return _KINDS[name]
     if name.endswith(".npy"):
-        return _Given(masks_of(name), name)
+        return _MasksOfFunction(masks_of(name), name)
     if ":" in name:
         function = named_code(name, "masks")
         if not callable(function):
             raise UsageError(f"masks is {name!r}, a {type(function).__name__}: expected a function")
-        return _Given(cast("MaskFunction", function), name)
+        return _MasksOfFunction(cast("MaskFunction", function), name)
     raise UsageError(f"masks is {name!r}: expected random, blocks, a .npy file, or package.module:function")
 
 
 def blocks(images: int, shape: tuple[int, ...], mask_ratio: float, generator: torch.Generator) -> Tensor:
-    """Mask rectangles until round(patches * (1 - mask_ratio)) are left; each may lie anywhere, over others too."""
+    """Mask rectangles until round(patches * (1 - mask_ratio)) are visible; each may lie anywhere, over others too."""
     seeds = torch.randint(1 << 62, (images,), generator=generator, device=generator.device).tolist()
     return torch.from_numpy(np.stack([_block_mask(np.random.default_rng(seed), shape, mask_ratio) for seed in seeds]))
 
 
 def _block_mask(draw: np.random.Generator, shape: tuple[int, ...], mask_ratio: float) -> np.ndarray:
     visible = np.ones(shape, bool)
-    left = visible.size - round(visible.size * (1 - mask_ratio))
-    while left > 0:
-        area = draw.uniform(min(FEWEST, left), left + 1)
+    remaining = visible.size - round(visible.size * (1 - mask_ratio))
+    while remaining > 0:
+        area = draw.uniform(min(FEWEST, remaining), remaining + 1)
         stretch = draw.uniform(math.log(ASPECT), -math.log(ASPECT), len(shape)) / 2
         sides = np.exp(stretch - stretch.mean()) * area ** (1 / len(shape))
         sides = np.clip(np.round(sides).astype(int), 1, shape)
@@ -68,9 +68,9 @@ def _block_mask(draw: np.random.Generator, shape: tuple[int, ...], mask_ratio: f
         block = tuple(slice(at, at + side) for at, side in zip(corner, sides, strict=True))
         hit = np.zeros(shape, bool)
         hit[block] = visible[block]
-        hit = hit.flatten().nonzero()[0][:left]  # of the last block a part, so that all images keep as many
+        hit = hit.flatten().nonzero()[0][:remaining]  # of the last block a part, so that all images keep as many
         visible.flat[hit] = False
-        left -= len(hit)
+        remaining -= len(hit)
     return visible
 
 
@@ -102,12 +102,12 @@ def masks_of(file: str) -> MaskFunction:
 
 def _show_and_hide(masks: Tensor) -> bool:
     """Whether each of some masks (N, h, w) leaves a patch visible, and masks one."""
-    each = masks.flatten(1)
-    return bool((each.any(1) & ~each.all(1)).all())
+    flat = masks.flatten(1)
+    return bool((flat.any(1) & ~flat.all(1)).all())
 
 
-class _Given:
-    """Masks that a function draws, for the whole batch wherever a part of it is: the same for any number of processes.
+class _MasksOfFunction:
+    """Masks that a function draws for the whole batch, even for a part of it: the same on any number of processes.
 
     Args:
         name: for messages.
@@ -132,9 +132,9 @@ class _Given:
         generator = torch.default_generator if generator is None else generator
         visible = self._function(total, shape, mask_ratio, generator)
         if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.shape != (total, *shape):
-            got = f"{visible.dtype} {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
+            kind = f"{visible.dtype} {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
             raise UsageError(
-                f"masks is {self._name!r}, which gave {got}: expected a bool tensor {(total, *shape)}, True = visible"
+                f"masks is {self._name!r}, which gave {kind}: expected a bool tensor {(total, *shape)}, True = visible"
             )
         if not self._same and not _show_and_hide(visible):
             raise UsageError(
@@ -146,4 +146,4 @@ class _Given:
         return PatchGrid.from_cells(cells.to(device), batch_size, shape, per_image)
 
 
-_KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _Given(blocks, "blocks", same=True)}
+_KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _MasksOfFunction(blocks, "blocks", same=True)}

@@ -58,16 +58,16 @@ def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 
 def _own(name: str, model_args: Mapping[str, Any]) -> nn.Module:
-    made = named_code(name, "network")
-    if not isinstance(made, nn.Module):
+    network = named_code(name, "network")
+    if not isinstance(network, nn.Module):
         try:
-            made = made(**model_args)
+            network = network(**model_args)
         except TypeError as error:
-            given = f"with {dict(model_args)}" if model_args else "without arguments"
-            raise UsageError(f"network is {name!r}, which cannot be called {given}: {error}") from None
-    if not isinstance(made, nn.Module):
-        raise UsageError(f"network is {name!r}, which gives a {type(made).__name__}; expected a torch.nn.Module")
-    return made
+            arguments = f"with {dict(model_args)}" if model_args else "without arguments"
+            raise UsageError(f"network is {name!r}, which cannot be called {arguments}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"network is {name!r}, which gives a {type(network).__name__}; expected a torch.nn.Module")
+    return network
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -91,8 +91,8 @@ def copied(network: nn.Module) -> nn.Module:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    found = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(found)}?" if found else ""
+    nearest = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(nearest)}?" if nearest else ""
 
 
 def _timm(name: str, channels: int | None, drop_path: float, model_args: Mapping[str, Any]) -> nn.Module:

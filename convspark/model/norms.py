@@ -11,7 +11,7 @@ CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class BatchNorm(_BatchNorm):
-    """BatchNorm of maps of any number of spatial dimensions, over the batches of a process group where one is given."""
+    """BatchNorm of maps of any number of spatial dimensions, over the batches of a process group where there is one."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass

@@ -66,7 +66,7 @@ class SparK(nn.Module):
         mask_ratio: share of patches masked in each image, between 0 and 1.
         decoder_width: channels of the decoder's first block, divisible by 2^blocks; None takes
             min(768, width of the deepest stage), rounded down to that.
-        decoder: "lean", or "paper": the paper's own, of the same kind at some eight times the multiplications.
+        decoder: "lean", or "paper": the paper's own, of the same kind, at about eight times the multiplications.
         encoding: "sparse": the encoder computes visible patches only; "zero": it is the dense network on the image with
             masked patches at 0, as the paper's ablation has it, and there is nothing to prove.
         levels: how many stages to decode, the deepest ones; None takes all, at most four. 1 is a decoder without skips.
@@ -245,10 +245,10 @@ class SparK(nn.Module):
         A masked patch is drawn with the mean and deviation of the true one, which the model does not predict.
         """
         with evaluating(self):
-            _, prediction, drawn, _ = self(images, grid, generator)
+            output: SparKOutput = self(images, grid, generator)
         raw = self.target == "raw"
-        painted = paint_prediction(images, prediction, drawn.visible, self.patch_size, raw=raw)
-        return Reconstruction(self._masked(images, drawn), painted, drawn)
+        painted = paint_prediction(images, output.prediction, output.grid.visible, self.patch_size, raw=raw)
+        return Reconstruction(self._masked(images, output.grid), painted, output.grid)
 
     def _process_group(self) -> dist.ProcessGroup | None:
         """The processes to share statistics and counts with."""
@@ -283,9 +283,9 @@ def check_mask_ratio(mask_ratio: float, grid_shape: Sequence[int]) -> None:
         patches *= cells
     visible = round(patches * (1 - mask_ratio)) if 0 <= mask_ratio <= 1 else -1
     if not 0 < visible < patches:
-        left = f"leaves {visible} of {patches} patches visible" if visible >= 0 else "is no share of patches"
+        problem = f"leaves {visible} of {patches} patches visible" if visible >= 0 else "is no share of patches"
         raise UsageError(
-            f"mask_ratio={mask_ratio} {left} ({times(grid_shape)} patches an image); expected at least one "
+            f"mask_ratio={mask_ratio} {problem} ({times(grid_shape)} patches an image); expected at least one "
             "visible and one masked. The paper uses 0.6; with few patches an image, use larger images"
         )
 

@@ -27,7 +27,7 @@ from .find_stages import (
     outermost_stages,
     plainly,
     recording,
-    runs_behind,
+    runs_after,
     stride_of,
 )
 from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
@@ -89,7 +89,7 @@ class Stages:
         dims: number of spatial dimensions, 1 to 3.
         probe_size: sides of the images that they were found on, which the network can be run on.
         dtype, device: of the backbone's first convolution, wherever it was moved since.
-        untrained: names of the backbone's parameters and buffers behind the deepest stage, which pre-training
+        untrained: names of the backbone's parameters and buffers after the deepest stage, which pre-training
             does not reach: they get no gradient and no statistics.
         modules: names of the modules that are called on the way to the deepest stage.
 
@@ -118,20 +118,20 @@ class Stages:
             sizes = [*sizes[:1], sides_of(image_size, self.dims, "image_size"), *sizes[1:]]
         probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
         with evaluating(backbone):
-            probe, way, found = self._probe(probes, stages)
-            wanted = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
+            probe, way, candidates = self._probe(probes, stages)
+            patch_sides = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
             self.in_chans = probe.shape[1]
             self.probe_size = tuple(probe.shape[2:])
-            decoded = self._confirmed(_decodable(found, backbone, wanted, levels), way, probe)
+            decoded = self._confirmed(_decodable(candidates, backbone, patch_sides, levels), way, probe)
             self.strides = tuple(stage.stride for stage in decoded)
-            self.patch_size = wanted or self.strides[-1]
+            self.patch_size = patch_sides or self.strides[-1]
             self.channels = tuple(stage.channels for stage in decoded)
             self.names = [stage.name for stage in decoded]
             self._way = way(tuple(stage.key for stage in decoded))
             self.untrained, self.modules = self._reach(probe)
-        # Attention behind the deepest stage is a head's, unless the stages that were found are the lesser part.
-        found_little = stages is None and patch_size is None and self._trained_share() < 0.5
-        _refuse_attention(backbone, [n for n, _ in backbone.named_modules()] if found_little else self.modules)
+        # Attention after the deepest stage belongs to a head, unless the stages hold less than half of the parameters.
+        few_trained = stages is None and patch_size is None and self._trained_share() < 0.5
+        _refuse_attention(backbone, [n for n, _ in backbone.named_modules()] if few_trained else self.modules)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
@@ -147,7 +147,7 @@ class Stages:
 
     @property
     def untrained_parts(self) -> list[str]:
-        """`untrained` in brief: the largest modules that lie behind the deepest stage as a whole."""
+        """`untrained` in brief: the largest modules that lie wholly after the deepest stage."""
         untrained = set(self.untrained)
         every = [name for name, _ in (*self.backbone.named_parameters(), *self.backbone.named_buffers())]
         reached = {prefix for name in every if name not in untrained for prefix in _prefixes(name)}
@@ -204,12 +204,12 @@ class Stages:
             returned = _stages_among(maps_in(output), size, "output")
             if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
                 return partial(ReturnedMaps, call=self._run), returned
-            found = outermost_stages(calls)
+            stage_calls = outermost_stages(calls)
         else:
-            found = _named_calls(self.backbone, calls, names)
-        if failure is not None and not (found and _mostly_ran(calls, self.backbone)):
+            stage_calls = _named_calls(self.backbone, calls, names)
+        if failure is not None and not (stage_calls and _mostly_ran(calls, self.backbone)):
             raise failure
-        return partial(ModuleCalls, call=self._run), _stages_of(found)
+        return partial(ModuleCalls, call=self._run), _stages_of(stage_calls)
 
     def _confirmed(self, stages: list[_Stage], way: _WayOf, probe: Tensor) -> list[_Stage]:
         """The stages, if their unusual strides hold at a second size too, one cell larger.
@@ -225,7 +225,7 @@ class Stages:
                 maps = way(tuple(s.key for s in stages))(self.backbone, probe.new_zeros(*probe.shape[:2], *size))
         except Exception:  # it takes one size only
             return stages
-        if all(stride_of(each, size) == stage.stride for each, stage in zip(maps, stages, strict=True)):
+        if all(stride_of(features, size) == stage.stride for features, stage in zip(maps, stages, strict=True)):
             return stages
         raise UsageError(
             f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions or "
@@ -234,7 +234,7 @@ class Stages:
         )
 
     def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
-        """Stages by timm's `forward_intermediates`; by its modules where it runs on behind the deepest map.
+        """Stages by timm's `forward_intermediates`; by its modules where it runs on after the deepest map.
 
         It does for the last blocks of timm's GhostNet and ReXNet.
         """
@@ -243,7 +243,7 @@ class Stages:
         stages = _stages_among(maps, probe.shape[2:], "forward_intermediates")
         stages.sort(key=lambda stage: math.prod(stage.stride))
         givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
-        if stages and len(givers) == len(stages) and runs_behind(givers[-1], calls):
+        if stages and len(givers) == len(stages) and runs_after(givers[-1], calls):
             return ModuleCalls, _stages_of(givers)
         return Intermediates, stages
 
@@ -251,23 +251,23 @@ class Stages:
         """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
         probe = torch.zeros(1, self.in_chans, *self.probe_size, dtype=self.dtype, device=self.device)
         with evaluating(self.backbone):
-            reached = self._parameters_of(probe, lambda features: [[each] for each in features])
-        found: dict[str, int] = {}
+            reached = self._parameters_of(probe, lambda features: [[feature] for feature in features])
+        first_stage: dict[str, int] = {}
         for stage, names in enumerate(reached):
             for name in names:
-                found.setdefault(name, stage)
-        return found
+                first_stage.setdefault(name, stage)
+        return first_stage
 
     def _reach(self, probe: Tensor) -> tuple[list[str], list[str]]:
-        """What lies behind the deepest stage, and the modules called before, by a dense backward pass."""
+        """What lies after the deepest stage, and the modules called before, by a dense backward pass."""
         with recording(self.backbone, probe.shape[2:]) as calls:
             (trained,) = self._parameters_of(probe, lambda features: [features])
         if not trained:
             raise UsageError(f"backbone={type(self.backbone).__name__}: its features depend on no parameter")
         called = {call.point[0] for call in all_calls(calls)} | {n.rpartition(".")[0] for n in trained}
-        behind = [n for n, p in self.backbone.named_parameters() if p.is_floating_point() and n not in trained]
-        behind += [n for n, _ in self.backbone.named_buffers() if n.rpartition(".")[0] not in called]
-        return behind, sorted(called)
+        untrained = [n for n, p in self.backbone.named_parameters() if p.is_floating_point() and n not in trained]
+        untrained += [n for n, _ in self.backbone.named_buffers() if n.rpartition(".")[0] not in called]
+        return untrained, sorted(called)
 
     def _parameters_of(self, probe: Tensor, parts: Callable[[list[Tensor]], list[list[Tensor]]]) -> list[set[str]]:
         """The parameters that each of some parts of the features depends on, by dense backward passes.
@@ -280,13 +280,13 @@ class Stages:
         replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
 
         def reached(features: list[Tensor]) -> list[set[str]]:
-            found: list[set[str]] = []
+            names: list[set[str]] = []
             for part in parts(features):
                 outputs = [f for f in part if f.requires_grad]
-                wanted, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
-                slopes = gradients(outputs, wanted, ones, retain_graph=True) if outputs else [None] * len(wanted)
-                found.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
-            return found
+                tensors, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
+                slopes = gradients(outputs, tensors, ones, retain_graph=True) if outputs else [None] * len(tensors)
+                names.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
+            return names
 
         with torch.enable_grad():
             return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
@@ -317,13 +317,13 @@ class _FeaturesOf(nn.Module):
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; then each submodule gets back the mode that it had."""
-    modes = [(each, each.training) for each in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for each, mode in modes:
-            each.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode
 
 
 def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
@@ -369,17 +369,17 @@ def image_channels(network: nn.Module, size: Sequence[int]) -> int:
 
 def _likely_channels(network: nn.Module) -> list[int]:
     config = getattr(network, "pretrained_cfg", None)
-    said = config.get("input_size") if isinstance(config, dict) else None
-    return list(dict.fromkeys([_first_conv(network).in_channels, *(said or ())[:1], 3, 1]))
+    input_size = config.get("input_size") if isinstance(config, dict) else None
+    return list(dict.fromkeys([_first_conv(network).in_channels, *(input_size or ())[:1], 3, 1]))
 
 
 def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:
     """The last map of each stride."""
     by_stride: dict[Sides, _Stage] = {}
-    for i, each in enumerate(maps):
-        stride = stride_of(each, size)
+    for i, feature_map in enumerate(maps):
+        stride = stride_of(feature_map, size)
         if stride is not None:
-            by_stride[stride] = _Stage(stride, each.shape[1], f"{what}[{i}]", i)
+            by_stride[stride] = _Stage(stride, feature_map.shape[1], f"{what}[{i}]", i)
     return list(by_stride.values())
 
 
@@ -400,7 +400,7 @@ def _is_pyramid(stages: Sequence[_Stage]) -> bool:
 def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
     last = {call.point[0]: call for call in all_calls(calls)}
     known = [name for name, _ in backbone.named_modules() if name]
-    found: dict[Sides, Call] = {}
+    chosen: dict[Sides, Call] = {}
     for name in names:
         if name not in known:
             close = get_close_matches(name, known, n=3)
@@ -412,12 +412,12 @@ def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str
                 f"stages: module {name!r} gives no map of features (B, C, *spatial) whose side divides the "
                 "image's; name a module that does"
             )
-        if stride in found:
+        if stride in chosen:
             raise UsageError(
-                f"stages: {found[stride].point[0]!r} and {name!r} both have stride {as_text(stride)}; name one of them"
+                f"stages: {chosen[stride].point[0]!r} and {name!r} both have stride {as_text(stride)}; name one of them"
             )
-        found[stride] = last[name]
-    return list(found.values())
+        chosen[stride] = last[name]
+    return list(chosen.values())
 
 
 def _decodable(
@@ -465,11 +465,11 @@ def has_heads(module: nn.Module) -> bool:
 
 def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
     """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
-    found = [name for name in names if has_heads(backbone.get_submodule(name))]
-    if found:
-        kind = type(backbone.get_submodule(found[0])).__name__
+    attention = [name for name in names if has_heads(backbone.get_submodule(name))]
+    if attention:
+        kind = type(backbone.get_submodule(attention[0])).__name__
         raise UsageError(
             f"backbone={type(backbone).__name__} is not a convolutional network: it has self-attention "
-            f"({kind} at {found[0]!r}, {len(found)} in all). Expected a convnet such as timm's resnet50 or "
+            f"({kind} at {attention[0]!r}, {len(attention)} in all). Expected a convnet such as timm's resnet50 or "
             "convnext_tiny; for transformers, use masked autoencoders made for them (MAE, BEiT)"
         )

@@ -1,14 +1,14 @@
-"""What each axis of a packed tensor means, carried through view, permute, flatten and their kin.
+"""What each axis of a packed tensor means, carried through view, permute, flatten and the like.
 
-Real networks permute, split and merge the axes of what they are given (NHWC blocks, channel shuffle, space-to-depth).
+Real networks permute, split and merge the axes of their tensors (NHWC blocks, channel shuffle, space-to-depth).
 A layout lists, for each axis of the tensor, the factors it is made of, outermost first:
 
 * `PATCH`: the visible patches of the batch, N;
 * `IMAGE`: the images of the batch, B (per-image values have this one instead of `PATCH`);
 * `PLAIN`: anything that a dense tensor would have as well, channels above all;
 * 0, 1, 2: the positions of a patch along that spatial axis;
-* one of `BLOCKS`: along a spatial axis, the positions of a block of the map as large as a patch, or of the patch: it
-  cannot be told. Plain as soon as it is merged with channels.
+* one of `BLOCKS`: along a spatial axis, the positions of a block of the map as large as a patch, or of the patch: which
+  of the two is not known. Plain as soon as it is merged with channels.
 
 A spatial factor that is followed by a plain one within an axis is a finer spatial factor (depth-to-space); split, its
 inner part is plain (space-to-depth).
@@ -28,7 +28,7 @@ Layout = tuple[Axis, ...]
 
 
 class LostAxes(Exception):
-    """An operation after which patches and positions could no longer be told from other axes; says why."""
+    """An operation after which patches and positions could not be distinguished from other axes; says why."""
 
 
 def is_spatial(role: str | int) -> bool:
@@ -98,16 +98,16 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     rest = [factor for axis in layout for factor in (axis or ((PLAIN, 1),))]
     result: list[Axis] = []
     for at, size in enumerate(sizes):
-        taken: list[Factor] = []
+        factors: list[Factor] = []
         if size == 1:
             # Positions of a 1×1 patch go to axes of size 1, one each; the last such axis takes what is left over.
             ones_here = _leading_ones(sizes[at:])
-            ones_given = _leading_ones([factor[1] for factor in rest])
-            if at >= 2 and ones_given > ones_here and rest[0][0] == PLAIN:
-                rest, ones_given = rest[1:], ones_given - 1  # patches and channels are placed: it was squeezed
-            take = ones_given if ones_here == 1 else min(ones_given, 1)
-            taken, rest = rest[:take], rest[take:]
-            result.append(merged(taken))
+            ones_left = _leading_ones([factor[1] for factor in rest])
+            if at >= 2 and ones_left > ones_here and rest[0][0] == PLAIN:
+                rest, ones_left = rest[1:], ones_left - 1  # patches and channels are placed: it was squeezed
+            take = ones_left if ones_here == 1 else min(ones_left, 1)
+            factors, rest = rest[:take], rest[take:]
+            result.append(merged(factors))
             continue
         needed = size
         while needed > 1:
@@ -115,20 +115,20 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
                 raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
             (role, extent), rest = rest[0], rest[1:]
             if needed % extent == 0:
-                taken.append((role, extent))
+                factors.append((role, extent))
                 needed //= extent
             elif extent % needed == 0 and role != PATCH and role != IMAGE:
-                taken.append((role, needed))
+                factors.append((role, needed))
                 rest = [(role if role in BLOCKS else PLAIN, extent // needed), *rest]
                 needed = 1
             else:
                 raise LostAxes(f"a shape of {tuple(sizes)} cuts through the {_name(role)} axis of size {extent}")
         if at + 1 == len(sizes) or sizes[at + 1] != 1:
-            ones_given = _leading_ones([factor[1] for factor in rest])  # 1×1 patches merged into this axis
-            if 0 < ones_given < len(rest) and rest[ones_given][0] in BLOCKS:
-                ones_given -= BLOCKS.index(rest[ones_given][0]) == rest[ones_given - 1][0]  # its own block's position
-            taken, rest = [*taken, *rest[:ones_given]], rest[ones_given:]
-        result.append(merged(taken))
+            ones_left = _leading_ones([factor[1] for factor in rest])  # 1×1 patches merged into this axis
+            if 0 < ones_left < len(rest) and rest[ones_left][0] in BLOCKS:
+                ones_left -= BLOCKS.index(rest[ones_left][0]) == rest[ones_left - 1][0]  # its own block's position
+            factors, rest = [*factors, *rest[:ones_left]], rest[ones_left:]
+        result.append(merged(factors))
     if any(factor[1] != 1 for factor in rest):
         raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
     return tuple(result)

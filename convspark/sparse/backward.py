@@ -1,4 +1,4 @@
-"""Gradients for given tensors, also through checkpoints that know no such thing."""
+"""Gradients for some tensors alone, also through checkpoints, which have no such option."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ def gradients(
     """As `torch.autograd.grad(..., allow_unused=True)`, whatever functions are overridden.
 
     `torch.utils.checkpoint(use_reentrant=True)` refuses that: it runs a part of the network again, and a backward pass
-    of its own that fills `.grad` of the parameters. Where there is one, all gradients come from there; what was in
-    `.grad` of `inputs` is put back.
+    of its own that fills `.grad` of the parameters. Where there is such a checkpoint, all gradients come from `.grad`;
+    what was in `.grad` of `inputs` is put back.
     """
     outputs, slopes = tuple(outputs), tuple(slopes)
     if not _reenters(outputs):
@@ -30,13 +30,13 @@ def gradients(
 
 
 def _reenters(outputs: Sequence[Tensor]) -> bool:
-    nodes, seen = [output.grad_fn for output in outputs], set()
+    nodes, visited = [output.grad_fn for output in outputs], set()
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if node.name() == "CheckpointFunctionBackward":
             return True
-        seen.add(node)
+        visited.add(node)
         nodes += [following for following, _ in node.next_functions]
     return False

@@ -39,7 +39,7 @@ class Way(Protocol):
     def forward(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
-        """From that of the result, (N, O, *out)."""
+        """From the gradient of the result, (N, O, *out)."""
         ...
 
 
@@ -88,7 +88,7 @@ def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tu
     return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-@dataclass(frozen=True, eq=False)  # told apart as objects: Dynamo asks for its hash before it has its fields
+@dataclass(frozen=True, eq=False)  # compared as objects: Dynamo asks for its hash before it has its fields
 class Gathered:
     """A convolution without padding of what a copy gathers.
 
@@ -174,7 +174,7 @@ class Gathered:
     def _gradients_of_taps(
         self, grad: Tensor, taps: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]
     ) -> Gradients:
-        """The same."""
+        """The same, by taps."""
         slopes = flat_rows(grad).unflatten(1, (self.groups, -1)).transpose(0, 1).contiguous()  # (groups, R, O / groups)
         to_rows = to_weight = to_bias = None
         if wanted[0]:

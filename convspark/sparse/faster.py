@@ -32,7 +32,7 @@ _registered = Faster()
 
 
 def registered() -> Faster:
-    """What there is; kernels register when they are first asked for."""
+    """All kernels; they register at the first call."""
     _load()
     return _registered
 

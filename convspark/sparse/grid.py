@@ -125,8 +125,8 @@ class PatchGrid:
     def afresh(self) -> PatchGrid:
         """The same grid with its index tables yet to be built.
 
-        For a function that `torch.compile` traces: tables that it left behind in a grid from outside would become
-        results of the graph. What it returns may not have this grid, then.
+        For a function that `torch.compile` traces: tables that it stored in a grid from outside would become results of
+        the graph. What that function returns may then not have this grid.
         """
         return self._again(self.cells)
 

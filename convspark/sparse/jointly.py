@@ -23,7 +23,7 @@ from .tensor import GridTensor
 
 # By name. They fill their tensor:
 _FILL = set("bernoulli_ uniform_ normal_ exponential_ random_ geometric_ cauchy_ log_normal_".split())
-# They make one of the sizes that they are given:
+# They make one of the sizes that are their arguments:
 _MAKE = set("rand randn randint".split())
 # They make one like theirs:
 _LIKE = set("rand_like randn_like randint_like bernoulli poisson".split())
@@ -144,8 +144,8 @@ class Jointly(TorchFunctionMode):
         x = args[0] if args else kwargs["input"]
         if isinstance(x, GridTensor):
             return func(*args, **kwargs)
-        read = _as_functional if func is functional.batch_norm else _as_torch
-        x, mean, variance, weight, bias, training, momentum, eps = read(*args, **kwargs)
+        in_order = _as_functional if func is functional.batch_norm else _as_torch
+        x, mean, variance, weight, bias, training, momentum, eps = in_order(*args, **kwargs)
         if not training:
             return func(*args, **kwargs)
         assert self._group is not None

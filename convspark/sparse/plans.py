@@ -46,7 +46,7 @@ class Plan:
 
     @classmethod
     def of(cls, sizes: Sequence[Sequence[int]]) -> Plan:
-        """From `sizes`, which operators are given as lists."""
+        """From `sizes`, which operators get as lists."""
         return cls(*map(tuple, sizes))
 
     @property
@@ -71,12 +71,12 @@ class Plan:
 
     @property
     def positions(self) -> int:
-        """Of a patch that is read, all together."""
+        """Positions of a patch that is read, over all axes."""
         return math.prod(self.patch)
 
     @property
     def outputs(self) -> int:
-        """Of a patch of the result, all together."""
+        """Positions of a patch of the result, over all axes."""
         return math.prod(self.out)
 
     @property
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def window(self) -> Plan:
-        """Of a patch with all that it needs around it."""
+        """The plan that gathers each patch with all that it needs around it."""
         return _window(self)
 
     @property
@@ -119,12 +119,12 @@ class Plan:
         return self.cells - math.prod(map(self._within, range(len(self.patch))))
 
     def _within(self, axis: int) -> int:
-        seen = (
+        positions = (
             position * self.stride[axis] - self.before[axis] + tap * self.dilation[axis]
             for position in range(self.out[axis])
             for tap in range(self.kernel[axis])
         )
-        return sum(0 <= at < self.patch[axis] for at in seen)
+        return sum(0 <= at < self.patch[axis] for at in positions)
 
 
 def _is_traced() -> bool:
@@ -132,8 +132,8 @@ def _is_traced() -> bool:
     return torch.compiler.is_compiling() or detect_fake_mode() is not None
 
 
-def kept(build: Callable[P, T]) -> Callable[P, T]:
-    """What was built for the same arguments before.
+def cached(build: Callable[P, T]) -> Callable[P, T]:
+    """Decorator: what was built before for the same arguments is returned again.
 
     A graph that is being traced has it built as a part of it, and so has a mode of fake tensors; modes that count or
     record operators do not see it.
@@ -153,7 +153,7 @@ def kept(build: Callable[P, T]) -> Callable[P, T]:
     return get
 
 
-@kept
+@cached
 def _reach(plan: Plan) -> Sizes:
     last = [
         (out - 1) * s - b + (k - 1) * d
@@ -163,7 +163,7 @@ def _reach(plan: Plan) -> Sizes:
     return tuple([max(-(-b // p), at // p, 0) for p, b, at in axes])
 
 
-@kept
+@cached
 def _window(plan: Plan) -> Plan:
     ones = (1,) * len(plan.patch)
     return Plan(plan.patch, ones, ones, ones, plan.before, plan.size)
@@ -172,51 +172,51 @@ def _window(plan: Plan) -> Plan:
 # ---------------------------------------------------------------- entries: which patch, which position of it
 
 
-@kept
+@cached
 def seen_by_tap(plan: Plan, device: torch.device) -> Tensor:
     """int32 (prod(out), prod(kernel), 2): what each tap sees at each position of the result."""
     axes = []
-    for p, out, k, s, d, b, r in _each_axis(plan):
+    for p, out, k, s, d, b, r in _by_axis(plan):
         at = torch.arange(out, device=device)[:, None] * s - b + torch.arange(k, device=device) * d
         axes.append((_floor(at, p) + r, at % p, torch.ones_like(at)))
     return _entries(axes, plan.patch, plan.block)
 
 
-@kept
+@cached
 def seeing_by_tap(plan: Plan, device: torch.device) -> Tensor:
     """int32 (prod(patch), prod(kernel), 2): which position of the result each tap saw a position from; -1: none."""
     axes = []
-    for p, out, k, s, d, b, r in _each_axis(plan):
+    for p, out, k, s, d, b, r in _by_axis(plan):
         at = torch.arange(p, device=device)[:, None] + b - torch.arange(k, device=device) * d
         result = _floor(at, s)
         axes.append((_floor(result, out) + r, result % out, at % s == 0))
     return _entries(axes, plan.out, plan.block)
 
 
-@kept
-def seen(plan: Plan, device: torch.device) -> Tensor:
+@cached
+def seen_by_cell(plan: Plan, device: torch.device) -> Tensor:
     """int32 (cells, 1, 2): what each cell sees, the taps of one position of the result after the other's."""
     return seen_by_tap(plan, device).view(-1, 1, 2)
 
 
-@kept
-def seeing(plan: Plan, device: torch.device) -> Tensor:
+@cached
+def cells_seeing(plan: Plan, device: torch.device) -> Tensor:
     """int32 (positions, most, 2): the cells that see each position; -1: fewer than the most."""
     if plan.results is None:  # results line up with what they see, and each tap has at most one of them
         patch, result = seeing_by_tap(plan, device).unbind(2)
         taps = patch.shape[1]
-        found = torch.stack([patch, result * taps + torch.arange(taps, dtype=torch.int32, device=device)], 2)
+        cells = torch.stack([patch, result * taps + torch.arange(taps, dtype=torch.int32, device=device)], 2)
     else:  # windows overlap: one cell of each patch around, at most
         axes = []
-        for p, out, _, _, _, b, r in _each_axis(plan):
+        for p, out, _, _, _, b, r in _by_axis(plan):
             around = torch.arange(-r, r + 1, device=device)
             at = torch.arange(p, device=device)[:, None] + b - around * p
             axes.append(((around + r).expand_as(at), at, (at >= 0) & (at < out)))
-        found = _entries(axes, plan.out, plan.block)
-    return found if _is_traced() else _compact(found)
+        cells = _entries(axes, plan.out, plan.block)
+    return cells if _is_traced() else _compact(cells)
 
 
-def _each_axis(plan: Plan) -> Iterator[tuple[int, ...]]:
+def _by_axis(plan: Plan) -> Iterator[tuple[int, ...]]:
     """Of each axis: patch, out, kernel, stride, dilation, before, reach."""
     return zip(plan.patch, plan.out, plan.kernel, plan.stride, plan.dilation, plan.before, plan.reach, strict=True)
 
@@ -229,20 +229,20 @@ def _entries(axes: list[tuple[Tensor, Tensor, Tensor]], sides: Sizes, block: Siz
     """Of each axis (rows, n): patch of the block, position in it, whether there is one; to (rows, n, 2) of all axes."""
     patch = position = absent = torch.zeros(1, 1, dtype=torch.int64, device=axes[0][0].device)
     for (which, place, present), side, n in zip(axes, sides, block, strict=True):
-        patch = _each_with_each(patch * n, which)
-        position = _each_with_each(position * side, place)
-        absent = _each_with_each(absent, 1 - present.long())
+        patch = _all_sums(patch * n, which)
+        position = _all_sums(position * side, place)
+        absent = _all_sums(absent, 1 - present.long())
     there = absent == 0
     return torch.stack([torch.where(there, patch, -1), torch.where(there, position, 0)], -1).to(torch.int32)
 
 
-def _each_with_each(left: Tensor, right: Tensor) -> Tensor:
-    """(a, b), (n, k) -> (a * n, b * k): sums"""
+def _all_sums(left: Tensor, right: Tensor) -> Tensor:
+    """(a, b), (n, k) -> (a * n, b * k): each entry of the one plus each of the other"""
     return (left[:, None, :, None] + right[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def _compact(entries: Tensor) -> Tensor:
-    """Without those that are -1, but for what the rows with fewest need to be as long as the others."""
+    """Without those that are -1, except where shorter rows need them to be as long as the longest."""
     absent = (entries[..., 0] < 0).long()
     order = absent.sort(dim=1, stable=True).indices
     most = entries.shape[1] - int(absent.sum(1).min())
@@ -264,20 +264,20 @@ class Entries(NamedTuple):
     most: int
 
 
-@kept
+@cached
 def columns(entries: Callable[..., Tensor], *of: Any) -> Entries:
     """Of what `entries(*of)` makes, one of the functions above."""
-    found = entries(*of)
-    patch, position = found.clamp(min=0).flatten(0, 1).unbind(1)
-    present = (found[..., 0] >= 0).flatten()
-    complete = entries is seen or (not _is_traced() and bool(present.all()))
-    return Entries(patch.contiguous(), position.contiguous(), None if complete else present, found.shape[1])
+    table = entries(*of)
+    patch, position = table.clamp(min=0).flatten(0, 1).unbind(1)
+    present = (table[..., 0] >= 0).flatten()
+    complete = entries is seen_by_cell or (not _is_traced() and bool(present.all()))
+    return Entries(patch.contiguous(), position.contiguous(), None if complete else present, table.shape[1])
 
 
 # ---------------------------------------------------------------- whole images
 
 
-@kept
+@cached
 def image_cells(shape: Sizes, patch: Sizes, before: Sizes, sides: Sizes, device: torch.device) -> Tensor:
     """int32 (prod(sides), 1, 2): the patch, and the position in it, of each position of a padded image; -1: none."""
     axes = []
@@ -287,17 +287,17 @@ def image_cells(shape: Sizes, patch: Sizes, before: Sizes, sides: Sizes, device:
     return _entries(axes, patch, shape)
 
 
-@kept
+@cached
 def image_rows(shape: Sizes, patch: Sizes, before: Sizes, sides: Sizes, device: torch.device) -> Tensor:
     """int64 (prod(shape), prod(patch)): the other way round, the row of each position of each patch in that image."""
     row = torch.zeros(1, 1, dtype=torch.int64, device=device)
     for h, p, b, side in zip(shape, patch, before, sides, strict=True):
         places = torch.arange(h, device=device)[:, None] * p + torch.arange(p, device=device) + b
-        row = _each_with_each(row * side, places)
+        row = _all_sums(row * side, places)
     return row
 
 
-@kept
+@cached
 def multiples(count: int, of: int, device: torch.device) -> Tensor:
     """int32 (count + 1,): 0, of, 2 * of, ...: where bags of so many rows each begin."""
     return torch.arange(0, (count + 1) * of, of, dtype=torch.int32, device=device)

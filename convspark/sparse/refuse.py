@@ -16,7 +16,7 @@ from ..errors import NotExactError
 def refuse(func: Callable[..., Any], reason: str) -> NotExactError:
     """The error for a function that cannot run exactly on visible patches."""
     if torch.compiler.is_compiling():
-        place = "compiled; call the network without torch.compile to hear in which module"
+        place = "compiled; call the network without torch.compile to learn in which module"
     else:
         where = module_path()
         place = f"in {where}" if where else "outside any module"
@@ -40,7 +40,7 @@ def function_name(func: Callable[..., Any]) -> str:
     if owner is not None:
         return f"Tensor.{name}"
     module = getattr(func, "__module__", None) or "torch"
-    # Where a function is found, not where it was made: torch._C._special.special_expit, torch._C._nn.gelu.
+    # Where users call a function, not where it is defined: torch._C._special.special_expit, torch._C._nn.gelu.
     public = re.sub(r"^torch\._C\._(special|linalg|fft)\.\1_", r"torch.\1.", f"{module}.{name}")
     return public.replace("torch._C._nn.", "torch.nn.functional.")
 

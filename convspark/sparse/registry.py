@@ -41,12 +41,12 @@ def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _as_an_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, read off `Tensor` if it is a method: the one that Dynamo has for `1 - x` is in no table."""
-    found = getattr(Tensor, name_of(function), None)
-    return found if found is not None and found is function else function
+    method = getattr(Tensor, name_of(function), None)
+    return method if method is not None and method is function else function
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Also of a method that is wrapped, whose name Dynamo does not tell."""
+    """Also of a wrapped method, whose own name Dynamo does not show."""
     name = getattr(function, "__name__", "")
     return function.__wrapped__.__name__ if name == "wrapped" else name  # type: ignore[attr-defined]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .faster import registered
-from .plans import Entries, Plan, columns, multiples, seeing, seen
+from .plans import Entries, Plan, cells_seeing, columns, multiples, seen_by_cell
 
 T = TypeVar("T")
 
@@ -68,29 +68,29 @@ class Around:
     def __init__(self, slots: Tensor, patches: int, own: Callable[[], Tensor]) -> None:
         self.slots, self.patches = slots, patches
         self._own = own
-        self._made: dict[object, Tensor] = {}
+        self._tables: dict[object, Tensor] = {}
 
     def index(self, entries: Entries, positions: int) -> Tensor:
         """int32 (blocks * results * most,): the row that each entry means, of patches of so many positions."""
 
         def build() -> Tensor:
-            return torch.where(self._seen(), self.slots, self._own()[:, None])
+            return torch.where(self._visible(), self.slots, self._own()[:, None])
 
-        patch = once(self._made, "nearest", build).index_select(1, entries.patch)
+        patch = once(self._tables, "nearest", build).index_select(1, entries.patch)
         return torch.add(entries.position, patch, alpha=positions).flatten()
 
     def weights(self, entries: Entries, dtype: torch.dtype) -> Tensor:
         """(blocks * results * most,): 1 where that row is visible, else 0."""
-        found = once(self._made, dtype, lambda: self._seen().to(dtype)).index_select(1, entries.patch)
-        return (found if entries.present is None else found * entries.present).flatten()
+        weights = once(self._tables, dtype, lambda: self._visible().to(dtype)).index_select(1, entries.patch)
+        return (weights if entries.present is None else weights * entries.present).flatten()
 
     def outside(self, entries: Entries) -> Tensor:
         """bool (blocks * results, 1): whether each result looks outside the image."""
         return (self.slots > self.patches).index_select(1, entries.patch).view(-1, 1)
 
-    def _seen(self) -> Tensor:
+    def _visible(self) -> Tensor:
         """bool (blocks, block)"""
-        return once(self._made, "seen", lambda: self.slots < self.patches)
+        return once(self._tables, "visible", lambda: self.slots < self.patches)
 
 
 def once(known: dict[object, Any], key: object, build: Callable[[], T]) -> T:
@@ -122,7 +122,7 @@ class Sums:
 
     def __init__(self, around: Around, positions: int, entries: Callable[..., Tensor], *of: Any) -> None:
         self.around, self.positions, self._entries, self._of = around, positions, entries, of
-        self._made: dict[object, Any] = {}
+        self._tables: dict[object, Any] = {}
 
     def of(self, rows: Tensor, groups: int = 1, outside: float = 0.0) -> Tensor:
         """(N * positions, C) -> (groups * blocks * results, C / groups), one group of channels after the other.
@@ -138,10 +138,10 @@ class Sums:
                 sums = run(rows, self.around.slots, self._entries(*self._of), self.around.patches, outside)
                 return _by_group(sums, groups)
         entries = columns(self._entries, *self._of)
-        index = once(self._made, "index", lambda: self.around.index(entries, self.positions))
+        index = once(self._tables, "index", lambda: self.around.index(entries, self.positions))
         if not rows.shape[0]:
             return rows.new_zeros(groups * index.shape[0] // entries.most, rows.shape[1] // groups)
-        weights = once(self._made, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
+        weights = once(self._tables, rows.dtype, lambda: self.around.weights(entries, rows.dtype))
         sums = _sum_weighted(rows, index, weights, entries.most)
         if outside:
             sums = sums.masked_fill(self.around.outside(entries), outside)
@@ -156,8 +156,8 @@ def _sum_weighted(rows: Tensor, index: Tensor, weights: Tensor, most: int) -> Te
         return torch.embedding_bag(  # mode 0: sums
             rows, index, offsets, mode=0, per_sample_weights=weights, include_last_offset=True
         )[0]
-    found = rows.index_select(0, index) * weights[:, None]  # in a graph, one kernel with what is before and after
-    return found if most == 1 else found.view(results, most, rows.shape[1]).sum(1)
+    terms = rows.index_select(0, index) * weights[:, None]  # in a graph, one kernel with what is before and after
+    return terms if most == 1 else terms.view(results, most, rows.shape[1]).sum(1)
 
 
 def _by_group(rows: Tensor, groups: int) -> Tensor:
@@ -185,8 +185,8 @@ class FromPatches:
     def __init__(self, around: Around, plan: Plan, outside: float = 0.0) -> None:
         device = around.slots.device
         self.outside = outside
-        self._there = Sums(around, plan.positions, seen, plan, device)
-        self._back = Sums(around, plan.cells, seeing, plan, device)
+        self._there = Sums(around, plan.positions, seen_by_cell, plan, device)
+        self._back = Sums(around, plan.cells, cells_seeing, plan, device)
 
     def there(self, rows: Tensor, groups: int = 1) -> Tensor:
         """(N * positions, C) -> (groups * N * cells, C / groups), one group of channels after the other."""

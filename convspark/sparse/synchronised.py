@@ -66,9 +66,9 @@ class _BatchNorm(torch.autograd.Function):
         slope = grad.to(mean.dtype)
         normalised = (x.to(mean.dtype) - _along(mean, x)) * _along(scale, x)
         own = torch.cat([_sum(slope), _sum(slope * normalised)])
-        every = own.clone()
-        dist.all_reduce(every, group=ctx.group)
-        shift, stretch = (each / count.clamp(min=1) for each in every.chunk(2))
+        totals = own.clone()
+        dist.all_reduce(totals, group=ctx.group)
+        shift, stretch = (total / count.clamp(min=1) for total in totals.chunk(2))
         slope = slope - _along(shift, x) - normalised * _along(stretch, x)
         to_bias, to_weight = own.to(weight.dtype).chunk(2)
         return (slope * _along(scale * weight.to(mean.dtype), x)).to(x.dtype), to_weight, to_bias, None, None

@@ -33,7 +33,7 @@ class GridTensor(Tensor):
     grid: PatchGrid
     axes: Layout
 
-    # Why a function is not to read it, if so.
+    # Why functions must not read it; None where they may.
     unreadable: str | None
     # Copies of it, and what it is a copy of, where a dense tensor would have a view: after one was changed in place,
     # the other is unreadable. Not while compiling: Dynamo does not see a class's attributes.
@@ -47,7 +47,7 @@ class GridTensor(Tensor):
 
     @property
     def ndim(self) -> int:  # type: ignore[override]
-        """Told without asking PyTorch, which networks do at every norm."""
+        """From the axes, without a call of PyTorch: networks ask for it at every norm."""
         return len(self.axes)
 
     # Methods of `Tensor` that are written in Python: Dynamo loses its way through them to `__torch_function__`.
@@ -113,7 +113,7 @@ class VisiblePatches(GridTensor):
     pending: Padding | None
     # "mean", say, of what has been reduced over some axes of positions: only the same of the others may follow.
     partial: str | None
-    # What F.pad announced of this tensor and is still there: it shows what this tensor was. Not while compiling.
+    # What F.pad made of this tensor and is still in use: it shows the values before a change. Not while compiling.
     padded: list[weakref.ref[VisiblePatches]] | None = None
 
 
@@ -154,7 +154,7 @@ class Padding:
     def pads(self) -> tuple[tuple[int, int], ...]:
         """Of all steps together, for each spatial axis."""
         of_axes = zip(*(step.pads for step in self.steps), strict=True)
-        return tuple((sum(lo for lo, _ in each), sum(hi for _, hi in each)) for each in of_axes)
+        return tuple((sum(lo for lo, _ in pairs), sum(hi for _, hi in pairs)) for pairs in of_axes)
 
     def followed_by(self, step: PaddingStep) -> Padding:
         return Padding(self.unchanged(), [*self.steps, step])
@@ -166,7 +166,7 @@ class Padding:
         return self.core
 
     def announce(self, padded: VisiblePatches) -> None:
-        """Have the core keep what it is as soon as it is changed in place, as long as the padded tensor is there."""
+        """Have the core copied before it is changed in place, as long as the padded tensor is in use."""
         if not self._copied:
             self.core.padded = [*(ref for ref in self.core.padded or () if ref() is not None), weakref.ref(padded)]
 
@@ -248,7 +248,7 @@ def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     """Cut the visible patches out of images. Inverse of `scatter`.
 
     A network that is called on the result by itself is not proved: what has no known meaning is refused, but a
-    function may act by the size of what it is given. And PyTorch does not show to tensor subclasses what these do:
+    function may act by the size of its input. And PyTorch does not show to tensor subclasses what these do:
     TorchScript functions (`@torch.jit.script`, `torch.jit.trace` of a function), `torch.func.grad` and `vjp`, and
     constructors (`torch.autograd.Variable(x)`, `torch.Tensor(x)`, `torch.tensor(x)`). They return a plain tensor with a
     row a patch. As soon as it meets visible patches or `scatter` it is refused, but a convolution that gets nothing
@@ -328,7 +328,10 @@ def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> T
 
 
 def before_change(tensor: object) -> None:
-    """Called before a tensor is changed in place: of what shares its values in a dense network, and what does not."""
+    """To be called before a tensor is changed in place.
+
+    What would share its values in a dense network becomes unreadable; what F.pad made of it keeps the old values.
+    """
     if torch.compiler.is_compiling() or not isinstance(tensor, GridTensor):
         return
     for twin in (ref() for ref in tensor.twins or ()):
@@ -377,15 +380,15 @@ def canonical_order(layout: Layout) -> tuple[int, ...] | None:
     """Permutation that brings the layout's axes to (patches, channels, *positions), if there is one."""
     roles = [tuple(role for role, _ in axis) for axis in layout]
     dims = len(roles) - 2
-    wanted = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
+    expected = [(lay.PATCH,), None, *((axis,) for axis in range(dims))]
     plain = [at for at, role in enumerate(roles) if role in ((lay.PLAIN,), ())]
     if (
         dims < 1
         or len(plain) != 1
-        or sorted(map(str, roles)) != sorted(map(str, [roles[plain[0]], *(w for w in wanted if w is not None)]))
+        or sorted(map(str, roles)) != sorted(map(str, [roles[plain[0]], *(w for w in expected if w is not None)]))
     ):
         return None
-    return tuple(plain[0] if w is None else roles.index(w) for w in wanted)
+    return tuple(plain[0] if w is None else roles.index(w) for w in expected)
 
 
 # -------------------------------------------------------------------------------- rows, per-image sums

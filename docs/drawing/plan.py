@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from convspark import PatchGrid
-from convspark.sparse.plans import Plan, seen
+from convspark.sparse.plans import Plan, seen_by_cell
 
 VISIBLE = torch.tensor([[[0, 1, 1, 0], [1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1]]]).bool()
 PATCH, CHOSEN = 4, 3  # positions a side; the patch in row 1, column 1
@@ -21,7 +21,7 @@ def main() -> None:
     grid = PatchGrid(VISIBLE)
     plan = Plan((PATCH, PATCH), (3, 3), (1, 1), (1, 1), (1, 1)).window
     around = grid.around(plan.reach).slots[CHOSEN].tolist()
-    cells = seen(plan, grid.device)[:, 0].tolist()
+    cells = seen_by_cell(plan, grid.device)[:, 0].tolist()
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     axes = figure.subplots(1, 3)
     _map(axes[0], grid)

@@ -18,7 +18,7 @@ from convspark.kernels import batch_norm, ops
 from convspark.kernels.gpu import operators
 from convspark.sparse import PatchGrid, gather
 from convspark.sparse.faster import registered
-from convspark.sparse.plans import Plan, image_cells, seeing, seeing_by_tap, seen, seen_by_tap
+from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
 pytest.importorskip("triton", reason="Triton is not there")
 
@@ -79,8 +79,8 @@ def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
     images = grid.slots.to(torch.int32).view(grid.batch_size, -1)
     sides = tuple(h * p + 1 for h, p in zip(grid.shape, plan.patch, strict=True))
     for slots, entries, read in (
-        (blocks, seen(plan, device), positions),
-        (blocks, seeing(plan, device), plan.cells),
+        (blocks, seen_by_cell(plan, device), positions),
+        (blocks, cells_seeing(plan, device), plan.cells),
         (blocks, seen_by_tap(plan, device), positions),
         (blocks, seeing_by_tap(plan, device), plan.outputs),
         (images, image_cells(grid.shape, plan.patch, (0,) * len(sides), sides, device), positions),

@@ -68,19 +68,19 @@ def library() -> ctypes.CDLL | None:
     try:
         name = _file_name(compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("%s: %s does not run (%s)", slower, shlex.join(compiler), _said(error))
+        _log.warning("%s: %s does not run (%s)", slower, shlex.join(compiler), _message_of(error))
         return None
     failures = []
     for folder in _folders():
         try:
             return _loaded(folder / name, compiler)
         except (OSError, subprocess.SubprocessError) as error:  # a full, read-only or noexec folder; another may do
-            failures.append(f"in {folder}: {_said(error)}")
+            failures.append(f"in {folder}: {_message_of(error)}")
     _log.warning("%s: they could not be compiled by %s %s", slower, shlex.join(compiler), "; ".join(failures))
     return None
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     return str(getattr(error, "stderr", None) or error).strip()
 
 
@@ -153,9 +153,9 @@ def run_pairs(
 
 
 def _enter(entry: str, call: ctypes.Structure, arguments: tuple[Tensor | int | None, ...]) -> None:
-    found = library()
-    assert found is not None, "`library_is_there` was not asked"
-    getattr(found, entry)(ctypes.byref(call), *map(_as_c, arguments))
+    kernels = library()
+    assert kernels is not None, "`library_is_there` was not asked"
+    getattr(kernels, entry)(ctypes.byref(call), *map(_as_c, arguments))
 
 
 def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
@@ -167,15 +167,15 @@ def _as_c(argument: Tensor | int | None) -> ctypes.c_int64 | ctypes.c_void_p:
 
 def _compiler() -> list[str] | None:
     """The command of the first compiler that is there; CXX may hold arguments as well (`ccache g++`)."""
-    asked = shlex.split(os.environ.get("CXX", ""))
-    commands = [asked] if asked else [["c++"], ["g++"], ["clang++"]]
+    named = shlex.split(os.environ.get("CXX", ""))
+    commands = [named] if named else [["c++"], ["g++"], ["clang++"]]
     return next(([path, *rest] for name, *rest in commands if (path := shutil.which(name))), None)
 
 
 def _file_name(compiler: list[str]) -> str:
     """Of the library; changes with its source, the compiler and the processor."""
-    told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    what = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, told, platform.machine(), _processor())
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    what = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, platform.machine(), _processor())
     return f"kernels-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.so"
 
 

@@ -38,12 +38,12 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
     return sums.t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
 
 
-def _run_depthwise(entry: str, entries: Tensor, around: Tensor, read: Tensor, *tensors: Tensor | None) -> None:
-    """Call a kernel whose entries point to `read`, rows of patches, (N * others, C)."""
-    patches, (rows, channels) = around.shape[0], read.shape
+def _run_depthwise(entry: str, entries: Tensor, around: Tensor, source: Tensor, *tensors: Tensor | None) -> None:
+    """Call a kernel whose entries point to `source`, rows of patches, (N * others, C)."""
+    patches, (rows, channels) = around.shape[0], source.shape
     if patches:
         sizes = {"patches": patches, "others": rows // patches, "channels": channels}
-        build.run(entry, around, entries, *tensors, dtype=read.dtype, **sizes)
+        build.run(entry, around, entries, *tensors, dtype=source.dtype, **sizes)
 
 
 # ---------------------------------------------------------------- pairs

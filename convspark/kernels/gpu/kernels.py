@@ -13,14 +13,14 @@ import triton.language as tl
 
 
 @triton.jit
-def _seen(around, entries, row, entry, wanted, results, block, patches, positions, most, INDEX: tl.constexpr):
+def _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX: tl.constexpr):
     """Of an entry of each row: the row that it sees, and the slot where it looks, `patches` or more where nothing is.
 
-    `row`, `entry` and `wanted` are of one shape; an entry is two int32, the patch (-1: none) and the position in it.
+    `row`, `entry` and `valid` are of one shape; an entry is two int32, the patch (-1: none) and the position in it.
     """
-    both = tl.load(entries + (row % results) * most + entry, mask=wanted, other=-1)
+    both = tl.load(entries + (row % results) * most + entry, mask=valid, other=-1)
     patch = both.to(tl.int32)
-    there = wanted & (patch >= 0)
+    there = valid & (patch >= 0)
     slot = tl.load(around + (row // results).to(INDEX) * block + patch, mask=there, other=patches)
     return slot.to(INDEX) * positions + (both >> 32).to(INDEX), slot
 
@@ -37,45 +37,45 @@ def sums(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    wanted, wide_enough = row < count, channel < channels
+    valid, wide_enough = row < count, channel < channels
     total = tl.zeros((ROWS, CHANNELS), WIDE)
     if BIASED:
         total += tl.load(bias + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
     for entry in range(most):
-        read, slot = _seen(around, entries, row, entry, wanted, results, block, patches, positions, most, INDEX)
+        source, slot = _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = (slot < patches)[:, None] & wide_enough[None, :]
-        value = tl.load(rows + read[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
+        value = tl.load(rows + source[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
         if OUTSIDE:
             value = tl.where((slot > patches)[:, None], outside, value)
         if WEIGHTED:
             value *= tl.load(weight + entry * channels + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
         total += value
     at = row.to(INDEX)[:, None] * channels + channel[None, :]
-    tl.store(out + at, total.to(out.dtype.element_ty), mask=wanted[:, None] & wide_enough[None, :])
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=valid[:, None] & wide_enough[None, :])
 
 
 @triton.jit
 def products(
-    out, grad, rows, around, entries, count, channels, patches, positions, block, results, most, each,
+    out, grad, rows, around, entries, count, channels, patches, positions, block, results, most, size,
     WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out (programs, most, channels): over `each` rows a program, grad (count, channels) times what each entry sees."""
-    first = tl.program_id(0) * each
+    """out (programs, most, channels): over `size` rows a program, grad (count, channels) times what each entry sees."""
+    first = tl.program_id(0) * size
     entry = tl.program_id(2) * ENTRIES + tl.arange(0, ENTRIES)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     wide_enough = channel < channels
     total = tl.zeros((ROWS, ENTRIES, CHANNELS), WIDE)
-    for start in range(0, each, ROWS):
+    for start in range(0, size, ROWS):
         row = (first + start + tl.arange(0, ROWS))[:, None]
-        wanted = row < count
+        valid = row < count
         to_row = grad + row.to(INDEX)[:, :, None] * channels + channel[None, None, :]
-        slope = tl.load(to_row, mask=wanted[:, :, None] & wide_enough[None, None, :], other=0).to(WIDE)
-        listed = wanted & (entry < most)[None, :]
-        read, slot = _seen(
+        slope = tl.load(to_row, mask=valid[:, :, None] & wide_enough[None, None, :], other=0).to(WIDE)
+        listed = valid & (entry < most)[None, :]
+        source, slot = _look_up(
             around, entries, row, entry[None, :], listed, results, block, patches, positions, most, INDEX
         )
         there = (slot < patches)[:, :, None] & wide_enough[None, None, :]
-        value = tl.load(rows + read[:, :, None] * channels + channel[None, None, :], mask=there, other=0).to(WIDE)
+        value = tl.load(rows + source[:, :, None] * channels + channel[None, None, :], mask=there, other=0).to(WIDE)
         total += slope * value
     at = (tl.program_id(0) * most + entry).to(tl.int64)[:, None] * channels + channel[None, :]
     written = (entry < most)[:, None] & wide_enough[None, :]

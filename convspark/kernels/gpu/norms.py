@@ -1,6 +1,6 @@
 """Kernels in Triton for batch norms of rows, (count, channels).
 
-Sums are over parts of the rows, `each` a program, and then over the parts, always in the same order.
+Sums are over parts of `size` rows, a program each, and then over the parts, always in the same order.
 """
 # ruff: noqa: N803  (what a kernel is compiled for is in capitals, as is usual in Triton)
 # pyright: basic
@@ -11,24 +11,24 @@ import triton.language as tl
 
 @triton.jit
 def moments(
-    out, rows, count, channels, each,
+    out, rows, count, channels, size,
     WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out (2, parts, channels): of each part's rows the mean, and the sum of squares about it."""
-    first, parts = tl.program_id(0) * each, tl.num_programs(0)
+    first, parts = tl.program_id(0) * size, tl.num_programs(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
     # Squares about one of the rows, not about 0: where the mean is large, they would cancel.
     about = tl.load(rows + first.to(INDEX) * channels + channel, mask=there, other=0).to(WIDE)
     total, squares = tl.zeros((ROWS, CHANNELS), WIDE), tl.zeros((ROWS, CHANNELS), WIDE)
-    for start in range(0, each, ROWS):
+    for start in range(0, size, ROWS):
         row = first + start + tl.arange(0, ROWS)
-        read = (row < count)[:, None] & there[None, :]
-        value = tl.load(rows + row.to(INDEX)[:, None] * channels + channel[None, :], mask=read, other=0).to(WIDE)
-        value = tl.where(read, value - about[None, :], 0)
+        valid = (row < count)[:, None] & there[None, :]
+        value = tl.load(rows + row.to(INDEX)[:, None] * channels + channel[None, :], mask=valid, other=0).to(WIDE)
+        value = tl.where(valid, value - about[None, :], 0)
         total += value
         squares += value * value
-    number = tl.minimum(each, count - first).to(WIDE)
+    number = tl.minimum(size, count - first).to(WIDE)
     mean = tl.sum(total, 0) / number
     at = tl.program_id(0) * channels + channel
     tl.store(out + at, mean + about, mask=there)
@@ -37,7 +37,7 @@ def moments(
 
 @triton.jit
 def join(
-    mean_out, scale_out, running_mean, running_variance, parts_of, count, channels, each, parts, momentum, eps,
+    mean_out, scale_out, running_mean, running_variance, parts_of, count, channels, size, parts, momentum, eps,
     RUNNING: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Mean and 1 / deviation of each channel from the moments of the parts; running statistics follow them."""
@@ -46,16 +46,16 @@ def join(
     total, spread = tl.zeros((PARTS, CHANNELS), WIDE), tl.zeros((PARTS, CHANNELS), WIDE)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
-        read, number = (part < parts)[:, None] & there[None, :], tl.minimum(each, count - part * each).to(WIDE)
+        valid, number = (part < parts)[:, None] & there[None, :], tl.minimum(size, count - part * size).to(WIDE)
         at = part[:, None] * channels + channel[None, :]
-        total += tl.load(parts_of + at, mask=read, other=0) * number[:, None]
+        total += tl.load(parts_of + at, mask=valid, other=0) * number[:, None]
     mean = tl.sum(total, 0) / count
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
-        read, number = (part < parts)[:, None] & there[None, :], tl.minimum(each, count - part * each).to(WIDE)
+        valid, number = (part < parts)[:, None] & there[None, :], tl.minimum(size, count - part * size).to(WIDE)
         at = part[:, None] * channels + channel[None, :]
-        apart = tl.where(read, tl.load(parts_of + at, mask=read, other=0) - mean[None, :], 0)
-        within = tl.load(parts_of + parts * channels + at, mask=read, other=0)
+        apart = tl.where(valid, tl.load(parts_of + at, mask=valid, other=0) - mean[None, :], 0)
+        within = tl.load(parts_of + parts * channels + at, mask=valid, other=0)
         spread += within + number[:, None] * apart * apart
     squares = tl.sum(spread, 0)
     tl.store(mean_out + channel, mean, mask=there)
@@ -73,8 +73,8 @@ def _tile(count, channels, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
-    wanted = (row < count)[:, None] & there[None, :]
-    return row.to(INDEX)[:, None] * channels + channel[None, :], wanted, channel, there
+    valid = (row < count)[:, None] & there[None, :]
+    return row.to(INDEX)[:, None] * channels + channel[None, :], valid, channel, there
 
 
 @triton.jit
@@ -84,35 +84,35 @@ def normalise(
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out: (rows - mean) * scale * weight + bias."""
-    at, wanted, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
+    at, valid, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
     stretch = tl.load(scale + channel, mask=there, other=0)
     if WEIGHTED:
         stretch *= tl.load(weight + channel, mask=there, other=0).to(WIDE)
-    value = tl.load(rows + at, mask=wanted, other=0).to(WIDE) - tl.load(mean + channel, mask=there, other=0)[None, :]
+    value = tl.load(rows + at, mask=valid, other=0).to(WIDE) - tl.load(mean + channel, mask=there, other=0)[None, :]
     value *= stretch[None, :]
     if BIASED:
         value += tl.load(bias + channel, mask=there, other=0).to(WIDE)[None, :]
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=wanted)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
 def slopes(
-    out, grad, rows, mean, scale, count, channels, each,
+    out, grad, rows, mean, scale, count, channels, size,
     WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out (parts, 2, channels): of each part, grad summed, and grad times the normalised rows summed."""
-    first = tl.program_id(0) * each
+    first = tl.program_id(0) * size
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
     middle, stretch = tl.load(mean + channel, mask=there, other=0), tl.load(scale + channel, mask=there, other=0)
     total, along = tl.zeros((ROWS, CHANNELS), WIDE), tl.zeros((ROWS, CHANNELS), WIDE)
-    for start in range(0, each, ROWS):
+    for start in range(0, size, ROWS):
         row = first + start + tl.arange(0, ROWS)
-        read = (row < count)[:, None] & there[None, :]
+        valid = (row < count)[:, None] & there[None, :]
         at = row.to(INDEX)[:, None] * channels + channel[None, :]
-        slope = tl.load(grad + at, mask=read, other=0).to(WIDE)
+        slope = tl.load(grad + at, mask=valid, other=0).to(WIDE)
         total += slope
-        along += slope * (tl.load(rows + at, mask=read, other=0).to(WIDE) - middle[None, :])
+        along += slope * (tl.load(rows + at, mask=valid, other=0).to(WIDE) - middle[None, :])
     at = tl.program_id(0) * 2 * channels + channel
     tl.store(out + at, tl.sum(total, 0), mask=there)
     tl.store(out + channels + at, tl.sum(along, 0) * stretch, mask=there)
@@ -124,12 +124,12 @@ def gradient(
     WEIGHTED: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out: of the rows, from `sums`, (2, channels), of `slopes`."""
-    at, wanted, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
+    at, valid, channel, there = _tile(count, channels, INDEX, ROWS, CHANNELS)
     stretch = tl.load(scale + channel, mask=there, other=0)
     shift = tl.load(sums + channel, mask=there, other=0) / count
     along = tl.load(sums + channels + channel, mask=there, other=0) / count * stretch
     if WEIGHTED:
         stretch *= tl.load(weight + channel, mask=there, other=0).to(WIDE)
-    value = tl.load(rows + at, mask=wanted, other=0).to(WIDE) - tl.load(mean + channel, mask=there, other=0)[None, :]
-    slope = tl.load(grad + at, mask=wanted, other=0).to(WIDE) - shift[None, :] - value * along[None, :]
-    tl.store(out + at, (slope * stretch[None, :]).to(out.dtype.element_ty), mask=wanted)
+    value = tl.load(rows + at, mask=valid, other=0).to(WIDE) - tl.load(mean + channel, mask=there, other=0)[None, :]
+    slope = tl.load(grad + at, mask=valid, other=0).to(WIDE) - shift[None, :] - value * along[None, :]
+    tl.store(out + at, (slope * stretch[None, :]).to(out.dtype.element_ty), mask=valid)

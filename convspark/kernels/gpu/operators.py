@@ -24,7 +24,7 @@ _PROGRAMS = 16  # of a reduction, for each multiprocessor
 
 @torch.compiler.assume_constant_result
 def kernels_run() -> bool:
-    """Whether they do here; asked while a graph is traced too."""
+    """Whether kernels of Triton run here; also asked while a graph is traced."""
     with _disable_current_modes():
         return can_run()
 
@@ -50,7 +50,7 @@ def can_run() -> bool:
 
 def _wrong(device: torch.device) -> list[str]:
     """Names of those that deviate from the operators' plain versions on a small case."""
-    found, draw = [], torch.Generator().manual_seed(0)
+    deviating, draw = [], torch.Generator().manual_seed(0)
     plan = Plan((4, 4), (3, 3), (2, 2), (1, 1), (1, 1))
     grid = PatchGrid.random(2, (3, 3), 0.5, draw, device)
     around, patches = grid.around(plan.reach).slots, grid.num_visible
@@ -67,11 +67,11 @@ def _wrong(device: torch.device) -> list[str]:
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
             (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
         ]
-        for run, given in cases:
-            one, other = run(*given), PLAIN[run.__name__](*given)
+        for run, arguments in cases:
+            one, other = run(*arguments), PLAIN[run.__name__](*arguments)
             if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
-                found.append(f"{run.__name__} in {dtype}")
-    return found
+                deviating.append(f"{run.__name__} in {dtype}")
+    return deviating
 
 
 # ---------------------------------------------------------------- rows of the patches around
@@ -126,14 +126,14 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
     side, listed = _tile(channels, 64)[1], min(16, _power_of_2(most))
     at_once = max(1, 4096 // listed // side)
     beside = _ceil(channels, side) * _ceil(most, listed)
-    each = _ceil(_ceil(len(grad), at_once), max(1, _programs(rows.device) // beside)) * at_once
-    programs = _ceil(len(grad), max(1, each))
+    size = _ceil(_ceil(len(grad), at_once), max(1, _programs(rows.device) // beside)) * at_once
+    programs = _ceil(len(grad), max(1, size))
     sums = rows.new_empty(programs, most, channels, dtype=wide(rows))
     if sums.numel():
         run: Any = kernels.products
         run[programs, _ceil(channels, side), _ceil(most, listed)](
             sums, grad, rows, around, entries.view(torch.int64),
-            len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, each,
+            len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, size,
             WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
         )  # fmt: skip
     return sums.sum(0).t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
@@ -148,16 +148,16 @@ def batch_moments(
     from . import norms
 
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
-    parts, each, tile, beside = _parts(rows)
+    parts, size, tile, beside = _parts(rows)
     of_parts = rows.new_empty(2, parts, channels, dtype=wide(rows))
     run: Any = norms.moments
-    run[parts, beside](of_parts, rows, count, channels, each, **kind, **tile)
+    run[parts, beside](of_parts, rows, count, channels, size, **kind, **tile)
     mean, scale = rows.new_empty(2, channels, dtype=wide(rows))
     has_running = running_mean is not None and running_variance is not None
     running = (running_mean, running_variance) if has_running else (mean, scale)
     run, side = norms.join, min(16, _power_of_2(channels))
     run[_ceil(channels, side),](
-        mean, scale, *running, of_parts, count, channels, each, parts, float(momentum), float(eps),
+        mean, scale, *running, of_parts, count, channels, size, parts, float(momentum), float(eps),
         RUNNING=has_running, WIDE=_wide(rows), PARTS=64, CHANNELS=side,
     )  # fmt: skip
     return mean, scale
@@ -181,10 +181,10 @@ def normalise_slopes(grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor) ->
     from . import norms
 
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
-    parts, each, tile, beside = _parts(rows)
+    parts, size, tile, beside = _parts(rows)
     sums = rows.new_empty(parts, 2, channels, dtype=wide(rows))
     run: Any = norms.slopes
-    run[parts, beside](sums, grad, rows, mean, scale, count, channels, each, **kind, **tile)
+    run[parts, beside](sums, grad, rows, mean, scale, count, channels, size, **kind, **tile)
     return sums.sum(0)
 
 
@@ -208,8 +208,8 @@ def _parts(rows: Tensor) -> tuple[int, int, dict[str, int], int]:
     count, channels = rows.shape
     at_once, side = _tile(channels, 2048)
     beside = _ceil(channels, side)
-    each = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 2 // beside)) * at_once
-    return _ceil(count, each), each, {"ROWS": at_once, "CHANNELS": side}, beside
+    size = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 2 // beside)) * at_once
+    return _ceil(count, size), size, {"ROWS": at_once, "CHANNELS": side}, beside
 
 
 # ---------------------------------------------------------------- how the work is cut
@@ -240,7 +240,7 @@ def _wide(rows: Tensor):
 
 
 def _index(*tensors: Tensor):
-    """Of numbers that places within these tensors are worked out in."""
+    """The type of integers that are large enough for places within these tensors."""
     import triton.language as tl
 
     return tl.int64 if max(t.numel() for t in tensors) >= 2**31 else tl.int32
@@ -251,7 +251,7 @@ def _ceil(number: int, by: int) -> int:
 
 
 def _power_of_2(least: int) -> int:
-    """The smallest that is no less."""
+    """The smallest power of 2 that is at least `least`."""
     return 1 << max(0, least - 1).bit_length()
 
 

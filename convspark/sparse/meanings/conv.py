@@ -93,8 +93,8 @@ def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, gro
     if not isinstance(x, VisiblePatches) or x.axes[0] or groups % max(grid.num_visible, 1):
         raise Refusal("its weights were computed from the images, and its input is not arranged one group a patch")
     source, plan, pads = _looked_at(x, weight, stride, padding, dilation)
-    weights = _each_patch(weight, grid)  # (B * O, ...) -> (N * O, ...)
-    biases = bias if bias is None else _each_patch(bias, grid)
+    weights = _repeated_weights(weight, grid)  # (B * O, ...) -> (N * O, ...)
+    biases = bias if bias is None else _repeated_weights(bias, grid)
     if source.is_padded_otherwise(pads):
         raise Refusal("its weights were computed from the images, and F.pad padded its input otherwise than by zeros")
     windows = source.window(plan).reshape(1, -1, *plan.size)
@@ -103,7 +103,7 @@ def _conditional(func, x, weight: PerImage, bias, stride, padding, dilation, gro
     return as_patches(values, grid, ((), channels, *lay.canonical(values.shape)[2:]))
 
 
-def _each_patch(rows: Tensor, grid: PatchGrid) -> Tensor:
+def _repeated_weights(rows: Tensor, grid: PatchGrid) -> Tensor:
     if not isinstance(rows, PerImage) or not rows.axes[0] or rows.axes[0][0][0] != lay.IMAGE:
         raise Refusal("its weights were not computed image by image")
     return repeat_per_patch(rows.reshape(grid.batch_size, -1, *rows.shape[1:]), grid).flatten(0, 1)
@@ -179,18 +179,18 @@ def conv_transpose(
     dilation: int | tuple[int, ...] = 1,
 ):
     """Within each patch where the kernel is as wide as the stride; else on whole images."""
-    x, given = input, (weight, bias, stride, padding, output_padding, groups, dilation)
+    x, arguments = input, (weight, bias, stride, padding, output_padding, groups, dilation)
     if isinstance(x, PerImage):
-        return dense_batch(func, x, *given)
+        return dense_batch(func, x, *arguments)
     dims = weight.dim() - 2
     strides = per_axis(stride, dims)
     zeros = [per_axis(padding, dims), per_axis(output_padding, dims)]
     if not isinstance(x, VisiblePatches) or any(isinstance(t, GridTensor) for t in (weight, bias)):
         raise Refusal("its weights were computed from patches")
     if tuple(weight.shape[2:]) == strides and not any(map(any, zeros)):  # stays within each patch
-        out = func(canonical_values(x), *given)
+        out = func(canonical_values(x), *arguments)
         return as_patches(out, x.grid, lay.canonical(out.shape))
-    out = through_images(x, lambda maps: func(maps, *given))
+    out = through_images(x, lambda maps: func(maps, *arguments))
     grown = tuple(p * s for p, s in zip(x.shape[2:], strides, strict=True))
     if tuple(out.shape[2:]) != grown:
         raise Refusal(f"patches of {tuple(x.shape[2:])} positions become {tuple(out.shape[2:])}, expected {grown}")

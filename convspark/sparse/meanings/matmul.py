@@ -69,16 +69,19 @@ def _first_of_matrix(x: GridTensor) -> GridTensor:
 def einsum(func, equation, *operands):
     """Over channels: the axes of patches, images and positions are all kept, each as it is."""
     if not isinstance(equation, str):
-        raise Refusal("its equation is not given as a text")
+        raise Refusal("its equation is not a string")
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     sides, arrow, result = equation.replace(" ", "").partition("->")
     names = [_without_ellipsis(n, o.dim()) for n, o in zip(sides.split(","), operands, strict=True)]
     used = [name for own in names for name in own]
     rest = max([sum(name.isdigit() for name in own) for own in names])
     if arrow:
-        wanted = _without_ellipsis(result, len(result.replace("...", "")) + rest)
+        out_names = _without_ellipsis(result, len(result.replace("...", "")) + rest)
     else:
-        wanted = [*map(str, range(rest, 0, -1)), *sorted(n for n in used if used.count(n) == 1 and not n.isdigit())]
+        out_names = [
+            *map(str, range(rest, 0, -1)),
+            *sorted(n for n in used if used.count(n) == 1 and not n.isdigit()),
+        ]
     marked = [unpadded(o) for o in operands if isinstance(o, GridTensor)]
     leader = next((o for o in marked if isinstance(o, VisiblePatches)), marked[0])
     axis_of: dict[str, lay.Axis] = {}
@@ -90,15 +93,15 @@ def einsum(func, equation, *operands):
             known = axis_of.setdefault(name, axis)
             if (known != axis and not (lay.is_plain(known) and lay.is_plain(axis))) or own.count(name) > 1:
                 raise Refusal(f"axis {name!r} is of patches or positions in one operand and not in another")
-    if any(not lay.is_plain(axis) and name not in wanted for name, axis in axis_of.items()):
+    if any(not lay.is_plain(axis) and name not in out_names for name, axis in axis_of.items()):
         raise Refusal(
             "it sums over patches or positions; matmul does so for two tensors of (patches, channels, positions)"
         )
-    kept = [axis_of[name] for name in wanted if not lay.is_plain(axis_of[name])]
-    if len({role for axis in kept for role, _ in axis}) != sum(map(len, kept)):
+    sparse_axes = [axis_of[name] for name in out_names if not lay.is_plain(axis_of[name])]
+    if len({role for axis in sparse_axes for role, _ in axis}) != sum(map(len, sparse_axes)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     out = torch.einsum(equation, *[with_rows_of(operand, leader) for operand in operands])
-    axes = zip(wanted, out.shape, strict=True)
+    axes = zip(out_names, out.shape, strict=True)
     return as_same_kind(
         out, leader, tuple(lay.plain_axis(n) if lay.is_plain(axis_of[name]) else axis_of[name] for name, n in axes)
     )

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .. import axes as lay
 from ..grid import PatchGrid
-from ..plans import Plan, Sizes, kept
+from ..plans import Plan, Sizes, cached
 from ..registry import Refusal
 from ..tensor import (
     Padding,
@@ -164,7 +164,7 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
     return gather(maps, grid)
 
 
-@kept
+@cached
 def _plan(
     patch: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes, shape: Sizes, pads: Pads, ceil_mode: bool
 ) -> Plan:

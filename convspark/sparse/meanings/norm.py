@@ -39,12 +39,12 @@ def batch_norm(
     elif training and positions < 2 and isinstance(x, VisiblePatches):
         out = _batch_norm_of_few(x, positions, running_mean, running_var, weight, bias, momentum, eps)
     else:
-        given = (running_mean, running_var, weight, bias)
+        statistics = (running_mean, running_var, weight, bias)
         kernel = _kernel(x) if training else None
         if kernel is None:
-            out = functional.batch_norm(x, *given, training, momentum, eps)
+            out = functional.batch_norm(x, *statistics, training, momentum, eps)
         else:
-            out = kernel(x.values, *given, momentum, eps)
+            out = kernel(x.values, *statistics, momentum, eps)
     return as_same_kind(out, x, x.axes)
 
 
@@ -136,8 +136,8 @@ def instance_norm(
     """Each image's channels, over its visible positions."""
     x = unpadded(input)
     if isinstance(x, PerImage):
-        given = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-        return dense_batch(functional.instance_norm, x, *given)
+        arguments = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return dense_batch(functional.instance_norm, x, *arguments)
     assert isinstance(x, VisiblePatches)
     _require_channels_second(x)
     if not use_input_stats:
@@ -191,9 +191,9 @@ def _update_instance_statistics(
     """The mean over those images that show anything."""
     with torch.no_grad():
         mean, variance = image_moments(x, dims, correction=1)
-        seen = x.grid.counts() > 0
-        share = seen.to(mean.dtype) / seen.sum().clamp(min=1)
-        step = momentum * seen.any().to(running_mean.dtype)
+        showing = x.grid.counts() > 0
+        share = showing.to(mean.dtype) / showing.sum().clamp(min=1)
+        step = momentum * showing.any().to(running_mean.dtype)
         for statistic, rows in ((running_mean, mean), (running_var, variance)):
             statistic.lerp_((rows.flatten(1) * share[:, None]).sum(0).to(statistic.dtype), step)
 

@@ -27,29 +27,29 @@ from ..tensor import (
 
 def named(names: str, *homes: Any) -> list[Callable[..., Any]]:
     """The functions of these names (separated by blanks) that exist in any of the homes, each once."""
-    found: dict[Callable[..., Any], None] = {}
+    functions: dict[Callable[..., Any], None] = {}
     for name in names.split():
         hits = [getattr(home, name) for home in homes if hasattr(home, name)]
         if not hits:
             raise AttributeError(f"torch has no function {name}")
-        found.update(dict.fromkeys(hits))
-    return list(found)
+        functions.update(dict.fromkeys(hits))
+    return list(functions)
 
 
 def tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     """Tensors among arguments, lists and tuples of them included."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            found.append(argument)
+            tensors.append(argument)
         elif isinstance(argument, (list, tuple)):
-            found += [item for item in argument if isinstance(item, Tensor)]
-    return found
+            tensors += [item for item in argument if isinstance(item, Tensor)]
+    return tensors
 
 
-def as_sizes(given: Sequence[Any]) -> list[int]:
+def as_sizes(arguments: Sequence[Any]) -> list[int]:
     """The sizes of `view(2, 3)`, `view((2, 3))` or `view([2, 3])`."""
-    return list(given[0]) if len(given) == 1 and not isinstance(given[0], int) else list(given)
+    return list(arguments[0]) if len(arguments) == 1 and not isinstance(arguments[0], int) else list(arguments)
 
 
 def dimension(tensor: Tensor, dim: int) -> int:
@@ -60,8 +60,8 @@ def dimensions(tensor: Tensor, dims: int | Sequence[int] | None) -> tuple[int, .
     """Axes named by a `dim` argument, none negative; all of them for None or ()."""
     if dims is None or (not isinstance(dims, int) and len(dims) == 0):
         return tuple(range(tensor.dim()))
-    wanted = (dims,) if isinstance(dims, int) else dims
-    return tuple(dimension(tensor, dim) for dim in wanted)
+    dims = (dims,) if isinstance(dims, int) else dims
+    return tuple(dimension(tensor, dim) for dim in dims)
 
 
 def per_axis(value: int | Sequence[int], count: int) -> tuple[int, ...]:
@@ -99,8 +99,8 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
         for at, size in enumerate(operand.shape, start=dims - operand.dim()):
             if size != 1 and not lay.is_plain(axes[at]):
                 raise Refusal(
-                    f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and it "
-                    "cannot be told which patch or position each of its elements belongs to; make it from the patches "
+                    f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and "
+                    "nothing says which patch or position each of its elements belongs to; make it from the patches "
                     "(torch.zeros_like(x), x.new_zeros), or leave it to broadcasting (1, C, 1, 1)"
                 )
             if size != 1:
@@ -130,13 +130,13 @@ def with_rows_of(operand: Any, leader: GridTensor) -> Any:
         return type(operand)(with_rows_of(item, leader) for item in operand)
     if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
         return operand
-    return each_patch(operand, image_axis(operand), leader.grid)
+    return repeat_along(operand, image_axis(operand), leader.grid)
 
 
-def each_patch(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
+def repeat_along(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
     """Values with one row (or so many) an image along axis `at`, repeated there for each patch."""
     if at:
-        return each_patch(rows.movedim(at, 0), 0, grid).movedim(0, at)
+        return repeat_along(rows.movedim(at, 0), 0, grid).movedim(0, at)
     if len(rows) == grid.batch_size:
         return repeat_per_patch(rows, grid)
     return repeat_per_patch(rows.unflatten(0, (grid.batch_size, -1)), grid).flatten(0, 1)
@@ -148,7 +148,7 @@ def spread_over_positions(rows: PerImage, positions: Sequence[int]) -> VisiblePa
     Args:
         positions: what the network read off a patch where it meant the whole map.
     """
-    repeated = each_patch(rows_first(rows), 0, rows.grid)
+    repeated = repeat_along(rows_first(rows), 0, rows.grid)
     return as_patches(repeated.expand(*repeated.shape[:2], *positions), rows.grid)
 
 
@@ -191,7 +191,7 @@ def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -
     if not isinstance(out, (tuple, list)):
         return known(out)
     parts = [known(part) for part in out]
-    # Dynamo hands `torch.cat` and its kin over to `__torch_function__` where they get a list, not a tuple.
+    # Dynamo hands `torch.cat` and the like over to `__torch_function__` where they get a list, not a tuple.
     return parts if type(out) is tuple and torch.compiler.is_compiling() else type(out)(parts)
 
 
@@ -209,13 +209,13 @@ def dense_batch(func: Callable[..., Any], input: PerImage, *args: Any, **kwargs:
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
     """Sizes that a network computed from the shape of visible patches: a PerImage has B rows where it said N."""
-    wanted = list(sizes)
-    if isinstance(tensor, PerImage) and wanted:
+    fitting = list(sizes)
+    if isinstance(tensor, PerImage) and fitting:
         patches, images = tensor.grid.num_visible, tensor.grid.batch_size
-        unfit = -1 not in wanted and math.prod(wanted) != tensor.numel()
+        unfit = -1 not in fitting and math.prod(fitting) != tensor.numel()
         merged = len(tensor.axes[0]) > 1  # images and channels
-        if wanted[0] == patches:
-            wanted[0] = images
-        elif (unfit or merged) and patches and wanted[0] % patches == 0:  # N * channels
-            wanted[0] = wanted[0] // patches * images
-    return wanted
+        if fitting[0] == patches:
+            fitting[0] = images
+        elif (unfit or merged) and patches and fitting[0] % patches == 0:  # N * channels
+            fitting[0] = fitting[0] // patches * images
+    return fitting

@@ -90,9 +90,9 @@ def average_pool(
     """The mean of each window, masked positions 0, over the dense op's divisor."""
     dims = _DIMS[func]
     more = (divisor_override,) if dims > 1 else ()
-    given = (ceil_mode, count_include_pad, *more)
+    options = (ceil_mode, count_include_pad, *more)
     if isinstance(input, PerImage):
-        return dense_batch(func, input, kernel_size, stride or kernel_size, padding, *given)
+        return dense_batch(func, input, kernel_size, stride or kernel_size, padding, *options)
     if _is_whole_map(input, kernel_size, stride):
         return _adaptive(getattr(functional, f"adaptive_avg_pool{dims}d"), input, 1, "mean")
     kernel, pads = per_axis(kernel_size, dims), per_axis(padding, dims)
@@ -103,7 +103,7 @@ def average_pool(
     plan = source.plan(kernel, strides, (1,) * dims, around, ceil_mode)
     overhangs = _overhangs(plan, around)
     if source.is_padded_otherwise(pads) or (overhangs and not source.has_zeros_around):
-        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *given))
+        return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *options))
     means = func(source.window(plan), kernel, strides)
     if divisor_override:
         return source.patches(means * (math.prod(kernel) / divisor_override))

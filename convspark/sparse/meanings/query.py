@@ -30,7 +30,7 @@ _QUESTIONS = """
 
 @meaning(Tensor.size, Tensor.dim)
 def ask_shape(func, x, *args, **kwargs):
-    """The first question of `torch.vmap`, which PyTorch has no other sign of: it takes rows for what they are not."""
+    """Refused to `torch.vmap`, which no other call shows: it would take a row, which is a patch, for an image."""
     if not torch.compiler.is_compiling():
         caller = sys._getframe(3)  # past the binding of arguments and the dispatcher
         if caller.f_globals.get("__name__") == "torch._functorch.vmap":
@@ -91,29 +91,29 @@ def hand_on(func, input, *args, **kwargs):
         return out
     if out.device != x.device:
         raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")
-    found = as_same_kind(out, x, x.axes)
-    return as_view(found, x) if func is Tensor.contiguous else found
+    out = as_same_kind(out, x, x.axes)
+    return as_view(out, x) if func is Tensor.contiguous else out
 
 
 @meaning(Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 def differentiate(func, *args, **kwargs):
     """On plain tensors, and with dispatch on: a checkpointed part of the network runs again on the way back."""
-    given = signature(func).bind(*args, **kwargs)
-    wanted = given.arguments.get("inputs", ())
+    bound = signature(func).bind(*args, **kwargs)
+    inputs = bound.arguments.get("inputs", ())
     with torch.enable_grad():
-        for name, value in given.arguments.items():
-            given.arguments[name] = _each(get_gradient_edge if name == "inputs" else _values, value)
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _mapped(get_gradient_edge if name == "inputs" else _values, value)
     with torch._C._EnableTorchFunction():
-        found = func(*given.args, **given.kwargs)
-    if found is None or given.arguments.get("is_grads_batched"):
-        return found
-    pairs = zip(found, wanted if isinstance(wanted, (list, tuple)) else [wanted], strict=True)
+        gradients = func(*bound.args, **bound.kwargs)
+    if gradients is None or bound.arguments.get("is_grads_batched"):
+        return gradients
+    pairs = zip(gradients, inputs if isinstance(inputs, (list, tuple)) else [inputs], strict=True)
     return tuple(as_same_kind(g, x, x.axes) if isinstance(x, GridTensor) and g is not None else g for g, x in pairs)
 
 
-def _each(change: Callable[[GridTensor], Any], value: Any) -> Any:
+def _mapped(change: Callable[[GridTensor], Any], value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_each(change, inner) for inner in value]
+        return [_mapped(change, inner) for inner in value]
     return change(value) if isinstance(value, GridTensor) else value
 
 

@@ -30,13 +30,13 @@ _FRAMES = 3  # how many of the network's functions are looked at, from where the
 @meaning(*named("new_empty new_zeros new_ones", Tensor))
 def new(func, x: GridTensor, *sizes: Any, size: Any = None, **kwargs: Any):
     """A tensor with a row a patch becomes one with a row an image where it has one number a row."""
-    return _new(x, as_sizes(sizes if size is None else (size,)), lambda wanted: func(x, wanted, **kwargs))
+    return _new(x, as_sizes(sizes if size is None else (size,)), lambda shape: func(x, shape, **kwargs))
 
 
 @meaning(Tensor.new_full)
 def new_full(func, x: GridTensor, size: Any, fill_value: Any, **kwargs: Any):
     """The same."""
-    return _new(x, list(size), lambda wanted: func(x, wanted, fill_value, **kwargs))
+    return _new(x, list(size), lambda shape: func(x, shape, fill_value, **kwargs))
 
 
 def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -50,7 +50,7 @@ def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor
     if len(sizes) == x.dim() and tuple(sizes[2:]) == tuple(x.shape[2:]):
         layout = (x.axes[0], lay.plain_axis(sizes[1]), *x.axes[2:])
         return as_patches(make(sizes), grid, layout)
-    raise Refusal(f"it makes a tensor of shape {sizes}, and it cannot be told which axes are patches or positions")
+    raise Refusal(f"it makes a tensor of shape {sizes}, and nothing says which of its axes are patches or positions")
 
 
 def is_row_noise(operand: Any, grid: PatchGrid, rank: int) -> bool:
@@ -69,11 +69,11 @@ def is_row_noise(operand: Any, grid: PatchGrid, rank: int) -> bool:
 def _running_code_draws() -> bool:
     """Whether the network's code that is running now draws random numbers, itself or by a function that it calls."""
     frame: FrameType | None = sys._getframe(1)
-    seen = 0
-    while frame is not None and seen < _FRAMES:
+    looked_at = 0
+    while frame is not None and looked_at < _FRAMES:
         code = frame.f_code
         if not _is_ours(code.co_filename):
-            seen += 1
+            looked_at += 1
             if _draws(code) or any(_draws(called) for called in _called_by(frame)):
                 return True
             if code.co_name == "forward":

@@ -27,10 +27,10 @@ from .operands import (
     along,
     dimension,
     dimensions,
-    each_patch,
     joined_layout,
     named,
     patch_axis,
+    repeat_along,
     require_plain,
     unpadded,
     with_rows_of,
@@ -43,7 +43,7 @@ def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
     factors = {role for dim in dims for role, _ in x.axes[dim]}
     if not factors.isdisjoint(lay.BLOCKS):
         raise Refusal(
-            "the map was cut into blocks as large as a patch, or axes of size 1 were put in: it cannot be told"
+            "the map was cut into blocks as large as a patch, or axes of size 1 were put in, and nothing says which"
         )
     rows = lay.PATCH if isinstance(x, VisiblePatches) else lay.IMAGE
     spatial = {role for role in factors if lay.is_spatial(role)}
@@ -146,7 +146,7 @@ def over_image(x: VisiblePatches, reduction: str, dims: tuple[int, ...]) -> Tens
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """What to sum in: 16 bits would overflow or lose what is small."""
+    """The dtype to sum in: 16 bits would overflow or lose what is small."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
 
 
@@ -180,13 +180,13 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         unpadded(x, partially=x.partial == reduction)
         if _leaves_positions(x, dims):
             values = getattr(x, reduction)(dims, keepdim=keepdim)
-            found = as_patches(values, x.grid, reduced_layout(x.axes, dims, keepdim))
-            found.partial = reduction
-            found.unreadable = (
+            patches = as_patches(values, x.grid, reduced_layout(x.axes, dims, keepdim))
+            patches.partial = reduction
+            patches.unreadable = (
                 f"it was reduced ({reduction}) over some spatial axes and not others, and only the same reduction of "
                 "the others can follow"
             )
-            return found
+            return patches
     kind = reduced_kind(x, dims)
     if kind == "image":
         x = as_same_kind(x.to(dtype), x, x.axes) if dtype else x
@@ -194,9 +194,9 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         unpadded(x)  # refuses what was reduced over some spatial axes
     nothing = kind == "batch" and isinstance(x, VisiblePatches) and not x.numel()
     run = x.sum if nothing else getattr(x, reduction)  # of nothing visible 0, also for means
-    given = {} if dtype is None else {"dtype": dtype}
+    options = {} if dtype is None else {"dtype": dtype}
     return reduced(
-        x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **given), lambda x, dims: over_image(x, reduction, dims)
+        x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **options), lambda x, dims: over_image(x, reduction, dims)
     )
 
 
@@ -214,7 +214,7 @@ Dims = int | Sequence[int] | None
 def total(func, input, dim: Dims = None, keepdim: bool = False, *, dtype=None):
     """Over channels: of each position. Over an image's positions: of those that are visible. Over all: likewise."""
     if not isinstance(dim, (int, tuple, list, type(None))):
-        raise Refusal("its axes are not given as numbers")
+        raise Refusal("its axes are not numbers")
     return _reduce(unpadded(input, partially=True), dim, keepdim, dtype, func.__name__)
 
 
@@ -233,7 +233,9 @@ def max_or_min(func, input, dim: Any = None, keepdim: bool = False, *, other: An
 def _nowhere(values: Any) -> GridTensor:
     """In place of the positions of these values, which the dense network would number otherwise."""
     if not isinstance(values, GridTensor):
-        raise Refusal("it tells positions among all visible ones; without an axis it is the largest or smallest of all")
+        raise Refusal(
+            "it returns positions among all visible ones; without an axis it is the largest or smallest of all"
+        )
     places = as_same_kind(torch.zeros_like(values, dtype=torch.int64), values, values.axes)
     places.unreadable = "these indices are of positions in a map, which are not known among visible patches"
     return places
@@ -299,7 +301,7 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
     return reduced(x, dims, keepdim, plain, of_image)
 
 
-_DEVIATIONS = {torch.std, Tensor.std, torch.std_mean}  # by name, Dynamo could not tell
+_DEVIATIONS = {torch.std, Tensor.std, torch.std_mean}  # Dynamo could not distinguish them by name
 _WITH_MEANS = {torch.var_mean, torch.std_mean}
 
 
@@ -400,7 +402,7 @@ class _RootOfSquares(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, root = ctx.saved_tensors
         slope = torch.where(root > 0, grad / root, 0).to(x.dtype)
-        return x * each_patch(slope, ctx.rows, ctx.grid), None, None, None
+        return x * repeat_along(slope, ctx.rows, ctx.grid), None, None, None
 
 
 @meaning(*named("softmax log_softmax", torch, Tensor, functional), functional.softmin)
@@ -408,7 +410,7 @@ def softmax(func, input, dim: Any = None, *args, dtype=None, **kwargs):
     """Over channels, or over an image's visible positions."""
     x = unpadded(input)
     if not isinstance(dim, int):
-        raise Refusal("its axis is not given")
+        raise Refusal("it names no axis")
     dims = (dimension(x, dim),)
     if dtype is None and args and isinstance(args[-1], torch.dtype):
         dtype = args[-1]
@@ -444,7 +446,7 @@ def _log_of_sums(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
 
 def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
     """Per-image values with the axes of x, one row for each patch."""
-    return each_patch(rows, patch_axis(x), x.grid)
+    return repeat_along(rows, patch_axis(x), x.grid)
 
 
 @meaning(functional.normalize)
@@ -465,5 +467,5 @@ def similarity(func, x1, x2, *args, **kwargs):
     for x in marked:
         require_plain(unpadded(x), [dimension(x, along)], "comparing along this axis")
     out = func(with_rows_of(x1, leader), with_rows_of(x2, leader), *args, **kwargs)
-    left = layout if out.dim() == len(layout) else (*layout[:at], *layout[at + 1 :])
-    return as_same_kind(out, leader, left)
+    remaining = layout if out.dim() == len(layout) else (*layout[:at], *layout[at + 1 :])
+    return as_same_kind(out, leader, remaining)

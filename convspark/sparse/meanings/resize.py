@@ -22,7 +22,7 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
     *more: Any,
-    **given: Any,
+    **kwargs: Any,
 ):
     """To a size that the network read off a patch, or by a factor."""
     x = unpadded(input)
@@ -31,8 +31,8 @@ def interpolate(
             return spread_over_positions(x, per_axis(size, x.dim() - 2))
         if size is not None and x.dim() == len(x.grid.shape) + 2:  # bins of the map, back to a size read off a patch
             sides = [n * h for n, h in zip(per_axis(size, x.dim() - 2), x.grid.shape, strict=True)]
-            return cut(func(rows_first(x).values, sides, None, mode, align_corners, *more, **given), x.grid)
-        return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **given)
+            return cut(func(rows_first(x).values, sides, None, mode, align_corners, *more, **kwargs), x.grid)
+        return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **kwargs)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")
     dims = x.dim() - 2
@@ -52,4 +52,4 @@ def interpolate(
         raise Refusal(
             f"a factor of {factors} makes no whole number of positions out of patches of {tuple(x.shape[2:])}"
         )
-    return through_images(x, lambda maps: func(maps, size, scale_factor, mode, align_corners, *more, **given))
+    return through_images(x, lambda maps: func(maps, size, scale_factor, mode, align_corners, *more, **kwargs))

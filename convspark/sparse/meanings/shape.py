@@ -15,10 +15,10 @@ from .operands import (
     along,
     as_sizes,
     dimension,
-    each_patch,
     image_axis,
     joined_layout,
     named,
+    repeat_along,
     require_plain,
     sizes_for,
     spread_over_positions,
@@ -35,8 +35,8 @@ def view(func, input, *sizes, shape=None, size=None):
         if sizes[0].itemsize != x.element_size():
             raise Refusal("it reads the bytes as a type of another size")
         return as_same_kind(x.view(sizes[0]), x, x.axes)
-    given = as_sizes(sizes if sizes else (shape if shape is not None else size,))
-    return _reshaped(unpadded(input), sizes_for(unpadded(input), given))
+    new_shape = as_sizes(sizes if sizes else (shape if shape is not None else size,))
+    return _reshaped(unpadded(input), sizes_for(unpadded(input), new_shape))
 
 
 @meaning(Tensor.view_as, Tensor.reshape_as)
@@ -62,8 +62,8 @@ def _layout_after(x: GridTensor, sizes: Sequence[int]) -> lay.Layout:
     """Of x with these sizes; with nothing visible, as if one patch were."""
     if x.numel() or not any(role == lay.PATCH and n == 0 for axis in x.axes for role, n in axis):
         return lay.reshaped(x.axes, sizes)
-    found = lay.reshaped(_with_patches(x.axes, 1), [1 if n == 0 else n for n in sizes])
-    return _with_patches(found, 0)
+    layout = lay.reshaped(_with_patches(x.axes, 1), [1 if n == 0 else n for n in sizes])
+    return _with_patches(layout, 0)
 
 
 def _with_patches(layout: lay.Layout, count: int) -> lay.Layout:
@@ -82,12 +82,12 @@ def flatten(func, input, start_dim=0, end_dim=-1):
 def unflatten(func, input, dim, sizes):
     """An axis split."""
     x = unpadded(input)
-    at, wanted = dimension(x, dim), list(sizes)
-    if -1 in wanted:
-        wanted[wanted.index(-1)] = x.shape[at] // max(1, -math.prod(wanted))
-    if math.prod(wanted) != x.shape[at]:
+    at, parts = dimension(x, dim), list(sizes)
+    if -1 in parts:
+        parts[parts.index(-1)] = x.shape[at] // max(1, -math.prod(parts))
+    if math.prod(parts) != x.shape[at]:
         raise Refusal(f"an axis of {x.shape[at]} cannot be split into {tuple(sizes)}")
-    out = x.reshape(*x.shape[:at], *wanted, *x.shape[at + 1 :])  # `unflatten` itself is none that old Dynamos trace
+    out = x.reshape(*x.shape[:at], *parts, *x.shape[at + 1 :])  # `unflatten` itself is none that old Dynamos trace
     return as_view(as_same_kind(out, x, _layout_after(x, out.shape)), x)
 
 
@@ -95,8 +95,8 @@ def unflatten(func, input, dim, sizes):
 def permute(func, input, *order, dims=None):
     """Axes in another order."""
     x = unpadded(input)
-    wanted = [dimension(x, dim) for dim in as_sizes(order if dims is None else (dims,))]
-    return as_same_kind(x.permute(wanted), x, tuple(x.axes[dim] for dim in wanted))
+    new_order = [dimension(x, dim) for dim in as_sizes(order if dims is None else (dims,))]
+    return as_same_kind(x.permute(new_order), x, tuple(x.axes[dim] for dim in new_order))
 
 
 @meaning(*named("transpose swapdims", torch, Tensor))
@@ -119,7 +119,7 @@ def swapaxes(func, input, axis0, axis1):
 def movedim(func, input, source, destination):
     """Axes moved."""
     x = unpadded(input)
-    # A tensor whose sizes number its axes, moved in the same way, tells the permutation.
+    # A tensor whose sizes number its axes, moved in the same way, shows the permutation.
     moved = torch.empty(tuple(range(2, 2 + x.dim())), device="meta").movedim(source, destination)
     return as_same_kind(x.movedim(source, destination), x, tuple(x.axes[size - 2] for size in moved.shape))
 
@@ -147,10 +147,9 @@ def unsqueeze(func, input, dim):
 def squeeze(func, input, dim=None):
     """Axes of size 1 less; positions of a patch of one stay: in the dense network that axis is longer."""
     x = unpadded(input)
-    wanted = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
-    gone = {d for d in (dimension(x, each) for each in wanted) if x.shape[d] == 1 and not x.axes[d]}
-    left = [each for each in range(x.dim()) if each not in gone]
-    return as_same_kind(x.squeeze(tuple(gone)), x, tuple(x.axes[each] for each in left))
+    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {at for at in (dimension(x, dim) for dim in dims) if x.shape[at] == 1 and not x.axes[at]}
+    return as_same_kind(x.squeeze(tuple(gone)), x, tuple(axis for at, axis in enumerate(x.axes) if at not in gone))
 
 
 @meaning(*named("cat concat concatenate", torch))
@@ -201,15 +200,15 @@ def chunk(func, input, chunks, dim=0):
 @meaning(*named("split unsafe_split split_with_sizes", torch, Tensor))
 def split(func, input, split_size_or_sections=None, dim=0, *, split_size=None, split_sizes=None, tensor=None):
     """Channels in parts."""
-    given = next(n for n in (split_size_or_sections, split_size, split_sizes) if n is not None)
-    return along(input, dim, lambda x, at: func(x, given, at))
+    parts = next(n for n in (split_size_or_sections, split_size, split_sizes) if n is not None)
+    return along(input, dim, lambda x, at: func(x, parts, at))
 
 
 @meaning(*named("tensor_split", torch, Tensor))
 def tensor_split(func, input, indices_or_sections=None, dim=0, *, indices=None, sections=None):
     """Channels in parts."""
-    given = next(n for n in (indices_or_sections, indices, sections) if n is not None)
-    return along(input, dim, lambda x, at: func(x, given, at))
+    parts = next(n for n in (indices_or_sections, indices, sections) if n is not None)
+    return along(input, dim, lambda x, at: func(x, parts, at))
 
 
 @meaning(*named("unbind", torch, Tensor))
@@ -263,8 +262,8 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        taken = sum(part is not None for part in parts) - 1
-        parts[at : at + 1] = [slice(None)] * (x.dim() - taken)
+        indexed = sum(part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (x.dim() - indexed)
     axes: list[lay.Axis] = []
     at = vectors = 0
     for part in parts:
@@ -324,13 +323,13 @@ def expand_as(func, input, other):
 
 
 @meaning(*named("expand broadcast_to", Tensor, torch))
-def expand(func, input, *given, size=None, implicit=False):
+def expand(func, input, *lengths, size=None, implicit=False):
     """Axes of size 1 repeated; an image's values also to each of its patches and positions."""
     x = unpadded(input)
-    sizes = as_sizes(given if given else (size,))
+    sizes = as_sizes(lengths if lengths else (size,))
     if isinstance(x, PerImage) and x.origin is not None and tuple(sizes) == tuple(x.origin[1]):
         axes, shape = x.origin
-        return as_patches(each_patch(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
+        return as_patches(repeat_along(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
         grows = [n not in (-1, own) for n, own in zip(sizes, x.shape, strict=False)]
@@ -370,18 +369,22 @@ def repeat_interleave(func, input, repeats, dim=None, *, output_size=None):
 def repeat(func, input, *times, dims=None, repeats=None):
     """Channels one copy after the other."""
     x = unpadded(input)
-    each = as_sizes(times if times else (dims if dims is not None else repeats,))
-    each = [1] * (x.dim() - len(each)) + each if func is not Tensor.repeat else each
-    if isinstance(x, PerImage) and len(each) == x.dim() > 2 and max(each[2:]) > 1 == max(x.shape[2:]) == max(each[:2]):
-        return spread_over_positions(x, each[2:])
-    lead = len(each) - x.dim()
+    copies = as_sizes(times if times else (dims if dims is not None else repeats,))
+    copies = [1] * (x.dim() - len(copies)) + copies if func is not Tensor.repeat else copies
+    if (
+        isinstance(x, PerImage)
+        and len(copies) == x.dim() > 2
+        and max(copies[2:]) > 1 == max(x.shape[2:]) == max(copies[:2])
+    ):
+        return spread_over_positions(x, copies[2:])
+    lead = len(copies) - x.dim()
     layout: lay.Layout = (*[()] * lead, *x.axes)
-    for axis, n in zip(layout, each, strict=True):
+    for axis, n in zip(layout, copies, strict=True):
         if n != 1 and not lay.is_plain(axis):
             raise Refusal("it repeats patches or positions")
-    out = x.repeat(each)
+    out = x.repeat(copies)
     return as_same_kind(
-        out, x, tuple(lay.plain_axis(out.shape[at]) if n != 1 else layout[at] for at, n in enumerate(each))
+        out, x, tuple(lay.plain_axis(out.shape[at]) if n != 1 else layout[at] for at, n in enumerate(copies))
     )
 
 
@@ -418,18 +421,18 @@ def roll(func, input, shifts, dims=None):
     x = unpadded(input)
     if dims is None or dims == ():
         raise Refusal("it moves values from patch to patch (no dims are given)")
-    wanted = [dims] if isinstance(dims, int) else dims
-    require_plain(x, [dimension(x, dim) for dim in wanted], "moving along this axis")
+    moved = [dims] if isinstance(dims, int) else dims
+    require_plain(x, [dimension(x, dim) for dim in moved], "moving along this axis")
     return as_same_kind(x.roll(shifts, dims), x, x.axes)
 
 
 @meaning(*named("flip", torch, Tensor))
-def flip(func, input, *given, dims=None):
+def flip(func, input, *numbers, dims=None):
     """Along channels."""
     x = unpadded(input)
-    wanted = [dimension(x, dim) for dim in as_sizes(given if given else (dims,))]
-    require_plain(x, wanted, "turning round this axis")
-    return as_same_kind(x.flip(wanted), x, x.axes)
+    flipped = [dimension(x, dim) for dim in as_sizes(numbers if numbers else (dims,))]
+    require_plain(x, flipped, "turning round this axis")
+    return as_same_kind(x.flip(flipped), x, x.axes)
 
 
 def _rescaled(x: GridTensor, out: Tensor) -> GridTensor:

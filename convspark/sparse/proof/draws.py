@@ -39,13 +39,13 @@ class SameDraws(TorchFunctionMode):
         as_they_come: leave the random numbers alone.
 
     Attributes:
-        drawn: what was drawn, in order: names of functions and the shapes that a dense network has.
+        draws: in order: names of functions and the shapes that a dense network has.
     """
 
     def __init__(self, grid: PatchGrid | None = None, as_they_come: bool = False):
         super().__init__()
         self.grid, self.as_they_come = grid, as_they_come
-        self.drawn: list[tuple[str, tuple[int, ...]]] = []
+        self.draws: list[tuple[str, tuple[int, ...]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -62,13 +62,13 @@ class SameDraws(TorchFunctionMode):
         if name in _BY_ELEMENT and args and isinstance(args[0], Tensor):
             return self._draw(func, *args, **kwargs)
         if name in _BY_ELEMENT or name in _OTHERS:
-            self.drawn.append((name, ()))
+            self.draws.append((name, ()))
             return _seeded(func, *args, **kwargs)
         return func(*args, **kwargs)
 
     def _draw(self, func: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         whole, cut = self._whole(x)
-        self.drawn.append((func.__name__, tuple(whole.shape)))
+        self.draws.append((func.__name__, tuple(whole.shape)))
         version = whole._version
         out = _seeded(func, whole, *args, **kwargs)
         if whole._version != version:  # it was drawn in place
@@ -92,8 +92,8 @@ class SameDraws(TorchFunctionMode):
         grid = self.grid
         if grid is not None and x.dim() > 1 and type(x) is Tensor and x.shape[0] == x.numel() == grid.num_visible > 1:
             images = x.new_zeros(grid.batch_size, *x.shape[1:]).index_copy(0, grid.image, x)
-            return images, lambda drawn: drawn.index_select(0, grid.image)
-        return x.clone(memory_format=torch.contiguous_format), lambda drawn: drawn
+            return images, lambda values: values.index_select(0, grid.image)
+        return x.clone(memory_format=torch.contiguous_format), lambda values: values
 
 
 def _seeded(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -109,7 +109,7 @@ def _whole_map(x: VisiblePatches) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     factors = [factor for axis in x.axes for factor in axis or ((lay.PLAIN, 1),)]
     roles = [role for role, _ in factors]
     if sorted(map(str, (r for r in roles if r != lay.PLAIN))) != [*map(str, range(len(x.grid.shape))), lay.PATCH]:
-        return x, lambda drawn: drawn
+        return x, lambda values: values
     ranks = [lay.PATCH, lay.PLAIN, *range(len(x.grid.shape))]
     order = sorted(range(len(roles)), key=lambda at: ranks.index(roles[at]))
     back = sorted(range(len(roles)), key=order.__getitem__)
@@ -129,8 +129,8 @@ def _whole_map(x: VisiblePatches) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
     whole = together(scatter(as_patches(apart(x.values, small), x.grid)), large, shape).contiguous()
 
-    def cut(drawn: Tensor) -> Tensor:
-        patches = gather(apart(drawn, large), x.grid).values
+    def cut(values: Tensor) -> Tensor:
+        patches = gather(apart(values, large), x.grid).values
         return as_patches(together(patches, small, x.shape), x.grid, x.axes)
 
     return whole, cut

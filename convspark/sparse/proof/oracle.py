@@ -50,16 +50,16 @@ class MaskAndMultiply(TorchFunctionMode):
         masked = self.masked(images)
         with self:
             out = forward(masked)
-        return self.shown(out)
+        return self.zero_filled(out)
 
     def masked(self, images: Tensor) -> Tensor:
         """Images with 0 at masked positions."""
-        return self.put(self.shown(images), self.place(images))
+        return self.put(self.zero_filled(images), self.place(images))
 
-    def shown(self, x: Any) -> Any:
+    def zero_filled(self, x: Any) -> Any:
         """A map with 0 at masked positions; of lists, each."""
         if isinstance(x, (list, tuple)):
-            return [self.shown(one) for one in x]
+            return [self.zero_filled(one) for one in x]
         return torch.where(self.mask(x), x, 0) if isinstance(x, Tensor) and not _nowhere(self.place(x)) else x
 
     def mask(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class MaskAndMultiply(TorchFunctionMode):
         return (self.visible.flatten()[few.clamp(min=0)] | (few < 0)).expand(x.shape)
 
     def place(self, x: Tensor) -> Tensor:
-        """Which patch each element lies in. What a function made that torch does not show us is told by its shape."""
+        """Which patch each element lies in. Results of functions that torch does not show us have it by their shape."""
         known = self._places.get(x)
         if known is not None and known.shape == x.shape:
             return known
@@ -97,13 +97,13 @@ class MaskAndMultiply(TorchFunctionMode):
     def follow(self, out: Any, places: Sequence[Tensor]) -> Any:
         """Let results lie where operands at these places do."""
         for part in _tensors(out):
-            found = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
+            where = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
             for fitting in [one for place in places if (one := _fitted(place, part.shape)) is not None]:
-                found = fitting if _nowhere(found) else torch.where(found < 0, fitting, found)
+                where = fitting if _nowhere(where) else torch.where(where < 0, fitting, where)
             if places and all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
                 grown = self.map_places(part.shape)  # values of images, repeated over a map
-                found = found if grown is None else grown
-            self.put(part, found)
+                where = where if grown is None else grown
+            self.put(part, where)
         return out
 
     def __torch_function__(self, func: Function, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -128,7 +128,7 @@ class MaskAndMultiply(TorchFunctionMode):
         return out if known else self.follow(out, places)
 
     def _known(self, arguments: Any) -> list[Tensor]:
-        """Operands whose places are known; else the first, if its shape tells them."""
+        """Operands whose places are known; else the first, if they follow from its shape."""
         operands = list(_tensors(arguments))
         known = [x for x in operands if x in self._places]
         return known or [x for x in operands[:1] if not _nowhere(self.place(x))]
@@ -183,24 +183,24 @@ def _fitted(place: Tensor, shape: torch.Size) -> Tensor | None:
 # --------------------------------------------------------------------------------------------------- the rules
 
 
-def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **given: Any) -> Any:
+def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **kwargs: Any) -> Any:
     """The places' axes as those of the values."""
     place = mode.place(input)
-    out = func(input, *args, **given)
+    out = func(input, *args, **kwargs)
     if isinstance(out, Tensor) and ("view" in func.__name__ or "reshape" in func.__name__):
         return mode.put(out, place.reshape(out.shape))  # the places' memory may not allow a view
-    places = func(place.expand(place.shape), *args, **given)  # a view of its own, for what changes axes in place
+    places = func(place.expand(place.shape), *args, **kwargs)  # a view of its own, for what changes axes in place
     for part, where in zip(_tensors(out), _tensors(places), strict=True):
         mode.follow(part, [place]) if _nowhere(where) else mode.put(part, where)
     return out
 
 
-def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **given: Any) -> Tensor:
+def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Also with plain tensors, whose positions are those of the map that they meet."""
     like = next(x for x in tensors if not _nowhere(mode.place(x)))
     fitted = [_fitted(mode.place(like), x.shape) if _nowhere(mode.place(x)) else None for x in tensors]
     places = [mode.place(x) if beside is None else beside for x, beside in zip(tensors, fitted, strict=True)]
-    return mode.put(func(tensors, *args, **given), func(places, *args, **given))
+    return mode.put(func(tensors, *args, **kwargs), func(places, *args, **kwargs))
 
 
 def _write(mode: MaskAndMultiply, func: Function, /, input: Tensor, index: Any, value: Any) -> None:
@@ -222,24 +222,24 @@ def _pad(
     """Cells around the map are visible where they are a number, and lie where what they repeat lies."""
     how, value = g.get("mode", how), g.get("value", value)
     where = func(mode.place(input).double(), pad, how, NOWHERE if how == "constant" else None).long()
-    return mode.put(func(mode.shown(input), pad, how, value), where)
+    return mode.put(func(mode.zero_filled(input), pad, how, value), where)
 
 
-def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **given: Any) -> Any:
+def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any) -> Any:
     """Convolutions, poolings, resizing: the result is a map again. So are custom operators, unknown to us."""
-    places = [mode.place(x) for x in _tensors((args, given)) if x in mode._places or x is args[0]]
-    out = func(*map(mode.shown, args), **{key: mode.shown(value) for key, value in given.items()})
+    places = [mode.place(x) for x in _tensors((args, kwargs)) if x in mode._places or x is args[0]]
+    out = func(*map(mode.zero_filled, args), **{key: mode.zero_filled(value) for key, value in kwargs.items()})
     for part in _tensors(out):
         place = None if _nowhere(places[0]) else mode.map_places(part.shape)
         mode.follow(part, places) if place is None else mode.put(part, place)
     return out
 
 
-def _pool(mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: Any, *args: Any, **given: Any) -> Any:
+def _pool(mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> Any:
     """Over the whole map where the kernel is `x.shape[2:]`, as networks write that."""
     if isinstance(kernel_size, torch.Size) and kernel_size == input.shape[2:]:
         return _adaptive(mode, func, input, 1)
-    return _around(mode, func, input, kernel_size, *args, **given)
+    return _around(mode, func, input, kernel_size, *args, **kwargs)
 
 
 def _adaptive(
@@ -253,13 +253,13 @@ def _adaptive(
     read_off = isinstance(output_size, torch.Size) or sizes == list(sides) != [output_size] * dims
     smaller = mode.map_places((*input.shape[:-dims], *sizes))
     if read_off and smaller is not None and not any(side % n for side, n in zip(sides, sizes, strict=True)):
-        return mode.put(func(mode.shown(input), output_size), smaller)
+        return mode.put(func(mode.zero_filled(input), output_size), smaller)
     reduce = torch.mean if "avg" in func.__name__ else torch.amax
     out = input.new_zeros(*input.shape[:-dims], *sizes)
     for bin in itertools.product(*map(range, sizes)):
         of = (..., *[slice(i * n // k, -(-(i + 1) * n // k)) for i, n, k in zip(bin, sides, sizes, strict=True)])
         part = mode.put(input[of], place[of])
-        out[(..., *bin)] = mode.shown(_reduce(mode, reduce, part, tuple(range(-dims, 0))))
+        out[(..., *bin)] = mode.zero_filled(_reduce(mode, reduce, part, tuple(range(-dims, 0))))
     return mode.put(out, torch.full_like(out, NOWHERE, dtype=torch.int64))
 
 
@@ -270,24 +270,24 @@ _ARGUMENTS = {
 }
 
 
-def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Any:
+def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Over positions: of those that are visible, 0 where none is. One axis of them after the other is both at once."""
     name, place = func.__name__, mode.place(input)
-    if any(True for _ in _tensors((args, given))):  # the larger of two, say
-        return mode.beside(func, input, *args, **given)
-    out = func(input, *args, **given)  # of all: has the right shape, and is right along channels
-    given = dict(zip(_ARGUMENTS.get(name, ("dim", "keepdim")), args, strict=False)) | given
-    dim, kept = given.pop("dim", None), given.pop("keepdim", False)
+    if any(True for _ in _tensors((args, kwargs))):  # the larger of two, say
+        return mode.beside(func, input, *args, **kwargs)
+    out = func(input, *args, **kwargs)  # of all: has the right shape, and is right along channels
+    kwargs = dict(zip(_ARGUMENTS.get(name, ("dim", "keepdim")), args, strict=False)) | kwargs
+    dim, keeps_axes = kwargs.pop("dim", None), kwargs.pop("keepdim", False)
     if isinstance(dim, bool):
-        dim, given["unbiased"] = None, dim
+        dim, kwargs["unbiased"] = None, dim
     if dim is None and name in ("max", "min"):
         func = torch.amax if name == "max" else torch.amin
-    wanted = range(input.dim()) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
-    dims = {d % input.dim() for d in wanted}
+    named = range(input.dim()) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+    dims = {d % input.dim() for d in named}
     source, before = input, mode._partial.get(input)
     if before is not None and before[0] == name:
-        _, source, done, left = before
-        place, dims = mode.place(source), done | {left[d] for d in dims}
+        _, source, reduced, remaining = before
+        place, dims = mode.place(source), reduced | {remaining[d] for d in dims}
     lowest, highest = place.amin(tuple(dims)), place.amax(tuple(dims))
     where = torch.where(lowest == highest, lowest, NOWHERE)
     if _same_along(place, *dims):
@@ -296,49 +296,49 @@ def _reduce(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any,
         return out
     rest = [axis for axis in range(source.dim()) if axis not in dims]
     rows = source.permute(*rest, *dims).reshape(math.prod(source.shape[axis] for axis in rest), -1)
-    found = [part.new_zeros(len(rows)) for part in _tensors(out)]
+    buffers = [part.new_zeros(len(rows)) for part in _tensors(out)]
     for which, columns in _kinds(mode, source, rest, dims):
         some = rows[which][:, columns]
-        more = {"correction": 0} if name[:3] in ("var", "std") and some.shape[1] == 1 else given
-        for whole, part in zip(found, _tensors(func(some, dim=1, **more)), strict=True):
+        more = {"correction": 0} if name[:3] in ("var", "std") and some.shape[1] == 1 else kwargs
+        for whole, part in zip(buffers, _tensors(func(some, dim=1, **more)), strict=True):
             whole[which] = part
-    results = [part.view(one.shape) for part, one in zip(found, _tensors(out), strict=True)]
+    results = [part.view(one.shape) for part, one in zip(buffers, _tensors(out), strict=True)]
     for one in results:
         mode.put(one, where.view(one.shape))
         if sum(not _same_along(place, axis) for axis in rest) > 1:  # positions are left, not images alone
-            mode._partial[one] = (name, source, dims, list(range(source.dim())) if kept else rest)
+            mode._partial[one] = (name, source, dims, list(range(source.dim())) if keeps_axes else rest)
     return results[0] if isinstance(out, Tensor) else type(out)(results)
 
 
 def _kinds(mode: MaskAndMultiply, x: Tensor, rest: Sequence[int], dims: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows of x over the axes `dims` that show the same: which they are, and which of their columns are visible."""
-    seen = mode.mask(x).permute(*rest, *dims).reshape(math.prod(x.shape[axis] for axis in rest), -1)
-    patterns, kind = seen.unique(dim=0, return_inverse=True)
+    visible = mode.mask(x).permute(*rest, *dims).reshape(math.prod(x.shape[axis] for axis in rest), -1)
+    patterns, kind = visible.unique(dim=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
         if pattern.any():
             yield (kind == number).nonzero().flatten(), pattern.nonzero().flatten()
 
 
-def _softmax(mode: MaskAndMultiply, func: Function, /, input: Tensor, dim: int, *args: Any, **given: Any) -> Tensor:
-    out, dim = func(input, dim, *args, **given), dim % input.dim()
+def _softmax(mode: MaskAndMultiply, func: Function, /, input: Tensor, dim: int, *args: Any, **kwargs: Any) -> Tensor:
+    out, dim = func(input, dim, *args, **kwargs), dim % input.dim()
     if not _same_along(mode.place(input), dim):
-        rows, found = input.movedim(dim, -1).flatten(0, -2), torch.zeros_like(out.movedim(dim, -1).flatten(0, -2))
+        rows, shares = input.movedim(dim, -1).flatten(0, -2), torch.zeros_like(out.movedim(dim, -1).flatten(0, -2))
         for which, columns in _kinds(mode, input, [axis for axis in range(input.dim()) if axis != dim], [dim]):
-            found[which[:, None], columns] = func(rows[which][:, columns], 1, *args, **given)
-        out = found.view(out.movedim(dim, -1).shape).movedim(-1, dim)
+            shares[which[:, None], columns] = func(rows[which][:, columns], 1, *args, **kwargs)
+        out = shares.view(out.movedim(dim, -1).shape).movedim(-1, dim)
     return mode.put(out, mode.place(input))
 
 
 def _matmul(mode: MaskAndMultiply, func: Function, /, input: Tensor, other: Tensor) -> Tensor:
     """A row of the one by a column of the other."""
-    out = func(mode.shown(input), mode.shown(other))
+    out = func(mode.zero_filled(input), mode.zero_filled(other))
     rows, columns = mode.place(input), mode.place(other)
-    kept = _same_along(rows, -1) and _same_along(columns, -2)
-    return mode.follow(out, [rows[..., :1], columns[..., :1, :]] if kept else [])
+    over_channels = _same_along(rows, -1) and _same_along(columns, -2)
+    return mode.follow(out, [rows[..., :1], columns[..., :1, :]] if over_channels else [])
 
 
 def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: Any) -> Tensor:
-    out = func(equation, *map(mode.shown, operands))
+    out = func(equation, *map(mode.zero_filled, operands))
     sides, arrow, result = equation.replace(" ", "").partition("->")
     tensors = list(_tensors(operands))
     more = [x.dim() - len(names) + 3 for names, x in zip(sides.split(","), tensors, strict=True) if "..." in names]
@@ -359,31 +359,31 @@ def _einsum(mode: MaskAndMultiply, func: Function, /, equation: str, *operands: 
 def _normalise(mode: MaskAndMultiply, x: Tensor, norm: Callable[[Tensor], Tensor], by_image: bool) -> Tensor:
     """Run a norm on (1, C, n), the visible positions of the batch, or of each image."""
     assert _same_along(mode.place(x), 1)
-    rows, seen = x.movedim(1, -1), mode.mask(x)[:, 0]
+    rows, visible = x.movedim(1, -1), mode.mask(x)[:, 0]
     image = torch.arange(len(x), device=x.device).view(-1, *[1] * (x.dim() - 2))
-    found = None
-    for positions in [seen & (image == number) for number in range(len(x))] if by_image else [seen]:
+    normalised = None
+    for positions in [visible & (image == number) for number in range(len(x))] if by_image else [visible]:
         if positions.any():
             out = norm(rows[positions].T[None])[0].T
-            found = out.new_zeros(rows.shape) if found is None else found
-            found[positions] = out
-    return mode.put((torch.zeros_like(rows) if found is None else found).movedim(-1, 1), mode.place(x))
+            normalised = out.new_zeros(rows.shape) if normalised is None else normalised
+            normalised[positions] = out
+    return mode.put((torch.zeros_like(rows) if normalised is None else normalised).movedim(-1, 1), mode.place(x))
 
 
-def _batch_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
-    return _normalise(mode, input, lambda x: func(x, *args, **given), by_image=False)
+def _batch_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _normalise(mode, input, lambda x: func(x, *args, **kwargs), by_image=False)
 
 
-def _group_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
-    return _normalise(mode, input, lambda x: torch.group_norm(x, *args, **given), by_image=True)
+def _group_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _normalise(mode, input, lambda x: torch.group_norm(x, *args, **kwargs), by_image=True)
 
 
-def _instance_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **given: Any) -> Tensor:
+def _instance_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Batch norm of each image alone; running statistics take the mean of what the images' would be."""
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     order = (*names[2:4], *names[:2], *names[4:]) if func is torch.instance_norm else names
-    given = {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | dict(zip(order, args, strict=False)) | given
-    mean, variance, weight, bias, by_image, momentum, eps = (given.get(name) for name in names)
+    kwargs = {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5} | dict(zip(order, args, strict=False)) | kwargs
+    mean, variance, weight, bias, by_image, momentum, eps = (kwargs.get(name) for name in names)
     updated = []
 
     def norm(x: Tensor) -> Tensor:

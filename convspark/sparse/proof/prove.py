@@ -1,4 +1,4 @@
-"""Prove that a given network runs exactly on visible patches; name what does not."""
+"""Prove that a network runs exactly on visible patches; name what does not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Proof:
         tolerance: the largest deviation allowed.
         reason: why the network is not exact, or None.
         unmatched: why it was compared in evaluation mode only, though training was asked for: what it draws at random
-            could not be given the same numbers in both runs. Else None.
+            could not get the same numbers in both runs. Else None.
     """
 
     dense: float
@@ -122,8 +122,8 @@ def _whatever_happens(module: nn.Module) -> Iterator[None]:
     except NotExactError:
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise NotExactError(f"What {type(module).__name__} returns cannot be compared: {said}") from error
+        message = f"{type(error).__name__}: {error}"
+        raise NotExactError(f"What {type(module).__name__} returns cannot be compared: {message}") from error
 
 
 def _judged(trial: _Trial, training: bool, tolerance: float) -> Proof:
@@ -143,7 +143,7 @@ def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
     dense, everything = trial.run(_densely()), _on_patches(trial.everything)
     opened = trial.run(everything)
     off_dense = _features_apart(dense, opened)
-    unmatched = dense.drawn_otherwise(opened)
+    unmatched = dense.first_other_draw(opened)
     if off_dense > tolerance:
         return trial.not_dense(off_dense, tolerance), unmatched
     if trial.masks_nothing:
@@ -157,7 +157,7 @@ def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
             f"mask-and-multiply, which it is compared with, failed. {error}"
         )
         return Proof(off_dense, math.nan, math.nan, math.nan, False, None, tolerance, reason), unmatched
-    unmatched = unmatched or theirs.drawn_otherwise(ours)
+    unmatched = unmatched or theirs.first_other_draw(ours)
     off = {
         "features": _features_apart(theirs, ours),
         "gradients": _apart(theirs.gradients, ours.gradients),
@@ -197,7 +197,7 @@ def _at_its_size(full: _Trial, proof: Proof, training: bool) -> Proof:
         off = _features_apart(dense, ours)
         if off <= proof.tolerance:
             return proof
-        unmatched = training and (dense.drawn_otherwise(ours) or full.unseen_draws())
+        unmatched = training and (dense.first_other_draw(ours) or full.unseen_draws())
         if not unmatched:
             return full.not_dense(off, proof.tolerance)
     return replace(_at_its_size(full, proof, training=False), unmatched=unmatched)
@@ -253,7 +253,7 @@ def _failed(
 ) -> Proof:
     reason = (
         f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit} "
-        "A function there may act by the size of what it is given (coordinates, a pooling over the whole map)."
+        "A function there may act by the size of its input (coordinates, a pooling over the whole map)."
     )
     return Proof(dense, features, gradients, statistics, False, sensitivity, tolerance, reason)
 
@@ -266,12 +266,12 @@ class _Outcome:
     features: list[Tensor]  # whole maps, 0 where masked
     gradients: dict[str, Tensor]
     statistics: dict[str, Tensor]
-    drawn: list[tuple[str, tuple[int, ...]]]
+    draws: list[tuple[str, tuple[int, ...]]]
     state: Tensor  # of the random numbers, afterwards
 
-    def drawn_otherwise(self, other: _Outcome) -> str | None:
-        """What this run and another one did not draw alike."""
-        for one, two in itertools.zip_longest(self.drawn, other.drawn):
+    def first_other_draw(self, other: _Outcome) -> str | None:
+        """The first function by which this run and another one did not draw alike."""
+        for one, two in itertools.zip_longest(self.draws, other.draws):
             if one != two:
                 return (one or two)[0]  # type: ignore[index]
         return None if torch.equal(self.state, other.state) else "random numbers of an unknown kind"
@@ -302,7 +302,7 @@ def _on_patches(visible: Tensor) -> _Way:
 
 def _masked(visible: Tensor) -> _Way:
     oracle = MaskAndMultiply(visible)
-    return _Way(oracle.masked, oracle.shown, oracle)
+    return _Way(oracle.masked, oracle.zero_filled, oracle)
 
 
 class _Trial:
@@ -385,23 +385,23 @@ class _Trial:
             if gradients and parameters and any(m.requires_grad for m in maps):
                 with same, way.mode:  # a checkpoint runs again on the way back
                     slopes = _slopes(maps, list(parameters.values()))
-            found = {n: slope for n, slope in zip(parameters, slopes, strict=False) if slope is not None}
+            by_name = {n: slope for n, slope in zip(parameters, slopes, strict=False) if slope is not None}
             after = {n: b.clone() for n, b in self.module.named_buffers() if b.is_floating_point()}
         except NotExactError as error:
             raise NotExactError(f"{error}{remark if 'spatial extent' in str(error) else ''}") from None
         except Exception as error:  # whatever a foreign network raises at a size that it does not take
             what = "images" if way.grid is None else "visible patches of images"
-            said = (str(error).strip() or "no reason given").splitlines()[0]
+            message = (str(error).strip() or "no reason given").splitlines()[0]
             raise NotExactError(
                 f"{type(self.module).__name__} cannot be run on {what} of {self.size} pixels: "
-                f"{type(error).__name__}: {said}.{remark}"
+                f"{type(error).__name__}: {message}.{remark}"
             ) from error
         finally:
             with torch.no_grad():
                 for name, buffer in self.module.named_buffers():
                     if name in before:
                         buffer.copy_(before[name])
-        return _Outcome([m.detach() for m in maps], found, after, same.drawn, torch.get_rng_state())
+        return _Outcome([m.detach() for m in maps], by_name, after, same.draws, torch.get_rng_state())
 
     def leaks(self, clean: _Outcome) -> bool:
         """Whether a bit of the output changes when masked pixels do."""
@@ -413,34 +413,35 @@ class _Trial:
 
     def culprit(self, one: _Way, other: _Way, tolerance: float) -> str:
         """Sentence naming the first module whose output deviates."""
-        expected, found = self._outputs(one), self._outputs(other)
+        expected, actual = self._outputs(one), self._outputs(other)
         assert other.grid is not None
-        for name, kind, output, _ in found:
+        for name, kind, output, _ in actual:
             if type(output) is Tensor and output.shape[0] == other.grid.num_visible > len(self.images):
                 return (
                     f"The module {name} ({kind}) returned a plain tensor for visible patches: TorchScript, torch.vmap, "
                     "torch.func, torch.autograd.Variable and as_subclass leave them; write that module without."
                 )
-        called = [{(name, kind) for name, kind, *_ in outputs} for outputs in (expected, found)]
-        for name, kind, *_ in (*expected, *found):
+        called = [{(name, kind) for name, kind, *_ in outputs} for outputs in (expected, actual)]
+        for name, kind, *_ in (*expected, *actual):
             if (name, kind) not in called[0] & called[1]:
                 where = "whole images" if (name, kind) in called[0] else "visible patches"
                 return (
                     f"The module {name} ({kind}) is called on {where} alone: the network chooses by what size it sees."
                 )
-        for (name, kind, _, e), (_, _, _, f) in zip(expected, found, strict=False):
+        for (name, kind, _, e), (_, _, _, f) in zip(expected, actual, strict=False):
             if e is not None and f is not None and e.shape == f.shape and not _relative(e, f) <= tolerance:
                 return f"The first module to differ is {name} ({kind})."
         return "No single module could be made out."
 
     def _outputs(self, way: _Way) -> list[tuple[str, str, Tensor, Tensor | None]]:
         """Path, class and output of each module, as it is and as a whole map, in the order in which they finish."""
-        seen: list[tuple[str, str, Tensor, Tensor | None]] = []
+        outputs: list[tuple[str, str, Tensor, Tensor | None]] = []
 
         def remember(name: str) -> Callable[..., None]:
             def hook(owner: nn.Module, _args: Any, output: Any) -> None:
                 if isinstance(output, Tensor) and output.dim() >= 3:
-                    seen.append((name or "the network itself", type(owner).__name__, output, _left(way, output)))
+                    path, whole = name or "the network itself", _as_whole_map(way, output)
+                    outputs.append((path, type(owner).__name__, output, whole))
 
             return hook
 
@@ -450,7 +451,7 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        return seen
+        return outputs
 
 
 def position_embedding(module: nn.Module, dims: int) -> str:
@@ -467,7 +468,7 @@ def position_embedding(module: nn.Module, dims: int) -> str:
     return ""
 
 
-def _left(way: _Way, output: Tensor) -> Tensor | None:
+def _as_whole_map(way: _Way, output: Tensor) -> Tensor | None:
     """What became of a module's output, as a whole map, or as it is where it has the rows of images."""
     try:
         with torch._C.DisableTorchFunction():  # the run's modes
@@ -507,9 +508,9 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
                 owner.eval()
         yield
     finally:
-        for tensor, data, wanted_gradient in originals:
+        for tensor, data, requires_grad in originals:
             tensor.data = data
-            tensor.requires_grad_(wanted_gradient)
+            tensor.requires_grad_(requires_grad)
         for owner, mode in modes:
             owner.training = mode
 
@@ -517,34 +518,34 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
 # ------------------------------------------------------------------------------------------------ comparing
 
 
-def _features_apart(expected: _Outcome, found: _Outcome) -> float:
-    pairs = zip(expected.features, found.features, strict=True)
+def _features_apart(expected: _Outcome, actual: _Outcome) -> float:
+    pairs = zip(expected.features, actual.features, strict=True)
     return max(_relative(e, f) for e, f in pairs)
 
 
-def _apart(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+def _apart(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> float:
     """Largest relative difference between named tensors; one that is missing counts as 0.
 
     A bias in front of a norm has the gradient 0 up to rounding: it is held against a millionth of the largest.
     """
     floor = 1e-6 * max((float(e.abs().max()) for e in expected.values() if e.numel()), default=1.0)
     worst = 0.0
-    for name in expected.keys() | found.keys():
-        e, f = expected.get(name), found.get(name)
+    for name in expected.keys() | actual.keys():
+        e, f = expected.get(name), actual.get(name)
         e, f = (torch.zeros_like(f) if e is None and f is not None else e), (torch.zeros_like(e) if f is None else f)  # type: ignore[arg-type]
         assert e is not None
         worst = max(worst, _relative(e, f, floor))
     return worst
 
 
-def _relative(expected: Tensor, found: Tensor, floor: float = 0.0) -> float:
+def _relative(expected: Tensor, actual: Tensor, floor: float = 0.0) -> float:
     """Largest difference relative to the largest expected value; infinite where they cannot be compared."""
-    if expected.shape != found.shape:
+    if expected.shape != actual.shape:
         return math.inf
     if not expected.numel():
         return 0.0
     scale = max(float(expected.abs().max()), floor)
-    difference = float((expected - found).abs().max())
+    difference = float((expected - actual).abs().max())
     if not math.isfinite(scale) or math.isnan(difference):
         return math.inf
     return difference / scale if scale > 0 else difference
