@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
 from truth import assert_exact
 
+from convspark.sparse import PatchGrid, gather, scatter
+
 SHAPE, GRID = (3, 4, 16, 24), (2, 3)
 
 
@@ -377,3 +379,36 @@ def test_batch_norm_of_one_position(norm):
     torch.testing.assert_close(out.values.flatten(), bias)
     torch.testing.assert_close(mean, images[0, :, 1, 1] / 4)
     torch.testing.assert_close(variance, torch.full((4,), 0.75))
+
+
+WIDE = {"dtype": torch.float32}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(
+            lambda x, f=f, dim=dim: f(x, dim, True, **WIDE)
+            for f in (torch.sum, torch.mean)
+            for dim in (1, (2, 3), (1, 2, 3))
+        ),
+        *(
+            lambda x, f=f, at=at: f(f(x, at, True, **WIDE), 5 - at, True)
+            for f in (torch.sum, torch.mean)
+            for at in (2, 3)
+        ),
+        *(lambda x, dim=dim: x.norm(dim=dim, keepdim=True, **WIDE) for dim in (1, (2, 3))),
+        *(lambda x, dim=dim: torch.linalg.vector_norm(x, dim=dim, keepdim=True, **WIDE) for dim in (1, (2, 3))),
+        lambda x: x.softmax(1, **WIDE),
+        lambda x: x.flatten(2).softmax(2, **WIDE).view(x.shape),
+        lambda x: (x / 300).prod(1, keepdim=True, **WIDE),
+        lambda x: x.cumsum(1, **WIDE),
+    ],
+)
+def test_reductions_in_another_type(function):
+    """Of values whose sums overflow in float16."""
+    images = (600 + 300 * torch.rand(2, 130, 8, 8)).half()
+    x = gather(images, PatchGrid(torch.ones(2, 2, 2, dtype=torch.bool)))
+    ours, dense = function(x), function(images)
+    assert ours.dtype == dense.dtype == torch.float32
+    torch.testing.assert_close(scatter(x.float() * 0 + ours), images.float() * 0 + dense, rtol=1e-4, atol=1e-6)

@@ -176,10 +176,11 @@ def _extreme_per_image(rows: Tensor, grid, reduction: str) -> Tensor:
 
 def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
     dims = dimensions(x, dim)
+    options = {} if dtype is None else {"dtype": dtype}
     if isinstance(x, VisiblePatches):
         unpadded(x, partially=x.partial == reduction)
         if _leaves_positions(x, dims):
-            values = getattr(x, reduction)(dims, keepdim=keepdim)
+            values = getattr(x, reduction)(dims, keepdim=keepdim, **options)
             patches = as_patches(values, x.grid, reduced_layout(x.axes, dims, keepdim))
             patches.partial = reduction
             patches.unreadable = (
@@ -194,7 +195,6 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         unpadded(x)  # refuses what was reduced over some spatial axes
     nothing = kind == "batch" and isinstance(x, VisiblePatches) and not x.numel()
     run = x.sum if nothing else getattr(x, reduction)  # of nothing visible 0, also for means
-    options = {} if dtype is None else {"dtype": dtype}
     return reduced(
         x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **options), lambda x, dims: over_image(x, reduction, dims)
     )
