@@ -171,6 +171,7 @@ def sweep(names: list[str], table: dict[str, Any], workers: int) -> None:
                     for name in running.values():
                         if workers == 1:
                             table["networks"][name] = failure("too large", "its proof was killed, out of memory")
+                            save(table)
                             bar.advance(task)
                         else:
                             waiting.append(name)

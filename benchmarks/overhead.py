@@ -77,7 +77,8 @@ def measure(name: str, repeats: int) -> dict:
 def clock_on_tables() -> Iterator[list[float]]:
     """Seconds of each call that makes masks and tables, or looks them up, without calls within such calls."""
     from convspark import PatchGrid
-    from convspark.sparse.rows import Around, Sums
+    from convspark.sparse import rows
+    from convspark.sparse.rows import Around
 
     spent: list[float] = []
     inside = False
@@ -100,7 +101,7 @@ def clock_on_tables() -> Iterator[list[float]]:
     places = [
         *((PatchGrid, name) for name in ("random", "cached")),
         *((Around, name) for name in ("index", "weights", "outside")),
-        (Sums, "_columns"),
+        (rows, "columns"),
     ]
     kinds = {classmethod: lambda method: method.__func__, property: lambda attribute: attribute.fget}
     before = [vars(owner)[name] for owner, name in places]

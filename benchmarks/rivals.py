@@ -57,13 +57,13 @@ def main() -> None:
         return
     budget = budget_of(options)
     names = [name for name in (*METHODS, SPARK) if not options.arms or name in options.arms or name == SPARK]
-    cost = records.find(COSTS, _cost_key(budget))
-    if options.costs or cost is None:
+    cost = records.find(COSTS, _cost_key(budget) | {"processor": records.where()["processor"]})
+    if options.costs or cost is None or not {*names} <= cost["seconds"].keys():
         cost = measure_costs(budget, names)
     if options.costs:
         return
     arms = [Arm(SPARK), Arm(RANDOM)]
-    for name in METHODS:
+    for name in (name for name in METHODS if name in names):
         epochs = max(1, round(budget.pretrain_epochs * cost["seconds"][SPARK] / cost["seconds"][name]))
         arms.append(Arm(_arm(name, options.rate), otherwise=partial(pretrain, name, epochs, options.rate)))
     chosen = {*(options.arms or ()), *(_arm(name, options.rate) for name in options.arms or ())}

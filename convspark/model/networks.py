@@ -59,6 +59,11 @@ def _torchvision(name: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 def _own(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     network = named_code(name, "network")
+    if isinstance(network, nn.Module) and model_args:
+        raise UsageError(
+            f"model_args is {dict(model_args)}, but {name!r} is a network already, not a function or class that "
+            "builds one: leave model_args out, or name what builds it"
+        )
     if not isinstance(network, nn.Module):
         try:
             network = network(**model_args)

@@ -430,6 +430,7 @@ def test_a_network_by_import(own_module):
         ("my_network_s:tiny", {}, "cannot be imported"),
         ("my_networks:number", {}, "cannot be called without arguments"),
         ("my_networks:tiny", {"model_args": {"depth": 3}}, "cannot be called with {'depth': 3}"),
+        ("my_networks:ready", {"model_args": {"depth": 3}}, "is a network already"),
         ("my_networks:tiny", {"drop_path": 0.1}, "give my_networks:tiny its own"),
         ("torchvision:resnet81", {}, "did you mean resnet18"),
         ("torchvision:resnet18", {"model_args": {"width": 3}}, "cannot be built with"),
