@@ -16,6 +16,7 @@ def test_example_of_the_readme():
     assert torch.isfinite(names["out"].loss) and names["model"].backbone is names["backbone"]
 
 
+@pytest.mark.slow
 def test_examples_of_networks(capsys):
     names = {}
     for block in python_of(ROOT / "docs" / "networks.md"):

@@ -43,6 +43,7 @@ def test_the_command_line_is_what_help_prints(site: Path, capsys: pytest.Capture
         assert printed.rstrip() in shown, command
 
 
+@pytest.mark.slow
 def test_a_dead_link_is_an_error(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs" / "site", tmp_path / "docs" / "site")
     shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")

@@ -153,7 +153,9 @@ def test_compiling_that_is_impossible_leaves_the_work_to_pytorch(compiler, tmp_p
 
 @needs_kernel
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86 processors")
-@pytest.mark.parametrize(("processor", "needs"), [("x86-64", "sse2"), ("x86-64-v3", "avx2")])
+@pytest.mark.parametrize(
+    ("processor", "needs"), [pytest.param("x86-64", "sse2", marks=pytest.mark.slow), ("x86-64-v3", "avx2")]
+)
 def test_kernels_for_other_processors_compute_the_same(processor, needs, monkeypatch):
     """Registers of 16 and of 32 bytes, whatever this processor has."""
     if needs not in build._processor().split():

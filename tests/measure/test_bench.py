@@ -13,7 +13,15 @@ from convspark.measure.bench import bench
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "convnext_atto", "convnextv2_atto", "regnety_002", "mobilenetv3_small_050", "resnext26ts"]
+    "name",
+    [
+        "resnet10t",
+        "convnextv2_atto",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("convnext_atto", "regnety_002", "mobilenetv3_small_050", "resnext26ts")
+        ),
+    ],
 )
 def test_three_ways_of_the_same_network(name):
     """Whole steps, too, of the first: behind the encoder they are all alike."""

@@ -82,7 +82,10 @@ def results(model: SparK, forward: Callable, images: Tensor, grid: PatchGrid) ->
     return [out.loss, out.prediction, *(f.values for f in out.features), *gradients, *model.buffers()]
 
 
-@pytest.mark.parametrize("build", [ResNetLike, ConvNeXtLike, EfficientNetLike, RegNetLike])
+@pytest.mark.parametrize(
+    "build",
+    [ResNetLike, *(pytest.param(b, marks=pytest.mark.slow) for b in (ConvNeXtLike, EfficientNetLike, RegNetLike))],
+)
 def test_one_graph_for_all_masks_that_computes_the_same(build):
     torch.manual_seed(0)
     model = model_of(build()).double()
@@ -214,9 +217,12 @@ def eagerly_and_compiled(*functions: Callable[[Tensor], Tensor]) -> tuple[list[T
 SEEN = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]).bool()
 
 
-def test_functions_compute_the_same():
+@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.slow), 6], ids=["all", "some"])
+def test_functions_compute_the_same(share):
     """Traced together: gathering takes most of the time."""
-    for name, one, other in zip(ONE_AS_ANOTHER, *eagerly_and_compiled(*ONE_AS_ANOTHER.values()), strict=True):
+    names = list(ONE_AS_ANOTHER)[::share]
+    functions = [ONE_AS_ANOTHER[name] for name in names]
+    for name, one, other in zip(names, *eagerly_and_compiled(*functions), strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -93,7 +93,7 @@ def test_print_config_has_the_choice_and_its_reasons(fifty, tmp_path):
 def test_all_processes_have_what_the_first_one_chose(fifty, tmp_path):
     """The others read the config of the run that it has begun, and choose nothing."""
     run = tmp_path / "run"
-    flags = ["--epochs", "1", "--device", "cpu", "--devices", "2", "--workers", "0", "--out", str(run)]
+    flags = [*"--model test_resnet --size 64 --epochs 1 --device cpu --devices 2 --workers 0 --out".split(), str(run)]
     assert main(["pretrain", str(fifty), *flags]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["batch_size"] == 16
     assert Processes.here().count == 1

@@ -103,7 +103,9 @@ def failing(monkeypatch, number, after):
     monkeypatch.setattr(files.os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EROFS, errno.EIO))]
+)
 def test_in_the_midst_the_last_good_checkpoint_stays(number, data, tmp_path, monkeypatch, capfd):
     out = tmp_path / "run"
     with monkeypatch.context() as patched:

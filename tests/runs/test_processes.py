@@ -138,6 +138,7 @@ def check_like(run: Path, other: Path) -> None:
         assert [float(value) for value in one] == pytest.approx([float(value) for value in two], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_features_that_one_sees(pictures, labelled, tmp_path):
     command = ["pretrain", pictures, "--epochs", 1, *TINY, "--held-out", 0.4, "--probe", labelled, "--seed", 1]
     assert main([*map(str, command), "--out", str(tmp_path / "one")]) == 0

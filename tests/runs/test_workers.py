@@ -138,10 +138,8 @@ def test_other_errors_stay_what_they_are():
     assert not isinstance(raised.value, ConvsparkError)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["pretrain", "--model=test_resnet"], pytest.param(["finetune", "random:test_resnet"], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["pretrain", "--model=test_resnet"], ["finetune", "random:test_resnet"]])
 def test_commands_say_that_shared_memory_is_too_small(tmp_path, command):
     """With a real /dev/shm of 1 MB, where this machine lets a process have its own."""
     own = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1M tmpfs /dev/shm && exec "$@"', "sh"]

@@ -63,7 +63,14 @@ def without_repetitions(network):
     return network
 
 
-@pytest.mark.parametrize("name", SMALL)
+# What these add to the others of their family is tried in the slow suite, as are all names.
+REST = {
+    *("resnet26d", "seresnetaa50d", "regnetx_002", "convnext_atto_ols", "tf_efficientnetv2_b0", "efficientnetv2_rw_t"),
+    *("efficientnet_lite0", "efficientnet_b0_gn", "efficientnet_cc_b0_4e"),
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in REST)) for n in SMALL])
 def test_small_member_is_exact(name):
     assert_exact(build(name, **SMALL[name]), (3, 3, 64, 96), (2, 3))
 
