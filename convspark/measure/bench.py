@@ -59,7 +59,7 @@ class BenchReport:
     encoder: dict[Way, Measured]
     """Forward and backward through the backbone's stages, index tables included."""
     step: dict[Way, Measured]
-    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser; empty if it was not asked for."""
+    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser; empty if `parts` leaves it out."""
     not_imitated: str | None
     """Why mask-and-multiply was not measured."""
 

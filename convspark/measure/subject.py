@@ -58,7 +58,7 @@ def find_subject(
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Subject:
-    """The network that `figures` was asked for; see there for the arguments.
+    """The network of `figures`; see there for the arguments.
 
     Raises:
         UsageError: no such network or weights, or images of a kind that it does not take.
