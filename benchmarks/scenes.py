@@ -46,111 +46,113 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="by default that of the command")
     parser.add_argument("--layer-decay", type=float, help="of the pre-trained start; by default that of the command")
     parser.add_argument("--table", action="store_true")
-    asked = parser.parse_args()
-    if not asked.table:
-        for seed in asked.seeds:
+    options = parser.parse_args()
+    if not options.table:
+        for seed in options.seeds:
             for arm in ARMS:
-                if cell(asked, arm, seed) is None:
-                    run(asked, arm, seed)
-    print(table(asked))
+                if cell(options, arm, seed) is None:
+                    run(options, arm, seed)
+    print(table(options))
 
 
-def setting(asked: argparse.Namespace, arm: str) -> dict[str, Any]:
-    """What tells the cells of one experiment from those of another."""
+def setting(options: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """What distinguishes the cells of one experiment from those of another."""
     names = ("task", "name", "model", "size", "epochs", "learning_rate")
-    how = {f"pretrain_{n}": getattr(asked, f"pretrain_{n}") for n in ("size", "epochs")} | {"decoder": asked.decoder}
-    precision = {} if asked.precision == "auto" else {"precision": asked.precision}  # older lines do not tell it
-    shared = {n: getattr(asked, n) for n in names} | precision
-    shared |= {} if asked.annotated is None else {"annotated": asked.annotated}
-    how |= {} if asked.pool is None else {"pool": asked.pool.name}
-    return shared | ({"arm": start(asked, arm)} | how if arm == "pre-trained" else {"arm": arm})
+    how = {f"pretrain_{n}": getattr(options, f"pretrain_{n}") for n in ("size", "epochs")} | {
+        "decoder": options.decoder
+    }
+    precision = {} if options.precision == "auto" else {"precision": options.precision}  # older lines lack it
+    shared = {n: getattr(options, n) for n in names} | precision
+    shared |= {} if options.annotated is None else {"annotated": options.annotated}
+    how |= {} if options.pool is None else {"pool": options.pool.name}
+    return shared | ({"arm": start(options, arm)} | how if arm == "pre-trained" else {"arm": arm})
 
 
-def start(asked: argparse.Namespace, arm: str) -> str:
+def start(options: argparse.Namespace, arm: str) -> str:
     """A start and what is special about how it is trained."""
-    return arm if asked.layer_decay is None or arm == "random" else f"{arm}, layer decay {asked.layer_decay:g}"
+    return arm if options.layer_decay is None or arm == "random" else f"{arm}, layer decay {options.layer_decay:g}"
 
 
-def cell(asked: argparse.Namespace, arm: str, seed: int) -> dict[str, Any] | None:
+def cell(options: argparse.Namespace, arm: str, seed: int) -> dict[str, Any] | None:
     """The line of a cell that was run before."""
-    return records.find(asked.record, setting(asked, arm) | {"seed": seed})
+    return records.find(options.record, setting(options, arm) | {"seed": seed})
 
 
-def run(asked: argparse.Namespace, arm: str, seed: int) -> None:
+def run(options: argparse.Namespace, arm: str, seed: int) -> None:
     """Train from one start, write the line."""
     import convspark
 
-    weights = pretrained(asked) if arm == "pre-trained" else f"random:{asked.model}"
-    told = start(asked, arm).replace(", layer decay ", "-decay-")
-    told += "" if asked.learning_rate is None else f"-rate-{asked.learning_rate:g}"
-    told += "" if asked.annotated is None else f"-of-{asked.annotated}"
-    told += f"-{asked.pool.name}" if asked.pool is not None and arm == "pre-trained" else ""
-    out = asked.out / f"{asked.name}-{asked.task}-{told}-{seed}"
-    shared = {name: getattr(asked, name) for name in ("size", "epochs", "precision", "learning_rate")}
+    weights = pretrained(options) if arm == "pre-trained" else f"random:{options.model}"
+    label = start(options, arm).replace(", layer decay ", "-decay-")
+    label += "" if options.learning_rate is None else f"-rate-{options.learning_rate:g}"
+    label += "" if options.annotated is None else f"-of-{options.annotated}"
+    label += f"-{options.pool.name}" if options.pool is not None and arm == "pre-trained" else ""
+    out = options.out / f"{options.name}-{options.task}-{label}-{seed}"
+    shared = {name: getattr(options, name) for name in ("size", "epochs", "precision", "learning_rate")}
     shared |= {"seed": seed, "out": str(out)}
-    shared["layer_decay"] = asked.layer_decay if arm == "pre-trained" else None
-    pictures, val_pictures = str(asked.pictures), str(asked.val_pictures or asked.pictures)
-    train, val = str(annotations(asked, seed)), str(asked.val)
-    if asked.task == "classes":
+    shared["layer_decay"] = options.layer_decay if arm == "pre-trained" else None
+    pictures, val_pictures = str(options.pictures), str(options.val_pictures or options.pictures)
+    train, val = str(annotations(options, seed)), str(options.val)
+    if options.task == "classes":
         command = convspark.segment
         data = {"images": pictures, "masks": train, "val_images": val_pictures, "val_masks": val}
     else:
         command = convspark.detect
-        data = {"images": pictures, "val_images": val_pictures, "train": train, "val": val, "task": asked.task}
+        data = {"images": pictures, "val_images": val_pictures, "train": train, "val": val, "task": options.task}
     going_on = (out / "config.yaml").is_file()
-    found = command(resume=str(out)) if going_on else command(weights, **data, **shared)
-    line = setting(asked, arm) | {"seed": seed, "pictures": found.pictures, "seconds": found.seconds}
-    records.append(asked.record, line | {name: getattr(found, name) for name in MEASURES[asked.task]})
+    result = command(resume=str(out)) if going_on else command(weights, **data, **shared)
+    line = setting(options, arm) | {"seed": seed, "pictures": result.pictures, "seconds": result.seconds}
+    records.append(options.record, line | {name: getattr(result, name) for name in MEASURES[options.task]})
 
 
-def annotations(asked: argparse.Namespace, seed: int) -> Path:
-    """The COCO file to train on: the one given, or one of some of its pictures, the same for each start."""
-    if asked.annotated is None:
-        return asked.train
-    whole = json.loads(asked.train.read_text(encoding="utf-8"))
-    images = random.Random(seed).sample(sorted(whole["images"], key=lambda image: image["id"]), asked.annotated)
+def annotations(options: argparse.Namespace, seed: int) -> Path:
+    """The COCO file to train on: that of `--train`, or one of some of its pictures, the same for each start."""
+    if options.annotated is None:
+        return options.train
+    whole = json.loads(options.train.read_text(encoding="utf-8"))
+    images = random.Random(seed).sample(sorted(whole["images"], key=lambda image: image["id"]), options.annotated)
     chosen = {image["id"] for image in images}
     objects = [thing for thing in whole["annotations"] if thing["image_id"] in chosen]
-    part = asked.out / f"{asked.name}-train-{asked.annotated}-{seed}.json"
+    part = options.out / f"{options.name}-train-{options.annotated}-{seed}.json"
     part.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(json.dumps(whole | {"images": images, "annotations": objects}), encoding="utf-8")
     return part
 
 
-def pretrained(asked: argparse.Namespace) -> str:
+def pretrained(options: argparse.Namespace) -> str:
     """The run folder of the pre-training, which is done if it has not been."""
     import convspark
 
-    of = asked.name if asked.pool is None else asked.pool.name
-    place = asked.out / f"{of}-pretrained-{asked.pretrain_size}-{asked.pretrain_epochs}"
+    of = options.name if options.pool is None else options.pool.name
+    place = options.out / f"{of}-pretrained-{options.pretrain_size}-{options.pretrain_epochs}"
     if (place / "export" / "model.safetensors").is_file():
         return str(place)
     if (place / "config.yaml").is_file():
         return convspark.pretrain(resume=str(place)).folder
-    pictures = asked.pool or training_pictures(asked)
-    settings = {"model": asked.model, "size": asked.pretrain_size, "epochs": asked.pretrain_epochs}
-    convspark.pretrain(str(pictures), out=str(place), decoder=asked.decoder, picture_epochs=0, **settings)
+    pictures = options.pool or training_pictures(options)
+    settings = {"model": options.model, "size": options.pretrain_size, "epochs": options.pretrain_epochs}
+    convspark.pretrain(str(pictures), out=str(place), decoder=options.decoder, picture_epochs=0, **settings)
     return str(place)
 
 
-def training_pictures(asked: argparse.Namespace) -> Path:
+def training_pictures(options: argparse.Namespace) -> Path:
     """A folder of links to the pictures of the training annotations, and to no others."""
-    pictures = asked.out / f"{asked.name}-pictures"
+    pictures = options.out / f"{options.name}-pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    for image in json.loads(asked.train.read_text(encoding="utf-8"))["images"]:
+    for image in json.loads(options.train.read_text(encoding="utf-8"))["images"]:
         link = pictures / Path(image["file_name"]).name
         if not link.exists():
-            os.symlink((asked.pictures / image["file_name"]).resolve(), link)
+            os.symlink((options.pictures / image["file_name"]).resolve(), link)
     return pictures
 
 
-def table(asked: argparse.Namespace) -> str:
+def table(options: argparse.Namespace) -> str:
     """Mean and deviation of each start, and of the paired differences, in points, as Markdown."""
-    names = MEASURES[asked.task]
+    names = MEASURES[options.task]
     lines = [f"| start | {' | '.join(names)} | seeds |", "|---" * (len(names) + 2) + "|"]
-    of = {arm: {s: c for s in asked.seeds if (c := cell(asked, arm, s)) is not None} for arm in ARMS}
-    both = [s for s in asked.seeds if all(s in cells for cells in of.values())]
-    rows = {start(asked, arm): [[cells[s][name] for s in cells] for name in names] for arm, cells in of.items()}
+    of = {arm: {s: c for s in options.seeds if (c := cell(options, arm, s)) is not None} for arm in ARMS}
+    both = [s for s in options.seeds if all(s in cells for cells in of.values())]
+    rows = {start(options, arm): [[cells[s][name] for s in cells] for name in names] for arm, cells in of.items()}
     rows["difference"] = [[of["pre-trained"][s][name] - of["random"][s][name] for s in both] for name in names]
     for arm, values in rows.items():
         if values[0]:

@@ -13,20 +13,20 @@ def advise(
     sizes: Sequence[tuple[int, int]], bands: int, machine: Machine, *, is_plain: bool, is_grey: bool, pictures: int
 ) -> list[Choice]:
     """What to choose for so many pictures of these (height, width), of which the most have so many bands."""
-    seen = Glance.of(sizes, is_grey)
-    chosen = choose(Known(pictures, seen.short, seen.area), machine).chosen
-    size = next(each.value for each in chosen if each.flag == "size")
-    found: list[Choice] = []
+    glance = Glance.of(sizes, is_grey)
+    chosen = choose(Known(pictures, glance.short, glance.area), machine).chosen
+    size = next(choice.value for choice in chosen if choice.flag == "size")
+    more: list[Choice] = []
     if not is_plain and (bands, is_grey) != (1, True):
-        found.append(Choice("channels", bands, f"most files have {bands} bands"))
+        more.append(Choice("channels", bands, f"most files have {bands} bands"))
     elif is_grey:
-        found.append(Choice("channels", 1, "all pictures are grey"))
+        more.append(Choice("channels", 1, "all pictures are grey"))
     if not is_plain:
         why = "samples are not of 8 bits: their range, mean and deviation are measured over all files together"
-        found.append(Choice("stats", "auto", why))
-    if pictures < FEW and seen.area >= _LARGE * size * size:
+        more.append(Choice("stats", "auto", why))
+    if pictures < FEW and glance.area >= _LARGE * size * size:
         why = f"half of the pictures have {_LARGE} times the pixels of a crop or more: one decoding serves four"
-        found.append(Choice("crops-per-image", 4, why))
-        why = f"crops of two thirds of such a picture would be shrunk {(2 / 3 * seen.area) ** 0.5 / size:.0f}-fold"
-        found.append(Choice("crop-scale", "0.05,1", why))
-    return [*chosen, *found]
+        more.append(Choice("crops-per-image", 4, why))
+        why = f"crops of two thirds of such a picture would be shrunk {(2 / 3 * glance.area) ** 0.5 / size:.0f}-fold"
+        more.append(Choice("crop-scale", "0.05,1", why))
+    return [*chosen, *more]

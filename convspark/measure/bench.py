@@ -59,7 +59,7 @@ class BenchReport:
     encoder: dict[Way, Measured]
     """Forward and backward through the backbone's stages, index tables included."""
     step: dict[Way, Measured]
-    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser; empty if it was not asked for."""
+    """The whole step of pre-training: encoder, decoder, loss, backward, optimiser; empty if `parts` leaves it out."""
     not_imitated: str | None
     """Why mask-and-multiply was not measured."""
 
@@ -135,8 +135,8 @@ def bench(
     lower = choose_precision(precision, where)
     name = network if isinstance(network, str) else type(network).__name__
     backbone = find_network(network, channels) if isinstance(network, str) else network
-    found = Stages(backbone, stages, channels, size if isinstance(size, Sequence) else None, patch_size, call)
-    sides = sides_of(size, found.dims, "size")
+    dims = Stages(backbone, stages, channels, size if isinstance(size, Sequence) else None, patch_size, call).dims
+    sides = sides_of(size, dims, "size")
     model = SparK(
         backbone,
         image_size=sides,
@@ -210,7 +210,7 @@ class Trial:
     ) -> None:
         self.model, self.images, self.shape = model, images, shape
         self.bf16 = precision == "bf16"
-        self.wanted = [p for n, p in model.backbone.named_parameters() if n not in set(model.untrained)]
+        self.parameters = [p for n, p in model.backbone.named_parameters() if n not in set(model.untrained)]
         left_out = frozenset(model._ddp_params_and_buffers_to_ignore)
         self.optimizer = build_optimizer(parameter_groups(model, left_out))
         set_rates(self.optimizer, 1e-4, 0.04)
@@ -227,7 +227,7 @@ class Trial:
                 features = self._features[way](self._grid())
             if way not in self._slopes:
                 self._slopes[way] = [torch.full_like(f.detach(), 1e-3) for f in features]
-            torch.autograd.grad(features, self.wanted, self._slopes[way], allow_unused=True)
+            torch.autograd.grad(features, self.parameters, self._slopes[way], allow_unused=True)
 
         return run
 
@@ -266,7 +266,7 @@ class Trial:
         """The three differ in how features come about; the rest of the step is one and the same."""
 
         def loss(images: Tensor, grid: PatchGrid) -> Tensor:
-            grid = grid.afresh()  # or else a compiled dense network would leave index tables behind in this one
+            grid = grid.afresh()  # or else a compiled dense network would leave index tables in this one
             features = features_by(way, self.model.stages, images, grid)
             visible = [f if isinstance(f, VisiblePatches) else gather(f, grid) for f in features]
             prediction = self.model.decode(visible)
@@ -299,7 +299,7 @@ def _disagreement(model: SparK, mask_ratio: float) -> str | None:
             apart = max(_apart(_plain(a), _plain(gather(b, grid))) for a, b in zip(ours, theirs, strict=True))
     except NotExactError:
         raise
-    except Exception as error:  # whatever a network does that this way of running it does not foresee
+    except Exception as error:  # whatever a network does that mask-and-multiply does not foresee
         return f"{type(error).__name__}: {error}"
     finally:
         with torch.no_grad():
@@ -310,8 +310,8 @@ def _disagreement(model: SparK, mask_ratio: float) -> str | None:
     )
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+def _apart(features: Tensor, expected: Tensor) -> float:
+    return float((features - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _plain(feature: Tensor) -> Tensor:

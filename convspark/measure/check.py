@@ -47,7 +47,7 @@ class CheckReport:
     strides: list[Sides]
     channels: list[int]
     untrained: list[str]
-    """What lies behind the deepest stage: pre-training does not reach it."""
+    """What comes after the deepest stage: pre-training does not reach it."""
     patch_size: Sides | None
     proof: Proof | None
     """None where a function was refused, or no stages were found."""
@@ -56,7 +56,7 @@ class CheckReport:
     reason: str | None
     """Why the network is not exact; None if it is."""
     advice: str | None
-    """A setting with which it is exact, where one was found."""
+    """A setting with which it is exact; None if none is known."""
 
     @property
     def exact(self) -> bool:
@@ -82,10 +82,10 @@ def check(
 ) -> CheckReport:
     """Prove a network, on this very machine and with its own weights; nothing of it is changed.
 
-    Three proofs in float64 and training mode, with slightly changed parameters so that nothing hides behind a 0: with
-    every patch visible the features of the dense network, at `size` too; with some masked the features, gradients of
-    all parameters and running statistics of mask-and-multiply, to a relative 1e-8; and no bit that depends on a masked
-    pixel.
+    Three proofs in float64 and training mode, with slightly changed parameters so that no factor of 0 hides an error:
+    with every patch visible the features of the dense network, at `size` too; with some masked the features, gradients
+    of all parameters and running statistics of mask-and-multiply, to a relative 1e-8; and no bit that depends on a
+    masked pixel.
 
     Args:
         network: timm name, `torchvision:NAME`, `package.module:factory`, or the module itself.
@@ -103,15 +103,15 @@ def check(
     module = find_network(network, channels) if isinstance(network, str) else network
     parameters = sum(p.numel() for p in module.parameters())
 
-    def report(found: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
+    def report(network_stages: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
         return CheckReport(
             network=name,
             parameters=parameters,
-            stages=found.names if found else [],
-            strides=list(found.strides) if found else [],
-            channels=list(found.channels) if found else [],
-            untrained=found.untrained_parts if found else [],
-            patch_size=found.patch_size if found else None,
+            stages=network_stages.names if network_stages else [],
+            strides=list(network_stages.strides) if network_stages else [],
+            channels=list(network_stages.channels) if network_stages else [],
+            untrained=network_stages.untrained_parts if network_stages else [],
+            patch_size=network_stages.patch_size if network_stages else None,
             proof=proof,
             reason=reason,
             advice=advice,
@@ -120,25 +120,27 @@ def check(
         )
 
     try:
-        found = Stages(module, stages, channels, size, patch_size, call)
+        network_stages = Stages(module, stages, channels, size, patch_size, call)
     except UsageError as error:
         if stages is not None or patch_size is not None or "in_chans" in str(error):
             raise
         return report(None, None, str(error), None)
-    image_size = _checked_size(size, found)
+    image_size = _checked_size(size, network_stages)
 
-    def again(patch: Sides) -> Stages:
+    def with_patch(patch: Sides) -> Stages:
         return Stages(module, stages, channels, None, patch, call)
 
     try:
-        proof = _proof(found, image_size)
+        proof = _proof(network_stages, image_size)
     except NotExactError as error:
-        return report(found, None, str(error), _advice(found, again))
+        return report(network_stages, None, str(error), _advice(network_stages, with_patch))
     if not proof.exact:
-        return report(found, proof, f"{name} is not exact: {proof.reason}", _advice(found, again))
-    modules = watch_modules(found, module, found.in_chans, found.patch_size)
-    cost = _measured(found, image_size) if measure else None
-    return report(found, proof, None, None, modules=modules, cost=cost)
+        return report(
+            network_stages, proof, f"{name} is not exact: {proof.reason}", _advice(network_stages, with_patch)
+        )
+    modules = watch_modules(network_stages, module, network_stages.in_chans, network_stages.patch_size)
+    cost = _measured(network_stages, image_size) if measure else None
+    return report(network_stages, proof, None, None, modules=modules, cost=cost)
 
 
 def _checked_size(size: int | Sequence[int] | None, stages: Stages) -> Sides:
@@ -169,7 +171,7 @@ def _advice(stages: Stages, with_patch: Callable[[Sides], Stages]) -> str | None
             if _proof(fewer).exact:
                 what = f", which leaves out {', '.join(fewer.untrained_parts)}" if patch != coarser else ""
                 return f"With --patch-size {str(as_setting(patch)).strip('[]').replace(' ', '')} it is exact{what}."
-        except Exception:  # not this one either, whatever the reason
+        except Exception:  # not with this patch either, whatever the reason
             continue
     return None
 
@@ -181,24 +183,24 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
     formats = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
     images = images.to(device, stages.dtype).contiguous(memory_format=formats[stages.dims])
     shape = tuple(side // p for side, p in zip(image_size, stages.patch_size, strict=True))
-    wanted = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if p.requires_grad]
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    modes = [(each, each.training) for each in module.modules()]
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
 
     def dense() -> None:
-        _backward(stages(images), wanted)
+        _backward(stages(images), parameters)
 
     def visible() -> None:
         grid = PatchGrid.random(_BATCH, shape, MASK_RATIO, device=device)
-        _backward([feature.values for feature in stages(gather(images, grid))], wanted)  # type: ignore[attr-defined]
+        _backward([feature.values for feature in stages(gather(images, grid))], parameters)  # type: ignore[attr-defined]
 
     module.train()
     try:
         with torch.random.fork_rng():
             costs = compare({"dense": dense, "visible": visible}, _REPEATS, device)
     finally:
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(before[name])
@@ -206,10 +208,10 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
     return Cost(image_size, _BATCH, MASK_RATIO, threads, str(device), costs["dense"], costs["visible"])
 
 
-def _backward(features: Sequence[torch.Tensor], wanted: Sequence[nn.Parameter]) -> None:
+def _backward(features: Sequence[torch.Tensor], parameters: Sequence[nn.Parameter]) -> None:
     """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not."""
     slopes = [torch.full_like(feature.detach(), 1e-3) for feature in features]
-    gradients(features, wanted, slopes)
+    gradients(features, parameters, slopes)
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -221,7 +223,7 @@ def _page(report: CheckReport) -> list[str]:
     for name, stride, channels in zip(report.stages, report.strides, report.channels, strict=True):
         lines.append(f"stage       stride {as_text(stride)}, {channels} channels: {name}")
     if report.untrained:
-        lines.append(f"left out    {', '.join(report.untrained)} (behind the deepest stage)")
+        lines.append(f"left out    {', '.join(report.untrained)} (after the deepest stage)")
     if report.patch_size:
         lines.append(f"patch       {as_text(report.patch_size)} pixels")
     if report.reason:
@@ -246,7 +248,7 @@ def _proof_lines(proof: Proof) -> list[str]:
     lines = [f"Largest deviations in float64, {mode} mode (allowed: {proof.tolerance:.0e})"]
     lines += [f"  {what:52}{value}" for what, value in rows]
     if proof.unmatched:
-        lines.append(f"  In training it could not be given the same random numbers in both runs: {proof.unmatched}.")
+        lines.append(f"  In training, the two runs could not draw the same random numbers: {proof.unmatched}.")
     if proof.sensitivity is not None:
         lines.append(f"  This network turns a change of its input by 1e-15 into one of {proof.sensitivity:.0e} itself.")
     return lines

@@ -1,7 +1,7 @@
-"""Settings of a pre-training that nobody gave, chosen from the pictures and the machine, and why. No torch here.
+"""Settings of a pre-training that the user left open, chosen from the pictures and the machine, and why. No torch here.
 
 The same pictures and the same kind of machine give the same choice: all of it is arithmetic, nothing is timed. The
-figures for speed are rough (`docs/choices.md`); the time left that a run tells after its first steps is measured.
+figures for speed are rough (`docs/choices.md`); the time left that a run shows after its first steps is measured.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ FEW = 10_000
 """Pictures: below, networks and epochs are those of the recipe small_data."""
 
 NIGHT = 10 * 3600.0
-"""Seconds that a run which somebody has started without a word about its length may take."""
+"""Seconds that a run may take whose length the user left open."""
 
 _USUAL_SIZE, _SIZE_ON_CPU = 224, 128
 _STRIDES = (32, 16, 8)  # of a network of ours as it is, and dilated: the sides of its patches
@@ -90,7 +90,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Network:
-    """What is known of a network that was given.
+    """What is known of a network that the user chose.
 
     Attributes:
         gmac: of the dense network, for an image of 224 pixels.
@@ -103,7 +103,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Choices:
-    """What was chosen; `settings` of `pretrain`, in the order in which they are told.
+    """What was chosen; `settings` of `pretrain`, in the order in which the log shows them.
 
     Attributes:
         seconds: that the run takes, roughly.
@@ -116,7 +116,7 @@ class Choices:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {each.flag.replace("-", "_"): each.value for each in self.chosen}
+        return {choice.flag.replace("-", "_"): choice.value for choice in self.chosen}
 
     def lines(self) -> list[str]:
         """For the log."""
@@ -124,7 +124,7 @@ class Choices:
             return []
         return [
             "Chosen for these pictures and this machine; what you give yourself counts instead:",
-            *(f"  {each}" for each in self.chosen),
+            *(f"  {choice}" for choice in self.chosen),
             f"This takes about {format_seconds(self.seconds)}: a rough guess, the time left is measured as it goes",
             *self.advice,
         ]
@@ -142,14 +142,13 @@ def choose(
     may_dilate: bool = True,
     may_start_anew: bool = True,
 ) -> Choices:
-    """Choose the network, the size of the images, the batch and the epochs, of these what is None.
+    """Choose those of network, size of the images, batch and epochs that are None.
 
     Args:
         size: (height, width).
         parts: that a batch must divide into.
         may_dilate: whether a network that is chosen may have finer patches.
-        may_start_anew: whether the run begins with random weights, of which a small set of pictures is better off
-            without.
+        may_start_anew: whether the run begins with random weights, which do not suit a small set of pictures.
     """
     chosen: list[Choice] = []
     known = network
@@ -202,11 +201,11 @@ def _size(pictures: Known, machine: Machine, patch: int, *, may_dilate: bool) ->
     """The side of the images, that of the patches, finer where it is small, and why that size."""
     most = _USUAL_SIZE if machine.kind == "cuda" else _SIZE_ON_CPU
     short = pictures.short
-    wanted = int(min(most, short))
+    side = int(min(most, short))
     if may_dilate:
-        patch = next((stride for stride in _STRIDES if wanted >= _A_SIDE * stride), _STRIDES[-1])
+        patch = next((stride for stride in _STRIDES if side >= _A_SIDE * stride), _STRIDES[-1])
     least = _A_SIDE if may_dilate or short >= _A_SIDE * patch else 2
-    size = max(least, wanted // patch) * patch
+    size = max(least, side // patch) * patch
     if size > short:
         why = f"{least}x{least} patches of {patch}, the least there may be; pictures of {short:g} pixels are enlarged"
     elif size < most:
@@ -226,7 +225,7 @@ def _batch(pictures: Known, machine: Machine, share: float) -> tuple[int, str]:
     """The batch, and why.
 
     Args:
-        share: of what an image of 224 pixels takes of a ResNet-50's memory.
+        share: memory of an image, relative to one of 224 pixels in a ResNet-50.
     """
     count = pictures.examples
     usual = _BATCH_ON_GPU if machine.kind == "cuda" and count >= FEW else _BATCH

@@ -61,8 +61,8 @@ def list_networks(pattern: str | None = None) -> list[Network]:
 
     names = timm.list_models()
     if pattern is not None:
-        wanted = pattern.lower() if re.search(r"[*?\[]", pattern) else f"*{pattern.lower()}*"
-        matching = [name for name in names if fnmatch.fnmatch(name, wanted)]
+        glob = pattern.lower() if re.search(r"[*?\[]", pattern) else f"*{pattern.lower()}*"
+        matching = [name for name in names if fnmatch.fnmatch(name, glob)]
         if not matching:
             near = get_close_matches(pattern.lower().strip("*"), names, n=3, cutoff=0.4)
             hint = f"; did you mean {', '.join(near)}?" if near else ""

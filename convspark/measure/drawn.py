@@ -93,8 +93,8 @@ class Maker:
         layers = mask_pattern(self.subject.stages, self.images, self.grid(self.mask_ratio))
         if not layers:
             raise UsageError(f"{self.subject.name} has no layer whose maps could be looked at")
-        dense, visible = [each.dense for each in layers], [each.visible for each in layers]
-        shares = [float(each.mean()) for each in dense]
+        dense, visible = [layer.dense for layer in layers], [layer.visible for layer in layers]
+        shares = [float(maps.mean()) for maps in dense]
         full = next((layers[at].name for at, share in enumerate(shares) if share == 1), None)
         caption = (
             f"How the mask pattern vanishes in {self.subject.name}. A position is filled if its features tell anything "
@@ -107,17 +107,17 @@ class Maker:
             "visible ones. Maps of the first picture, shares of all."
         )
         numbers = {
-            "layers": [each.name for each in layers],
+            "layers": [layer.name for layer in layers],
             "filled_dense": shares,
-            "filled_visible": [float(each.mean()) for each in visible],
+            "filled_visible": [float(maps.mean()) for maps in visible],
         }
         paper = "the figure on how sparse convolution keeps the mask pattern from vanishing"
         return Drawn("mask-pattern", caption, paper, numbers), draw_pattern(numbers["layers"], dense, visible)
 
     def intensities(self) -> tuple[Drawn, Figure]:
         """What masking does to the distribution of pixels."""
-        found = intensities(self.images, self.grid(self.mask_ratio))
-        zeros, visible = found.moved(found.zeros), found.moved(found.visible)
+        histograms = intensities(self.images, self.grid(self.mask_ratio))
+        zeros, visible = histograms.moved(histograms.zeros), histograms.moved(histograms.visible)
         caption = (
             "Histograms of pixel intensities before and after masking, all pictures and channels together, in units of "
             "the deviation that the network's images are normalised by. Setting masked patches to 0 moves "
@@ -125,14 +125,16 @@ class Maker:
             "differ from all. The line is that of the whole pictures."
         )
         numbers = {
-            "edges": found.edges.tolist(),
-            "whole": found.whole.tolist(),
-            "zeros": found.zeros.tolist(),
-            "visible": found.visible.tolist(),
+            "edges": histograms.edges.tolist(),
+            "whole": histograms.whole.tolist(),
+            "zeros": histograms.zeros.tolist(),
+            "visible": histograms.visible.tolist(),
             "moved_by_zeros": zeros,
             "moved_by_leaving_out": visible,
         }
-        figure = draw_intensities(found.edges, found.whole, found.zeros, found.visible, (zeros, visible))
+        figure = draw_intensities(
+            histograms.edges, histograms.whole, histograms.zeros, histograms.visible, (zeros, visible)
+        )
         paper = "the figure of masking strategies, with histograms of pixel intensities before and after masking"
         return Drawn("intensities", caption, paper, numbers), figure
 
@@ -141,9 +143,11 @@ class Maker:
         one = self.images[:1]
         grid = PatchGrid(self.grid(self.mask_ratio).visible[:1])
         stages = stage_maps(self.subject.stages, one, grid)
-        seen = pixel_mask(grid, one.shape[2:])
-        (whole,), (zeros,) = self._shown([one, one * seen[:, None]])
-        differences = [[_off(s.whole, maps, s.visible) for maps in (s.visible, s.zeros)] for s in stages]
+        mask = pixel_mask(grid, one.shape[2:])
+        (whole,), (zeros,) = self._displayable([one, one * mask[:, None]])
+        differences = [
+            [_off(stage.whole, maps, stage.visible) for maps in (stage.visible, stage.zeros)] for stage in stages
+        ]
         caption = (
             f"Feature maps of the stages of {self.subject.name}: at each position the root of the mean square over "
             "channels, from dark to bright, of the whole picture, of the visible patches only, and of the dense "
@@ -151,19 +155,19 @@ class Maker:
             "visible patches, masked positions hold nothing (light grey). Of the first picture."
         )
         numbers = {
-            "stages": [each.name for each in stages],
-            "strides": [list(each.stride) for each in stages],
+            "stages": [stage.name for stage in stages],
+            "strides": [list(stage.stride) for stage in stages],
             "differs_visible": [on_visible for on_visible, _ in differences],
             "differs_zeros": [with_zeros for _, with_zeros in differences],
         }
-        titles = [f"stride {_sides(each.stride)}" for each in stages]
-        pictures = [whole, *_masked([whole], seen.numpy()), zeros]
+        titles = [f"stride {_sides(stage.stride)}" for stage in stages]
+        pictures = [whole, *_masked([whole], mask.numpy()), zeros]
         figure = draw_features(
             pictures,
             titles,
-            [each.whole[0] for each in stages],
-            [each.zeros[0] for each in stages],
-            [each.visible[0] for each in stages],
+            [stage.whole[0] for stage in stages],
+            [stage.zeros[0] for stage in stages],
+            [stage.visible[0] for stage in stages],
         )
         return Drawn("features", caption, None, numbers), figure
 
@@ -225,18 +229,18 @@ class Maker:
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
         """Originals, masked and reconstructed ones to show, (H, W, 3) each, and the loss."""
         grid, model = self.grid(ratio), whole.model
-        found = model.reconstruct(self.images, grid)
+        output = model.reconstruct(self.images, grid)
         with torch.no_grad(), evaluating(model):
             loss = float(model(self.images, grid).loss)
-        original, painted = self._shown([self.images, found.reconstruction])
-        seen = pixel_mask(grid, self.images.shape[2:]).numpy()
-        return original, _masked(original, seen), painted, loss
+        original, painted = self._displayable([self.images, output.reconstruction])
+        mask = pixel_mask(grid, self.images.shape[2:]).numpy()
+        return original, _masked(original, mask), painted, loss
 
-    def _shown(self, images: Sequence[Tensor]) -> list[list[np.ndarray]]:
-        """Normalised (B, C, H, W) each -> (H, W, 3) each of each, from 0 to 1."""
-        s = self.subject
-        show = self.show or (s.whole.show if s.whole else None)
-        parts = displayed(images, s.mean, s.std, show, not s.pixels.is_plain)
+    def _displayable(self, images: Sequence[Tensor]) -> list[list[np.ndarray]]:
+        """Several normalised (B, C, H, W) -> of each a list of (H, W, 3), from 0 to 1."""
+        subject = self.subject
+        show = self.show or (subject.whole.show if subject.whole else None)
+        parts = displayed(images, subject.mean, subject.std, show, not subject.pixels.is_plain)
         return [[one.expand(3, -1, -1).permute(1, 2, 0).numpy() for one in part] for part in parts]
 
 
@@ -261,23 +265,23 @@ def every(
 
 
 def _checkpoints(folder: RunFolder, last: int | None) -> list[Path]:
-    """Those that a run kept, up to five of about equal distances, the last among them.
+    """Those that a run kept, at most five, about equally far apart, the last among them.
 
     Args:
-        last: the epoch of the last, counted from 0; one of the same epoch that was kept, too, is left out.
+        last: epoch of the last checkpoint, counted from 0; files count from 1, so that its kept twin is left out.
     """
     named = {file: file.stem.removeprefix("epoch_") for file in folder.checkpoints.glob("epoch_*.ckpt")}
     numbers = {file: int(number) for file, number in named.items() if number.isdecimal()}
-    kept = [file for file in sorted(numbers, key=numbers.__getitem__) if last is None or numbers[file] <= last]
-    files = [*(kept or [folder.previous_checkpoint]), folder.last_checkpoint]
+    of_epochs = [file for file in sorted(numbers, key=numbers.__getitem__) if last is None or numbers[file] <= last]
+    files = [*(of_epochs or [folder.previous_checkpoint]), folder.last_checkpoint]
     files = [file for file in files if file.is_file()]
     places = np.linspace(0, len(files) - 1, min(_MOST_EPOCHS, len(files))).round().astype(int)
     return [files[place] for place in dict.fromkeys(places.tolist())]
 
 
-def _masked(pictures: Sequence[np.ndarray], seen: np.ndarray) -> list[np.ndarray]:
-    """(H, W, 3) each, masked patches in the tone of what is not there; `seen` is bool (B, H, W)."""
-    return [np.where(mask[..., None], picture, MASKED_TONE) for picture, mask in zip(pictures, seen, strict=True)]
+def _masked(pictures: Sequence[np.ndarray], visible: np.ndarray) -> list[np.ndarray]:
+    """(H, W, 3) each, masked patches in the tone of what is not there; `visible` is bool (B, H, W)."""
+    return [np.where(mask[..., None], picture, MASKED_TONE) for picture, mask in zip(pictures, visible, strict=True)]
 
 
 def _off(whole: np.ndarray, other: np.ndarray, visible: np.ndarray) -> float:

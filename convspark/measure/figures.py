@@ -33,7 +33,9 @@ class Figures:
     left_out: str | None
 
     def __str__(self) -> str:
-        lines = [f"{self.folder / each.name}.pdf, .png: {each.caption.partition('. ')[0]}" for each in self.figures]
+        lines = [
+            f"{self.folder / figure.name}.pdf, .png: {figure.caption.partition('. ')[0]}" for figure in self.figures
+        ]
         if self.left_out is not None:
             lines.append(f"no reconstructions: {self.left_out}")
         return "\n".join([*lines, f"captions: {self.folder / 'README.md'}"])
@@ -96,15 +98,15 @@ def figures(
     images, names = few_pictures(pictures, subject.pixels, subject.size, subject.mean, subject.std, _MOST)
     ratio = subject.mask_ratio if mask_ratio is None else mask_ratio
     maker = Maker(subject, images, names, ratio, seed, show)
-    for wanted in (ratio, *(ratios or ())):
-        check_mask_ratio(wanted, maker.grid_shape())
+    for share in (ratio, *(ratios or ())):
+        check_mask_ratio(share, maker.grid_shape())
     run = network if isinstance(network, str) and Path(network).is_dir() else None
-    drawn: list[Drawn] = []
+    descriptions: list[Drawn] = []
     with in_style():
-        for one, figure in every(maker, ratios, run, model):
-            write(figure, folder / one.name)
-            drawn.append(one)
-    done = Figures(folder, tuple(drawn), subject.why_not)
+        for description, figure in every(maker, ratios, run, model):
+            write(figure, folder / description.name)
+            descriptions.append(description)
+    done = Figures(folder, tuple(descriptions), subject.why_not)
     facts = {
         "network": subject.name,
         "weights": subject.weights,
@@ -114,7 +116,7 @@ def figures(
         "mask_ratio": ratio,
         "seed": seed,
     }
-    content = {**facts, "figures": [asdict(each) for each in drawn], "left_out": done.left_out}
+    content = {**facts, "figures": [asdict(description) for description in descriptions], "left_out": done.left_out}
     write_text(folder / "figures.json", json.dumps(content, indent=2) + "\n")
     write_text(folder / "README.md", _page(facts, done))
     return done
@@ -126,10 +128,10 @@ def _page(facts: dict[str, Any], done: Figures) -> str:
     for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         lines.append(f"* {name.replace('_', ' ')}: {shown_in_markdown(text)}")
-    for each in done.figures:
-        counterpart = f"Its counterpart in the SparK paper (arXiv 2301.03580) is {each.paper}."
-        lines += ["", f"![]({each.name}.png)", "", shown_in_markdown(each.caption)]
-        lines += ["", counterpart if each.paper else "The SparK paper (arXiv 2301.03580) has no such figure."]
+    for figure in done.figures:
+        counterpart = f"Its counterpart in the SparK paper (arXiv 2301.03580) is {figure.paper}."
+        lines += ["", f"![]({figure.name}.png)", "", shown_in_markdown(figure.caption)]
+        lines += ["", counterpart if figure.paper else "The SparK paper (arXiv 2301.03580) has no such figure."]
     if done.left_out is not None:
         lines += ["", f"No reconstructions: {shown_in_markdown(done.left_out)}."]
     return "\n".join(lines) + "\n"

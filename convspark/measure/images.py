@@ -88,7 +88,7 @@ class ScanReport:
             *self.statistics_lines,
             "",
             "Settings that suit these",
-            *(f"  {each}" for each in self.advice),
+            *(f"  {choice}" for choice in self.advice),
             "",
             f"  {self.command}",
         ]
@@ -119,7 +119,7 @@ def scan(
         pictures: how many of them are on the sheet, 0 for none; drawn by the seed.
         keep: text file to write, with the paths of what can be read, of duplicates and of what looks alike the first
             one only; pretrain takes it.
-        seed: of what is drawn, and measured.
+        seed: of the pictures that are drawn and measured.
         workers: threads; by default two more than there are cores.
 
     Raises:
@@ -148,8 +148,8 @@ def scan(
     from .advice import advise
 
     with run_log(logging.WARNING):
-        of_before = os.path.abspath(out) if out is not None else None
-        paths = [path for path in list_pictures(images, bands=True) if absolute(path) != of_before]
+        old_sheet = os.path.abspath(out) if out is not None else None
+        paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
         source = FileSource(paths)
         every = list(_watched(look_at(source, channels, workers), len(paths)))
         readable = [index for index, look in enumerate(every) if look.reason is None]
@@ -168,9 +168,9 @@ def scan(
         bands = Counter(map(_read_as, good)).most_common(1)[0][0]
         chosen = [look for look in good if _read_as(look) == bands]
         is_plain, is_grey = all(look.is_plain for look in chosen), all(look.is_grey for look in chosen)
-        wanted = 1 if is_plain and is_grey else bands
+        channels_to_read = 1 if is_plain and is_grey else bands
         measured_paths = [look.path for look in chosen]
-        pixels = fitting(measured_paths, Pixels(wanted, stored=not is_plain), seed)
+        pixels = fitting(measured_paths, Pixels(channels_to_read, stored=not is_plain), seed)
         measured = measure(measured_paths, pixels, seed)
         device = choose_device()
         advice = advise(
@@ -183,8 +183,8 @@ def scan(
         )
         if keep is not None:
             left_out = twins | {path for group in alike for path in group[1:]}
-            kept = (absolute(look.path) for look in chosen if look.path not in left_out)
-            write_text(keep, as_lines(kept))
+            paths_to_keep = (absolute(look.path) for look in chosen if look.path not in left_out)
+            write_text(keep, as_lines(paths_to_keep))
         if out is not None and pictures:
             _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, out)
     sides = {
@@ -192,7 +192,7 @@ def scan(
         "width": [look.size[1] for look in good],
         "short": [min(look.size) for look in good],
     }
-    flags = " ".join(f"--{each.flag} {shlex.quote(each.text)}" for each in advice)
+    flags = " ".join(f"--{choice.flag} {shlex.quote(choice.text)}" for choice in advice)
     return ScanReport(
         images=images,
         pictures=len(good),
@@ -206,7 +206,7 @@ def scan(
         near_duplicates=alike,
         blank=[look.path for look, thumb in zip(good, thumbs, strict=True) if is_blank(thumb)],
         others=len(good) - len(chosen),
-        statistics={"bands": wanted, **measured.as_dict()},
+        statistics={"bands": channels_to_read, **measured.as_dict()},
         statistics_lines=measured.lines(),
         advice=advice,
         command=f"convspark pretrain {shlex.quote(keep or images)} {flags}",
@@ -238,18 +238,18 @@ def _draw(
     from ..seeds import Use, counted
 
     places = sorted(counted(seed, Use.STATISTICS, 2).permutation(len(good))[:count].tolist())
-    shown: list[Image.Image] = []
+    images: list[Image.Image] = []
     captions: list[str] = []
     for index, look in (good[place] for place in places):
         if look.is_plain:
-            read = source.read(index, lambda height, width: max(1.0, min(height, width) / 192))
-            picture = read.picture if isinstance(read, Shrunk) else read
+            content = source.read(index, lambda height, width: max(1.0, min(height, width) / 192))
+            picture = content.picture if isinstance(content, Shrunk) else content
             assert isinstance(picture, Image.Image)
-            shown.append(picture)
+            images.append(picture)
         else:
-            shown.append(displayed(look.path, source.content(index), channels))
+            images.append(displayed(look.path, source.content(index), channels))
         captions.append(f"{base_name(look.path)}  {look.size[1]}x{look.size[0]}")
-    picture_sheet(shown, captions, out)
+    picture_sheet(images, captions, out)
 
 
 def _watched(looks: "Iterable[Look]", total: int) -> "Iterable[Look]":
@@ -279,5 +279,5 @@ def _some(items: Iterable[str]) -> str:
 
 def _groups(groups: list[list[str]]) -> str:
     count = sum(len(group) - 1 for group in groups)
-    told = _some(" = ".join([*group[:3], *(["…"] if len(group) > 3 else [])]) for group in groups)
-    return f"{count} beside their first, in groups: {told}" if groups else "0"
+    text = _some(" = ".join([*group[:3], *(["…"] if len(group) > 3 else [])]) for group in groups)
+    return f"{count} beside their first, in groups: {text}" if groups else "0"

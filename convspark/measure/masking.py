@@ -84,9 +84,9 @@ def pixel_mask(grid: PatchGrid, sides: Sequence[int]) -> Tensor:
 
 def intensities(images: Tensor, grid: PatchGrid, bins: int = _BINS) -> Intensities:
     """Histograms of images (B, C, H, W) before and after masking, over the range of all their values and 0."""
-    seen = pixel_mask(grid, images.shape[2:])[:, None]
-    zeros = images * seen
-    visible = images.movedim(1, -1)[seen[:, 0]]  # (B, C, H, W) -> (visible pixels, C)
+    mask = pixel_mask(grid, images.shape[2:])[:, None]
+    zeros = images * mask
+    visible = images.movedim(1, -1)[mask[:, 0]]  # (B, C, H, W) -> (visible pixels, C)
     edges = np.linspace(float(images.min().clamp_max(0)), float(images.max().clamp_min(0)), bins + 1)
     return Intensities(edges, *(_shares(values, edges) for values in (images, zeros, visible)))
 
@@ -124,16 +124,16 @@ def stage_maps(stages: Stages, images: Tensor, grid: PatchGrid) -> list[StageMap
     """The features of each stage, finest first, of whole and of masked pictures, in evaluation mode."""
     _check_pictures(stages)
     images, grid = images.to(stages.device, stages.dtype), grid.to(stages.device)
-    seen = pixel_mask(grid, images.shape[2:])[:, None]
+    mask = pixel_mask(grid, images.shape[2:])[:, None]
     with evaluating(stages.backbone):
-        runs = [stages(images), stages(images * seen), [_whole(each) for each in stages(gather(images, grid))]]
-    found = []
+        runs = [stages(images), stages(images * mask), [_whole(maps) for maps in stages(gather(images, grid))]]
+    all_maps = []
     for name, stride, maps in zip(stages.names, stages.strides, zip(*runs, strict=True), strict=True):
         # (B, C, h, w) -> (B, h, w)
-        whole, zeros, visible = (each.double().square().mean(1).sqrt().cpu() for each in maps)
+        whole, zeros, visible = (features.double().square().mean(1).sqrt().cpu() for features in maps)
         visible = visible.masked_fill(~pixel_mask(grid, visible.shape[1:]).cpu(), torch.nan)
-        found.append(StageMaps(name, stride, whole.numpy(), zeros.numpy(), visible.numpy()))
-    return found
+        all_maps.append(StageMaps(name, stride, whole.numpy(), zeros.numpy(), visible.numpy()))
+    return all_maps
 
 
 def _check_pictures(stages: Stages) -> None:
@@ -173,7 +173,7 @@ def _maps(
     stages: Stages, layers: dict[str, nn.Module], images: Tensor, keep: Callable[[str, Tensor], Any]
 ) -> dict[str, Any]:
     """What is kept of the map of each call of the layers, and of the stages if no layer is called."""
-    found: dict[str, Any] = {}
+    by_call: dict[str, Any] = {}
     calls: Counter[str] = Counter()
 
     def listen(name: str) -> Callable[..., None]:
@@ -181,7 +181,7 @@ def _maps(
             calls[name] += 1
             called = name if calls[name] == 1 else f"{name} ({calls[name]})"
             if isinstance(output, Tensor) and output.ndim == images.ndim:
-                found[called] = keep(called, _whole(output))
+                by_call[called] = keep(called, _whole(output))
 
         return hook
 
@@ -191,7 +191,7 @@ def _maps(
     finally:
         for handle in handles:
             handle.remove()
-    return found or {name: keep(name, _whole(each)) for name, each in zip(stages.names, features, strict=True)}
+    return by_call or {name: keep(name, _whole(maps)) for name, maps in zip(stages.names, features, strict=True)}
 
 
 def _whole(features: Tensor) -> Tensor:

@@ -58,18 +58,18 @@ def watch_modules(
     )
     visible = torch.ones(2, *(2,) * len(patch_size), dtype=torch.bool, device=parameter.device)
     visible[:, 0] = False
-    modes = [(each, each.training) for each in module.modules()]
-    seen: dict[str, str] = {}
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    actions: dict[str, str] = {}
     kinds: dict[str, str] = {}
     module.eval()
     try:
-        with torch.no_grad(), _running(module) as stack, _Watch(stack, seen, kinds):
+        with torch.no_grad(), _running(module) as stack, _Watch(stack, actions, kinds):
             forward(gather(images, PatchGrid(visible)))
     finally:
-        for each, training in modes:
-            each.training = training
-    counted = Counter((kinds[path], action) for path, action in seen.items())
-    first = {(kinds[path], action): path for path, action in reversed(seen.items())}
+        for submodule, training in modes:
+            submodule.training = training
+    counted = Counter((kinds[path], action) for path, action in actions.items())
+    first = {(kinds[path], action): path for path, action in reversed(actions.items())}
     rows = [ModuleRow(kind, n, action, first[kind, action]) for (kind, action), n in counted.items()]
     return sorted(rows, key=lambda row: (-_RANKS.index(row.action), row.kind))
 
@@ -80,15 +80,15 @@ def _running(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
     stack: list[tuple[str, nn.Module]] = []
 
     def enter(path: str) -> Callable[..., None]:
-        return lambda each, _args: stack.append((path, each))
+        return lambda submodule, _args: stack.append((path, submodule))
 
     def leave(*_: object) -> None:
         stack.pop()
 
     handles: list[Any] = []
-    for path, each in module.named_modules():
-        handles.append(each.register_forward_pre_hook(enter(path or type(module).__name__)))
-        handles.append(each.register_forward_hook(leave))
+    for path, submodule in module.named_modules():
+        handles.append(submodule.register_forward_pre_hook(enter(path or type(module).__name__)))
+        handles.append(submodule.register_forward_hook(leave))
     try:
         yield stack
     finally:
@@ -99,8 +99,8 @@ def _running(module: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
 class _Watch(TorchFunctionMode):
     """Notes, for each running module, the most that a function called in it does."""
 
-    def __init__(self, stack: list[tuple[str, nn.Module]], seen: dict[str, str], kinds: dict[str, str]):
-        self.stack, self.seen, self.kinds = stack, seen, kinds
+    def __init__(self, stack: list[tuple[str, nn.Module]], actions: dict[str, str], kinds: dict[str, str]):
+        self.stack, self.actions, self.kinds = stack, actions, kinds
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -109,7 +109,7 @@ class _Watch(TorchFunctionMode):
             if action is not None:
                 path, module = self.stack[-1]
                 self.kinds[path] = _kind(module)
-                self.seen[path] = max(self.seen.get(path, action), action, key=_RANKS.index)
+                self.actions[path] = max(self.actions.get(path, action), action, key=_RANKS.index)
         return out
 
 
@@ -136,12 +136,14 @@ def _looks_around(func: Any, args: tuple, kwargs: dict) -> bool:
     names = ("input", "kernel_size", "stride", "padding") if "pool" in func.__name__ else names
     if not names:
         return func.__name__ not in ("interpolate", "upsample") or kwargs.get("mode", "nearest") != "nearest"
-    given = dict(zip(names, args, strict=False)) | kwargs
-    padded = getattr(given["input"], "pending", None) is not None
-    kernel = given["weight"].shape[2:] if "weight" in given else _several(given["kernel_size"])
-    stride = _several(given.get("stride") or kernel)
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    padded = getattr(arguments["input"], "pending", None) is not None
+    kernel = arguments["weight"].shape[2:] if "weight" in arguments else _several(arguments["kernel_size"])
+    stride = _several(arguments.get("stride") or kernel)
     return (
-        padded or any(_several(given.get("padding", 0))) or any(k > s for k, s in zip(kernel, stride * 3, strict=False))
+        padded
+        or any(_several(arguments.get("padding", 0)))
+        or any(k > s for k, s in zip(kernel, stride * 3, strict=False))
     )
 
 

@@ -58,35 +58,35 @@ def find_subject(
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Subject:
-    """The network that `figures` was asked for; see there for the arguments.
+    """The network of `figures`; see there for the arguments.
 
     Raises:
         UsageError: no such network or weights, or images of a kind that it does not take.
     """
-    asked = {"weights": weights, "channels": channels, "mean": mean, "std": std}
+    arguments = {"weights": weights, "channels": channels, "mean": mean, "std": std}
     if isinstance(network, SparK):
-        _refuse(("weights", "channels"), asked, "a SparK has its own")
+        _refuse(("weights", "channels"), arguments, "a SparK has its own")
         norm = normalisation(network.in_chans, mean, std)
         height, width = network.image_size if size is None else parse_size(size)
         whole = Whole(None, network, (height, width), *norm, Pixels(network.in_chans))
         return _of_whole(whole, type(network.backbone).__name__, "the model's own")
     if isinstance(network, nn.Module):
-        _refuse(("weights",), asked, "a module has its own")
+        _refuse(("weights",), arguments, "a module has its own")
         sides = parse_size(224 if size is None else size)
         stages = Stages(network, None, channels, sides)
         norm = normalisation(stages.in_chans, mean, std)
         own = Subject(type(network).__name__, "the module's own", stages, stages.patch_size, sides, *norm)
         return replace(own, pixels=Pixels(stages.in_chans), why_not="a module has no decoder; pass a SparK")
     if why_not_whole(network) is None:
-        _refuse(tuple(asked), asked, "a pre-trained model has its own")
+        _refuse(tuple(arguments), arguments, "a pre-trained model has its own")
         whole = load_whole(network, model)
         whole = whole if size is None else replace(whole, size=parse_size(size))
         return _of_whole(whole, whole.name or type(whole.model.backbone).__name__, network)
     return _of_origin(_origin(network, weights, model, channels, mean, std), size, seed)
 
 
-def _refuse(names: tuple[str, ...], asked: dict[str, Any], why: str) -> None:
-    wrong = [name for name in names if asked[name] is not None]
+def _refuse(names: tuple[str, ...], arguments: dict[str, Any], why: str) -> None:
+    wrong = [name for name in names if arguments[name] is not None]
     if wrong:
         raise UsageError(f"{' and '.join(wrong)}: {why}; leave it out")
 

@@ -67,10 +67,10 @@ def peak_memory(way: Callable[[], object], device: torch.device) -> int:
         for e in recorded
         if e.name() == "[memory]"
     )
-    held = peak = 0
+    current = peak = 0
     for _, change in changes:
-        held += change
-        peak = max(peak, held)
+        current += change
+        peak = max(peak, current)
     return peak
 
 
@@ -78,11 +78,11 @@ def peak_memory(way: Callable[[], object], device: torch.device) -> int:
 def _quiet() -> Iterator[None]:
     """Without the lines that the profiler's library writes to the process's standard error."""
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr_copy, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nothing)

@@ -1,4 +1,4 @@
-"""What nobody said of a run, chosen: the facts are found here, the choice is `measure/choices.py`'s."""
+"""Settings that the user left open: the facts for their choice are gathered here, `measure/choices.py` chooses."""
 
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ _USUAL = Glance(224, 224**2, are_grey=False)
 
 
 def of_weights(settings: PretrainSettings) -> dict[str, Any]:
-    """The network that a run is to start from, where nothing else was said of it."""
+    """The settings of the network whose weights a run starts from, if they name no network themselves."""
     if settings.init is None or settings.model != AUTO:
         return {}
     origin = find_weights(settings.init)
@@ -30,23 +30,23 @@ def of_weights(settings: PretrainSettings) -> dict[str, Any]:
 def choices_for(
     settings: PretrainSettings, images: Images, machine: Machine, stages: Stages | None, processes: int
 ) -> Choices:
-    """What is left to choose.
+    """The settings that are left to choose.
 
     Args:
-        stages: of the network, where it was given.
+        stages: of the network, where the settings name one.
         processes: that share each batch.
     """
     s = settings
     if AUTO not in (s.model, s.size) and s.epochs is not None and s.batch_size is not None:
         return Choices()
     size = None if s.size == AUTO else parse_size(s.size)
-    seen = _USUAL
+    typical = _USUAL
     if size is None or s.epochs is None:
-        chosen = sample(len(images.train), are_files=images.are_files)
-        some = [images.train[place] for place in chosen] if images.are_files else Subset(images.train, chosen)
-        seen = glance(images.source(some)) or _USUAL
+        places = sample(len(images.train), are_files=images.are_files)
+        some = [images.train[place] for place in places] if images.are_files else Subset(images.train, places)
+        typical = glance(images.source(some)) or _USUAL
     return choose(
-        Known(len(images.train), seen.short, seen.area, seen.are_grey and s.channels == 3, s.crops_per_image),
+        Known(len(images.train), typical.short, typical.area, typical.are_grey and s.channels == 3, s.crops_per_image),
         machine,
         network=None if stages is None else Network(_gmac(stages), max(stages.patch_size)),
         size=size,

@@ -16,11 +16,11 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
     Args:
         images: folder of pictures (flat or nested, labelled or not); text, CSV or parquet list of paths; tar or parquet
             files that hold them, as data/{000..127}.tar or a folder of them; a dataset that Hugging Face's datasets
-            saved; each also behind a URL (s3://, gs://, hf://, https://). In Python also a list of paths or a map-style
+            saved; each also at a URL (s3://, gs://, hf://, https://). In Python also a list of paths or a map-style
             Dataset of images.
         model: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; in Python also any
             nn.Module. auto is that of `init`, or else chosen by the images and the machine, see docs/choices.md; so are
-            epochs, batch size and size where they are not given, and what is chosen is said at the start.
+            epochs, batch size and size where they are not given; the log says what is chosen.
         epochs: passes over the images; by default as many as suit their number and end within about ten hours.
         batch_size: images of an optimiser step; by default 64 or, of many images on a GPU, 256.
         size: side of the images in pixels, or height x width as in 192x256; divisible by the patch. auto is at most

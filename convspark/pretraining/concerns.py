@@ -17,7 +17,7 @@ _LATE = 0.8  # of the epochs: from here on the schedule ends the run, whatever t
 
 
 def concerns(columns: Columns, epochs: int, warmup_epochs: float, gradient_clip: float) -> Iterator[tuple[str, str]]:
-    """(kind, what is the matter and what to do) of all that is wrong after the last epoch of the columns.
+    """(kind, what is wrong and what to do) of all that is wrong after the last epoch of the columns.
 
     Args:
         columns: `epoch`, `train_loss` and, where measured, `held_out_loss`, `prediction_deviation`, `gradient_norm` and
@@ -38,7 +38,7 @@ def concerns(columns: Columns, epochs: int, warmup_epochs: float, gradient_clip:
 
 
 def collapsed(ranks: Sequence[float]) -> str | None:
-    """What is the matter with the effective ranks measured so far in the training, if anything is.
+    """What is wrong with the effective ranks measured so far in the training; None if nothing.
 
     A single low one may be chance: two in a row count.
     """
@@ -48,7 +48,7 @@ def collapsed(ranks: Sequence[float]) -> str | None:
     return (
         f"the features collapse: their effective rank was {max(ranks):.1f} and is {ranks[-1]:.1f}, so that pictures "
         "look ever more alike to the network. Try half the --learning-rate or a longer --warmup-epochs; --keep-epochs "
-        "keeps the weights of before"
+        "keeps earlier weights"
     )
 
 

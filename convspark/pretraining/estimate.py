@@ -95,10 +95,10 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
     with run_log(logging.WARNING), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         plan = make_plan(Run(PretrainSettings(images, **settings)))
         measured = _measured(plan)
-    kept, numbers = plan.images.held_out, plan.numbers
-    kept_images = len(kept) if kept else 0
-    picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is looked at
-    looked_at = (kept_images + len(plan.probe_pictures or ())) / plan.watch_epochs if plan.watch_epochs else 0
+    held_out, numbers = plan.images.held_out, plan.numbers
+    held_out_count = len(held_out) if held_out else 0
+    picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is measured
+    looked_at = (held_out_count + len(plan.probe_pictures or ())) / plan.watch_epochs if plan.watch_epochs else 0
     return Estimate(
         settings=plan.settings,
         description=plan.describe(),
@@ -112,25 +112,25 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         steps=numbers.steps,
         images_per_second=numbers.batch_size / measured.step_seconds,
         total_seconds=numbers.steps * measured.step_seconds
-        + numbers.epochs * picture_seconds * (kept_images + looked_at),
+        + numbers.epochs * picture_seconds * (held_out_count + looked_at),
     )
 
 
 def resolved_config(images: Any = None, **settings: Any) -> str:
     """The settings of a run as YAML, all resolved; without images, all that does not depend on them."""
-    asked = PretrainSettings(images, **settings)
+    unresolved = PretrainSettings(images, **settings)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
-        if asked.images is not None or asked.resume is not None:
-            plan = make_plan(Run(asked))
+        if unresolved.images is not None or unresolved.resume is not None:
+            plan = make_plan(Run(unresolved))
             return as_yaml(plan.settings, "\n".join(plan.choices.lines()))
-        if asked.model != AUTO:
-            check_name(str(asked.model))  # no images: a template to fill in, for which no network is built
-    if asked.epochs is None:
-        return as_yaml(asked)
-    steps = asked.batch_size, asked.epochs, asked.warmup_epochs, asked.accumulate
-    numbers = count(1 << 30, *steps, device_batch_size=asked.device_batch_size)
+        if unresolved.model != AUTO:
+            check_name(str(unresolved.model))  # no images: a template to fill in, for which no network is built
+    if unresolved.epochs is None:
+        return as_yaml(unresolved)
+    steps = unresolved.batch_size, unresolved.epochs, unresolved.warmup_epochs, unresolved.accumulate
+    numbers = count(1 << 30, *steps, device_batch_size=unresolved.device_batch_size)
     warmup_epochs = numbers.warmup_steps / numbers.steps_per_epoch
-    return as_yaml(replace(asked, warmup_epochs=warmup_epochs))
+    return as_yaml(replace(unresolved, warmup_epochs=warmup_epochs))
 
 
 class Measured(NamedTuple):
@@ -139,8 +139,8 @@ class Measured(NamedTuple):
     step_seconds: float
     peak: int
     """Most that was in use."""
-    kept: int
-    """Between steps: the model, its gradients and the optimiser's state."""
+    between_steps: int
+    """In use between steps: the model, its gradients and the optimiser's state."""
     total: int | None
     """Of the GPU."""
 
@@ -148,8 +148,8 @@ class Measured(NamedTuple):
         """How many images a pass the GPU would hold, if `count` of them took what was measured."""
         if self.total is None:
             return None
-        each = max(1, self.peak - self.kept) / count
-        return max(0, int((_USABLE * self.total - self.kept) / each))
+        bytes_an_image = max(1, self.peak - self.between_steps) / count
+        return max(0, int((_USABLE * self.total - self.between_steps) / bytes_an_image))
 
 
 def _measured(plan: Plan) -> Measured:
@@ -201,8 +201,8 @@ def _measure(plan: Plan) -> Measured:
     seconds_a_step = sum(timed) / len(timed)
     if device.type != "cuda":
         return Measured(seconds_a_step, _peak_memory_of_process(), 0, None)
-    kept, total = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
-    return Measured(seconds_a_step, torch.cuda.max_memory_allocated(device), kept, total)
+    between_steps, total = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    return Measured(seconds_a_step, torch.cuda.max_memory_allocated(device), between_steps, total)
 
 
 def _peak_memory_of_process() -> int:

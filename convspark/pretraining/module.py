@@ -29,7 +29,7 @@ def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int,
 
 
 class Measured(NamedTuple):
-    """What is known of a batch of held-out images."""
+    """What is measured of a batch of held-out images."""
 
     loss: float
     deviation: float
@@ -43,7 +43,7 @@ class PretrainModule(TrainingModule):
     Args:
         model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer, schedule, seed: see `TrainingModule`.
-        gradient_clip: the norm that a step's gradient is cut to; whether it was is counted.
+        gradient_clip: the norm that a step's gradient is cut to; steps whose gradient is cut are counted.
 
     Attributes:
         step_loss: the loss of a training step, which may be computed in a quicker way than by calling the model.
@@ -105,9 +105,9 @@ class PretrainModule(TrainingModule):
         deviations = deviations[~grid.visible]
         return Measured(float(out.loss), float(deviations.mean()), len(images))
 
-    def summarise(self, found: list[Measured]) -> dict[str, float]:
-        count = max(1, sum(each.images for each in found))
-        loss, deviation = (sum(each[i] * each.images for each in found) / count for i in (0, 1))
+    def summarise(self, measurements: list[Measured]) -> dict[str, float]:
+        count = max(1, sum(batch.images for batch in measurements))
+        loss, deviation = (sum(batch[i] * batch.images for batch in measurements) / count for i in (0, 1))
         return {"held_out_loss": loss, "prediction_deviation": deviation}
 
     def epoch_state(self) -> dict[str, float]:

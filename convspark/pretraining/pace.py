@@ -1,4 +1,4 @@
-"""Whether a run whose epochs were chosen keeps to the time that was guessed."""
+"""Whether a run whose epochs were chosen keeps to the guessed time."""
 
 import time
 from typing import Any
@@ -17,11 +17,11 @@ _FAR = 1.5
 
 
 class Pace(Callback):
-    """Says once, when some minutes have shown it, that a run takes far longer than guessed, and more than a night.
+    """Warns once, after some minutes, of a run that will take far longer than guessed, and more than a night.
 
     Args:
         guessed: seconds of the whole run.
-        warned: what takes the word.
+        warned: where the warning goes.
     """
 
     def __init__(self, guessed: float, warned: Warned) -> None:
@@ -41,7 +41,7 @@ class Pace(Callback):
             return
         assert isinstance(pl_module, TrainingModule) and trainer.max_epochs is not None
         seconds = pl_module.schedule.steps * (now - self._since[0]) / (step - self._since[1])
-        self._since, self._steps_here = None, _UNWATCHED_STEPS  # asked and answered
+        self._since, self._steps_here = None, _UNWATCHED_STEPS  # measured once, which is enough
         if seconds < _FAR * max(self._guessed, NIGHT):
             return
         fewer = int(trainer.max_epochs * NIGHT / seconds)

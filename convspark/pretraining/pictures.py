@@ -56,14 +56,14 @@ class Pictures(Callback):
         model = pl_module.model
         images = self._images.to(pl_module.device)
         with trainer.precision_plugin.forward_context():
-            shown = model.reconstruct(images, counted_grid(model, images, pl_module.seed, Use.HELD_OUT_MASK, 0))
+            output = model.reconstruct(images, counted_grid(model, images, pl_module.seed, Use.HELD_OUT_MASK, 0))
         width = len(str(trainer.max_epochs))
         path = self._folder.pictures / f"epoch_{epoch:0{width}d}.png"
-        visible = shown.grid.visible.cpu()
+        visible = output.grid.visible.cpu()
         reconstruction_grid(
             self._images,
-            shown.masked.float().cpu(),
-            shown.reconstruction.float().cpu(),
+            output.masked.float().cpu(),
+            output.reconstruction.float().cpu(),
             self._mean,
             self._std,
             path,

@@ -1,4 +1,4 @@
-"""From what `pretrain` was asked to what a run consists of: settings resolved, network proved, images found."""
+"""From the settings of `pretrain` to the parts of a run: settings resolved, network proved, images found."""
 
 import logging
 import os
@@ -74,11 +74,11 @@ class Plan:
         settings: resolved; what `config.yaml` holds.
         learning_rate: the peak.
         mean, std: of each channel of the images.
-        statistics: that were measured for this run, when it began.
+        statistics: measured for this run, when it began.
         picture_epochs: epochs between pictures, 0 for none.
         watch_epochs: epochs between looks at the features, 0 for none.
         probe_pictures: labelled ones for that, or None.
-        choices: what nobody had said, in `settings` as well.
+        choices: those that the user left open, in `settings` as well.
     """
 
     settings: PretrainSettings
@@ -176,12 +176,12 @@ class Plan:
     def describe(self) -> list[str]:
         """The effective numbers, for the log."""
         n, s = self.numbers, self.settings
-        kept = self.images.held_out
+        held_out = self.images.held_out
         side = self.model.grid_shape(self.size)
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
         masks = "" if s.masks == "random" else f", drawn by {s.masks}"
-        shown = f"{visible} of {patches} visible" if not s.masks.endswith(".npy") else f"{patches} a picture"
+        visibility = f"{visible} of {patches} visible" if not s.masks.endswith(".npy") else f"{patches} a picture"
         ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
@@ -190,10 +190,10 @@ class Plan:
         lines = [
             f"network   {self.name}, {backbone / 1e6:.1f} M parameters, "
             f"{(parameters - backbone) / 1e6:.1f} M more in the decoder",
-            f"images    {len(self.images.train)} to train on{crops}, {len(kept) if kept else 0} held out, "
+            f"images    {len(self.images.train)} to train on{crops}, {len(held_out) if held_out else 0} held out, "
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
-            f"{shown}{masks}",
+            f"{visibility}{masks}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}{accumulated}, "
             f"{n.warmup_steps} steps of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
@@ -235,7 +235,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     s = replace(s, **of_weights(s))
     torch.manual_seed(counted_seed(s.seed, Use.INITIAL_WEIGHTS))
     backbone = None if s.model == AUTO else _backbone(s)
-    # What can be refused is, before any picture is looked at.
+    # Refuse what can be refused before any picture is looked at.
     model = None if backbone is None or s.size == AUTO else _model(run, s, backbone, device)
     with torch.random.fork_rng(devices=[]):  # a dataset may draw as it likes: the decoder's weights are the same
         stages = None if model is None else model.stages
@@ -387,7 +387,7 @@ def _make_optimizer(
 
 
 def _check(s: PretrainSettings) -> None:
-    """What can be seen to be wrong without building or reading anything."""
+    """Raise UsageError for what can be seen to be wrong without building or reading anything."""
     if s.size != AUTO:
         parse_size(s.size)
     check_shares(drop_path=s.drop_path)
@@ -432,9 +432,9 @@ def _check(s: PretrainSettings) -> None:
 
 
 def _refuse_for_dataset(s: PretrainSettings) -> None:
-    """Raise UsageError for what is said of files, where there is a Dataset."""
-    said = {"bands": s.bands, "band_axis": s.band_axis, "stats": s.stats, "low": s.low, "high": s.high}
-    wrong = [name for name, value in said.items() if value is not None]
+    """Raise UsageError for settings of files, as the images are a Dataset."""
+    of_files = {"bands": s.bands, "band_axis": s.band_axis, "stats": s.stats, "low": s.low, "high": s.high}
+    wrong = [name for name, value in of_files.items() if value is not None]
     if wrong:
         raise UsageError(
             f"{', '.join(wrong)}: for files alone, and images is a {type(s.images).__name__}, whose values count as "
@@ -443,7 +443,7 @@ def _refuse_for_dataset(s: PretrainSettings) -> None:
 
 
 def _look_for_images(images: Any) -> None:
-    """A folder that is not there is told before the network is built."""
+    """Raise UsageError for a folder that is missing, before the network is built."""
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) and is_missing(os.fspath(images)):

@@ -60,17 +60,17 @@ def reconstruct(
         check_mask_ratio(mask_ratio, network.grid_shape(whole.size))
         network.mask_ratio = mask_ratio
     images, names = few_pictures(pictures, whole.pixels, whole.size, whole.mean, whole.std, _MOST)
-    shown = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
+    result = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     reconstruction_grid(
         images,
-        shown.masked,
-        shown.reconstruction,
+        result.masked,
+        result.reconstruction,
         whole.mean,
         whole.std,
         output,
         names,
-        shown.grid.visible,
+        result.grid.visible,
         show=show or whole.show,
         stretch=not whole.pixels.is_plain,
     )

@@ -1,4 +1,4 @@
-"""How rich features are, without labels: their effective rank, and the channels that tell nothing."""
+"""How rich features are, without labels: their effective rank, and the channels that carry nothing."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What `pretrain` is asked, and what it comes to; nothing here needs torch."""
+"""The settings of `pretrain`, and its result; nothing here needs torch."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -101,11 +101,11 @@ class PretrainSettings(SpreadSettings):
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         folder: the run folder.
-        export: the backbone, loaded again by timm and found equal.
+        export: the backbone, loaded again by timm and equal.
         epochs, steps: taken in all.
         train_loss, held_out_loss: of the last epoch; None where nothing is held out.
         seconds: this call took.

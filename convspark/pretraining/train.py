@@ -105,7 +105,7 @@ class Pretraining:
 
 
 def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]:
-    """Of a run that was complete already nothing was trained, so nothing was read."""
+    """The last row, read now if the run was complete already and so nothing was trained."""
     if not metrics.last:
         metrics.read()
     if not metrics.last:

@@ -30,7 +30,7 @@ from .richness import dead_share, effective_rank, moments
 logger = logging.getLogger(__name__)
 
 _ENOUGH = 64  # pictures: of fewer the effective rank, which is no higher than their number, says little
-_MOST_TRAINED, _MOST_MEASURED = 1000, 500  # labelled pictures: more cost time, and tell little more
+_MOST_TRAINED, _MOST_MEASURED = 1000, 500  # labelled pictures: more cost time, and say little more
 _NEIGHBOURS = 10
 _LOOKS = 50
 _SHARE = 0.05  # of the pictures trained on meanwhile; in evaluation each costs about half
@@ -66,8 +66,8 @@ class ProbePictures:
         """
         with blaming("probe"):
             most = _MOST_TRAINED, _MOST_MEASURED
-            found = read_labelled(data, seed=seed, whole=True, pixels=pixels, most=most)
-        return cls(found.train, found.val)
+            labelled = read_labelled(data, seed=seed, whole=True, pixels=pixels, most=most)
+        return cls(labelled.train, labelled.val)
 
     def __len__(self) -> int:
         return len(self.train) + len(self.val)
@@ -101,11 +101,11 @@ class Probe:
         self._seed, self._here = seed, here
 
     def measure(self, stages: Stages, device: torch.device) -> dict[str, float]:
-        """Top-1 of each classifier, from 0 to 1, in the first process; each of them calls it."""
+        """Top-1 of each classifier, from 0 to 1, in the first process; all of them call it."""
         features = {name: deepest_features(stages, loader, device, means) for name, loader in self._loaders.items()}
         if not self._here.is_first:
             return {}
-        if not all(np.isfinite(found).all() for found in features.values()):  # the run will say so
+        if not all(np.isfinite(values).all() for values in features.values()):  # the run will say so
             return dict.fromkeys(("knn", "linear"), float("nan"))
         features["final"], labels = features["val"], self._labels | {"final": self._labels["val"]}
         scores = classify_features(features, labels, self._seed, _NEIGHBOURS, "val")
@@ -115,15 +115,15 @@ class Probe:
 class Watch(Callback):
     """Looks at the features at the start, every few epochs and at the end, writes `watch.csv`, and warns.
 
-    Nothing of the training is touched: the network is evaluated and its modes given back, and random numbers are put
-    back where they were.
+    Nothing of the training is touched: the modes of its network and the random numbers are
+    put back.
 
     Args:
         epochs: between looks; 0 for none.
         held_out: pictures for what needs no labels, or None.
         probe: or None where there are no labels.
         beside: the stages of the network with the run's random weights, for a run that does not begin with them; None
-            where nobody can build it.
+            where it cannot be built.
         warmup_epochs, gradient_clip: of the run.
         here: the processes that train.
     """
@@ -154,12 +154,12 @@ class Watch(Callback):
         if not self._epochs:
             return
         self._rows.read(trainer.global_step)
-        # Which of this is to be done is the first process's to say: it reads the file that it writes.
+        # The first process decides which of this is done: it reads the file that it writes.
         known, begins = self._here.from_first((bool(self._known()), trainer.global_step == 0 and not self._rows.rows))
         if not known and not (begins and self._starts_random) and self._beside is not None:
-            found = self._measure(self._beside(), pl_module.device)
+            figures = self._measure(self._beside(), pl_module.device)
             self._random = {
-                f"{name}_random": f"{value:.6f}" for name, value in found.items() if name != "dead_channels"
+                f"{name}_random": f"{value:.6f}" for name, value in figures.items() if name != "dead_channels"
             }
         if begins:
             self._look(trainer, pl_module, 0)
@@ -174,21 +174,21 @@ class Watch(Callback):
                 self._warned.tell(trainer, kind, text)
 
     def _known(self) -> dict[str, str]:
-        """What the random weights come to, from a row of before."""
+        """The figures of the random weights, from an earlier row."""
         row = self._rows.rows[-1] if self._rows.rows else {}
         known = {name: cell for name, cell in row.items() if name.endswith("_random") and cell}
         self._random = self._random or known
-        wanted = {"knn_random"} if self._probe is not None else set[str]()
-        wanted |= {"rank_random"} if self._held_out is not None else set[str]()
-        return self._random if wanted <= self._random.keys() else {}
+        needed = {"knn_random"} if self._probe is not None else set[str]()
+        needed |= {"rank_random"} if self._held_out is not None else set[str]()
+        return self._random if needed <= self._random.keys() else {}
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         assert isinstance(pl_module, PretrainModule)
         started = perf_counter()
-        found = self._measure(pl_module.model.stages, pl_module.device)
+        figures = self._measure(pl_module.model.stages, pl_module.device)
         if not trainer.is_global_zero:
             return
-        cells = {name: f"{value:.6f}" for name, value in found.items()}
+        cells = {name: f"{value:.6f}" for name, value in figures.items()}
         if epoch == 0 and self._starts_random:
             self._random = {f"{name}_random": cell for name, cell in cells.items() if name != "dead_channels"}
         row = {"epoch": epoch, "step": trainer.global_step, **cells, **self._random}
@@ -196,43 +196,43 @@ class Watch(Callback):
         self._rows.add(row)
         self._folder.check_there()
         self._rows.write()
-        logger.info("watch, epoch %d: %s  (%s s)", epoch, self._described(found), row["seconds"])
-        track_figures(trainer.loggers, {f"watch/{name}": value for name, value in found.items()}, trainer.global_step)
+        logger.info("watch, epoch %d: %s  (%s s)", epoch, self._described(figures), row["seconds"])
+        track_figures(trainer.loggers, {f"watch/{name}": value for name, value in figures.items()}, trainer.global_step)
         trained = [row for row in self._rows.rows if int(row["epoch"]) > 0]
         text = collapsed([float(row.get("rank") or "nan") for row in trained])
         if text is not None:
             self._warned.tell(trainer, "collapse", text)
 
     def _measure(self, stages: Stages, device: torch.device) -> dict[str, float]:
-        """The figures, in the first process; each of them calls it."""
-        found: dict[str, float] = {}
+        """The figures, in the first process; all of them call it."""
+        figures: dict[str, float] = {}
         devices = [device] if device.type == "cuda" else []
         stages.backbone.to(device)
         with evaluating(stages.backbone), torch.random.fork_rng(devices=devices):
             if self._probe is not None:
-                found |= self._probe.measure(stages, device)
+                figures |= self._probe.measure(stages, device)
             if self._held_out is not None:
                 both = deepest_features(stages, self._held_out, device, moments)  # (N, 2, C)
                 if self._here.is_first:
-                    found |= dict.fromkeys(("rank", "dead_channels"), float("nan"))
+                    figures |= dict.fromkeys(("rank", "dead_channels"), float("nan"))
                     if np.isfinite(both).all():
-                        found["rank"] = effective_rank(both[:, 0])
-                        found["dead_channels"] = dead_share(both[:, 0], both[:, 1])
-        return found
+                        figures["rank"] = effective_rank(both[:, 0])
+                        figures["dead_channels"] = dead_share(both[:, 0], both[:, 1])
+        return figures
 
-    def _described(self, found: dict[str, float]) -> str:
+    def _described(self, figures: dict[str, float]) -> str:
         random = {name.removesuffix("_random"): float(cell) for name, cell in self._random.items()}
         words: list[str] = []
         for name, title in (("knn", "kNN"), ("linear", "linear")):
-            if name in found:
+            if name in figures:
                 beside = f" (random weights {100 * random[name]:.1f})" if name in random else ""
-                words.append(f"{title} {100 * found[name]:.1f} %{beside}")
-        if "rank" in found:
+                words.append(f"{title} {100 * figures[name]:.1f} %{beside}")
+        if "rank" in figures:
             beside = f" (random weights {random['rank']:.1f})" if "rank" in random else ""
             pictures = _ENOUGH if self._held_out is None else len(self._held_out.images)  # type: ignore[arg-type]
             beside += f", of {pictures} pictures at most {pictures}" if pictures < _ENOUGH else ""
             words += [
-                f"effective rank {found['rank']:.1f}{beside}",
-                f"{100 * found['dead_channels']:.1f} % of channels dead",
+                f"effective rank {figures['rank']:.1f}{beside}",
+                f"{100 * figures['dead_channels']:.1f} % of channels dead",
             ]
         return ", ".join(words)

@@ -1,7 +1,7 @@
 """Settings of published runs, by name: `--recipe NAME`, `convspark recipes`, `convspark.recipe(NAME)`. No torch here.
 
-A file has a family of recipes of one command: what all of them share, groups with what those share, and of each recipe
-the facts and its own settings, of which the most particular counts.
+A file has a family of recipes of one command: settings that all of them share, those that a group shares, and facts and
+settings of each recipe. The most particular setting counts.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -23,10 +23,10 @@ class Recipe:
         name: as `--recipe` takes it.
         command: whose settings they are.
         network, data: in words.
-        result: what the run came to, in brief, as the paper says; empty where it says nothing of the run itself.
+        result: of the run, in brief, as the paper says; empty where it says nothing of the run itself.
         cost: what it took; empty where that is not known.
-        note: what else is to be known.
-        then: recipes that go on from the weights that it leaves.
+        note: anything else that a user should know.
+        then: recipes that start from its weights.
         settings: arguments of the command, as YAML has them.
     """
 
@@ -42,7 +42,7 @@ class Recipe:
 
     @property
     def outcome(self) -> str:
-        """What it leads to: its own result, or that of the recipe that goes on from it."""
+        """Its own result, or that of the recipe that starts from its weights."""
         return self.result or (f"then {all_recipes()[self.then[0]].result}" if self.then else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,12 +93,12 @@ def find_recipe(name: str) -> Recipe:
 @cache
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe, by name, in the order of the files."""
-    found: dict[str, Recipe] = {}
+    recipes: dict[str, Recipe] = {}
     for family in ("pretraining", "finetuning", "detection", "small"):
         content = yaml.safe_load(files(__name__).joinpath(f"{family}.yaml").read_text(encoding="utf-8"))
         shared = {"command": content["command"], "data": content["data"]}
         for group in content["groups"]:
             for name, own in group["recipes"].items():
                 settings = {**content["shared"], **group["shared"], **own.pop("settings")}
-                found[name] = Recipe(name, **shared, **own | {"then": tuple(own.get("then", ()))}, settings=settings)
-    return found
+                recipes[name] = Recipe(name, **shared, **own | {"then": tuple(own.get("then", ()))}, settings=settings)
+    return recipes

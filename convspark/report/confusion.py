@@ -1,4 +1,4 @@
-"""What is taken for what: the confusion matrix as a picture."""
+"""The confusion matrix as a picture."""
 
 import os
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ def confusion_matrix(
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the true class")
     if len(names) <= _MOST_NAMES:
-        told = [label(name) for name in names]
-        axes.set_xticks(range(len(names)), told, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-        axes.set_yticks(range(len(names)), told, parse_math=False)
+        ticks = [label(name) for name in names]
+        axes.set_xticks(range(len(names)), ticks, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(len(names)), ticks, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{np.trace(counts)} of {len(labels)} right")

@@ -26,22 +26,22 @@ def draw_detections(
         scenes: annotated pictures, with `scenes` and `classes`.
         detections: COCO's result entries, with image ids from 1 in the order of the scenes.
     """
-    shown = sorted({round(i) for i in np.linspace(0, len(scenes.scenes) - 1, min(count, len(scenes.scenes)))})
-    figure = Figure(figsize=(9, 3.6 * len(shown)), dpi=110, layout="constrained")
+    places = sorted({round(i) for i in np.linspace(0, len(scenes.scenes) - 1, min(count, len(scenes.scenes)))})
+    figure = Figure(figsize=(9, 3.6 * len(places)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 2, squeeze=False)
-    for row, place in zip(grid, shown, strict=True):
+    grid = figure.subplots(len(places), 2, squeeze=False)
+    for row, place in zip(grid, places, strict=True):
         scene = scenes.scenes[place]
         pixels = np.asarray(decode(scene.path))
-        found = [d for d in detections if d["image_id"] == place + 1]
-        likely = [d for d in found if d["score"] >= least]
+        detections_here = [d for d in detections if d["image_id"] == place + 1]
+        likely = [d for d in detections_here if d["score"] >= least]
         truth = [
             ((t.box[0], t.box[1], t.box[2] - t.box[0], t.box[3] - t.box[1]), t.label, t.mask) for t in scene.things
         ]
         guess = [(tuple(d["bbox"]), d["category_id"], d.get("segmentation")) for d in likely]
         titles = (
             f"{label(os.path.basename(scene.path))}, truth: {len(truth)}",
-            f"predicted with a score of {least:g} or more: {len(guess)} (of {len(found)})",
+            f"predicted with a score of {least:g} or more: {len(guess)} (of {len(detections_here)})",
         )
         for axes, things, title in zip(row, (truth, guess), titles, strict=True):
             _draw(axes, pixels, things)
@@ -56,16 +56,16 @@ def _draw(axes: Axes, pixels: np.ndarray, things: Sequence[Any]) -> None:
     from faster_coco_eval.core import mask as coding
 
     axes.set_axis_off()
-    shown = pixels.astype(np.float32) / max(1, int(pixels.max()))  # dark microscope pictures become visible
+    canvas = pixels.astype(np.float32) / max(1, int(pixels.max()))  # dark microscope pictures become visible
     for box, kind, mask in things:
         if mask is None:
             axes.add_patch(Rectangle(box[:2], box[2], box[3], fill=False, edgecolor=_colour(kind), linewidth=1.0))
             continue
         inside = np.asarray(coding.decode(mask), dtype=bool)
         colour = np.array([int(_colour(kind)[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=np.float32)
-        shown[inside] = 0.5 * shown[inside] + 0.5 * colour
+        canvas[inside] = 0.5 * canvas[inside] + 0.5 * colour
         axes.contour(inside, [0.5], colors="white", linewidths=0.5)
-    axes.imshow(shown)
+    axes.imshow(canvas)
 
 
 def _colour(label: int) -> str:

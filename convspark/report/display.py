@@ -30,10 +30,10 @@ def displayed(
     chosen = [channel - 1 for channel in show or (range(1, 4) if channels >= 3 else [1])]
     stretch = stretch or channels not in (1, 3)
     mean, std = ([values[channel] for channel in chosen] for values in (mean, std))
-    parts = [each.detach().float().cpu()[:, chosen] for each in images]
-    values = [_unit_range(each, parts[0], mean, std, stretch) for each in parts]
+    parts = [batch.detach().float().cpu()[:, chosen] for batch in images]
+    values = [_unit_range(part, parts[0], mean, std, stretch) for part in parts]
     is_grey = (values[0].amax(1) - values[0].amin(1)).amax((1, 2)) < _COLOURLESS  # (B, C, H, W) -> (B,)
-    return [torch.where(is_grey[:, None, None, None], each.mean(1, keepdim=True), each) for each in values]
+    return [torch.where(is_grey[:, None, None, None], part.mean(1, keepdim=True), part) for part in values]
 
 
 def _unit_range(images: Tensor, original: Tensor, mean: Sequence[float], std: Sequence[float], stretch: bool) -> Tensor:

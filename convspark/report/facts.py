@@ -15,7 +15,7 @@ _MOST_POINTS = 1500
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a run, in words; `default` is None where there is nothing to tell it from."""
+    """A setting of a run, in words; `default` is None where there is none."""
 
     name: str
     value: str
@@ -23,9 +23,9 @@ class Setting:
 
 
 def settings_of(record: Record, known: type[Settings] | None) -> tuple[list[Setting], list[Setting]]:
-    """(what was asked for or differs from its default, all others) of a run.
+    """(settings that were typed or differ from their default, all others) of a run.
 
-    Where a default is chosen by the run itself, its value counts as asked for where the command line names it.
+    Where the run itself chooses a default, its value counts as typed if the command line names it.
 
     Args:
         known: the class of its settings, which has the defaults.
@@ -37,9 +37,9 @@ def settings_of(record: Record, known: type[Settings] | None) -> tuple[list[Sett
     for name, value in record.settings.items():
         default = defaults.get(name)
         differs = _plain(value) != _plain(default) and (default not in (None, "auto") or name in typed)
-        asked = differs or name in typed or name in ("images", "data", "model", "weights", "run")
-        shown = Setting(name, in_words(value), None if name not in defaults else in_words(default))
-        (first if asked and value is not None else rest).append(shown)
+        is_main = differs or name in typed or name in ("images", "data", "model", "weights", "run")
+        setting = Setting(name, in_words(value), None if name not in defaults else in_words(default))
+        (first if is_main and value is not None else rest).append(setting)
     return first, rest
 
 
@@ -59,7 +59,7 @@ def in_words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ",".join(in_words(each) for each in cast("Sequence[Any]", value))
+        return ",".join(in_words(part) for part in cast("Sequence[Any]", value))
     return str(value)
 
 
@@ -244,7 +244,7 @@ class Table:
 
 
 def results_of(record: Record) -> tuple[list[str], list[Table]]:
-    """(sentences, tables) of what a task or a comparison came to."""
+    """(sentences, tables) of the results of a task or a comparison."""
     if record.kind == "compare":
         return _compared(record.results)
     single = [
@@ -253,14 +253,14 @@ def results_of(record: Record) -> tuple[list[str], list[Table]]:
     tables = [Table("Results", ["measure", "value"], single)] if single else []
     for name, value in record.results.items():
         if isinstance(value, Mapping) and value and name not in ("best", "last"):
-            rows = [[str(each), _figure(name, figure)] for each, figure in value.items()]
+            rows = [[str(key), _figure(name, figure)] for key, figure in value.items()]
             tables.append(Table(name.replace("_", " "), ["class", "value"], rows))
     return [], tables
 
 
 def _compared(results: Mapping[str, Any]) -> tuple[list[str], list[Table]]:
     verdict = results.get("verdict")
-    sentences = [str(each) for each in verdict] if isinstance(verdict, list) else []
+    sentences = [str(sentence) for sentence in verdict] if isinstance(verdict, list) else []
     rows: list[list[str]] = []
     try:
         for score in results.get("scores", ()):

@@ -26,13 +26,13 @@ def draw_pattern(names: Sequence[str], dense: Sequence[np.ndarray], visible: Seq
     figure = page(4.3)
     parts: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
     above, below = parts
-    shares = [[float(each.mean()) for each in maps] for maps in (dense, visible)]
+    shares = [[float(map_.mean()) for map_ in maps] for maps in (dense, visible)]
     chosen = _evenly_risen(shares[0])
     grid = above.subplots(2, len(chosen), squeeze=False)
     for column, layer in enumerate(chosen):
         for row, maps in enumerate((dense, visible)):
-            axes, seen = grid[row, column], visible[layer][0]
-            axes.imshow(np.where(seen & maps[layer][0], 2, maps[layer][0]), cmap=PATTERN, vmin=0, vmax=2)
+            axes, is_visible = grid[row, column], visible[layer][0]
+            axes.imshow(np.where(is_visible & maps[layer][0], 2, maps[layer][0]), cmap=PATTERN, vmin=0, vmax=2)
             bare(axes)
         grid[0, column].set_title(f"{layer + 1}. {_short(names[layer])}", parse_math=False, fontsize=7)
     grid[0, 0].set_ylabel("dense")
@@ -78,9 +78,9 @@ def draw_intensities(
         if shares.max() > top:
             at = int(shares.argmax())
             text = f"{100 * shares[at]:.0f} % ↑"
-            left = at < len(shares) / 2
+            is_left = at < len(shares) / 2
             axes.text(
-                edges[at + 1 if left else at], 97 * top, text, ha="left" if left else "right", va="top", color=INK
+                edges[at + 1 if is_left else at], 97 * top, text, ha="left" if is_left else "right", va="top", color=INK
             )
     figure.axes[0].set_ylabel("pixels, %")
     return figure
@@ -106,8 +106,8 @@ def draw_features(
     figure = page((WIDTH - 0.3) / columns * 3 * pictures[0].shape[0] / pictures[0].shape[1] + 0.2)
     grid = figure.subplots(3, columns, squeeze=False)
     rows = ("whole picture", "visible patches only", "dense, filled with 0")
-    for axes, text, shown in zip(grid[:, 0], rows, pictures, strict=True):
-        axes.imshow(shown)
+    for axes, text, picture in zip(grid[:, 0], rows, pictures, strict=True):
+        axes.imshow(picture)
         axes.set_ylabel(text)
     for column, (name, *maps) in enumerate(zip(names, whole, visible, zeros, strict=True), start=1):
         low, high = np.quantile(maps[0], (0.01, 0.99))
@@ -132,9 +132,9 @@ def draw_pictures(columns: Sequence[Column], names: Sequence[str]) -> Figure:
     height, width = columns[0].pictures[0].shape[:2]
     figure = page((WIDTH - 0.2) / len(columns) * len(names) * height / width + 0.2)
     grid: Any = figure.subplots(len(names), len(columns), squeeze=False)
-    for column, each in enumerate(columns):
-        grid[0, column].set_title(each.title)
-        for axes, picture in zip(grid[:, column], each.pictures, strict=True):
+    for place, column in enumerate(columns):
+        grid[0, place].set_title(column.title)
+        for axes, picture in zip(grid[:, place], column.pictures, strict=True):
             axes.imshow(picture)
             bare(axes)
     for axes, name in zip(grid[:, 0], names, strict=True):
@@ -144,9 +144,9 @@ def draw_pictures(columns: Sequence[Column], names: Sequence[str]) -> Figure:
 
 def _evenly_risen(shares: Sequence[float]) -> list[int]:
     """Up to six layers between whose shares are steps of about equal size; the first and the last are among them."""
-    wanted = np.linspace(shares[0], max(shares), _MOST_MAPS)
+    levels = np.linspace(shares[0], max(shares), _MOST_MAPS)
     risen = np.maximum.accumulate(shares)
-    chosen = {int(np.argmax(risen >= value - 1e-9)) for value in wanted} | {len(shares) - 1}
+    chosen = {int(np.argmax(risen >= level - 1e-9)) for level in levels} | {len(shares) - 1}
     return [*sorted(chosen)[: _MOST_MAPS - 1], max(chosen)] if len(chosen) > _MOST_MAPS else sorted(chosen)
 
 

@@ -24,8 +24,8 @@ class Inline:
 
 def over_time(folder: Path, budget: int) -> list[Inline]:
     """The reconstructions of a run, oldest first: at most twelve, from the first to the last, in so many bytes."""
-    found = ((path, re.fullmatch(r"epoch_(\d+)\.png", path.name)) for path in folder.glob("epoch_*.png"))
-    paths = [path for _, path in sorted((int(match[1]), path) for path, match in found if match is not None)]
+    matches = ((path, re.fullmatch(r"epoch_(\d+)\.png", path.name)) for path in folder.glob("epoch_*.png"))
+    paths = [path for _, path in sorted((int(match[1]), path) for path, match in matches if match is not None)]
     if len(paths) > _MOST_SHOWN:
         step = (len(paths) - 1) / (_MOST_SHOWN - 1)
         paths = [paths[round(i * step)] for i in range(_MOST_SHOWN)]
@@ -34,9 +34,9 @@ def over_time(folder: Path, budget: int) -> list[Inline]:
 
 def of_results(folder: Path, budget: int) -> list[Inline]:
     """Whatever else a run has drawn: confusion, predictions, comparison."""
-    drawn = (*sorted(folder.glob("*.png")), *sorted((folder / "pictures").glob("*.png")))
+    paths = (*sorted(folder.glob("*.png")), *sorted((folder / "pictures").glob("*.png")))
     left_out = r"(epoch_\d+|last|curves)\.png"
-    return inline([path for path in drawn if not re.fullmatch(left_out, path.name)], budget)
+    return inline([path for path in paths if not re.fullmatch(left_out, path.name)], budget)
 
 
 def inline(paths: Sequence[Path], budget: int) -> list[Inline]:
@@ -45,16 +45,16 @@ def inline(paths: Sequence[Path], budget: int) -> list[Inline]:
     """
     pictures: list[Inline] = []
     for width, quality in _WAYS:
-        pictures = [each for path in paths if (each := _inline(path, width, quality)) is not None]
-        if sum(len(each.address) for each in pictures) <= budget:
+        pictures = [picture for path in paths if (picture := _inline(path, width, quality)) is not None]
+        if sum(len(picture.address) for picture in pictures) <= budget:
             return pictures
-    kept: list[Inline] = []
-    for each in pictures:
-        budget -= len(each.address)
+    fitting: list[Inline] = []
+    for picture in pictures:
+        budget -= len(picture.address)
         if budget < 0:
             break
-        kept.append(each)
-    return kept
+        fitting.append(picture)
+    return fitting
 
 
 def _inline(path: Path, widest: int, quality: int) -> Inline | None:

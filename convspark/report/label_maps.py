@@ -16,19 +16,19 @@ from .labels import label, legend, of_any_letters
 
 
 def draw_label_maps(
-    shown: Sequence[tuple[str, Picture, np.ndarray, np.ndarray]], classes: Sequence[str], path: str | os.PathLike[str]
+    samples: Sequence[tuple[str, Picture, np.ndarray, np.ndarray]], classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
     """Draws rows of picture, true and predicted classes into a PNG file; the background is not coloured.
 
     Args:
-        shown: (name of the picture, the picture, true labels (H, W), predicted labels (H, W)). Of bands, the first
+        samples: (name of the picture, the picture, true labels (H, W), predicted labels (H, W)). Of bands, the first
             three are shown, each from black to white.
     """
     colours = colormaps["tab10" if len(classes) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
-    figure = Figure(figsize=(9, 3.2 * len(shown)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 3.2 * len(samples)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 3, squeeze=False)
-    for row, (name, picture, truth, predicted) in zip(grid, shown, strict=True):
+    grid = figure.subplots(len(samples), 3, squeeze=False)
+    for row, (name, picture, truth, predicted) in zip(grid, samples, strict=True):
         values = _displayed(picture)
         titles = (label(name), "truth", "predicted")
         for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):

@@ -21,15 +21,15 @@ def label(name: object) -> str:
 
 def legend(owner: Any, handles: Sequence[Any], names: Sequence[object], **options: Any) -> None:
     """The legend of a figure or of axes, with any names; matplotlib's own leaves out those that begin with `_`."""
-    made = owner.legend(handles, ["name"] * len(names), **options)
-    for text, name in zip(made.get_texts(), names, strict=True):
+    drawn_legend = owner.legend(handles, ["name"] * len(names), **options)
+    for text, name in zip(drawn_legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(label(name))
 
 
 @contextmanager
 def of_any_letters() -> Iterator[None]:
-    """Within it, letters that the font lacks are drawn as boxes without a word."""
+    """Within it, letters that the font lacks are drawn as boxes without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support .* natively")
@@ -37,7 +37,7 @@ def of_any_letters() -> Iterator[None]:
 
 
 def draw_at_last(draw: Callable[[], None]) -> None:
-    """Draw a picture of results that are written: what goes wrong with it is said, and costs nothing else."""
+    """Draw a picture of results that are written: an error in it is logged, and costs nothing else."""
     try:
         draw()
     except OSError:  # of the disk, which says enough

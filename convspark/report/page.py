@@ -30,7 +30,7 @@ Known = Mapping[str, type[Settings]]
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _RunView:
     """A run, as the template has it."""
 
     name: str
@@ -41,19 +41,19 @@ class _Shown:
     epochs: int | None
     figures: list[tuple[str, str]]
     warnings: list[dict[str, str]]
-    asked: list[Setting]
-    others: list[Setting]
+    main_settings: list[Setting]
+    other_settings: list[Setting]
     facts: dict[str, list[tuple[str, str]]]
     sentences: list[str]
     tables: list[Table]
-    shown: list[Inline]
-    drawn: list[Inline]
+    reconstructions: list[Inline]
+    result_pictures: list[Inline]
     command: str
     next: list[tuple[str, str]]
 
 
 def write_page(runs: Sequence[Path], out: Path, known: Known, reload: int = 0) -> list[Record]:
-    """Write a page about runs, several side by side, whole or not at all; what they hold.
+    """Write a page about runs, several side by side, whole or not at all; their records.
 
     Args:
         reload: seconds after which a browser reads the page again; 0 for never.
@@ -62,7 +62,7 @@ def write_page(runs: Sequence[Path], out: Path, known: Known, reload: int = 0) -
 
     records = [read_record(path) for path in runs]
     names = _names([record.path for record in records])
-    rows = [_shown(r, n, known, _PICTURES // len(records)) for r, n in zip(records, names, strict=True)]
+    rows = [_view_of(r, n, known, _PICTURES // len(records)) for r, n in zip(records, names, strict=True)]
     charts: list[Chart] = charts_of(records, names)
     environment = Environment(
         loader=PackageLoader(__name__.rpartition(".")[0]), autoescape=True, undefined=StrictUndefined
@@ -76,7 +76,7 @@ def write_page(runs: Sequence[Path], out: Path, known: Known, reload: int = 0) -
         differing=differing(records) if len(records) > 1 else [],
         charts=charts,
         charts_data=[asdict(chart) for chart in charts],
-        shown=[row for row in rows if row.shown],
+        reconstructed=[row for row in rows if row.reconstructions],
     )
     with written_whole(out) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
@@ -84,7 +84,7 @@ def write_page(runs: Sequence[Path], out: Path, known: Known, reload: int = 0) -
 
 
 def write_page_at_last(folder: RunFolder, settings: type[Settings]) -> None:
-    """The page of a run that is done, in its folder: what goes wrong with it is said, and costs nothing else."""
+    """The page of a run that is done, in its folder: an error in it is logged, and costs nothing else."""
     try:
         write_page([folder.path], folder.report, {settings.kind: settings})
     except Exception as error:
@@ -105,7 +105,7 @@ def report(
     Raises:
         UsageError: no such run, too many, or an `out` that is no HTML file.
     """
-    paths = _found(runs)
+    paths = _paths_of(runs)
     page = Path(out) if out is not None else RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"out is {str(out)!r}: expected a file that ends in .html")
@@ -120,17 +120,17 @@ def _again(write: Callable[[], list[Record]], watch: bool, every: float) -> None
         time.sleep(every)
 
 
-def _found(runs: Sequence[str]) -> list[Path]:
+def _paths_of(runs: Sequence[str]) -> list[Path]:
     if not runs:
         raise UsageError("runs are missing: give one or more run folders")
     paths: list[Path] = []
-    for given in runs:
-        if not Path(given).is_dir():
-            raise UsageError(f"there is no run folder {given!r}")
-        inner = list(find_runs(Path(given)))
-        inner = [path for path in inner if path == Path(given)] or inner
+    for run in runs:
+        if not Path(run).is_dir():
+            raise UsageError(f"there is no run folder {run!r}")
+        inner = list(find_runs(Path(run)))
+        inner = [path for path in inner if path == Path(run)] or inner
         if not inner:
-            raise UsageError(f"{given!r} is no run folder, and holds none")
+            raise UsageError(f"{run!r} is no run folder, and holds none")
         paths += [path for path in inner if path not in paths]
     if len(paths) > _MOST_RUNS:
         raise UsageError(f"these are {len(paths)} runs: give at most {_MOST_RUNS}, which can be told apart by colour")
@@ -141,19 +141,19 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """Short names: the ends of the paths, as long as it takes to tell them apart."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        names = [os.path.join(*each[-length:]) for each in parts]
+        names = [os.path.join(*own[-length:]) for own in parts]
         if len(set(names)) == len(names):
             return [shown(name) for name in names]
     return [shown(path) for path in paths]
 
 
-def _shown(record: Record, name: str, known: Known, budget: int) -> _Shown:
-    asked, others = settings_of(record, known.get(record.kind))
+def _view_of(record: Record, name: str, known: Known, budget: int) -> _RunView:
+    main_settings, other_settings = settings_of(record, known.get(record.kind))
     sentences, tables = results_of(record)
     epoch, epochs = record.epochs
-    drawn = of_results(record.path, budget // 2)
-    left = budget - sum(len(picture.address) for picture in drawn)
-    return _Shown(
+    result_pictures = of_results(record.path, budget // 2)
+    bytes_left = budget - sum(len(picture.address) for picture in result_pictures)
+    return _RunView(
         name,
         record,
         shown(record.network),
@@ -162,13 +162,13 @@ def _shown(record: Record, name: str, known: Known, budget: int) -> _Shown:
         epochs,
         _figures(record),
         record.warnings,
-        asked,
-        others,
+        main_settings,
+        other_settings,
         facts_of(record),
         sentences,
         tables,
-        over_time(record.folder.pictures, left),
-        drawn,
+        over_time(record.folder.pictures, bytes_left),
+        result_pictures,
         _command(record.environment),
         next_of(record),
     )

@@ -51,14 +51,14 @@ def reconstruction_grid(
         images[:count].detach().float().cpu() for images in (original, masked, reconstruction)
     )
     if visible is None:
-        shown = (masked != 0).any(dim=1, keepdim=True)  # (B, 1, H, W)
+        mask = (masked != 0).any(dim=1, keepdim=True)  # (B, 1, H, W)
     else:
         height, width = original.shape[-2:]
         patches = visible[:count].cpu()
-        shown = patches.repeat_interleave(height // patches.shape[1], 1)  # (B, h, w) -> (B, H, w)
-        shown = shown.repeat_interleave(width // patches.shape[2], 2)[:, None]  # -> (B, 1, H, W)
+        mask = patches.repeat_interleave(height // patches.shape[1], 1)  # (B, h, w) -> (B, H, w)
+        mask = mask.repeat_interleave(width // patches.shape[2], 2)[:, None]  # -> (B, 1, H, W)
     columns = displayed((original, masked, reconstruction), mean, std, show, stretch)
-    columns[1] = torch.where(shown, columns[1], torch.tensor(_MASKED_GREY))
+    columns[1] = torch.where(mask, columns[1], torch.tensor(_MASKED_GREY))
     rows = [[_to_pillow(column[row]) for column in columns] for row in range(count)]
     page = _layout(rows, list(captions or [])[:count])
     with written_whole(path) as temporary:

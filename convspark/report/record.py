@@ -1,4 +1,4 @@
-"""A run as its folder tells of it, whatever state that is in. Imports no torch.
+"""A run as its folder describes it, whatever state that is in. Imports no torch.
 
 Nothing here raises for what a folder holds: a file that is torn counts as not there, and is named in `torn`.
 """
@@ -191,7 +191,7 @@ def read_record(path: Path) -> Record:
 
 
 def _is_run(path: Path, files: list[str]) -> bool:
-    """Others' folders hold files of that name, too."""
+    """Whether a run wrote the folder: other programs have files of that name, too."""
     if _COMPARISON in files or "environment.json" in files:
         return True
     try:
@@ -210,7 +210,7 @@ def _state(
     settings: Mapping[str, Any],
     ended: Mapping[str, Any],
 ) -> tuple[State, str]:
-    """The state, and where it ended early why."""
+    """The state; and why the run ended early, if it did."""
     if kind == "pretrain":
         epochs = metrics.get("epoch", [])[-1:]
         done = (path / "export").is_dir() and (not epochs or epochs[0] == settings.get("epochs"))
@@ -218,8 +218,8 @@ def _state(
         done = bool(results)
     if done:
         return "done", ""
-    held = is_held(config)
-    if held or (held is None and time.time() - _changed(path) < _RECENT):
+    is_locked = is_held(config)
+    if is_locked or (is_locked is None and time.time() - _changed(path) < _RECENT):
         return "running", ""
     state = ended.get("state")
     if state in ("stopped", "diverged", "failed"):
@@ -278,7 +278,7 @@ def _number(cell: str | None) -> float:
 def _gain(results: Mapping[str, Any]) -> str:
     """Of a comparison, at the largest share of the labels."""
     try:
-        found = max(results["differences"], key=lambda each: each["fraction"])
-        return f"{float(found['mean']):+.1f} points over {found['other']} at {100 * float(found['fraction']):g} %"
+        largest = max(results["differences"], key=lambda difference: difference["fraction"])
+        return f"{float(largest['mean']):+.1f} points over {largest['other']} at {100 * float(largest['fraction']):g} %"
     except (KeyError, TypeError, ValueError):
         return ""

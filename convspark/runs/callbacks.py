@@ -35,7 +35,7 @@ class Interrupted(BaseException):
 class Stopwatch(Callback):
     """Times the steps of an epoch: images a second, and the share of the time spent waiting for data.
 
-    A step lasts from when its batch was asked for until it is taken; what comes between steps does not count.
+    A step lasts from the request for its batch until it is taken; what comes between steps does not count.
 
     Attributes:
         images: images seen in this epoch (since a resumed one went on), by this process until `join`.
@@ -50,10 +50,10 @@ class Stopwatch(Callback):
         self._loader = loader
 
     def join(self) -> None:
-        """From now on, these are of all processes; each calls it."""
-        found = self._loader.here.gathered((self.images, self.seconds, self.waiting))
-        images, seconds, waiting = (sum(values) for values in zip(*found, strict=True))
-        self.images, self.seconds, self.waiting = images, seconds / len(found), waiting / len(found)
+        """Make these the numbers of all processes, which all call it."""
+        sums = self._loader.here.gathered((self.images, self.seconds, self.waiting))
+        images, seconds, waiting = (sum(values) for values in zip(*sums, strict=True))
+        self.images, self.seconds, self.waiting = images, seconds / len(sums), waiting / len(sums)
 
     @property
     def images_per_second(self) -> float:
@@ -127,7 +127,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, and then moves it there.
 
     Lightning's own way leads through the folder for temporary files, which may be small, and where a crash leaves them.
-    The last checkpoint stays beside the next, under another name.
+    The checkpoint before the last one is kept under another name.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -166,7 +166,7 @@ class Checkpoints(Checkpoint):
         self._saved = time.monotonic()
         self._stopping = threading.Event()
         self._requeueing = threading.Event()
-        self._asked: Agreement | None = None
+        self._agreement: Agreement | None = None
         self.requeues = False
 
     def stop(self, requeue: bool = False) -> None:
@@ -181,7 +181,7 @@ class Checkpoints(Checkpoint):
         return self._stopping.is_set()
 
     def _wishes(self) -> Agreement:
-        """Whether to save, by the first one's clock; whether to stop, and to be started again."""
+        """Whether to save, by the first process's clock; whether to stop, and to be started again."""
         late = self._loader.here.is_first and time.monotonic() - self._saved > self._seconds
         return Agreement(self._loader.here, late, self.stopping, self._requeueing.is_set())
 
@@ -190,14 +190,14 @@ class Checkpoints(Checkpoint):
 
         The latter is known by now: nobody waits for it.
         """
-        before, self._asked = self._asked, self._wishes()
-        known = self._asked if now or not self._loader.here.are_several else before
+        before, self._agreement = self._agreement, self._wishes()
+        known = self._agreement if now or not self._loader.here.are_several else before
         late, stop, self.requeues = known.result() if known else (False, False, False)
         return late or stop, stop
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = time.monotonic()
-        self._asked = None
+        self._agreement = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -253,9 +253,9 @@ class Checkpoints(Checkpoint):
 class Signals(Callback):
     """Within it, the first Ctrl-C (or SIGTERM) ends a run after its step, with a checkpoint; the second at once.
 
-    So does SIGUSR1 in a job of SLURM's, which is told to start it again.
+    SIGUSR1 does the same in a SLURM job, which is then queued again.
 
-    Where it comes while held-out images are measured, they are measured to the end first.
+    A signal that comes while held-out images are measured takes effect after the measurement.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def whole_checkpoint(folder: RunFolder) -> Path | None:
-    """The last checkpoint of a run, or the one before where that is damaged, which is told; None where there is none.
+    """The last checkpoint of a run, or the one before, with a warning, if that is damaged; None if there is none.
 
     Raises:
         ConvsparkError: there are some, and none is whole.

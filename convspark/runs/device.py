@@ -23,7 +23,7 @@ def choose_device(device: str = "auto") -> torch.device:
     """The device asked for, or for "auto" the first there is of CUDA, MPS and CPU.
 
     Raises:
-        UsageError: no such device here, or one that this PyTorch was not built for; the reason is told.
+        UsageError: no such device here, or one that this PyTorch was not built for; the message says why.
     """
     here = Processes.here()
     if device == "auto":
@@ -56,7 +56,7 @@ def choose_device(device: str = "auto") -> torch.device:
 class _NoCuda(NamedTuple):
     text: str
     is_a_fault: bool
-    """There seems to be a GPU that somebody would want to be used."""
+    """There seems to be a GPU, which ought to be usable."""
 
 
 def _why_no_cuda() -> _NoCuda | None:
@@ -82,21 +82,21 @@ def _why_no_cuda() -> _NoCuda | None:
 
 def _visible() -> str:
     """What the environment leaves of the GPUs, for a message."""
-    left = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if left is None else f" (CUDA_VISIBLE_DEVICES is {left!r}: only those are there, numbered from 0)"
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if gpus is None else f" (CUDA_VISIBLE_DEVICES is {gpus!r}: only those are there, numbered from 0)"
 
 
 def _supported(device: torch.device) -> torch.device:
     """The device, refused unless this PyTorch has code for it."""
     major, minor = torch.cuda.get_device_capability(device)
     built_for = torch.cuda.get_arch_list()
-    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in built_for]
-    for kind, its_major, its_minor in (match.groups() for match in found if match):
+    matches = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in built_for]
+    for kind, its_major, its_minor in (match.groups() for match in matches if match):
         version = int(its_major), int(its_minor)
         # Machine code runs on later devices of the same generation, intermediate code on all later ones.
         if (version <= (major, minor)) and (kind == "compute" or version[0] == major):
             return device
-    if not any(found):  # another vendor's names
+    if not any(matches):  # another vendor's names
         return device
     raise UsageError(
         f"device is {str(device)!r}, a {torch.cuda.get_device_name(device)} of compute capability {major}.{minor}, "
@@ -109,7 +109,7 @@ def describe_device(device: torch.device) -> str:
     """The device in words, as for a log: `NVIDIA H200 (cuda:0)`, `CPU, 2 cores`."""
     if device.type == "cuda":
         others = torch.cuda.device_count() - 1
-        return f"{torch.cuda.get_device_name(device)} ({device}{f', {others} more left alone' if others else ''})"
+        return f"{torch.cuda.get_device_name(device)} ({device}{f', {others} more unused' if others else ''})"
     return f"CPU, {available_cores()} cores" if device.type == "cpu" else "Apple GPU (mps)"
 
 

@@ -61,7 +61,7 @@ def fit(
         measure_every: epochs between measurements on `held_out`.
         can_accumulate: whether the command can divide a batch into passes.
         gradient_clip: largest norm of a step's gradient, where the optimiser does not see to it itself.
-        warned: what takes warnings, where the task has some of its own.
+        warned: where warnings go, if the task has some of its own.
         callbacks: of the task; they see an epoch's row already in `metrics.csv`, and come before its checkpoint.
 
     Raises:
@@ -101,7 +101,7 @@ def fit(
     if last is not None:
         check_content(last, module.state_dict())
         logger.info("going on from %s", last)
-    # Torch sets its handler of loading processes that die but once, and Lightning ends with those that it began with.
+    # Torch sets its handler for loading processes that die only once; Lightning puts back those from before its start.
     signal_handling._set_SIGCHLD_handler()  # pyright: ignore[reportPrivateUsage]
     try:
         with quiet_lightning(), signals, quick_products(device):

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: where each thing lies, and how it gets there without ever being half written."""
+"""The folder of a run: where each thing lies, and how it gets there without ever being half written."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ class RunFolder:
     config.yaml          every setting, resolved; usable with --config
     environment.json     versions, git commit, device, command line
     metrics.csv          one row an epoch
-    watch.csv            what the features tell, every few epochs of a pre-training
+    watch.csv            what is measured of the features, every few epochs of a pre-training
     warnings.csv         what is wrong with it, and what to do (only if anything is)
     log.txt              what was printed
     ended.json           why it ended early (only if it did): Ctrl-C, a loss that diverged, an error

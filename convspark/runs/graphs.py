@@ -35,8 +35,8 @@ class Graphed:
     """A loss that is replayed, with its gradients, wherever that is sure to be the same.
 
     The first batch of a shape runs as it is: libraries are loaded and plans made. So does the second, and it is
-    watched. A model that makes the host wait, draws random numbers on the host, or counts its calls would do otherwise
-    in a step than in its recording, and is never recorded. From the third on, the recording is replayed.
+    watched. A model that makes the host wait, draws random numbers on the host, or counts its calls would do something
+    else in a step than in its recording, and is never recorded. From the third on, the recording is replayed.
 
     Args:
         loss: of a batch.
@@ -47,8 +47,8 @@ class Graphed:
         self.loss, self.model = loss, model
         self._calling = _Calling(loss, model)
         self.why_not: str | None = None
-        """What spoke against recording."""
-        self._seen: dict[Hashable, int] = {}
+        """Why steps are not recorded."""
+        self._calls: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}
 
     def __call__(self, images: Tensor, grid: PatchGrid) -> Tensor:
@@ -58,14 +58,14 @@ class Graphed:
         recorded = self._recorded.get(key)
         if recorded is not None and recorded.still_holds():
             return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
-        seen = self._seen[key] = self._seen.get(key, 0) + 1
-        if seen == 2:
-            with _watched(self.model) as found:
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls == 2:
+            with _watched(self.model) as reasons:
                 loss = self.loss(images, grid)
-            if found:
-                self._leave(f"it {found[0]}")
+            if reasons:
+                self._leave(f"it {reasons[0]}")
             return loss
-        if seen < 2 or (key not in self._recorded and len(self._recorded) >= _SHAPES):
+        if calls < 2 or (key not in self._recorded and len(self._recorded) >= _SHAPES):
             return self.loss(images, grid)
         self._recorded.pop(key, None)
         try:
@@ -82,7 +82,7 @@ class Graphed:
 
 
 def _draw_again(images: Tensor) -> None:
-    """Give their device's random numbers back to steps that are not recorded, which a recording that failed keeps."""
+    """Detach the device's random numbers from a recording that failed, so that ordinary steps can draw them."""
     generator: Any = torch.cuda.default_generators[images.get_device()]
     generator.graphsafe_set_state(generator.clone_state())
 
@@ -121,7 +121,7 @@ class _Recorded:
         self._images, self._cells = images.detach().clone(), grid.cells.clone()
         self.replays = 0
         gc.collect()
-        torch.cuda.empty_cache()  # what steps that ran as they are held is needed by the recording
+        torch.cuda.empty_cache()  # the recording needs the memory that ordinary steps held
         self._graph = torch.cuda.CUDAGraph()
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         # Of this thread alone: others may load images meanwhile.
@@ -143,7 +143,7 @@ class _Recorded:
         return [(t.data_ptr(), t.requires_grad) for t in self._tensors]
 
     def replay(self, images: Tensor, cells: Tensor) -> Tensor:
-        """The loss; `gradients` are made as well."""
+        """The loss; `gradients` are computed as well."""
         self._images.copy_(images)
         self._cells.copy_(cells)
         self._graph.replay()
@@ -163,33 +163,33 @@ class _Replayed(torch.autograd.Function):
     def backward(ctx, slope: Tensor):  # type: ignore[override]
         if ctx.replay != ctx.recorded.replays:
             raise RuntimeError("these gradients were overwritten: the next step was replayed before `backward`")
-        given: Sequence[Tensor | None] = ctx.recorded.gradients
-        # A few launches for all, private as it is.
-        made = iter(torch._foreach_mul([g for g in given if g is not None], slope))  # pyright: ignore
-        return None, None, None, *(None if g is None else next(made) for g in given)
+        gradients: Sequence[Tensor | None] = ctx.recorded.gradients
+        # A few launches for all; torch has no public name for it.
+        scaled = iter(torch._foreach_mul([g for g in gradients if g is not None], slope))  # pyright: ignore
+        return None, None, None, *(None if g is None else next(scaled) for g in gradients)
 
 
 @contextlib.contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
     """What a step does that its recording would not; filled when the context ends."""
-    found: list[str] = []
+    reasons: list[str] = []
     before, counted, mode = _host_random(), _counters(model), torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield reasons
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     other = [one for one in said if "synchronizing CUDA operation" not in str(one.message)]
     if len(other) < len(said):
-        found.append("makes the host wait for the device")
+        reasons.append("makes the host wait for the device")
     for one in other:
         warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if _host_random() != before:
-        found.append("draws random numbers on the host")
+        reasons.append("draws random numbers on the host")
     if _counters(model) != counted:
-        found.append("counts its calls")
+        reasons.append("counts its calls")
 
 
 def _host_random() -> tuple[Any, ...]:

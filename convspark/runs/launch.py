@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine: started, told of signals, ended together."""
+"""Several processes of one command on this machine: started, signalled and ended together."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from .folder import available_cores
 from .processes import EndedElsewhereError
 
 _SECONDS_BETWEEN_LOOKS = 0.1
-_SECONDS_TO_TELL = 15.0  # for the others, to notice and to say what they know
+_SECONDS_TO_TELL = 15.0  # for the others, to notice and to report what they know
 _SECONDS_TO_END = 10.0
 _INTERRUPTED = 130
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -44,7 +44,7 @@ def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
     environment = {**os.environ, **_of_node(nodes)}
     first, count = int(environment.get("NODE_RANK", 0)) * devices, devices * nodes
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
-    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or else each step's bookkeeping is remarked on
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or else each step's bookkeeping is logged
     started = [
         subprocess.Popen(
             command,
@@ -89,7 +89,7 @@ def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int:
         if not failed:
             continue
         since = since or time.monotonic()
-        # What was asked to stop is given the time to write its checkpoint.
+        # A process that was asked to stop has time to write its checkpoint.
         patience = 60 * _SECONDS_TO_TELL if set(failed.values()) == {_INTERRUPTED} else _SECONDS_TO_TELL
         waited = time.monotonic() - since
         for process in started:
@@ -121,6 +121,6 @@ def _of_node(nodes: int) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Have this process asked to stop where the one that started it is gone."""
+    """Have this process asked to stop when the one that started it is gone."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

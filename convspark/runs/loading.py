@@ -70,7 +70,7 @@ Check: TypeAlias = Literal["quick", "full", "none"]
 
 @dataclass
 class Images:
-    """Images found and split, before anything was decided on what becomes of them.
+    """Images found and split, before their crops and batches are decided on.
 
     Attributes:
         train, held_out: lists of paths, or datasets; `held_out` is None where nothing is.
@@ -104,8 +104,8 @@ class Images:
             _write_lines(folder.train_files, self.train)
         if isinstance(self.held_out, list):
             _write_lines(folder.held_out_files, self.held_out)
-        lists = [each for each in (self.train, self.held_out) if isinstance(each, list)]
-        shards = sorted({shard for each in lists for shard in shards_of(each)})
+        lists = [paths for paths in (self.train, self.held_out) if isinstance(paths, list)]
+        shards = sorted({shard for paths in lists for shard in shards_of(paths)})
         if shards:
             write_text(folder.shards, json.dumps({shard: stamp_of(shard) for shard in shards}, indent=2) + "\n")
         write_bad_files(folder, self.bad)
@@ -125,7 +125,7 @@ def find_images(
 
     Args:
         images: what `list_pictures` takes, or any map-style dataset of images.
-        held_out: the share that is not trained on, or images of its own, given in the same ways.
+        held_out: the share that is not trained on, or images of its own, in the same forms.
         held_out_most: the most that a share comes to.
         seed: of the choice.
         check: `quick` looks at each file, `full` decodes it, `none` takes what is there.
@@ -136,19 +136,19 @@ def find_images(
         DataError: nothing there, no readable picture, or more than 5 % unreadable.
     """
     bad: list[tuple[str, str]] = []
-    found, description, pixels = _open(images, bad, check, pixels, to_measure)
+    collection, description, pixels = _open(images, bad, check, pixels, to_measure)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        kept, kept_description, _ = _open(held_out, bad, check, pixels)
-        return Images(found, _whole(kept, kept_description, bad, check, pixels), bad, description, pixels)
+        own_images, own_description, _ = _open(held_out, bad, check, pixels)
+        return Images(collection, _whole(own_images, own_description, bad, check, pixels), bad, description, pixels)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
-    if isinstance(found, list):
-        train, kept = hold_out(found, held_out, held_out_most, seed)
+    if isinstance(collection, list):
+        train, rest = hold_out(collection, held_out, held_out_most, seed)
     else:
-        order, kept_order = hold_out(range(len(found)), held_out, held_out_most, seed)
-        train = Subset(found, order)
-        kept = Subset(found, kept_order) if kept_order else None
-    return Images(train, _whole(kept or None, description, bad, check, pixels), bad, description, pixels)
+        order, rest_order = hold_out(range(len(collection)), held_out, held_out_most, seed)
+        train = Subset(collection, order)
+        rest = Subset(collection, rest_order) if rest_order else None
+    return Images(train, _whole(rest or None, description, bad, check, pixels), bad, description, pixels)
 
 
 def reopen_images(
@@ -176,15 +176,15 @@ def reopen_images(
         if images is None:
             raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
         return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed, pixels=pixels)
-    kept = None if isinstance(held_out, int | float | str) else held_out
+    held_out_images = None if isinstance(held_out, int | float | str) else held_out
     if folder.held_out_files.is_file():
-        kept = _read_lines(folder.held_out_files)
+        held_out_images = _read_lines(folder.held_out_files)
     train = _read_lines(folder.train_files)
     if not train:
         raise DataError(f"{folder.train_files} lists no image: delete it, and they are found anew")
     sizes: list[int] = []
     if "images" in moved or "held_out" in moved:
-        train, kept, sizes = _moved(folder, train, kept, images, held_out, moved)
+        train, held_out_images, sizes = _moved(folder, train, held_out_images, images, held_out, moved)
     there = (path for path in train[:: max(1, len(train) // 100)] if not is_url(path))
     missing = [path for path in there if not os.path.exists(item_of(path)[0])]
     if len(missing) > 5:
@@ -192,8 +192,8 @@ def reopen_images(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
             f"put them back, or say where they are now: convspark pretrain --resume {folder.path} --images FOLDER"
         )
-    _tell_changed(folder, [*train, *(kept if isinstance(kept, list) else ())])
-    return Images(train, kept, [], _described(images), pixels, sizes)
+    _tell_changed(folder, [*train, *(held_out_images if isinstance(held_out_images, list) else ())])
+    return Images(train, held_out_images, [], _described(images), pixels, sizes)
 
 
 def _moved(
@@ -204,25 +204,25 @@ def _moved(
     Args:
         images, other: where those to train on, and held-out ones of their own, are now.
     """
-    kept: list[str] = held_out if isinstance(held_out, list) else []
-    total = len(train) + len(kept)
+    held_out_paths: list[str] = held_out if isinstance(held_out, list) else []
+    total = len(train) + len(held_out_paths)
     sizes = _read_sizes(folder.file_sizes, total) or [UNKNOWN] * total
-    parts = [("images", images, [*train, *kept])]
+    parts = [("images", images, [*train, *held_out_paths])]
     if isinstance(other, str):
-        parts = [("images", images, train), ("held_out", other, kept)]
-    found: list[str] = []
+        parts = [("images", images, train), ("held_out", other, held_out_paths)]
+    new_paths: list[str] = []
     for name, place, paths in parts:
-        own = sizes[len(found) : len(found) + len(paths)]
+        own = sizes[len(new_paths) : len(new_paths) + len(paths)]
         if name in names and paths:
             paths = at_new_place(
                 paths, own, *as_place(place, [absolute(path) for path in list_pictures(place, bands=True)])
             )
-        found += paths
-    return found[: len(train)], found[len(train) :] if isinstance(held_out, list) else held_out, sizes
+        new_paths += paths
+    return new_paths[: len(train)], new_paths[len(train) :] if isinstance(held_out, list) else held_out, sizes
 
 
 def _read_sizes(path: Path, count: int) -> list[int]:
-    """So many sizes, of a run of now; none where the file is not there or torn, as nothing else depends on it."""
+    """So many sizes; none if the file is missing (in older runs) or torn, as nothing else depends on it."""
     try:
         sizes = [int(line) for line in path.read_text(encoding="utf-8").split()]
     except (OSError, ValueError):
@@ -240,10 +240,9 @@ def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
 
 
 class TrainLoader(DataLoader[Tensor]):
-    """Batches of one forward pass, in an order counted by (seed, epoch), that can begin in the midst of an epoch.
+    """Batches of one forward pass, in an order that follows from (seed, epoch), and can begin in the midst of an epoch.
 
-    Lightning saves and restores it through `state_dict` and `load_state_dict`; whoever takes a step tells it with
-    `mark`.
+    Lightning saves and restores it through `state_dict` and `load_state_dict`; `mark` says which steps are done.
 
     Args:
         batches, apart: of `EpochSampler`.
@@ -301,16 +300,16 @@ class TrainLoader(DataLoader[Tensor]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         starts_workers = self.num_workers > 0 and self._iterator is None
-        asked = perf_counter()
+        requested_at = perf_counter()
         for batch in super().__iter__():
             self.arrived = perf_counter()
             # On a GPU the host runs ahead: it asks for the next batch while the device still computes. Only if the
             # device has nothing left to do by the time the batch comes, the wait has cost something. It then counts
-            # as a whole, also what of it the device was busy for: there the figure is an upper bound.
+            # in full, also the part in which the device was busy: there the figure is an upper bound.
             hidden = starts_workers or _device_is_busy()
-            self.waited, starts_workers = 0.0 if hidden else self.arrived - asked, False
+            self.waited, starts_workers = 0.0 if hidden else self.arrived - requested_at, False
             yield batch
-            asked = perf_counter()
+            requested_at = perf_counter()
         tell_repeated()
 
     def mark(self, epoch: int, batches: int) -> None:
@@ -376,13 +375,13 @@ class MeasuringLoader(DataLoader[Any]):
         """The number among all batches of batch `own` of this process's."""
         return own * self._here.count + self._here.rank
 
-    def of_all(self, found: list[Any]) -> list[Any]:
-        """What the processes found in their batches, together; each calls it."""
-        return [one for part in self._here.gathered(found) for one in part]
+    def of_all(self, results: list[Any]) -> list[Any]:
+        """The results of all processes, one a batch; all of them call it."""
+        return [one for part in self._here.gathered(results) for one in part]
 
-    def of_all_for_first(self, found: list[Any]) -> list[Any]:
+    def of_all_for_first(self, results: list[Any]) -> list[Any]:
         """The same in the first process; the others have nothing then, unless each has measured all."""
-        return [one for part in self._here.gathered_by_first(found) for one in part]
+        return [one for part in self._here.gathered_by_first(results) for one in part]
 
 
 def _bytes_of(example: Any) -> int:
@@ -393,7 +392,7 @@ def _bytes_of(example: Any) -> int:
 def end_workers(*loaders: Any) -> None:
     """End the processes of loaders that keep theirs.
 
-    Python ends what is left at its exit by a signal, which they do not heed, and then waits for them for ever.
+    Python ends what is left at its exit by a signal, which they ignore, and then waits for them for ever.
     """
     for loader in loaders:
         try:
@@ -448,7 +447,7 @@ def held_out_dataset(
         return None
     transform = HeldOutTransform(size=size, mean=mean, std=std)
     source = images.source(images.held_out)
-    # Unreadable held-out pictures are replaced like any other; here more of them are put up with, as they are few.
+    # Unreadable held-out pictures are replaced like any other; here more of them are accepted, as they are few.
     return PretrainImages(source, transform, most_bad=0.5)
 
 
@@ -510,7 +509,7 @@ def _tell_changed(folder: RunFolder, pictures: Sequence[str]) -> None:
     """Say which shards are no longer as they were when a run began.
 
     Raises:
-        DataError: more of its pictures are gone than are put up with.
+        DataError: more of its pictures are gone than are accepted.
     """
     try:
         before = json.loads(folder.shards.read_text(encoding="utf-8")) if folder.shards.is_file() else {}
@@ -522,15 +521,15 @@ def _tell_changed(folder: RunFolder, pictures: Sequence[str]) -> None:
         return
     lost = Places(pictures).missing
     gone = [pictures[index] for index in lost.nonzero()[0].tolist()]
-    told = f"{len(changed)} files of pictures have changed since the run {folder.path} began: {', '.join(changed[:3])}"
+    text = f"{len(changed)} files of pictures have changed since the run {folder.path} began: {', '.join(changed[:3])}"
     if len(gone) > MOST_BAD * len(pictures):
         raise DataError(
-            f"{told}. {len(gone)} of its {len(pictures)} pictures are gone, for example {gone[0]}; put them back, or "
+            f"{text}. {len(gone)} of its {len(pictures)} pictures are gone, for example {gone[0]}; put them back, or "
             "start a new run"
         )
     if gone:
-        told += f"; {len(gone)} of its pictures are gone, others stand in for them"
-    logger.warning("%s. Where what is in their pictures changed, the run goes on otherwise than it would have", told)
+        text += f"; {len(gone)} of its pictures are gone, others stand in for them"
+    logger.warning("%s. If the content of pictures changed, the run goes on differently than it would have", text)
 
 
 def _whole(held_out: Any, description: str, bad: list[tuple[str, str]], check: Check, pixels: Pixels) -> Any:
@@ -572,7 +571,7 @@ def _advice(error: BaseException) -> str | None:
             f"one of {loading} was killed, most likely by the system as memory ran out: try fewer --workers (0 goes "
             "without them), or a smaller --batch-size"
         )
-    # Where a process has ended but is not known to have, torch raises what its broken connection gave.
+    # Where a process has ended and torch does not know it yet, torch raises the error of the broken connection.
     frames = traceback.walk_tb(error.__traceback__) if isinstance(error, EOFError | ConnectionError) else ()
     cut_off = any(Path(frame.f_code.co_filename).name == "resource_sharer.py" for frame, _ in frames)
     if "DataLoader worker (pid" in text or cut_off:
@@ -587,7 +586,7 @@ def _advice(error: BaseException) -> str | None:
 def _not_handed_over(error: BaseException, _batch: object) -> None:
     """End this process, as what it made cannot reach the main one, which would wait for it for ever.
 
-    A signal tells that process why: Linux sends the same where shared memory turns out to be missing later on.
+    A signal says why to that process: Linux sends the same where shared memory turns out to be missing later on.
     """
     traceback.print_exception(error)
     if "shared memory" in str(error):

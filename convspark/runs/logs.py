@@ -17,14 +17,14 @@ _CHATTY = ("lightning.pytorch", "lightning.fabric")
 
 
 class RunLog:
-    """The open log; what was said before the run had a folder is kept for its file."""
+    """The open log; messages from before the run had a folder are kept for its file."""
 
     def __init__(self, buffer: logging.handlers.MemoryHandler) -> None:
         self._buffer = buffer
         self._file: logging.FileHandler | None = None
 
     def write_to(self, path: Path) -> None:
-        """Write everything so far, and from now on, to this file, behind what is in it."""
+        """Write everything so far, and from now on, to this file, after what is in it."""
         self._file = _LogFile(path, encoding="utf-8")
         self._file.setFormatter(_Shown("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._buffer.setTarget(self._file)
@@ -48,9 +48,9 @@ def run_log(level: int = logging.INFO, only: str = _ROOT) -> Iterator[RunLog]:
     buffer = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     handlers: list[logging.Handler] = [buffer]
     if not (root.handlers or logging.getLogger().handlers):
-        shown = _stderr_handler()
-        shown.addFilter(logging.Filter(only))
-        handlers.append(shown)
+        stderr_handler = _stderr_handler()
+        stderr_handler.addFilter(logging.Filter(only))
+        handlers.append(stderr_handler)
     before = root.level
     log = RunLog(buffer)
     try:
@@ -78,7 +78,7 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-            # Of weights of 1 x 1, whose channels-last strides are told in two ways.
+            # Of weights of 1 x 1, whose channels-last strides can be written in two ways.
             warnings.filterwarnings("ignore", message=r"Grad strides do not match bucket view strides")
             # Workers are forked before they have threads of their own, and use none of ours.
             warnings.filterwarnings("ignore", message=r".*use of fork\(\) may lead to deadlocks.*")

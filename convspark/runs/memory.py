@@ -75,5 +75,5 @@ def _total(device: torch.device) -> str:
         return ""
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
-    taken = f", of which other processes hold {others / 2**30:.1f}" if others > total / 20 else ""
-    return f" ({total / 2**30:.1f} GiB{taken})"
+    note = f", of which other processes hold {others / 2**30:.1f}" if others > total / 20 else ""
+    return f" ({total / 2**30:.1f} GiB{note})"

@@ -55,12 +55,12 @@ class TrainingModule(pl.LightningModule):
         self._sum: Tensor | float = 0.0
         self._count = 0
         self._jointly: Jointly | None = None
-        self._found: list[tuple[int, Any]] = []
+        self._measurements: list[tuple[int, Any]] = []
         self._checked: int | None = None  # the step after which the weights were last looked at
         self._watched: frozenset[str] = frozenset()
 
     def read_from(self, train: TrainLoader, held_out: MeasuringLoader | None) -> None:
-        """Tell where its batches come from, and so which part of a whole one each is."""
+        """Set where its batches come from; it follows which part of a whole batch each of them is."""
         self._train, self._held_out = train, held_out
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
@@ -68,11 +68,11 @@ class TrainingModule(pl.LightningModule):
         raise NotImplementedError
 
     def measure(self, batch: Any, number: int) -> Any:
-        """What is to be known of batch `number` of those that are not trained on."""
+        """What `summarise` needs of held-out batch `number`."""
         raise NotImplementedError
 
-    def summarise(self, found: list[Any]) -> dict[str, float]:
-        """The values of `measures`, from what `measure` gave of all batches, in their order."""
+    def summarise(self, measurements: list[Any]) -> dict[str, float]:
+        """The values of `measures`, from what `measure` returned for all batches, in their order."""
         raise NotImplementedError
 
     @property
@@ -81,7 +81,7 @@ class TrainingModule(pl.LightningModule):
         return ALONE if self._train is None else self._train.here
 
     def part(self, images: int, batch_idx: int) -> Part:
-        """Which part of the batch of a step so many images are, those of a pass; of a mere trial, all of it."""
+        """Which part of the batch of a step so many images are, those of a pass; in a trial, all of it."""
         part = self._part_of_pass(batch_idx)
         return Part(0, images, images) if part is None or part.images != images else part
 
@@ -136,7 +136,7 @@ class TrainingModule(pl.LightningModule):
             super().backward(loss, *args, **kwargs)
 
     def _mode(self, batch_idx: int) -> Jointly | None:
-        """In which a part of a batch is computed; None for a whole one."""
+        """The mode in which a part of a batch is computed; None for a whole one."""
         part = self._part_of_pass(batch_idx)
         if part is None or part.is_whole:
             return None
@@ -144,27 +144,27 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         number = batch_idx if self._held_out is None else self._held_out.number(batch_idx)
-        self._found.append((number, self.measure(batch, number)))
+        self._measurements.append((number, self.measure(batch, number)))
 
     def on_validation_epoch_start(self) -> None:
-        self._found = []
+        self._measurements = []
 
     def on_validation_epoch_end(self) -> None:
-        found = self._found if self._held_out is None else self._held_out.of_all(self._found)
-        self.measured = self.summarise([value for _, value in sorted(found, key=lambda pair: pair[0])])
+        measurements = self._measurements if self._held_out is None else self._held_out.of_all(self._measurements)
+        self.measured = self.summarise([value for _, value in sorted(measurements, key=lambda pair: pair[0])])
 
     @property
     def train_loss(self) -> float:
         return float(self._sum) / max(1, self._count)
 
     def join_losses(self) -> None:
-        """From now on, `train_loss` is that of all processes; each calls it."""
+        """Make `train_loss` that of all processes, which all call it."""
         if self.here.are_several:
             sums = self.here.gathered((float(self._sum), self._count))
             self._sum, self._count = (sum(values) / len(sums) for values in zip(*sums, strict=True))
 
     def check_finite(self) -> None:
-        """Raise DivergedError if a loss of this epoch was not a number, or the weights are none since a step.
+        """Raise DivergedError if a loss of this epoch was not a number, or the weights are no longer finite.
 
         A loss may be finite when its gradients, or the step that they lead to, are not.
         """
@@ -187,7 +187,7 @@ class TrainingModule(pl.LightningModule):
         return bool(nn.utils.get_total_norm(values, torch.inf).isfinite())
 
     def diverged(self, what: str, step: int) -> DivergedError:
-        """The error that tells what happened, at which step (from 1), and what to try."""
+        """The error that says what happened, at which step (from 1), and what to try."""
         rate = self.schedule.learning_rate(max(0, step - 1))
         return DivergedError(
             f"{what} at step {step} of {self.schedule.steps} (epoch "

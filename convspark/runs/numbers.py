@@ -1,4 +1,4 @@
-"""From what was asked for to the numbers of a run; nothing here needs torch."""
+"""From the settings to the numbers of a run; nothing here needs torch."""
 
 import re
 from collections.abc import Sequence
@@ -113,10 +113,10 @@ def count(
         )
     own = batch_size // accumulate // processes
     if in_pairs and own % 2:
-        each = f" in {accumulate} passes" if accumulate > 1 else ""
-        each += f" on {processes} processes" if processes > 1 else ""
+        how = f" in {accumulate} passes" if accumulate > 1 else ""
+        how += f" on {processes} processes" if processes > 1 else ""
         raise UsageError(
-            f"batch_size is {batch_size}{each}, {own} pictures in each forward pass: expected an even number, as they "
+            f"batch_size is {batch_size}{how}, {own} pictures in each forward pass: expected an even number, as they "
             f"are mixed in pairs; try --batch-size {batch_size + accumulate * processes}"
         )
     if warmup_epochs is None:
@@ -129,10 +129,10 @@ def count(
 
 
 def _fewest_passes(batch_size: int, processes: int, most: int | None, multiple: int) -> int:
-    """Passes that a batch divides into evenly, of at most so many images in each process, a multiple of that.
+    """The fewest equal passes of a batch, each of a multiple of `multiple` and at most `most` images a process.
 
     Raises:
-        UsageError: of at most half as many images, which batch norms would notice.
+        UsageError: only passes of half as many images or fewer are possible, which would change batch norms.
     """
     if most is None or batch_size % processes:
         return 1
@@ -208,7 +208,7 @@ def check_shares(**shares: float | None) -> None:
 
 
 _MOST = 1e12
-"""Larger numbers are slips of the pen, and beyond 3e38 float32 has none."""
+"""Larger numbers are typing mistakes, and beyond 3e38 float32 has none."""
 
 
 def check_positive(**values: float | None) -> None:

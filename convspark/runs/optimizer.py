@@ -18,7 +18,7 @@ def parameter_groups(module: nn.Module, exclude: frozenset[str] = frozenset()) -
     """Two optimiser groups: with and without weight decay.
 
     Without are vectors and scalars (norms, layer scales), biases and mask tokens. The groups carry `decays`, which
-    tells whoever sets the weight decay of a step whether the group has one.
+    says whether the group has a weight decay.
 
     Args:
         module: whose parameters that require gradients are grouped.
@@ -70,8 +70,8 @@ def default_learning_rate(steps: int) -> float:
     """The peak learning rate of a run of so many optimiser steps: 3.2e-3 from 4,000 steps on, more for shorter runs.
 
     LAMB moves each layer by a share of that layer's own size, so that what a rate achieves depends on how many steps
-    there are, and hardly on how many images stand behind each. 3.2e-3 is the paper's peak, at a batch of 4096; its own
-    rule for others is linear in the batch (2e-4 for each 256 images), with which small batches hardly move: recipes
-    that want it set `base_learning_rate`. Found by trial, `docs/learning-rate.md`.
+    there are, and hardly on the size of the batch. 3.2e-3 is the paper's peak, at a batch of 4096; its own rule for
+    others is linear in the batch (2e-4 for each 256 images), with which small batches hardly move: recipes that want
+    it set `base_learning_rate`. Found by trial, `docs/learning-rate.md`.
     """
     return min(3.2e-3 * max(1.0, math.sqrt(4000 / steps)), 2e-2)

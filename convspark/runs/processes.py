@@ -23,7 +23,7 @@ _GRACE = 5.0  # seconds
 
 
 class EndedElsewhereError(ConvsparkError):
-    """Another process of the run has ended, and tells why itself."""
+    """Another process of the run has ended, and says why itself."""
 
     exit_code = 75
 
@@ -56,8 +56,8 @@ class Processes:
             return cls(rank, count, local, int(environment.get("LOCAL_WORLD_SIZE", count)))
         if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             node, local = int(environment["SLURM_NODEID"]), int(environment["SLURM_LOCALID"])
-            each = _tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])
-            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), local, each[node])
+            tasks = _tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])
+            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), local, tasks[node])
         return cls()
 
     @property
@@ -83,10 +83,10 @@ class Processes:
         if not self.are_several:
             return prepare()
         if not self.is_first:
-            made: list[T] | None = self.from_first(None)
-            if made is None:
-                raise EndedElsewhereError("the first process could not begin, and tells why")
-            return made[0]
+            box: list[T] | None = self.from_first(None)
+            if box is None:
+                raise EndedElsewhereError("the first process could not begin, and says why")
+            return box[0]
         try:
             value = prepare()
         except BaseException:
@@ -169,19 +169,19 @@ def joined(device: str) -> Iterator[Processes]:
         atexit.unregister(dist.destroy_process_group)
         if not isinstance(error, RuntimeError) or not _is_of_connection(error):
             raise
-        time.sleep(_GRACE)  # the other one's own words come first
+        time.sleep(_GRACE)  # so that the other one's message comes first
         raise EndedElsewhereError("another process of the run has ended, so that this one ends too") from None
 
 
 def check_count(here: Processes, devices: int | str | None, nodes: int | None) -> None:
-    """Raise UsageError where as many processes were asked for as there are not."""
-    for name, wanted, there in (
+    """Raise UsageError unless there are as many processes as the settings say."""
+    for name, asked_for, there in (
         ("devices", devices, here.local_count),
         ("nodes", nodes, here.count // here.local_count),
     ):
-        if wanted not in (None, "all", there):
+        if asked_for not in (None, "all", there):
             raise UsageError(
-                f"{name} is {wanted!r}, but {there} {'is' if there == 1 else 'are'} running this: the command "
+                f"{name} is {asked_for!r}, but {there} {'is' if there == 1 else 'are'} running this: the command "
                 "line starts them by itself; a program of yours is to be started by `torchrun --nproc-per-node N`"
             )
 
@@ -229,7 +229,7 @@ class Agreement:
 
 
 def _meet() -> None:
-    """Where the processes find each other, if nobody told them."""
+    """Set where the processes find each other, if the environment does not say it."""
     if "MASTER_ADDR" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -248,9 +248,9 @@ def _tasks_of_nodes(text: str) -> list[int]:
 
 
 def _is_of_connection(error: BaseException) -> bool:
-    """Whether it tells that another process is gone, as gloo, NCCL and the store of addresses say it."""
+    """Whether it says that another process is gone, in the words of gloo, NCCL or the store of addresses."""
     import torch.distributed as dist
 
     kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
-    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
-    return isinstance(error, kinds) or any(words in str(error) for words in told)
+    phrases = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    return isinstance(error, kinds) or any(words in str(error) for words in phrases)

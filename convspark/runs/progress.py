@@ -29,7 +29,7 @@ class Progress(Callback):
     Args:
         stopwatch: whose speed is shown; it must come before this callback.
         workers: processes that load images.
-        warned: what takes the word on waiting for images.
+        warned: where the warning about waiting for images goes.
         bar: whether to draw a bar; None for one if stderr is a terminal.
     """
 
@@ -59,7 +59,7 @@ class Progress(Callback):
         assert isinstance(pl_module, TrainingModule)
         now = time.monotonic()
         if self._bar is not None:
-            fields = {"completed": trainer.global_step, "left": self._left(trainer, pl_module)}
+            fields = {"completed": trainer.global_step, "left": self._time_left(trainer, pl_module)}
             if now - self._looked > _SECONDS_BETWEEN_LOSSES:  # reading the loss makes the host wait for a GPU
                 self._looked = now
                 fields["text"] = (
@@ -77,7 +77,7 @@ class Progress(Callback):
                 _steps(pl_module),
                 pl_module.train_loss,
                 self._watch.images_per_second,
-                self._left(trainer, pl_module),
+                self._time_left(trainer, pl_module),
             )
             self._mention_waiting(trainer)
 
@@ -101,8 +101,8 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule) and trainer.max_epochs is not None
         now, epoch = time.monotonic(), trainer.current_epoch + 1
-        told = epoch in (1, trainer.max_epochs) or epoch % max(1, trainer.max_epochs // _LINES) == 0
-        if not told and now - self._said < _SECONDS_BETWEEN_EPOCHS:  # few pictures make a thousand short ones
+        is_due = epoch in (1, trainer.max_epochs) or epoch % max(1, trainer.max_epochs // _LINES) == 0
+        if not is_due and now - self._said < _SECONDS_BETWEEN_EPOCHS:  # few pictures make a thousand short ones
             return
         self._spoke = self._said = now
         share = self._watch.data_wait_share
@@ -112,7 +112,7 @@ class Progress(Callback):
             *filter(None, [pl_module.describe_measured()]),
             f"{self._watch.images_per_second:.1f} images/s",
             *([f"{100 * share:.0f} % of the time waiting for images"] if share > _WAIT_WORTH_SAYING else []),
-            f"{self._left(trainer, pl_module)} left",
+            f"{self._time_left(trainer, pl_module)} left",
         ]
         logger.info("  ".join(parts))
         self._mention_waiting(trainer)
@@ -123,14 +123,14 @@ class Progress(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
 
-    def _left(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    def _time_left(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         """The time left, at the pace since the run began or went on: validation and writing included."""
         done = trainer.global_step - self._first_step
         seconds = (time.monotonic() - self._started) / max(1, done)
         return format_seconds(seconds * (_steps(pl_module) - trainer.global_step))
 
     def _mention_waiting(self, trainer: pl.Trainer) -> None:
-        """What to do about it."""
+        """Warn about it, and say what to do."""
         share = self._watch.data_wait_share
         if share > _WAIT_WORTH_SAYING:
             text = (

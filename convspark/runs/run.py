@@ -34,16 +34,16 @@ _PATIENCE = 15.0  # seconds: the loading processes of a run that was killed hold
 
 
 class Run(Generic[S]):
-    """One execution of a command: where it leaves things, what it was asked, and whether it goes on.
+    """One execution of a command: its folder, its settings, and whether it goes on.
 
-    Making one reads and checks, and writes nothing. Where SLURM has started a job again, `out` is gone on with.
+    Making one reads and checks, and writes nothing. Where SLURM has started a job again, the run in `out` goes on.
 
     Attributes:
-        settings: what was asked for; of a run that goes on, its own, with what may differ.
+        settings: those passed; of a run that goes on, its own, with those passed that may differ.
         goes_on: whether it was begun before.
         started: when, as `time.monotonic` has it.
         here: the processes that carry it out. All but the first go on with what that one has begun.
-        moved: of a run that goes on, the names of those settings that say where its data are, and which say another
+        moved: of a run that goes on, the names of the settings that say where its data are, if that is another
             place now.
 
     Raises:
@@ -51,32 +51,33 @@ class Run(Generic[S]):
             `out` that is there already.
     """
 
-    def __init__(self, asked: S, here: Processes = ALONE) -> None:
+    def __init__(self, settings: S, here: Processes = ALONE) -> None:
         self.started = time.monotonic()
         self.here = here
-        again = asked.out is not None and was_started_again() and RunFolder(asked.out, type(asked)).config.is_file()
-        if again and asked.resume is None:
-            asked = replace(asked, out=None, resume=asked.out)
-        self.goes_on = asked.resume is not None
-        self.settings = asked
+        out = settings.out
+        again = out is not None and was_started_again() and RunFolder(out, type(settings)).config.is_file()
+        if again and settings.resume is None:
+            settings = replace(settings, out=None, resume=out)
+        self.goes_on = settings.resume is not None
+        self.settings = settings
         self.moved: frozenset[str] = frozenset()
         self._folder: RunFolder | None = None
-        self._held = ExitStack()
-        if asked.resume is not None:
-            self._folder = RunFolder.open(asked.resume, type(asked))
-            own = read_settings(type(asked), self._folder.config)
-            self.settings = resumed(own, asked, self._folder.path, compare=here.is_first and not again)
-            places = {name: getattr(self.settings, name) for name in asked.may_move}
+        self._locks = ExitStack()
+        if settings.resume is not None:
+            self._folder = RunFolder.open(settings.resume, type(settings))
+            own = read_settings(type(settings), self._folder.config)
+            self.settings = resumed(own, settings, self._folder.path, compare=here.is_first and not again)
+            places = {name: getattr(self.settings, name) for name in settings.may_move}
             self.moved = frozenset(
                 name for name, place in places.items() if isinstance(place, str) and place != getattr(own, name)
             )
             self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
                 typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
-                if key in asked.code and name != getattr(asked, key) and not typed:
+                if key in settings.code and name != getattr(settings, key) and not typed:
                     check_code(name, self._folder.config, None if key == "weights" else f"--{key}")
-        elif asked.out is not None:
-            RunFolder(asked.out, type(asked)).check_new()
+        elif settings.out is not None:
+            RunFolder(settings.out, type(settings)).check_new()
 
     @property
     def folder(self) -> RunFolder:
@@ -96,7 +97,7 @@ class Run(Generic[S]):
 
     @contextmanager
     def begun(self, settings: S, name: str, log: RunLog) -> Iterator[RunFolder]:
-        """Within it, the run has its folder, for itself: made, with its settings, where it does not go on.
+        """Within it, the run has its folder, for itself alone; that of a new run is created, with its settings.
 
         Args:
             settings: resolved, to be kept.
@@ -104,16 +105,16 @@ class Run(Generic[S]):
 
         Raises:
             UsageError: another process has it.
-            KeyboardInterrupt: stopped, with a word on how to go on.
+            KeyboardInterrupt: stopped; the message says how to go on.
         """
         self.settings = settings
         if self._folder is None:
-            asked = self.settings.out
-            self._folder = RunFolder.create(default_path(name) if asked is None else asked, type(settings))
+            out = self.settings.out
+            self._folder = RunFolder.create(default_path(name) if out is None else out, type(settings))
             self._write_config(settings)
         try:
-            with self._held:
-                self._held.enter_context(held(self._folder.config, _PATIENCE))
+            with self._locks:
+                self._locks.enter_context(held(self._folder.config, _PATIENCE))
                 sweep(self._folder.path)
                 log.write_to(self._folder.log)
                 with _end_kept(self._folder):
@@ -141,8 +142,8 @@ class Run(Generic[S]):
         """Keep where the data are now, for the next time; called when the run's lists say the same."""
         if self.moved:
             self._write_config(self._own)
-            # The file is another one than before; whoever asks whether it is held has it for a moment.
-            self._held.enter_context(held(self.folder.config, _PATIENCE))
+            # The file was replaced, so its lock is taken anew; a process that only tests it may have it for a moment.
+            self._locks.enter_context(held(self.folder.config, _PATIENCE))
 
     def _write_config(self, settings: S) -> None:
         again = f"Again, elsewhere: convspark {settings.kind} --config {settings.file}"
@@ -191,7 +192,7 @@ class Job(Protocol[S, R_co]):
         ...
 
     def begin(self, run: Run[S]) -> None:
-        """Leave in the run's folder what a run that goes on reads, which one killed early may have to do again."""
+        """Write into the run's folder what a resumed run reads; one that was killed early may have to do it again."""
         ...
 
     def train(self, run: Run[S]) -> None:
@@ -199,33 +200,33 @@ class Job(Protocol[S, R_co]):
         ...
 
     def finish(self, run: Run[S]) -> R_co:
-        """Measure, and leave what belongs into the run's folder, in the first process alone."""
+        """Measure, and write the results into the run's folder, in the first process alone."""
         ...
 
 
-def carry_out(asked: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
+def carry_out(settings: S, prepare: Callable[[Run[S]], Job[S, R]]) -> R:
     """Carry out a command, or go on with it, in a run folder.
 
     Args:
-        asked: its settings.
-        prepare: the job that a run of them is; whatever is wrong shows here, before anything is written.
+        settings: of the command.
+        prepare: makes the job of a run; whatever is wrong shows here, before anything is written.
     """
     here = Processes.here()
-    check_count(here, getattr(asked, "devices", None), getattr(asked, "nodes", None))
-    with run_log(logging.INFO if here.is_first else logging.ERROR) as log, joined(asked.device):
+    check_count(here, getattr(settings, "devices", None), getattr(settings, "nodes", None))
+    with run_log(logging.INFO if here.is_first else logging.ERROR) as log, joined(settings.device):
         import torch
 
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return _lead(asked, prepare, here, log) if here.is_first else _follow(asked, prepare, here)
+            return _lead(settings, prepare, here, log) if here.is_first else _follow(settings, prepare, here)
 
 
-def _lead(asked: S, prepare: Callable[[Run[S]], Job[S, R]], here: Processes, log: RunLog) -> R:
+def _lead(settings: S, prepare: Callable[[Run[S]], Job[S, R]], here: Processes, log: RunLog) -> R:
     """The first process's part: it prepares and begins the run, and all that is written is written by it."""
     from .device import describe_device
     from .loading import workers_explained
 
     try:
-        run = Run(asked, here)
+        run = Run(settings, here)
         job = prepare(run)
     except BaseException:
         here.from_first(None)  # there is nothing to follow
@@ -242,14 +243,14 @@ def _lead(asked: S, prepare: Callable[[Run[S]], Job[S, R]], here: Processes, log
             return here.from_first(job.finish(run))
 
 
-def _follow(asked: S, prepare: Callable[[Run[S]], Job[S, Any]], here: Processes) -> Any:
+def _follow(settings: S, prepare: Callable[[Run[S]], Job[S, Any]], here: Processes) -> Any:
     """What all others do: they go on with the run that the first one has begun."""
     from .loading import workers_explained
 
     path: str | None = here.from_first(None)
     if path is None:
-        raise EndedElsewhereError("the run could not be begun; its first process tells why")
-    run = Run(replace(asked, out=None, resume=path), here)
+        raise EndedElsewhereError("the run could not be begun; its first process says why")
+    run = Run(replace(settings, out=None, resume=path), here)
     job = prepare(run)
     with workers_explained():
         job.train(run)

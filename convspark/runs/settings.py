@@ -28,7 +28,7 @@ _MOST_LETTERS, _MOST_VALUES, _DEEPEST = 1 << 20, 10_000, 50
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every command that trains is asked; each has a subclass, whose fields are its arguments, flags and keys.
+    """Settings of every command that trains; each has a subclass, whose fields are its arguments, flags and keys.
 
     A field's metadata may hold `type`, what it is in a file where Python takes more than a file can hold, and `before`,
     what it was in runs of the versions that did not have it yet.
@@ -38,7 +38,7 @@ class Settings:
         file: where a run of it keeps its settings.
         may_change: what belongs to the machine, and may differ where a run goes on.
         may_move: where the data are, which may be another place where a run goes on.
-        code: what may name code of somebody's own.
+        code: settings that may name code, which is then run.
     """
 
     kind: ClassVar[str]
@@ -88,14 +88,14 @@ def _signature(settings: Any) -> inspect.Signature:
     return inspect.Signature(sorted(parameters, key=lambda p: (p.kind, p.kind == p.KEYWORD_ONLY and shared[p.name])))
 
 
-def _kept(settings: type[Settings]) -> list[str]:
+def _names_in_file(settings: type[Settings]) -> list[str]:
     """The names of what a file holds, in order."""
     return [name for name in _signature(settings).parameters if name not in _NOT_KEPT]
 
 
 def as_dict(settings: Settings) -> dict[str, Any]:
     """Settings as plain values, `kind` first, without `out` and `resume`."""
-    return {"kind": settings.kind, **{name: _plain(getattr(settings, name)) for name in _kept(type(settings))}}
+    return {"kind": settings.kind, **{name: _plain(getattr(settings, name)) for name in _names_in_file(type(settings))}}
 
 
 def as_yaml(settings: Settings, comment: str = "") -> str:
@@ -111,7 +111,7 @@ def as_yaml(settings: Settings, comment: str = "") -> str:
 
 
 def kind_of(file: Path) -> str:
-    """The command whose settings a file holds; those of old say so in their comment."""
+    """The command whose settings a file holds; older files say so in their comment."""
     text = file.read_text(encoding="utf-8", errors="replace")
     said = re.search(r"^kind: *(\w+)|convspark (\w+) --config", text, re.MULTILINE)
     if said is None:
@@ -127,7 +127,7 @@ def read_settings(settings: type[S], file: Path) -> S:
     """
     content = _content(file)
     content.pop("kind", None)
-    known = _kept(settings)
+    known = _names_in_file(settings)
     foreign = [name for name in content if name not in known]
     if foreign:
         raise UsageError(f"{file} is not of `convspark {settings.kind}`, which does not know {some(foreign, repr)}")
@@ -140,41 +140,41 @@ def read_part(record: type[Record], file: Path) -> Record:
     Raises:
         UsageError: one of them is missing or no such value.
     """
-    known = [each.name for each in fields(cast("Any", record))]
+    known = [field.name for field in fields(cast("Any", record))]
     return record(**_values(record, known, _content(file), file))
 
 
-def resumed(own: S, asked: S, where: Path, *, compare: bool = True) -> S:
+def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
     """The settings of a run that goes on: its own, but for what belongs to the machine or can only be passed in Python.
 
     Args:
-        compare: whether others must not be asked for.
+        compare: whether another setting may not differ.
 
     Raises:
-        UsageError: they were.
+        UsageError: one differs.
     """
-    default, taken, changed = type(asked)(), dict[str, Any](), list[str]()
-    for each in fields(asked):
-        value, is_place = getattr(asked, each.name), isinstance(getattr(own, each.name), str)
-        if "type" in each.metadata and not isinstance(value, str | int | float | None):
-            taken[each.name] = value
-        elif each.name == "resume" or value == getattr(default, each.name):
+    default, own_changes, changed = type(passed)(), dict[str, Any](), list[str]()
+    for field in fields(passed):
+        value, is_place = getattr(passed, field.name), isinstance(getattr(own, field.name), str)
+        if "type" in field.metadata and not isinstance(value, str | int | float | None):
+            own_changes[field.name] = value
+        elif field.name == "resume" or value == getattr(default, field.name):
             continue
-        elif each.name in (*asked.may_change, *_SPREAD) or (
-            each.name in asked.may_move and isinstance(value, str) and is_place
+        elif field.name in (*passed.may_change, *_SPREAD) or (
+            field.name in passed.may_move and isinstance(value, str) and is_place
         ):
-            taken[each.name] = value
-        elif compare and _plain(value) != _plain(getattr(own, each.name)):
-            changed.append(each.name)
+            own_changes[field.name] = value
+        elif compare and _plain(value) != _plain(getattr(own, field.name)):
+            changed.append(field.name)
     if changed:
-        start, longer = "start a new run", asked.from_weights(str(where))
+        start, longer = "start a new run", passed.from_weights(str(where))
         if "epochs" in changed and longer is not None:
             start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(
-            f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(asked.may_change)} may "
+            f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(own.may_change)} may "
             f"differ, and the place of data that were moved), or {start}"
         )
-    return replace(own, **taken)
+    return replace(own, **own_changes)
 
 
 def read_yaml(file: Path) -> Any:
@@ -228,9 +228,9 @@ def _values_within(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
         known[node] = 0
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.CollectionNode):
-            for each in node.value:
-                inner += each if isinstance(each, tuple) else [each]
-        known[node] = 1 + sum(_values_within(each, known) for each in inner)
+            for part in node.value:
+                inner += part if isinstance(part, tuple) else [part]
+        known[node] = 1 + sum(_values_within(part, known) for part in inner)
     return known[node]
 
 
@@ -245,9 +245,9 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _values(record: type, names: Iterable[str], content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Of each name the value that the file has, of the type that the record wants."""
-    described: dict[str, Field[Any]] = {each.name: each for each in fields(cast("Any", record))}
-    before = {name: each.metadata["before"] for name, each in described.items() if "before" in each.metadata}
+    """Of each name the value that the file has, of the type of the record's field."""
+    described: dict[str, Field[Any]] = {field.name: field for field in fields(cast("Any", record))}
+    before = {name: field.metadata["before"] for name, field in described.items() if "before" in field.metadata}
     values = {name: (before | content)[name] for name in names if name in content or name in before}
     missing = [name for name in names if name not in values]
     if missing:
@@ -256,20 +256,20 @@ def _values(record: type, names: Iterable[str], content: dict[str, Any], file: P
 
 
 def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Values of the types wanted: lists become tuples, whole numbers fractions."""
+    """Values of these types: lists become tuples, whole numbers fractions."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, print_config=None)
-    for name, wanted in types.items():
-        parser.add_argument(f"--{name}", type=wanted)
+    for name, type_hint in types.items():
+        parser.add_argument(f"--{name}", type=type_hint)
     try:
         return parser.parse_object(dict(values)).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         named = re.search(r'Parser key "(\w+)"', str(error))
         if named is None:
             raise UsageError(f"{file} holds a value of the wrong type: {error}") from None
-        wanted = types[named[1]]
-        words = wanted.__name__ if isinstance(wanted, type) else str(wanted)
+        type_hint = types[named[1]]
+        words = type_hint.__name__ if isinstance(type_hint, type) else str(type_hint)
         raise UsageError(f"{file}: {named[1]} is {values[named[1]]!r}: expected {words}") from None
 
 

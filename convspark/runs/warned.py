@@ -1,4 +1,4 @@
-"""What somebody who looked at a run would say: once each, on the log and in the run's folder."""
+"""Warnings about a run, each once, in the log and in the run's folder."""
 
 import logging
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Warned(Callback):
-    """Keeps `warnings.csv`: what was said of this run, each thing once, also where it goes on."""
+    """Keeps `warnings.csv`: the warnings about this run, each once, also where it goes on."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._rows = Rows(folder.warnings)
@@ -21,7 +21,7 @@ class Warned(Callback):
         self._rows.read(trainer.global_step)
 
     def tell(self, trainer: pl.Trainer, kind: str, text: str) -> None:
-        """Say a thing of this kind, unless it was said before; the first process alone writes.
+        """Warn, unless there was a warning of this kind before; the first process alone writes.
 
         Args:
             text: what is the matter, and what to do.

@@ -1,4 +1,4 @@
-"""What a fine-tuning chooses where it was not asked: the paper's recipe, scaled to the data at hand; no torch here."""
+"""What a fine-tuning chooses by default: the paper's recipe, scaled to the data at hand; no torch here."""
 
 import math
 

@@ -33,7 +33,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.stages(images)
-        return self.fpn(OrderedDict((str(i), each) for i, each in enumerate(maps)))
+        return self.fpn(OrderedDict((str(i), features) for i, features in enumerate(maps)))
 
 
 def pyramid_groups(
@@ -41,7 +41,7 @@ def pyramid_groups(
 ) -> list[dict[str, Any]]:
     """Optimiser groups: the backbone's decayed layer by layer, all else at the full rate.
 
-    What of the backbone lies behind its deepest stage is left out: no gradient reaches it.
+    Parameters of the backbone after its deepest stage are left out: no gradient reaches them.
     """
     inside, count = layer_groups(pyramid.backbone, pyramid.stages, group_blocks)
     prefix = next(name for name, module in network.named_modules() if module is pyramid.backbone) + "."

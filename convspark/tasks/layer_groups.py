@@ -27,7 +27,7 @@ def layer_groups(
     Args:
         network: timm's, most of which know their stages and blocks.
         stages: of others: a parameter belongs to the first stage that depends on it, the first stage is the stem's
-            group too, and no stage is divided. Where they are needed and not given, they are found.
+            group too, and no stage is divided. By default they are found where they are needed.
         group_blocks: of each stage, how many blocks make a group; instead of the rule above.
 
     Raises:
@@ -48,7 +48,7 @@ def layer_groups(
 def decayed_groups(
     network: nn.Module, decay: float, groups: Mapping[str, int], count: int, exclude: frozenset[str] = frozenset()
 ) -> list[dict[str, Any]]:
-    """Optimiser groups with `lr_scale`, decay^(groups behind), and `decays`, whether weight decay applies."""
+    """Optimiser groups with `lr_scale`, decay^(number of later groups), and `decays`, whether weight decay applies."""
     collected: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad and name not in exclude:
@@ -65,8 +65,8 @@ def _layers_timm_says(network: nn.Module) -> tuple[dict[str, int], dict[str, int
     from timm.models import group_parameters
 
     def ids(coarse: bool) -> dict[str, int]:
-        found = group_parameters(network, network.group_matcher(coarse=coarse))  # type: ignore[operator]
-        return {name: layer for layer, members in found.items() for name in members}
+        members_of = group_parameters(network, network.group_matcher(coarse=coarse))  # type: ignore[operator]
+        return {name: layer for layer, members in members_of.items() for name in members}
 
     if not hasattr(network, "group_matcher"):
         return None
@@ -89,8 +89,8 @@ def _by_blocks(
     for name in names:
         if not name.startswith(head):
             blocks.setdefault(stage_of[name], []).append(block_of[name])
-    blocks = {stage: sorted(set(found)) for stage, found in blocks.items()}
-    counts = {stage: len(found) for stage, found in blocks.items()}
+    blocks = {stage: sorted(set(ids)) for stage, ids in blocks.items()}
+    counts = {stage: len(ids) for stage, ids in blocks.items()}
     sizes = None if group_blocks is None else _sizes(counts, group_blocks)
     parts = _parts(counts, network) if sizes is None else {s: math.ceil(counts[s] / sizes[s]) for s in counts}
     group_of: dict[tuple[int, int], int] = {}

@@ -55,9 +55,9 @@ class Detector:
         from .detection.network import binary, look_at
 
         image = decode(picture) if isinstance(picture, str | os.PathLike) else picture
-        found = look_at(self.network, image, self.channels)
-        masks = binary(found["masks"]) if "masks" in found else [None] * len(found["scores"])
-        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), masks, strict=True)
+        output = look_at(self.network, image, self.channels)
+        masks = binary(output["masks"]) if "masks" in output else [None] * len(output["scores"])
+        rows = zip(output["labels"].tolist(), output["scores"].tolist(), output["boxes"].tolist(), masks, strict=True)
         return [
             Seen(self.classes[label - 1], score, tuple(box), mask) for label, score, box, mask in rows if score >= least
         ]
@@ -96,7 +96,7 @@ def load(run: str, *, model: str | None = None, device: str = "auto") -> Detecto
         device: auto, cpu, cuda, cuda:1 or mps.
 
     Raises:
-        UsageError: no such run or file, or a backbone of somebody's own code, which nobody has allowed.
+        UsageError: no such run or file, or a backbone whose code is somebody's own and was not allowed.
     """
     from ..checkpoints.origin import Origin, trained_file
     from ..checkpoints.weights import read_checkpoint

@@ -19,13 +19,17 @@ _MOST_DAMAGED = 0.5  # of the pictures to validate with, which may be few
 
 
 def find_pictures(
-    annotated: Sequence[Annotated], source: str, images: str, kept: Sequence[str] | None = None, bands: bool = False
+    annotated: Sequence[Annotated],
+    source: str,
+    images: str,
+    run_pictures: Sequence[str] | None = None,
+    bands: bool = False,
 ) -> dict[str, Annotated]:
     """Annotated pictures by their path: of their name below the folder `images`, or else of the only picture there
-    whose path ends most like it, which is said. Nothing outside the folder is opened, whatever the names are.
+    whose path ends most like it, with a warning. Nothing outside the folder is opened, whatever the names are.
 
     Args:
-        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
+        run_pictures: those of a run that goes on: no others are taken, and those that are not there are left out.
         bands: see `list_pictures`.
 
     Raises:
@@ -33,14 +37,14 @@ def find_pictures(
     """
     there = _Folder(images, bands)
     chosen = [there.named(picture.name) for picture in annotated]
-    taken = {path for paths in chosen for path in paths}
-    # What another entry names is that one's picture, however alike the names are.
+    named_paths = {path for paths in chosen for path in paths}
+    # A picture that another entry names exactly is not this entry's, however alike the names are.
     chosen = [
-        paths or [path for path in there.like(picture) if path not in taken]
+        paths or [path for path in there.like(picture) if path not in named_paths]
         for paths, picture in zip(chosen, annotated, strict=True)
     ]
-    if kept is not None:
-        of_run = frozenset(kept)
+    if run_pictures is not None:
+        of_run = frozenset(run_pictures)
         tell_new([path for paths in chosen for path in paths if path not in of_run], source)
         pairs = [(p, [path for path in paths if path in of_run]) for p, paths in zip(annotated, chosen, strict=True)]
         annotated, chosen = [p for p, paths in pairs if paths], [paths for _, paths in pairs if paths]
@@ -73,7 +77,7 @@ def find_pictures(
 
 
 def tell_new(pictures: Sequence[str], source: str) -> None:
-    """Say which pictures are there that a run which goes on did not have."""
+    """Warn of pictures that a run which goes on did not have."""
     if pictures:
         logger.warning("%s: %d pictures are not of the run, and left out: %s", source, len(pictures), some(pictures))
 

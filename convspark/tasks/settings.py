@@ -1,4 +1,4 @@
-"""What every task is asked, and what can be seen to be wrong with it; nothing here needs torch."""
+"""The settings that all tasks share, and checks of them; nothing here needs torch."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal

@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class Chosen(NamedTuple):
-    """How long, in which steps and how fast a task trains: as it was asked, or as it chooses."""
+    """How long, in which steps and how fast a task trains: as its settings say, or by default."""
 
     epochs: int
     batch_size: int
@@ -54,8 +54,8 @@ class Task(ABC, Generic[S, R]):
         learning_rate: the peak.
         layer_decay: factor of it from each layer group to the one before.
         network: to train, with its new head.
-        moved: names of the settings that say where the data are, and say another place than before.
-        kept: the pictures and classes of a run that goes on; None of a new one, and where it did not keep them.
+        moved: names of the settings that say where the data are, and now name another place.
+        earlier_split: that of a run that goes on; None of a new one, and where its folder has none.
         split: the pictures of each part and their classes.
         bad: (path, reason) of pictures that cannot be read.
         drawings: what draws the pictures of the results, called when all else is written.
@@ -65,7 +65,7 @@ class Task(ABC, Generic[S, R]):
     """
 
     usual_layer_decay: ClassVar[float]
-    """Where none was asked for, of weights that were trained before."""
+    """The default, for weights that were trained before."""
 
     can_accumulate: ClassVar[bool] = False
     """Whether the command can divide a batch into passes."""
@@ -84,9 +84,9 @@ class Task(ABC, Generic[S, R]):
         if not self.takes_bands:
             self.origin.check_pictures()
         self.moved = run.moved
-        self.kept = Split.kept_in(str(run.folder.path)) if run.goes_on else None
-        if self.kept and run.moved:
-            self.kept = self.kept.moved(**self.new_places())
+        self.earlier_split = Split.kept_in(str(run.folder.path)) if run.goes_on else None
+        if self.earlier_split and run.moved:
+            self.earlier_split = self.earlier_split.moved(**self.new_places())
         self.split: Split
         self.bad: list[tuple[str, str]] = []
         images = self.read()
@@ -121,17 +121,17 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
-        """Of each part of `kept`, where its pictures are now that the settings `moved` name another place: a folder, or
-        a file and the pictures that it names; None of a part that stays.
+        """Of each part of `earlier_split`, where its pictures are now that the settings `moved` name another place: a
+        folder, or a file and the pictures that it names; None of a part that stays.
         """
 
     @abstractmethod
     def read(self) -> int:
-        """Read the data as `kept` says or anew, and tell `split` and `bad`; the number of pictures to train on."""
+        """Read the data, by `earlier_split` or anew, and set `split` and `bad`; the number of pictures to train on."""
 
     @abstractmethod
     def choose(self, images: int) -> Chosen:
-        """Epochs, batch size and learning rate for so many pictures, where they were not asked for."""
+        """Epochs, batch size and learning rate for so many pictures, where the settings leave them open."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -147,16 +147,16 @@ class Task(ABC, Generic[S, R]):
 
     @abstractmethod
     def measured(self, run: Run[S]) -> R:
-        """Measure what was trained, leave weights in the run's folder, and add to `drawings`."""
+        """Measure what was trained, write the weights into the run's folder, and add to `drawings`."""
 
     @property
     def name(self) -> str:
-        """Of the run folder, where none was asked for."""
+        """Of the run folder, where the settings name none."""
         return f"{self.settings.kind}-{self.origin.model}"
 
     def begin(self, run: Run[S]) -> None:
         """Write which pictures are of which part, and the classes; and what could not be read."""
-        if run.last_checkpoint is None or run.moved:  # from a checkpoint on, the network's outputs are as it says
+        if run.last_checkpoint is None or run.moved:  # once there is a checkpoint, the network's outputs depend on it
             write_text(run.folder.path / self.split.FILE, self.split.with_sizes().as_text())
             run.keep_places()
         write_bad_files(run.folder, self.bad)
@@ -194,7 +194,7 @@ class Task(ABC, Generic[S, R]):
         """Train to the end, from the folder's last checkpoint where there is one; keeps the best weights.
 
         Args:
-            gradient_clip: largest norm of a step's gradient, where none was asked for; None for any.
+            gradient_clip: largest norm of a step's gradient, where the settings have none; None for any.
         """
         s, n = self.settings, self.numbers
         pin = self.device.type == "cuda"

@@ -43,15 +43,15 @@ def main(run: Path) -> None:
         settings = SETTINGS | {"held_out": held_out, "model": "resnet18", "keep_epochs": 1}
         pretrain(train, epochs=EPOCHS, out=str(run), **settings)
     with tempfile.TemporaryDirectory() as folder:
-        shown = [f"{folder}/{name}.png" for name in HELD_OUT[:2]]
-        for file in shown:
-            photographs[Path(file).stem].save(file)
-        done = figures(str(run), shown, output=str(run / "figures"))
-    for each in done.figures:
-        with Image.open(done.folder / f"{each.name}.png") as page:
+        paths = [f"{folder}/{name}.png" for name in HELD_OUT[:2]]
+        for path in paths:
+            photographs[Path(path).stem].save(path)
+        done = figures(str(run), paths, output=str(run / "figures"))
+    for figure in done.figures:
+        with Image.open(done.folder / f"{figure.name}.png") as page:
             size = round(SHARE * page.width), round(SHARE * page.height)
-            small = page.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(COLOURS[each.name])
-        small.save(Path(__file__).parents[1] / "images" / f"figures-{each.name}.png", optimize=True)
+            small = page.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(COLOURS[figure.name])
+        small.save(Path(__file__).parents[1] / "images" / f"figures-{figure.name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python docs/drawing/how_it_works.py RUN
 
-RUN is a run folder of `pretrain` on 8-bit colours; that of `drawing/figures.py` was taken.
+RUN is a run folder of `pretrain` on 8-bit colours; the picture in the docs is of that of `drawing/figures.py`.
 """
 
 import math
@@ -37,10 +37,10 @@ def main(run: str) -> None:
         out = model(images, grid)
         painted = model.reconstruct(images, grid).reconstruction[0]
     side = model.patch_size[0]
-    seen = grid.visible[0].repeat_interleave(side, 0).repeat_interleave(side, 1)
+    visible = grid.visible[0].repeat_interleave(side, 0).repeat_interleave(side, 1)
     panels = [
         (f"a picture\n(3, {SIDE}, {SIDE})", pixels, True),
-        (f"its patches, {grid.num_visible} of {grid.visible.numel()} visible", _with_holes(pixels, seen), True),
+        (f"its patches, {grid.num_visible} of {grid.visible.numel()} visible", _with_holes(pixels, visible), True),
         (f"what the network gets\n({grid.num_visible}, 3, {side}, {side})", _stack(pixels, grid, side), False),
     ]
     for features in out.features:
@@ -60,8 +60,8 @@ def main(run: str) -> None:
         figure.savefig(Path(__file__).parents[1] / "images" / "how-it-works.png", dpi=150)
 
 
-def _with_holes(values: Tensor, seen: Tensor) -> Tensor:
-    return torch.where(seen, values, torch.tensor(MASKED_TONE))
+def _with_holes(values: Tensor, visible: Tensor) -> Tensor:
+    return torch.where(visible, values, torch.tensor(MASKED_TONE))
 
 
 def _stack(pixels: Tensor, grid: PatchGrid, side: int) -> Tensor:
@@ -69,26 +69,26 @@ def _stack(pixels: Tensor, grid: PatchGrid, side: int) -> Tensor:
     places = grid.visible[0].nonzero().tolist()
     columns = math.ceil(math.sqrt(len(places)))
     step = side + 3
-    shown = torch.ones(3, columns * step, columns * step)
+    sheet = torch.ones(3, columns * step, columns * step)
     for number, (y, x) in enumerate(places):
         row, column = divmod(number, columns)
         patch = pixels[:, y * side : (y + 1) * side, x * side : (x + 1) * side]
-        shown[:, row * step : row * step + side, column * step : column * step + side] = patch
-    return shown
+        sheet[:, row * step : row * step + side, column * step : column * step + side] = patch
+    return sheet
 
 
 def _components(features: Tensor, grid: PatchGrid) -> Tensor:
     """The first three principal components of a map (C, h, w) as colours, over its visible positions; (3, h, w)."""
     times = features.shape[-1] // grid.shape[-1]
-    seen = grid.visible[0].repeat_interleave(times, 0).repeat_interleave(times, 1)
-    rows = features[:, seen].T
+    visible = grid.visible[0].repeat_interleave(times, 0).repeat_interleave(times, 1)
+    rows = features[:, visible].T
     rows = rows - rows.mean(0)
     axes = torch.linalg.svd(rows, full_matrices=False).Vh[:3]
     scores = rows @ axes.T
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
-    colours = torch.zeros(3, *seen.shape)
-    colours[:, seen] = ((scores - low) / (high - low)).clamp(0, 1).T
-    return _with_holes(colours, seen)
+    colours = torch.zeros(3, *visible.shape)
+    colours[:, visible] = ((scores - low) / (high - low)).clamp(0, 1).T
+    return _with_holes(colours, visible)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ def test_halves_are_tried():
 
 def test_images_that_fit_are_those_that_the_memory_has_room_for():
     gib = 2**30
-    assert Measured(1.0, peak=12 * gib, kept=2 * gib, total=80 * gib).images_that_fit(100) == 700
-    assert Measured(1.0, peak=12 * gib, kept=0, total=None).images_that_fit(100) is None
+    assert Measured(1.0, peak=12 * gib, between_steps=2 * gib, total=80 * gib).images_that_fit(100) == 700
+    assert Measured(1.0, peak=12 * gib, between_steps=0, total=None).images_that_fit(100) is None
 
 
 def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):

@@ -190,7 +190,7 @@ def test_in_small_batches_batchnorm_keeps_the_statistics_that_it_has(tuned, pict
 
     options = {**SMALL, "epochs": 2, "fraction": 0.3}
     small = finetune(tuned.folder, str(pictures), out=str(tmp_path / "small"), **{**options, "batch_size": 2})
-    assert "so that it keeps its statistics of before" in caplog.text
+    assert "so that it keeps its earlier statistics" in caplog.text
     large = finetune(tuned.folder, str(pictures), out=str(tmp_path / "large"), **options)
     before, kept, moved = (statistics(run.folder) for run in (tuned, small, large))
     assert before and all(torch.equal(kept[name], before[name]) for name in before)

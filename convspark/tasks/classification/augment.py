@@ -41,7 +41,7 @@ class FinetuneTransform(PretrainTransform):
         if self.policy == "auto":
             fill = [min(255, round(255 * mean)) for mean in self.mean]
             # As timm's training has it: what moves into the picture is of the mean colour, shifts are of 0.45 at most.
-            made = auto_augment_transform(
+            policy = auto_augment_transform(
                 "v0",
                 {
                     "translate_const": int(0.45 * min(self.shape)),
@@ -49,10 +49,10 @@ class FinetuneTransform(PretrainTransform):
                     "interpolation": Image.Resampling[self.interpolation.upper()],
                 },
             )
-            for operation in (one for several in made.policy for one in several):
+            for operation in (one for several in policy.policy for one in several):
                 if operation.name == "Posterize":
                     operation.aug_fn = _posterize
-            return made
+            return policy
         return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode(self.interpolation))
 
     @cached_property
@@ -76,7 +76,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The libraries' transforms draw from torch's or Python's generator: for once they are the counter's.
+    """The libraries' transforms draw from torch's or Python's generator: within this context, from the counter's.
 
     Of torch's only the CPU's, which is the one that they use: `torch.manual_seed` takes longer than the transforms.
     """

@@ -77,7 +77,7 @@ class LabelledData:
         """
         if not 0 < fraction <= 1:
             raise UsageError(f"fraction is {fraction}: expected a share of the labels, above 0 and at most 1")
-        return self if fraction == 1 else replace(self, train=_drawn(self.train, fraction, seed)[0])
+        return self if fraction == 1 else replace(self, train=_draw_share(self.train, fraction, seed)[0])
 
 
 def read_labelled(
@@ -96,7 +96,7 @@ def read_labelled(
         seed: of that choice.
         whole: decode the pictures to train on to their last pixel, too, where none can stand in for a damaged one.
         pixels: how files are read.
-        most: pictures to train and to validate with, of which a share is enough; test pictures are then left alone.
+        most: pictures to train and to validate with, where a part of them is enough; test pictures are then left out.
 
     Raises:
         DataError: no pictures, a class without pictures, missing files, a picture named twice, a single class, or
@@ -123,30 +123,30 @@ def read_labelled(
     result = scan([path for labelled in parts.values() for path, _ in labelled], pixels=pixels)
     bad = {path for path, _ in result.bad}
     index = {name: i for i, name in enumerate(classes)}
-    kept = {part: [(p, index[name]) for p, name in labelled if p not in bad] for part, labelled in parts.items()}
-    left = {label for _, label in kept["train"]}
-    if len(left) < len(classes):
-        gone = [name for name in classes if index[name] not in left]
+    readable = {part: [(p, index[name]) for p, name in labelled if p not in bad] for part, labelled in parts.items()}
+    labels_left = {label for _, label in readable["train"]}
+    if len(labels_left) < len(classes):
+        gone = [name for name in classes if index[name] not in labels_left]
         raise DataError(f"data: no readable picture to train on is left in {some(gone, repr)}")
-    val_is_split = not kept["val"]
+    val_is_split = not readable["val"]
     if val_is_split:
         if not 0 < val_share < 1:
             raise UsageError(f"val_share is {val_share}: expected a share above 0 and below 1")
-        few = [classes[label] for label, n in Counter(label for _, label in kept["train"]).items() if n < 2]
+        few = [classes[label] for label, n in Counter(label for _, label in readable["train"]).items() if n < 2]
         if few:
             raise DataError(f"data: {some(few, repr)}: a single picture cannot be both trained on and validated with")
-        kept["val"], kept["train"] = _drawn(kept["train"], val_share, seed)
+        readable["val"], readable["train"] = _draw_share(readable["train"], val_share, seed)
     if most is not None:
-        kept["train"] = _drawn(kept["train"], min(1.0, most[0] / len(kept["train"])), seed)[0]
-        kept["val"] = kept["val"][:: -(-len(kept["val"]) // most[1])]
-        kept["test"] = []
-    # Of those that are measured with none may be damaged anywhere: nothing can stand in for it.
+        readable["train"] = _draw_share(readable["train"], min(1.0, most[0] / len(readable["train"])), seed)[0]
+        readable["val"] = readable["val"][:: -(-len(readable["val"]) // most[1])]
+        readable["test"] = []
+    # No picture to measure with may be damaged anywhere: nothing can stand in for it.
     checked = ("train", "val", "test") if whole else ("val", "test")
-    examined = [path for part in checked for path, _ in kept[part]]
+    examined = [path for part in checked for path, _ in readable[part]]
     decoded = scan(examined, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)
     damaged = {path for path, _ in decoded.bad}
     train, val, test = (
-        [(p, label) for p, label in kept[part] if p not in damaged] for part in ("train", "val", "test")
+        [(p, label) for p, label in readable[part] if p not in damaged] for part in ("train", "val", "test")
     )
     if not val:
         raise DataError(f"data: no picture to validate with is left in {data!r}")
@@ -158,7 +158,7 @@ def read_again(data: str | None, split: Split, pixels: Pixels = PLAIN) -> Labell
     added since.
 
     Those that are not there any more are left out of what is measured with, and others stand in for them in training,
-    which is said; so are pictures of classes that the run does not have.
+    with a warning; so are pictures of classes that the run does not have.
 
     Raises:
         DataError: too few of them are left.
@@ -205,21 +205,21 @@ def _in_order(classes: Collection[str]) -> list[str]:
 
 
 def _check_twins(named: Sequence[LabelledPicture]) -> None:
-    """A link in two classes or parts would be told two things, or be measured with after it was trained on.
+    """A file in two classes or parts would have two labels, or be measured with after it was trained on.
 
     Raises:
-        DataError: there are such.
+        DataError: there is one.
     """
     first: dict[tuple[int, int], LabelledPicture] = {}
     twins: list[str] = []
-    for each in named:
+    for picture in named:
         try:
-            status = os.stat(each[0])
+            status = os.stat(picture[0])
         except OSError:  # `scan` says why
             continue
-        other = first.setdefault((status.st_dev, status.st_ino), each)
-        if other[1:] != each[1:]:
-            twins.append(f"{each[0]} ({each[1]}, {each[2]}) is {other[0]} ({other[1]}, {other[2]})")
+        other = first.setdefault((status.st_dev, status.st_ino), picture)
+        if other[1:] != picture[1:]:
+            twins.append(f"{picture[0]} ({picture[1]}, {picture[2]}) is {other[0]} ({other[1]}, {other[2]})")
     if twins:
         raise DataError(
             f"data: {len(twins)} pictures are the same files as others of another class or part: {some(twins, repr)}; "
@@ -227,14 +227,14 @@ def _check_twins(named: Sequence[LabelledPicture]) -> None:
         )
 
 
-def _drawn(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+def _draw_share(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
     """(a share of each class, the rest), each in the order they came in; at least one of each class."""
     by_class: dict[int, list[int]] = {}
     for place, (_, label) in enumerate(labelled):
         by_class.setdefault(label, []).append(place)
-    chosen: set[int] = set()
+    chosen_places: set[int] = set()
     for label, places in sorted(by_class.items()):
         order = counted(seed, Use.LABELS, index=label).permutation(len(places))
-        chosen.update(places[i] for i in order[: max(1, round(share * len(places)))])
-    drawn = [each for place, each in enumerate(labelled) if place in chosen]
-    return drawn, [each for place, each in enumerate(labelled) if place not in chosen]
+        chosen_places.update(places[i] for i in order[: max(1, round(share * len(places)))])
+    share_of_each = [picture for place, picture in enumerate(labelled) if place in chosen_places]
+    return share_of_each, [picture for place, picture in enumerate(labelled) if place not in chosen_places]

@@ -29,7 +29,7 @@ from .data import Labelled
 
 logger = logging.getLogger(__name__)
 
-_EXPLODED = 100.0  # cross-entropy of an epoch; that of always saying the same is below 10
+_EXPLODED = 100.0  # cross-entropy of an epoch; that of always predicting the same class is below 10
 
 
 class Headed(nn.Module):
@@ -93,7 +93,7 @@ class ClassifyModule(TrainingModule):
         self.average = ModelEmaV3(copied(network), decay=ema)
         self._mix = mix
         self._loss = loss
-        self._told_of_collapse = False
+        self._warned_of_collapse = False
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -102,7 +102,7 @@ class ClassifyModule(TrainingModule):
 
     def loss_of(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
-        # timm mixes the first with the last: put so, they are neighbours, which every part of a batch has.
+        # timm mixes the first with the last: in this order they are neighbours, which lie in one part of a batch.
         order = torch.arange(len(images), device=images.device)
         order = torch.cat([order[0::2], order[1::2].flip(0)])
         with _numpy_seeded(counted_seed(self.seed, Use.MIX, *self.place(batch_idx))):
@@ -139,9 +139,9 @@ class ClassifyModule(TrainingModule):
         raw, average = (network(images).float().cpu() for network in (self.network, self.average.module))
         return raw, average, labels.cpu()
 
-    def summarise(self, found: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+    def summarise(self, measurements: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
         scores = {kind: Scores(self._mix.num_classes) for kind in ("val", "ema")}
-        for raw, average, labels in found:
+        for raw, average, labels in measurements:
             scores["val"].update(raw, labels)
             scores["ema"].update(average, labels)
         self._tell_of_collapse(scores["val"])
@@ -149,8 +149,8 @@ class ClassifyModule(TrainingModule):
 
     def _tell_of_collapse(self, scores: "Scores") -> None:
         past_warmup = self.global_step > self.schedule.warmup_steps
-        if past_warmup and not self._told_of_collapse and scores.is_collapsed:
-            self._told_of_collapse = True
+        if past_warmup and not self._warned_of_collapse and scores.is_collapsed:
+            self._warned_of_collapse = True
             logger.warning(
                 "After epoch %d the network calls every validation picture the same: it has learned nothing yet, or "
                 "has collapsed. If that stays so, stop it and try %s",
@@ -258,7 +258,7 @@ def predict(network: nn.Module, loader: DataLoader[Any], classes: int, device: t
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """timm's mixing draws from numpy's global generator: for once it is ours."""
+    """timm's mixing draws from numpy's global generator: within this context, it has this seed."""
     state = np.random.get_state()
     np.random.seed(seed % (1 << 32))
     try:

@@ -1,4 +1,4 @@
-"""What `finetune` is asked, and what it comes to; nothing here needs torch."""
+"""The settings of `finetune`, and its result; nothing here needs torch."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ class FinetuneSettings(TaskSettings):
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a fine-tuning came to; `results.json` in its folder.
+    """The result of a fine-tuning; `results.json` in its folder.
 
     Attributes:
         folder: the run folder.
@@ -112,6 +112,6 @@ def read_result(folder: str | Path) -> FinetuneResult | None:
 
 
 def read_predictions(folder: str | Path, kind: Literal["predicted", "last"]) -> dict[str, tuple[bool, str]]:
-    """Of each picture measured, whether it was told right, and as what, by the best ("predicted") or last weights."""
+    """Of each measured picture, whether the best ("predicted") or last weights are right, and the class they name."""
     with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return {row["path"]: (row[kind] == row["label"], row[kind]) for row in csv.DictReader(file)}

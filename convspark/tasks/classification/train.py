@@ -55,11 +55,11 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         self.size = self.origin.sides(s.size)
         self.settings = replace(s, size=format_size(self.size))
         self.data: LabelledData = (
-            read_again(s.data, self.kept, pixels)
-            if self.kept
+            read_again(s.data, self.earlier_split, pixels)
+            if self.earlier_split
             else read_labelled(s.data, s.val_share, s.seed, pixels=pixels).with_fraction(s.fraction, s.seed)
         )
-        self.split, self.bad = self.kept or self.data.split, self.data.bad
+        self.split, self.bad = self.earlier_split or self.data.split, self.data.bad
         return len(self.data.train)
 
     def choose(self, images: int) -> Chosen:
@@ -77,9 +77,9 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         self.settings = replace(s, accumulate=n.accumulate)
         network = self.origin.build(s.seed, s.drop_path)
         self.origin.check_size(network, self.size)
-        made = with_classifier(network, len(self.data.classes), counted_seed(s.seed, Use.CLASSIFIER))
-        self._tell_of_small_passes(made)
-        return self.in_channels_last(made)
+        network = with_classifier(network, len(self.data.classes), counted_seed(s.seed, Use.CLASSIFIER))
+        self._tell_of_small_passes(network)
+        return self.in_channels_last(network)
 
     @property
     def keeps_statistics(self) -> bool:
@@ -97,7 +97,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             "BatchNorm over %d pictures at a time is mostly noise%s: better %d or more for each forward pass "
             "(--batch-size over --accumulate); where memory is short, a smaller --size",
             pictures,
-            ", so that it keeps its statistics of before"
+            ", so that it keeps its earlier statistics"
             if self.keeps_statistics
             else ", with which ResNets learn little or collapse",
             _FEWEST_TO_NORMALISE,
@@ -166,25 +166,25 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         split, labelled = self.data.final
         loader = self._loader(labelled)
         network = best.restore(module.network)
-        found = predict(network, loader, len(names), self.device)
+        predictions = predict(network, loader, len(names), self.device)
         last = predict(module.average.module, loader, len(names), self.device)
-        self._warn_of_collapse(found)
-        _write_predictions(folder, labelled, found, last, names)
+        self._warn_of_collapse(predictions)
+        _write_predictions(folder, labelled, predictions, last, names)
         self.drawings.append(
-            partial(confusion_matrix, found.labels, found.predicted, names, folder.path / "confusion.png")
+            partial(confusion_matrix, predictions.labels, predictions.predicted, names, folder.path / "confusion.png")
         )
         result = FinetuneResult(
             folder=str(folder.path),
             weights=origin.weights,
             split=split,
             pictures=len(labelled),
-            top1=found.scores["top1"],
-            balanced=found.scores["balanced"],
-            macro_f1=found.scores["macro_f1"],
-            loss=found.scores["loss"],
+            top1=predictions.scores["top1"],
+            balanced=predictions.scores["balanced"],
+            macro_f1=predictions.scores["macro_f1"],
+            loss=predictions.scores["loss"],
             best=best.best,
             last=last.scores,
-            recall=_recall(found, names),
+            recall=_recall(predictions, names),
             trained_on=len(self.data.train),
             epochs=self.numbers.epochs,
             steps=self.numbers.steps,
@@ -218,7 +218,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             f"balanced accuracy on {result.split}": f"{100 * result.balanced:.1f} %",
             **card_of(origin.pixels),
         }
-        wanted = not isinstance(network, Headed)
+        has_timm_head = not isinstance(network, Headed)
         export_timm(
             network,
             folder.export,
@@ -226,21 +226,21 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             std=origin.std,
             image_size=self.size,
             card=card,
-            classes=self.data.classes if wanted else None,
+            classes=self.data.classes if has_timm_head else None,
             pixels=origin.pixels,
         )
 
-    def _warn_of_collapse(self, found: Predictions) -> None:
-        """Where top-1 is not above the largest class and balanced accuracy is near chance, little was learned."""
-        counts = np.bincount(found.labels, minlength=len(self.data.classes))
-        right, chance = np.count_nonzero(found.predicted == found.labels), 1 / np.count_nonzero(counts)
-        if right <= counts.max() and found.scores["balanced"] <= chance + _LEAST_LEARNED * (1 - chance) < 1:
+    def _warn_of_collapse(self, predictions: Predictions) -> None:
+        """If top-1 is not above the largest class and balanced accuracy is near chance, little was learned."""
+        counts = np.bincount(predictions.labels, minlength=len(self.data.classes))
+        right, chance = np.count_nonzero(predictions.predicted == predictions.labels), 1 / np.count_nonzero(counts)
+        if right <= counts.max() and predictions.scores["balanced"] <= chance + _LEAST_LEARNED * (1 - chance) < 1:
             logger.warning(
                 "The network is no better (%.1f %%) than calling every picture %r (%.1f %%): it collapsed, or learned "
                 "nothing. Try %s",
-                100 * right / len(found.labels),
+                100 * right / len(predictions.labels),
                 self.data.classes[int(counts.argmax())],
-                100 * counts.max() / len(found.labels),
+                100 * counts.max() / len(predictions.labels),
                 remedy(self.learning_rate),
             )
 
@@ -248,28 +248,28 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 def _make_optimizer(
     network: nn.Module, kind: str, layer_decay: float, group_blocks: Sequence[int] | None
 ) -> torch.optim.Optimizer:
-    groups, count = layer_groups(network, getattr(network, "stages", None), group_blocks)
-    made = decayed_groups(network, layer_decay, groups, count)
+    group_of, count = layer_groups(network, getattr(network, "stages", None), group_blocks)
+    decayed = decayed_groups(network, layer_decay, group_of, count)
     if kind == "lamb":
         # The settings of the paper's fine-tuning, which are not those of its pre-training.
-        return Lamb(made, lr=0.0, betas=(0.9, 0.999), bias_correction=False, max_grad_norm=1e7, always_adapt=True)
-    return adamw(made)
+        return Lamb(decayed, lr=0.0, betas=(0.9, 0.999), bias_correction=False, max_grad_norm=1e7, always_adapt=True)
+    return adamw(decayed)
 
 
-def _recall(found: Predictions, names: list[str]) -> dict[str, float]:
-    """Of each class that is there."""
+def _recall(predictions: Predictions, names: list[str]) -> dict[str, float]:
+    """Of each class that has pictures."""
     return {
-        name: round(float(np.mean(found.predicted[found.labels == label] == label)), 4)
+        name: round(float(np.mean(predictions.predicted[predictions.labels == label] == label)), 4)
         for label, name in enumerate(names)
-        if (found.labels == label).any()
+        if (predictions.labels == label).any()
     }
 
 
 def _write_predictions(
-    folder: RunFolder, labelled: Any, found: Predictions, last: Predictions, names: list[str]
+    folder: RunFolder, labelled: Any, predictions: Predictions, last: Predictions, names: list[str]
 ) -> None:
     """What the best weights say of each picture and how surely, and what the last say."""
-    columns = zip(labelled, found.predicted, found.confidence, last.predicted, strict=True)
+    columns = zip(labelled, predictions.predicted, predictions.confidence, last.predicted, strict=True)
     rows = [
         [path, names[label], names[predicted], f"{confidence:.4f}", names[of_last]]
         for (path, label), predicted, confidence, of_last in columns

@@ -78,57 +78,57 @@ def compare(settings: CompareSettings) -> Comparison:
 
     with run_log(only=__name__) as log:
         run = Run(settings)
-        asked = run.settings
-        asked.check()
-        if not run.goes_on or asked.epochs is None:
-            found = read_labelled(asked.data, pixels=_pixels(asked))
-            found.as_csv()  # as which the runs will have it
-            asked = replace(asked, epochs=asked.epochs or defaults.default_epochs(len(found.train)))
+        settings = run.settings
+        settings.check()
+        if not run.goes_on or settings.epochs is None:
+            labelled = read_labelled(settings.data, pixels=_pixels(settings))
+            labelled.as_csv()  # as which the runs will have it
+            settings = replace(settings, epochs=settings.epochs or defaults.default_epochs(len(labelled.train)))
         if not run.goes_on:
-            _build_all(asked)  # whatever is wrong shows before anything is written
-        with run.begun(asked, "compare", log) as folder:
-            jobs = _jobs(asked, folder.path)
+            _build_all(settings)  # whatever is wrong shows before anything is written
+        with run.begun(settings, "compare", log) as folder:
+            jobs = _jobs(settings, folder.path)
             try:
-                results = _carry_out(jobs, asked)
+                results = _carry_out(jobs, settings)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
             except ConvsparkError as error:
                 if isinstance(error.__cause__, OSError):  # of the disk: it is the comparison that goes on
                     raise error.__cause__ from None
                 raise
-            report = _report(jobs, results, folder.path, _pretrained_on(str(asked.run)))
+            report = _report(jobs, results, folder.path, _pretrained_on(str(settings.run)))
             run.keep(report, "compare.json")
             draw_at_last(partial(accuracy_against_labels, report.scores, folder.path / "compare.png"))
             write_page_at_last(folder, CompareSettings)
             return report
 
 
-def _arms(asked: CompareSettings) -> dict[str, tuple[str, str | None]]:
+def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
     """Of each initialisation, by name, its weights and the `--model` for them.
 
-    What was asked for as `model` belongs to the run; a mere file is taken to be like it.
+    The setting `model` belongs to the run; a file is taken to be of the same network.
     """
     from ...checkpoints.origin import RANDOM, find_weights
 
-    run = str(asked.run)
-    origin = find_weights(run, asked.model)
-    arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, asked.model)}
-    for other in asked.against or ["random"]:
+    run = str(settings.run)
+    origin = find_weights(run, settings.model)
+    arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, settings.model)}
+    for other in settings.against or ["random"]:
         like = origin.model if origin.pixels.is_plain else run
         weights = {"random": f"{RANDOM}{like}", "imagenet": origin.model}.get(other, other)
-        model = asked.model if weights == run else origin.model if Path(weights).is_file() else None
+        model = settings.model if weights == run else origin.model if Path(weights).is_file() else None
         find_weights(weights, model)
         arms[other] = weights, model
     if len({_safe(arm) for arm in arms}) < len(arms):
-        raise UsageError(f"against is {asked.against}: two of these would have the same folder; rename one")
+        raise UsageError(f"against is {settings.against}: two of these would have the same folder; rename one")
     return arms
 
 
-def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
-    """All runs, the shortest first, and those of a pair together: what is stopped early has compared something."""
-    arms = _arms(asked)
-    fractions = sorted(set(asked.fractions or [0.1, 1.0]))
-    assert asked.epochs is not None
+def _jobs(settings: CompareSettings, folder: Path) -> list[_Job]:
+    """All runs, the shortest first, and those of a pair together, so that an early stop still compares something."""
+    arms = _arms(settings)
+    fractions = sorted(set(settings.fractions or [0.1, 1.0]))
+    assert settings.epochs is not None
     return [
         _Job(
             arm,
@@ -136,51 +136,51 @@ def _jobs(asked: CompareSettings, folder: Path) -> list[_Job]:
             model,
             fraction,
             seed,
-            defaults.epochs_at(fraction, asked.epochs),
+            defaults.epochs_at(fraction, settings.epochs),
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
         for fraction in fractions
-        for seed in range(asked.seeds)
+        for seed in range(settings.seeds)
         for arm, (weights, model) in arms.items()
     ]
 
 
-def _build_all(asked: CompareSettings) -> None:
+def _build_all(settings: CompareSettings) -> None:
     """Load the weights of each initialisation once, so that none turns out to be missing after hours."""
     from ...checkpoints.origin import find_weights
 
-    for job in {job.weights: job for job in _jobs(asked, Path())}.values():
-        find_weights(job.weights, job.model, asked.partial).build()
+    for job in {job.weights: job for job in _jobs(settings, Path())}.values():
+        find_weights(job.weights, job.model, settings.partial).build()
 
 
 def _pretrained_on(run: str) -> int | None:
-    """The number of images that a run was pre-trained on, if its folder tells."""
+    """The number of images that a run was pre-trained on, if its folder says it."""
     files = RunFolder(run).train_files
     return len(files.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if files.is_file() else None
 
 
-def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneResult]:
+def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
     from ...checkpoints.origin import find_weights
     from ...runs.numbers import format_seconds
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0.0
-    size = find_weights(asked.run, asked.model).size if asked.size is None else asked.size
+    size = find_weights(settings.run, settings.model).size if settings.size is None else settings.size
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:
             try:
-                result = _finetune(job, asked, size)
+                result = _finetune(job, settings, size)
             except DivergedError as error:
                 raise DivergedError(
                     f"{job.folder}: {error}. For all runs of a new comparison alike: --settings '{{learning_rate: …}}'"
                 ) from None
             worked += job.work
-            left = (time.monotonic() - begun) / worked * sum(later.work for later in jobs[number:])
-            told = f"{result.seconds:.0f} s, {format_seconds(left)} left"
+            seconds_left = (time.monotonic() - begun) / worked * sum(later.work for later in jobs[number:])
+            note = f"{result.seconds:.0f} s, {format_seconds(seconds_left)} left"
         else:
-            told = "done before"
+            note = "done before"
         logger.info(
             "%d/%d  %-12s %5.1f %% of the labels (%d), seed %d: top-1 %.1f %%  (%s)",
             number,
@@ -190,48 +190,48 @@ def _carry_out(jobs: Sequence[_Job], asked: CompareSettings) -> list[FinetuneRes
             result.trained_on,
             job.seed,
             100 * _measured(result)["top1"],
-            told,
+            note,
         )
         results.append(result)
     return results
 
 
-def _finetune(job: _Job, asked: CompareSettings, size: int | str | None) -> FinetuneResult:
+def _finetune(job: _Job, settings: CompareSettings, size: int | str | None) -> FinetuneResult:
     if RunFolder(job.folder, FinetuneSettings).config.is_file():
-        return finetune(resume=str(job.folder), device=asked.device, workers=asked.workers)
+        return finetune(resume=str(job.folder), device=settings.device, workers=settings.workers)
     return finetune(
         job.weights,
-        _data_of(job, asked),
+        _data_of(job, settings),
         model=job.model,
-        partial=asked.partial,
+        partial=settings.partial,
         fraction=job.fraction,
         seed=job.seed,
         epochs=job.epochs,
-        batch_size=asked.batch_size,
+        batch_size=settings.batch_size,
         size=size,
         out=str(job.folder),
-        device=asked.device,
-        workers=asked.workers,
-        **(asked.settings or {}),
+        device=settings.device,
+        workers=settings.workers,
+        **(settings.settings or {}),
     )
 
 
-def _data_of(job: _Job, asked: CompareSettings) -> str:
+def _data_of(job: _Job, settings: CompareSettings) -> str:
     """The data of all jobs with a seed: those of the first of them, split, kept in the comparison's folder."""
     from ..classification.data import read_labelled
 
     file = job.folder.parent / f"data-seed{job.seed}.csv"
     if not file.is_file():
-        own = {name: value for name, value in (asked.settings or {}).items() if name == "val_share"}
-        write_text(file, read_labelled(asked.data, seed=job.seed, pixels=_pixels(asked), **own).as_csv())
+        own = {name: value for name, value in (settings.settings or {}).items() if name == "val_share"}
+        write_text(file, read_labelled(settings.data, seed=job.seed, pixels=_pixels(settings), **own).as_csv())
     return str(file)
 
 
-def _pixels(asked: CompareSettings) -> "Pixels":
+def _pixels(settings: CompareSettings) -> "Pixels":
     """How the run read files."""
     from ...checkpoints.origin import find_weights
 
-    return find_weights(asked.run, asked.model).pixels
+    return find_weights(settings.run, settings.model).pixels
 
 
 def _measured(result: FinetuneResult) -> dict[str, float]:
@@ -250,22 +250,29 @@ def _report(
     for job, result in zip(jobs, results, strict=True):
         cells.setdefault((job.arm, job.fraction), []).append((job.seed, result))
     scores = [
-        summarise(arm, fraction, found[0][1].trained_on, {seed: _measured(result) for seed, result in found})
-        for (arm, fraction), found in cells.items()
+        summarise(
+            arm,
+            fraction,
+            by_seed[0][1].trained_on,
+            {seed: _measured(result) for seed, result in by_seed},
+        )
+        for (arm, fraction), by_seed in cells.items()
     ]
     split, pictures = results[0].split, results[0].pictures
     kind = "predicted" if split == "test" else "last"  # of the weights that `_measured` is of
-    told = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
+    predictions = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
     by_cell = {(score.arm, score.fraction): score for score in scores}
     differences: list[Difference] = []
     for score in scores:
         if score.arm != PRETRAINED:
-            pairs = [[told[arm, score.fraction, s] for arm in (PRETRAINED, score.arm)] for s in score.seeds]
+            pairs = [[predictions[arm, score.fraction, s] for arm in (PRETRAINED, score.arm)] for s in score.seeds]
             gains = [{p: ours[p][0] - theirs[p][0] for p in ours.keys() & theirs.keys()} for ours, theirs in pairs]
             differences.append(difference(by_cell[PRETRAINED, score.fraction], score, gains))
-    verdict = [sentence(each, pictures, split, pretrained_on) for each in differences]
+    verdict = [sentence(gain, pictures, split, pretrained_on) for gain in differences]
     collapsed = [
-        job.folder.name for job in jobs if len({a for _, a in told[job.arm, job.fraction, job.seed].values()}) < 2
+        job.folder.name
+        for job in jobs
+        if len({a for _, a in predictions[job.arm, job.fraction, job.seed].values()}) < 2
     ]
     if collapsed:
         verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")

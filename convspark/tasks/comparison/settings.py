@@ -1,4 +1,4 @@
-"""What `compare` is asked, and what it comes to; nothing here needs torch."""
+"""The settings of `compare`, and its result; nothing here needs torch."""
 
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
@@ -39,8 +39,8 @@ class CompareSettings(Settings):
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
         if not self.run:
             raise UsageError("run is missing: give a run folder, an export folder or a weights file")
-        own = {each.name for each in fields(self)} | {"weights", "fraction", "seed"}
-        unknown = sorted(set(self.settings or {}) - ({each.name for each in fields(FinetuneSettings)} - own))
+        own = {setting.name for setting in fields(self)} | {"weights", "fraction", "seed"}
+        unknown = sorted(set(self.settings or {}) - ({setting.name for setting in fields(FinetuneSettings)} - own))
         if unknown:
             raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
         for fraction in self.fractions or ():

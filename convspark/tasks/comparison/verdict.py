@@ -70,7 +70,7 @@ def difference(ours: Score, theirs: Score, gains: Sequence[Mapping[str, int]]) -
         return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, None, None, None)
     deviation = statistics.stdev(points)
     half = _half_width(points, gains)
-    low, high = max(-100.0, mean - half), min(100.0, mean + half)  # more than all pictures there are not
+    low, high = max(-100.0, mean - half), min(100.0, mean + half)  # at most all pictures differ
     return Difference(theirs.arm, ours.fraction, ours.labels, points, mean, deviation, low, high)
 
 
@@ -81,7 +81,7 @@ def _half_width(points: Sequence[float], gains: Sequence[Mapping[str, int]]) -> 
     for gained in gains:
         for picture, gain in gained.items():
             of_picture.setdefault(picture, []).append(gain)
-    by_picture = [100 * statistics.fmean(each) for each in of_picture.values()]
+    by_picture = [100 * statistics.fmean(gains_of_picture) for gains_of_picture in of_picture.values()]
     seeds, pictures = len(points), len(by_picture)
     a = statistics.variance(points) / seeds
     b = statistics.variance(by_picture) / pictures if pictures > 1 else 0.0
@@ -92,7 +92,7 @@ def _half_width(points: Sequence[float], gains: Sequence[Mapping[str, int]]) -> 
     return max(half, float(t.ppf(0.975, freedom)) * math.sqrt(a + b))
 
 
-def sentence(found: Difference, pictures: int, split: str, pretrained_on: int | None = None) -> str:
+def sentence(gain: Difference, pictures: int, split: str, pretrained_on: int | None = None) -> str:
     """What a difference says, and how surely.
 
     Args:
@@ -100,25 +100,25 @@ def sentence(found: Difference, pictures: int, split: str, pretrained_on: int | 
         pretrained_on: images of the pre-training, if known.
     """
     training = "Pre-training" if pretrained_on is None else f"Pre-training on {pretrained_on:,} images"
-    to = {"random": "random weights", "imagenet": "ImageNet weights"}.get(found.other, found.other)
-    at = f"at {100 * found.fraction:g} % of the labels ({found.labels} pictures)"
-    n = len(found.points)
-    if found.deviation is None or found.low is None or found.high is None:
+    to = {"random": "random weights", "imagenet": "ImageNet weights"}.get(gain.other, gain.other)
+    at = f"at {100 * gain.fraction:g} % of the labels ({gain.labels} pictures)"
+    n = len(gain.points)
+    if gain.deviation is None or gain.low is None or gain.high is None:
         return (
-            f"{training} gave {found.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} "
+            f"{training} gave {gain.mean:+.1f} points over {to} {at} in a single run, on {pictures} {split} "
             "pictures; one run cannot tell that from chance: use more --seeds."
         )
-    spread = f"{found.mean:+.1f} ± {found.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
-    interval = f"95 % interval {found.low:+.1f} to {found.high:+.1f}, for other runs and other pictures alike"
+    spread = f"{gain.mean:+.1f} ± {gain.deviation:.1f} points (mean and standard deviation of {n} paired runs)"
+    interval = f"95 % interval {gain.low:+.1f} to {gain.high:+.1f}, for other runs and other pictures alike"
     where = f"on {pictures} {split} pictures"
-    if found.other != "random" and (found.low > 0 or found.high < 0):
-        return f"{training} did {'better' if found.low > 0 else 'worse'} than {to} {at}: {spread}, {where}; {interval}."
-    if found.low > 0:
+    if gain.other != "random" and (gain.low > 0 or gain.high < 0):
+        return f"{training} did {'better' if gain.low > 0 else 'worse'} than {to} {at}: {spread}, {where}; {interval}."
+    if gain.low > 0:
         return f"{training} helped: {spread} over {to} {at}, {where}; {interval}."
-    if found.high < 0:
+    if gain.high < 0:
         return f"{training} harmed: {spread} against {to} {at}, {where}; {interval}."
-    signs = {math.copysign(1, p) for p in found.points if p}
-    alike = f", though all {n} runs point the same way" if len(signs) == 1 and 0 not in found.points else ""
+    signs = {math.copysign(1, p) for p in gain.points if p}
+    alike = f", though all {n} runs point the same way" if len(signs) == 1 and 0 not in gain.points else ""
     return f"{training} made no certain difference to {to} {at}: {spread}, {where}; {interval}; it includes 0{alike}."
 
 
@@ -140,7 +140,7 @@ def markdown(
     for arm in dict.fromkeys(score.arm for score in scores):
         cells = [next((_cell(s) for s in scores if (s.arm, s.fraction) == (arm, f)), "") for f in fractions]
         lines.append(f"| {shown_in_markdown(arm)} | {' | '.join(cells)} |")
-    for other in dict.fromkeys(each.other for each in differences):
+    for other in dict.fromkeys(pair.other for pair in differences):
         cells = [next((_gain(d) for d in differences if (d.other, d.fraction) == (other, f)), "") for f in fractions]
         lines.append(f"| gain over {shown_in_markdown(other)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *verdict])
@@ -150,8 +150,8 @@ def _cell(score: Score) -> str:
     return f"{_spread(score.values['top1'])} ({_spread(score.values['balanced'])})"
 
 
-def _gain(found: Difference) -> str:
-    return f"{found.mean:+.1f}" + ("" if found.deviation is None else f" ± {found.deviation:.1f}")
+def _gain(gain: Difference) -> str:
+    return f"{gain.mean:+.1f}" + ("" if gain.deviation is None else f" ± {gain.deviation:.1f}")
 
 
 def _spread(values: Sequence[float]) -> str:

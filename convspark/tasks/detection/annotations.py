@@ -74,8 +74,8 @@ def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
 
 def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
     try:
-        with open_regular(str(path)) as file:  # no pipe, which might be waited for without end
-            content = json.loads(file.read())  # whose byte order mark tells the encoding
+        with open_regular(str(path)) as file:  # no pipe: reading one may never end
+            content = json.loads(file.read())  # bytes: their byte order mark says the encoding
     except RecursionError:
         raise DataError(f"{path} is not a COCO file: it is nested too deeply") from None
     except (OSError, NotReadError) as error:

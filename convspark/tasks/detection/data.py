@@ -26,7 +26,7 @@ class Thing:
     """One annotated object: its box (left, top, right, bottom) in pixels, class from 1, and mask.
 
     Attributes:
-        mask: None where no masks were asked for.
+        mask: None where no masks are read.
         crowd: whether it is neither trained on nor counted as missed: a box that holds many, or one called difficult.
     """
 
@@ -74,10 +74,10 @@ class Scenes:
         return replace(self, scenes=[by_path.get(path, Scene(path, _NO_SIZE, [])) for path in pictures])
 
     def whole(self) -> "Scenes":
-        """Without pictures that are damaged anywhere, which is said. Every picture is decoded."""
+        """Without pictures that are damaged anywhere, with a warning. Every picture is decoded."""
         bad = list(self.bad)
-        kept = set(whole_pictures(self.pictures, bad))
-        return replace(self, scenes=[scene for scene in self.scenes if scene.path in kept], bad=bad)
+        undamaged = set(whole_pictures(self.pictures, bad))
+        return replace(self, scenes=[scene for scene in self.scenes if scene.path in undamaged], bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
         """As the content of a COCO file, for evaluation; image ids are places in `scenes`, from 1."""
@@ -111,7 +111,7 @@ def read_scenes(
     images: str | None,
     classes: list[str] | None = None,
     masks: bool = False,
-    kept: Sequence[str] | None = None,
+    run_pictures: Sequence[str] | None = None,
     pixels: Pixels = PLAIN,
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
@@ -123,11 +123,11 @@ def read_scenes(
     Args:
         source: a COCO .json file; a folder of Pascal VOC .xml files, or a .txt list of their names in VOC's ImageSets.
         images: folder of the pictures; nothing outside it is opened. Names of other folders are matched by their last
-            part, where it is that of one picture only, and that is said.
+            part, where it is that of one picture only, with a warning.
         classes: names that are allowed, in order; None takes those that the file has.
         masks: whether every object needs a mask. Else masks are read only to make boxes of them where there are none.
-        kept: the pictures of a run that goes on: no others are taken, those that are not there are left out, and so are
-            objects of other classes, which is said.
+        run_pictures: those of a run that goes on: no others are taken, those that are not there are left out, and so
+            are objects of other classes, with a warning.
         pixels: how the pictures are read.
 
     Raises:
@@ -139,9 +139,9 @@ def read_scenes(
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
     known = classes or names
-    pictures = find_pictures(annotated, source, images, kept, not pixels.is_plain)
+    pictures = find_pictures(annotated, source, images, run_pictures, not pixels.is_plain)
     unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))
-    if unknown and kept is None:
+    if unknown and run_pictures is None:
         raise DataError(f"{source} has classes that were not trained on: {some(unknown)}; known are {some(known)}")
     if unknown:
         logger.warning("%s has %s, no classes of the run: their objects are left out", source, some(unknown))

@@ -17,7 +17,7 @@ _MOST_DIGITS = 10  # of 5 bits, of a run: more than any picture has pixels
 def read_mask(segmentation: Any, size: tuple[int, int], faults: list[str]) -> Mask | None:
     """Polygons or a run-length code as a mask of a picture of (height, width) pixels; None if no pixel is in it.
 
-    Whatever cannot be used is left out, and said in `faults`.
+    Whatever cannot be used is left out, and described in `faults`.
     """
     from faster_coco_eval.core import mask as coding
 

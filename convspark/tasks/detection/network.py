@@ -148,9 +148,9 @@ def _anchors(sizes: Sequence[Sequence[int]]) -> AnchorGenerator:
 
 
 def _as_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """Outputs that torchvision makes places of, as float32: bfloat16 tells those beyond pixel 512 from 4 to 4 pixels.
+    """Outputs that torchvision turns into positions, as float32: beyond pixel 512, bfloat16 has steps of 4 pixels.
 
-    Anchors are given the maps' dtype, and proposals and true boxes that of the heads' corrections.
+    Anchors get the maps' dtype, and proposals and true boxes that of the heads' corrections.
     """
     if isinstance(outputs, Tensor):
         return outputs.float()
@@ -200,7 +200,7 @@ class SceneImages(PretrainImages):
         scale = min(1.0, self._side / min(scene.size))
         height, width = (max(1, round(scale * side)) for side in scene.size)
         flip = bool(np.random.default_rng(counter).random() < 0.5)
-        shown = picture.resize((width, height), Image.Resampling.BILINEAR) if scale < 1 else picture
+        shrunk = picture.resize((width, height), Image.Resampling.BILINEAR) if scale < 1 else picture
         things = [thing for thing in scene.things if not thing.crowd]
         boxes = torch.tensor([thing.box for thing in things], dtype=torch.float32).reshape(-1, 4) * scale
         if flip:
@@ -213,7 +213,7 @@ class SceneImages(PretrainImages):
                 whole = Image.fromarray(decode_mask(thing.mask))
                 masks[i] = np.asarray(whole.resize((width, height), Image.Resampling.BOX) if scale < 1 else whole) > 0.5
             target["masks"] = torch.from_numpy(masks[:, :, ::-1].copy() if flip else masks)
-        tensor = as_tensor(shown, self._channels)
+        tensor = as_tensor(shrunk, self._channels)
         # A side of a box may have vanished by rounding, which torchvision refuses.
         large = ((boxes[:, 2] - boxes[:, 0]) > 0.5) & ((boxes[:, 3] - boxes[:, 1]) > 0.5)
         return (tensor.flip(2) if flip else tensor), {name: value[large] for name, value in target.items()}
@@ -236,10 +236,10 @@ def collate(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[
 
 
 class CountedSampler(BalancedPositiveNegativeSampler):
-    """torchvision's choice of what of a picture is trained on, counted by the picture's place in the batch.
+    """torchvision's choice of the samples of a picture to train on, drawn by the picture's place in the batch.
 
     Attributes:
-        seed_of: of a picture's index in the pass, the seed of its choice.
+        seed_of: index of a picture in the pass -> the seed of its choice.
         sampled, positive: how many were chosen in the last pass, of all pictures.
     """
 
@@ -250,8 +250,8 @@ class CountedSampler(BalancedPositiveNegativeSampler):
         negative: list[Tensor] = []
         for index, matched in enumerate(matched_idxs):
             torch.manual_seed(self.seed_of(index))
-            for chosen, found in zip((positive, negative), super().__call__([matched]), strict=True):
-                chosen += found
+            for masks, new_masks in zip((positive, negative), super().__call__([matched]), strict=True):
+                masks += new_masks
         self.positive = torch.stack([mask.sum() for mask in positive]).sum()
         self.sampled = self.positive + torch.stack([mask.sum() for mask in negative]).sum()
         return positive, negative
@@ -324,7 +324,7 @@ class DetectModule(TrainingModule):
         checkpoint["fitted"] = asdict(Fitted.of(self.network))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was fitted to the objects there were belongs to the network as its weights do."""
+        """Anchors and counts that were fitted to the objects belong to the network as its weights do."""
         fitted = checkpoint.get("fitted")
         if fitted is not None:
             self.network.rpn.anchor_generator = _anchors(fitted["anchors"])
@@ -334,14 +334,14 @@ class DetectModule(TrainingModule):
         """What is found in one picture."""
         return detections_in(self.network, self._scenes.scenes[number], number + 1, self._channels)
 
-    def summarise(self, found: list[list[dict[str, Any]]]) -> dict[str, float]:
-        self.detections = [one for of_picture in found for one in of_picture]
+    def summarise(self, measurements: list[list[dict[str, Any]]]) -> dict[str, float]:
+        self.detections = [one for of_picture in measurements for one in of_picture]
         scores = average_precision(self._scenes, self.detections, self._kind)
         return {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
 
 
 def look_at(network: nn.Module, picture: Image.Image, channels: int) -> dict[str, Tensor]:
-    """torchvision's boxes, labels, scores and, where there are some, masks of what a detector sees in one picture."""
+    """torchvision's boxes, labels, scores and, where there are some, masks of the objects in one picture."""
     device = next(network.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         return network([as_tensor(picture, channels).to(device)])[0]
@@ -358,11 +358,11 @@ def detections_in(network: nn.Module, scene: Scene, image_id: int, channels: int
 
     from ...data import decode
 
-    found = look_at(network, decode(scene.path), channels)
-    masks = binary(found["masks"]) if "masks" in found else None
+    output = look_at(network, decode(scene.path), channels)
+    masks = binary(output["masks"]) if "masks" in output else None
     entries: list[dict[str, Any]] = []
     for i, (box, label, score) in enumerate(
-        zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+        zip(output["boxes"].tolist(), output["labels"].tolist(), output["scores"].tolist(), strict=True)
     ):
         left, top, right, bottom = box
         entry = {

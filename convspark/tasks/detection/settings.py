@@ -1,4 +1,4 @@
-"""What `detect` is asked, and what it comes to; nothing here needs torch."""
+"""The settings of `detect`, and its result; nothing here needs torch."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
@@ -52,14 +52,14 @@ class DetectSettings(TaskSettings):
 
 @dataclass(frozen=True)
 class DetectResult:
-    """What a detector came to; `results.json` in its folder.
+    """The result of a detector's training; `results.json` in its folder.
 
     Attributes:
         folder: the run folder.
         task: boxes or masks.
         pictures: validated with.
         ap, ap50, ap75: COCO's average precision of the last weights, from 0 to 1, of the boxes or masks.
-        by_class: AP of each class; None of one that there is none of to find.
+        by_class: AP of each class; None where the pictures have none.
         best: epoch and AP of `checkpoints/best.safetensors`.
         epochs, steps, seconds: taken.
     """

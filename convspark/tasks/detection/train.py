@@ -52,19 +52,19 @@ class Detection(Task[DetectSettings, DetectResult]):
         }
 
     def read(self) -> int:
-        s = self.settings
+        s, earlier = self.settings, self.earlier_split
         self.masks = s.task == "masks"
         for name, source in (("train", s.train), ("val", s.val)):
             if not source:
                 raise UsageError(f"{name} is missing: give --{name}, a COCO .json file or a folder of VOC .xml files")
-        classes, train, val = (self.kept.classes, self.kept.train, self.kept.val) if self.kept else (None, None, None)
+        classes, train, val = (earlier.classes, earlier.train, earlier.val) if earlier else (None, None, None)
         self.scenes = read_scenes(s.train, s.images, classes, self.masks, train)
         self.val = read_scenes(s.val, s.val_images or s.images, self.scenes.classes, self.masks, val)
-        if self.kept:
-            tell_gone(self.kept.train, self.scenes.pictures, "trains on")
-            tell_gone(self.kept.val, self.val.pictures, "validates with", most=1)
-            self.scenes = self.scenes.part(self.kept.train)
-        self.split = self.kept or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
+        if earlier:
+            tell_gone(earlier.train, self.scenes.pictures, "trains on")
+            tell_gone(earlier.val, self.val.pictures, "validates with", most=1)
+            self.scenes = self.scenes.part(earlier.train)
+        self.split = earlier or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
         self.val = self.val.whole()
         self.bad = [*self.scenes.bad, *self.val.bad]
         return len(self.scenes.scenes)
@@ -189,10 +189,10 @@ class Detection(Task[DetectSettings, DetectResult]):
         }
 
     def _detections(self, network: nn.Module) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        detections: list[dict[str, Any]] = []
         for i, scene in enumerate(self.val.scenes, start=1):
-            found += detections_in(network, scene, i, self.origin.channels)
-        return found
+            detections += detections_in(network, scene, i, self.origin.channels)
+        return detections
 
 
 def default_rate(batch_size: int, steps: int) -> float:

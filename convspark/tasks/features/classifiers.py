@@ -24,8 +24,8 @@ def classify_features(
         neighbours: by cosine similarity.
         split: what `final` is; where it is "test", the regression's strength is chosen on `val`.
     """
-    kept = _four_fifths(labels["train"], seed)
-    x, y = features["train"][kept], labels["train"][kept]
+    drawn_places = _four_fifths(labels["train"], seed)
+    x, y = features["train"][drawn_places], labels["train"][drawn_places]
     knn = KNeighborsClassifier(min(neighbours, len(x)), metric="cosine").fit(x, y)
 
     def linear(strength: float) -> Any:
@@ -50,9 +50,9 @@ def _scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 def _four_fifths(labels: np.ndarray, seed: int) -> np.ndarray:
     """Indices of 80 % of each class, at least one."""
-    kept: list[int] = []
+    chosen: list[int] = []
     for label in np.unique(labels):
         places = np.flatnonzero(labels == label)
         order = counted(seed, Use.LABELS, 1, int(label)).permutation(len(places))
-        kept += places[order[: max(1, round(0.8 * len(places)))]].tolist()
-    return np.array(sorted(kept))
+        chosen += places[order[: max(1, round(0.8 * len(places)))]].tolist()
+    return np.array(sorted(chosen))

@@ -82,32 +82,34 @@ def embed(
             origin = find_weights(weights, model, partial)
             return scan(list_pictures(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
 
-        found = here.led(prepare)
+        scanned = here.led(prepare)
         origin = find_weights(weights, model, partial)
-        chosen = choose_device(device)
-        processes = default_workers(chosen) if workers is None else workers
+        torch_device = choose_device(device)
+        processes = default_workers(torch_device) if workers is None else workers
         backbone, sides = origin.build(), origin.sides(size)
         origin.check_size(backbone, sides)
-        loader = picture_loader(found.good, sides, origin.mean, origin.std, processes, here, origin.pixels)
+        loader = picture_loader(scanned.good, sides, origin.mean, origin.std, processes, here, origin.pixels)
         spoke = begun = time.monotonic()
 
         def tick(done: int) -> None:
             nonlocal spoke
             if time.monotonic() - spoke > 10:
                 spoke = time.monotonic()
-                share = done * here.count / len(found.good)
-                left = (spoke - begun) * (1 / share - 1)
-                logger.info("%.0f %% of %d pictures, %s left", 100 * share, len(found.good), format_seconds(left))
+                share = done * here.count / len(scanned.good)
+                seconds_left = (spoke - begun) * (1 / share - 1)
+                logger.info(
+                    "%.0f %% of %d pictures, %s left", 100 * share, len(scanned.good), format_seconds(seconds_left)
+                )
 
-        features = frozen_features(backbone, loader, chosen, tick)
-        # Damage in the midst of a file shows only when it is decoded: another picture stood in for it.
+        features = frozen_features(backbone, loader, torch_device, tick)
+        # Damage in the midst of a file shows only when it is decoded; another picture took its place in the batch.
         spoilt = {path for bad in here.gathered(loader.images.bad_files()) for path, _ in bad}  # type: ignore[attr-defined]
         if not here.is_first:
             return here.from_first(EmbedResult(out, 0, 0, 0, 0))
-        kept = [i for i, path in enumerate(found.good) if path not in spoilt]
-        paths = np.array([found.good[i] for i in kept])
+        places = [i for i, path in enumerate(scanned.good) if path not in spoilt]
+        paths = np.array([scanned.good[i] for i in places])
         with written_whole(target) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, features=features[kept], paths=paths, weights=np.array(origin.weights))
-        unreadable = len(found.bad) + len(spoilt)
+            np.savez_compressed(file, features=features[places], paths=paths, weights=np.array(origin.weights))
+        unreadable = len(scanned.bad) + len(spoilt)
         seconds = round(time.monotonic() - started, 1)
-        return here.from_first(EmbedResult(str(target), len(kept), features.shape[1], unreadable, seconds))
+        return here.from_first(EmbedResult(str(target), len(places), features.shape[1], unreadable, seconds))

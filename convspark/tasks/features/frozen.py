@@ -23,7 +23,7 @@ def frozen_features(
 
     Of several processes that share the pictures, the first one gets all.
 
-    What lies behind that stage (a final norm, a wider last convolution) has random weights after pre-training.
+    What comes after that stage (a final norm, a wider last convolution) has random weights after pre-training.
 
     Args:
         loader: batches of images (B, C, H, W), or of these and labels.
@@ -51,21 +51,21 @@ def deepest_features(
         stages: of a backbone in evaluation mode, on the device.
         loader, tick: see `frozen_features`.
     """
-    found: list[tuple[int, np.ndarray]] = []
+    parts: list[tuple[int, np.ndarray]] = []
     done = 0
     try:
         with torch.no_grad(), workers_explained():
             for own, batch in enumerate(loader):
                 images = batch[0] if isinstance(batch, list | tuple) else batch
                 deepest = stages(channels_last(images.to(device, stages.dtype)))[-1]
-                found.append((loader.number(own), of(deepest).cpu().numpy()))
+                parts.append((loader.number(own), of(deepest).cpu().numpy()))
                 done += len(images)
                 if tick is not None:
                     tick(done)
     finally:
         end_workers(loader)
-    found = sorted(loader.of_all_for_first(found), key=lambda pair: pair[0])
-    return np.concatenate([features for _, features in found]) if found else np.zeros((0, 0), np.float32)
+    parts = sorted(loader.of_all_for_first(parts), key=lambda pair: pair[0])
+    return np.concatenate([features for _, features in parts]) if parts else np.zeros((0, 0), np.float32)
 
 
 def picture_loader(

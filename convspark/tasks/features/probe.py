@@ -16,7 +16,7 @@ class ProbeReport:
     """Accuracies of simple classifiers on frozen features; `str(report)` is the table.
 
     Attributes:
-        weights, data: what was asked for.
+        weights, data: as passed.
         split: "test" or "val": what the figures are of.
         pictures, classes, trained_on: how many.
         scores: weights -> classifier -> measure -> one value a seed, from 0 to 1.
@@ -90,12 +90,12 @@ def probe(
 
     with run_log():
         origin = find_weights(weights, model, partial)
-        found = read_labelled(data, val_share, whole=True, pixels=origin.pixels)
-        chosen = choose_device(device)
-        processes = default_workers(chosen) if workers is None else workers
+        labelled_data = read_labelled(data, val_share, whole=True, pixels=origin.pixels)
+        torch_device = choose_device(device)
+        processes = default_workers(torch_device) if workers is None else workers
         sides = origin.sides(size)
-        split, final = found.final
-        parts = {"train": found.train, "val": found.val, "final": final}
+        split, final = labelled_data.final
+        parts = {"train": labelled_data.train, "val": labelled_data.val, "final": final}
         loaders = {
             part: labelled_loader(labelled, sides, origin.mean, origin.std, workers=processes, pixels=origin.pixels)
             for part, labelled in parts.items()
@@ -106,8 +106,8 @@ def probe(
             str(data),
             split,
             len(final),
-            len(found.classes),
-            round(0.8 * len(found.train)),
+            len(labelled_data.classes),
+            round(0.8 * len(labelled_data.train)),
             chance=float(np.mean(labels["final"] == np.bincount(labels["train"]).argmax())),
         )
         arms = [(origin.weights, origin)]
@@ -121,7 +121,9 @@ def probe(
                 if not features or arm.is_random:
                     network = arm.build(seed)
                     arm.check_size(network, sides)
-                    features = {part: frozen_features(network, loader, chosen) for part, loader in loaders.items()}
+                    features = {
+                        part: frozen_features(network, loader, torch_device) for part, loader in loaders.items()
+                    }
                 rows.append(classify_features(features, labels, seed, neighbours, split))
                 logger.info("%s: run %d of %d", name, seed + 1, seeds)
             report.scores[name] = _transposed(rows)

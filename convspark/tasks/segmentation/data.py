@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 IGNORED = 255
 """Label of pixels that count neither for nor against."""
 
-_LARGEST_LABEL = 200  # pictures given for masks have larger values
+_LARGEST_LABEL = 200  # pictures passed as masks have larger values
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LabelMaps:
     Attributes:
         pictures: addresses of the pictures.
         masks: addresses of their mask files, or the scene that is painted; empty where the picture is gone.
-        held: the values that each picture's mask holds.
+        mask_values: those that each picture's mask holds.
         labels: value -> label, an index into `classes`, of the values that count; the others are ignored.
         classes: names of the labels.
         pixels: how the pictures are read.
@@ -42,7 +42,7 @@ class LabelMaps:
 
     pictures: list[str]
     masks: list[str | Scene]
-    held: list[frozenset[int]]
+    mask_values: list[frozenset[int]]
     labels: dict[int, int]
     classes: list[str]
     pixels: Pixels = PLAIN
@@ -77,43 +77,46 @@ class LabelMaps:
 
     def part(self, pictures: Iterable[str]) -> "LabelMaps":
         """Of some pictures, in their order; those that are not here have no mask."""
-        rows = {p: (mask, held) for p, mask, held in zip(self.pictures, self.masks, self.held, strict=True)}
+        rows = {p: (mask, values) for p, mask, values in zip(self.pictures, self.masks, self.mask_values, strict=True)}
         chosen = [(p, *rows.get(p, ("", frozenset[int]()))) for p in pictures]
         return replace(
-            self, pictures=[p for p, _, _ in chosen], masks=[m for _, m, _ in chosen], held=[h for *_, h in chosen]
+            self,
+            pictures=[p for p, _, _ in chosen],
+            masks=[m for _, m, _ in chosen],
+            mask_values=[v for *_, v in chosen],
         )
 
     def whole(self) -> "LabelMaps":
-        """Without pictures that are damaged anywhere or not there, which is said. Every picture is decoded."""
+        """Without pictures that are damaged anywhere or not there, with a warning. Every picture is decoded."""
         bad = list(self.bad)
         return replace(self.part(whole_pictures(self.pictures, bad, self.pixels)), bad=bad)
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
         """The pictures to train on and those to validate with, both with the classes that are trained on.
 
-        Pixels of other classes do not count in validation, which is said.
+        Pixels of other classes do not count in validation, with a warning.
         """
-        trained, measured = self.part(train).of_held_classes(), self.part(val)
+        trained, measured = self.part(train).of_present_classes(), self.part(val)
         strange = [self.classes[label] for value, label in self.labels.items() if value not in trained.labels]
         if strange:
             logger.warning("No picture to train on shows %s: its pixels do not count in validation", some(strange))
         return trained, replace(measured, labels=trained.labels, classes=trained.classes)
 
-    def of_held_classes(self) -> "LabelMaps":
+    def of_present_classes(self) -> "LabelMaps":
         """With no other classes than those that its masks hold.
 
         Raises:
             DataError: it is a single one.
         """
-        held = self.all_held
-        kept = {value: self.classes[label] for value, label in self.labels.items() if value in held}
-        if len(kept) < 2:
-            raise DataError(f"the masks have a single class, {some(kept.values())}: there is nothing to tell apart")
-        return replace(self, labels={value: i for i, value in enumerate(kept)}, classes=list(kept.values()))
+        present = self.all_mask_values
+        classes = {value: self.classes[label] for value, label in self.labels.items() if value in present}
+        if len(classes) < 2:
+            raise DataError(f"the masks have a single class, {some(classes.values())}: there is nothing to tell apart")
+        return replace(self, labels={value: i for i, value in enumerate(classes)}, classes=list(classes.values()))
 
     @property
-    def all_held(self) -> frozenset[int]:
-        return frozenset[int]().union(*self.held)
+    def all_mask_values(self) -> frozenset[int]:
+        return frozenset[int]().union(*self.mask_values)
 
     @property
     def _lookup(self) -> np.ndarray:
@@ -133,12 +136,12 @@ def read_label_maps(
     """Pictures and their masks, matched by their places below two folders or in the same file, and checked.
 
     Args:
-        images: folder of pictures, here or behind a URL; without `masks`, tar or parquet files and the like.
+        images: folder of pictures, here or at a URL; without `masks`, tar or parquet files and the like.
         masks: folder of 8-bit mask files (grey or palette), each where its picture lies in `images` but for the suffix.
             Each value is a class: 0 and 255 for a single one, else 0, 1, 2, … with 255 for pixels that do not count.
             Or a COCO .json file. None where the masks are in the same files: `a.mask.png` or `a.seg.png` beside `a.jpg`
             in a tar, a column `mask`, `annotation` or `label` in a table.
-        like: what was trained on, whose classes these must be.
+        like: those trained on, whose classes these must have.
         pixels: how the pictures are read.
 
     Raises:
@@ -148,13 +151,15 @@ def read_label_maps(
     where = masks or _called(images)
     maps = _read(images, masks, pixels)
     if not maps.classes:
-        labels, classes = _labels_of(maps.all_held, where) if like is None else _labels_like(maps.all_held, like)
+        labels, classes = (
+            _labels_of(maps.all_mask_values, where) if like is None else _labels_like(maps.all_mask_values, like)
+        )
         maps = replace(maps, labels=labels, classes=classes)
     if like is None:
-        return maps.of_held_classes()
+        return maps.of_present_classes()
     known = {name: label for label, name in enumerate(like.classes)}
     names = {value: maps.classes[label] for value, label in maps.labels.items()}
-    strange = [names[value] for value in sorted(maps.all_held & set(names)) if names[value] not in known]
+    strange = [names[value] for value in sorted(maps.all_mask_values & set(names)) if names[value] not in known]
     if strange:
         raise DataError(f"{where} has {some(strange)}, which the masks trained on do not have")
     labels = {value: known[name] for value, name in names.items() if name in known}
@@ -167,7 +172,7 @@ def read_maps_again(
     """Those `pictures` of a run that goes on which are still there, with the run's classes, whatever was deleted or
     added since.
 
-    Pixels of other classes do not count, which is said.
+    Pixels of other classes do not count, with a warning.
 
     Raises:
         UsageError: no such folder.
@@ -176,10 +181,10 @@ def read_maps_again(
     maps = _read(images, masks, pixels, pictures)
     names = {value: maps.classes[label] for value, label in maps.labels.items()}
     if not names:
-        names = {value: f"value {value}" for value in maps.all_held - {IGNORED}}
+        names = {value: f"value {value}" for value in maps.all_mask_values - {IGNORED}}
         names |= dict(zip(split.values, split.classes, strict=True))
     known = {name: label for label, name in enumerate(split.classes)}
-    strange = [name for value, name in sorted(names.items()) if value in maps.all_held and name not in known]
+    strange = [name for value, name in sorted(names.items()) if value in maps.all_mask_values and name not in known]
     if strange:
         logger.warning(
             "%s has %s, no classes of the run: their pixels do not count", masks or _called(images), some(strange)
@@ -188,16 +193,16 @@ def read_maps_again(
     return replace(maps, labels=labels, classes=split.classes)
 
 
-def _read(images: Places, masks: str | None, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
+def _read(images: Places, masks: str | None, pixels: Pixels, run_pictures: Sequence[str] | None = None) -> LabelMaps:
     """Pictures and their masks; where these are files, without labels.
 
     Args:
-        kept: the pictures of a run that goes on: no others are taken, and those that are not there are left out.
+        run_pictures: those of a run that goes on: no others are taken, and those that are not there are left out.
     """
     if not images or (isinstance(images, str) and is_missing(images)):
         raise UsageError(f"images is {images!r}: expected a folder of pictures, or files with pictures and masks")
     if masks is None:
-        return _from_pairs(_pairs_beside(images, not pixels.is_plain, kept), pixels)
+        return _from_pairs(_pairs_beside(images, not pixels.is_plain, run_pictures), pixels)
     if is_missing(masks):
         raise UsageError(f"masks is {masks!r}: expected a folder of mask files, or a COCO .json file")
     coco = os.path.isfile(masks)
@@ -207,32 +212,34 @@ def _read(images: Places, masks: str | None, pixels: Pixels, kept: Sequence[str]
             f"masks {masks!r}"
         )
     if coco:
-        return _from_scenes(masks, images, pixels, kept)
-    return _from_pairs(_pairs_by_place(images, masks, not pixels.is_plain, kept), pixels)
+        return _from_scenes(masks, images, pixels, run_pictures)
+    return _from_pairs(_pairs_by_place(images, masks, not pixels.is_plain, run_pictures), pixels)
 
 
 def _called(images: Places) -> str:
     return images if isinstance(images, str) else "images"
 
 
-def _from_scenes(file: str, images: str, pixels: Pixels, kept: Sequence[str] | None = None) -> LabelMaps:
-    source = read_scenes(file, images, masks=True, kept=kept, pixels=pixels)
+def _from_scenes(file: str, images: str, pixels: Pixels, run_pictures: Sequence[str] | None = None) -> LabelMaps:
+    source = read_scenes(file, images, masks=True, run_pictures=run_pictures, pixels=pixels)
     if len(source.classes) >= IGNORED:
         raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
-    held = [frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes]
+    mask_values = [
+        frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes
+    ]
     names = ["background", *source.classes]
     paths = [scene.path for scene in source.scenes]
     labels = {i: i for i in range(len(names))}
-    return LabelMaps(paths, list(source.scenes), held, labels, names, pixels, source.bad)
+    return LabelMaps(paths, list(source.scenes), mask_values, labels, names, pixels, source.bad)
 
 
-def _pairs_beside(images: str | Sequence[str], bands: bool, kept: Sequence[str] | None) -> dict[str, str]:
+def _pairs_beside(images: str | Sequence[str], bands: bool, run_pictures: Sequence[str] | None) -> dict[str, str]:
     """Mask of each picture, by address, of files that hold both."""
     pictures = [absolute(picture) for picture in list_pictures(images, bands)]
     pairs = dict(zip(pictures, masks_of(pictures), strict=True))
     lacking = [picture for picture, mask in pairs.items() if not mask]
-    if kept is not None:
-        return _of_run({picture: mask for picture, mask in pairs.items() if mask}, kept, _called(images))
+    if run_pictures is not None:
+        return _of_run({picture: mask for picture, mask in pairs.items() if mask}, run_pictures, _called(images))
     if lacking:
         raise DataError(
             f"{len(lacking)} of the {len(pairs)} pictures in {_called(images)} have no mask beside them: "
@@ -243,22 +250,22 @@ def _pairs_beside(images: str | Sequence[str], bands: bool, kept: Sequence[str] 
     return pairs
 
 
-def _of_run(pairs: dict[str, str], kept: Sequence[str], where: str) -> dict[str, str]:
-    """Those of a run that goes on; others are told."""
-    of_run = frozenset(kept)
+def _of_run(pairs: dict[str, str], run_pictures: Sequence[str], where: str) -> dict[str, str]:
+    """Those of a run that goes on; of others, a warning."""
+    of_run = frozenset(run_pictures)
     tell_new([picture for picture in pairs if picture not in of_run], where)
-    left = {picture: mask for picture, mask in pairs.items() if picture in of_run}
-    if not left:
+    pairs_left = {picture: mask for picture, mask in pairs.items() if picture in of_run}
+    if not pairs_left:
         raise DataError(f"of the pictures of the run, none is left in {where} with a mask")
-    return left
+    return pairs_left
 
 
-def _pairs_by_place(images: str, masks: str, bands: bool, kept: Sequence[str] | None) -> dict[str, str]:
+def _pairs_by_place(images: str, masks: str, bands: bool, run_pictures: Sequence[str] | None) -> dict[str, str]:
     """Mask of each picture, by address, of two folders with the same places in them."""
     files, pictures = _by_place(masks), _by_place(images, bands)
-    if kept is not None:
+    if run_pictures is not None:
         pairs = {path: files[place] for place, path in pictures.items() if place in files}
-        return _of_run(pairs, kept, f"{images} and {masks}")
+        return _of_run(pairs, run_pictures, f"{images} and {masks}")
     lacking = [place for place in pictures if place not in files]
     if lacking:
         elsewhere = {os.path.basename(place): file for place, file in files.items()}.get(os.path.basename(lacking[0]))
@@ -285,7 +292,7 @@ def _from_pairs(pairs: dict[str, str], pixels: Pixels) -> LabelMaps:
     sizes = upright_sizes(list(pairs), bad, pixels)
     chosen = [pairs[picture] for picture in sizes]
     files = FileSource(chosen)
-    held: list[frozenset[int]] = []
+    mask_values: list[frozenset[int]] = []
     for place, (height, width) in enumerate(sizes.values()):
         values = _values_of(files, place)
         if (height, width) != values.shape:
@@ -293,8 +300,8 @@ def _from_pairs(pairs: dict[str, str], pixels: Pixels) -> LabelMaps:
                 f"the mask {shown(chosen[place])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
                 f"{width}x{height}"
             )
-        held.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
-    return LabelMaps(list(sizes), list(chosen), held, {}, [], pixels, bad)
+        mask_values.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
+    return LabelMaps(list(sizes), list(chosen), mask_values, {}, [], pixels, bad)
 
 
 def _by_place(root: str, bands: bool = False) -> dict[str, str]:
@@ -316,13 +323,13 @@ def _by_place(root: str, bands: bool = False) -> dict[str, str]:
     return by_place
 
 
-def _labels_of(seen: frozenset[int], masks: str) -> tuple[dict[int, int], list[str]]:
+def _labels_of(values: frozenset[int], masks: str) -> tuple[dict[int, int], list[str]]:
     """Which value stands for which label, and the names of the labels."""
-    if seen <= {0, 255}:
-        if 255 not in seen:
+    if values <= {0, 255}:
+        if 255 not in values:
             raise DataError(f"the masks in {masks} are empty: every pixel is 0")
         return {0: 0, 255: 1}, ["background", "class 1"]
-    classes = sorted(seen - {IGNORED})
+    classes = sorted(values - {IGNORED})
     if classes[-1] > _LARGEST_LABEL or classes[-1] >= 2 * len(classes):  # a few classes may have no pixel here
         raise DataError(
             f"the masks in {masks} have {len(classes)} values up to {classes[-1]}: expected 0 and 255, or classes "
@@ -332,10 +339,10 @@ def _labels_of(seen: frozenset[int], masks: str) -> tuple[dict[int, int], list[s
     return labels, ["background" if value == 0 else f"class {value}" for value in classes]
 
 
-def _labels_like(seen: frozenset[int], like: LabelMaps) -> tuple[dict[int, int], list[str]]:
+def _labels_like(mask_values: frozenset[int], like: LabelMaps) -> tuple[dict[int, int], list[str]]:
     """The same for masks whose values must be those of the masks trained on."""
     known = {value: label for label, value in enumerate(like.values)}
-    values = sorted(seen if IGNORED in known else seen - {IGNORED})
+    values = sorted(mask_values if IGNORED in known else mask_values - {IGNORED})
     names = [like.classes[known[value]] if value in known else f"value {value}" for value in values]
     return {value: label for label, value in enumerate(values)}, names
 

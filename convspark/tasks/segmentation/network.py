@@ -44,8 +44,8 @@ class Segmenter(nn.Module):
         maps = list(self.pyramid(padded).values())
         finest = maps[0].shape[2:]
         total = maps[0]
-        for each in maps[1:]:
-            total = total + F.interpolate(each, finest, mode="bilinear", align_corners=False)
+        for features in maps[1:]:
+            total = total + F.interpolate(features, finest, mode="bilinear", align_corners=False)
         logits = F.interpolate(self.head(total), padded.shape[2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
@@ -139,8 +139,8 @@ class SegmentModule(TrainingModule):
         predicted = segment_picture(self.network, self._maps.source.read(number), self._mean, self._std)
         return pixel_counts(self._maps.label_map(number), predicted, len(self._maps.classes))
 
-    def summarise(self, found: list[np.ndarray]) -> dict[str, float]:
-        self.counts = sum(found, np.zeros((len(self._maps.classes),) * 2, dtype=np.int64))
+    def summarise(self, measurements: list[np.ndarray]) -> dict[str, float]:
+        self.counts = sum(measurements, np.zeros((len(self._maps.classes),) * 2, dtype=np.int64))
         scores = overlap(self.counts)
         return {f"val_{name}": scores[name] for name in ("iou", "dice", "accuracy")}
 
@@ -181,10 +181,10 @@ def pixel_counts(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.n
 def overlap(counts: np.ndarray) -> dict[str, Any]:
     """Mean IoU and Dice over the classes that are there, the share of right pixels, and both of each class."""
     both = np.diag(counts).astype(float)
-    true, found = counts.sum(1), counts.sum(0)
-    there = true + found > 0
-    union = np.maximum(1, true + found - both)
-    iou, dice = both / union, 2 * both / np.maximum(1, true + found)
+    true, predicted = counts.sum(1), counts.sum(0)
+    there = true + predicted > 0
+    union = np.maximum(1, true + predicted - both)
+    iou, dice = both / union, 2 * both / np.maximum(1, true + predicted)
     return {
         "iou": float(iou[there].mean()),
         "dice": float(dice[there].mean()),

@@ -1,4 +1,4 @@
-"""What `segment` is asked, and what it comes to; nothing here needs torch."""
+"""The settings of `segment`, and its result; nothing here needs torch."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ class SegmentSettings(TaskSettings):
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a segmenter came to; `results.json` in its folder.
+    """The result of a segmenter's training; `results.json` in its folder.
 
     Attributes:
         folder: the run folder.

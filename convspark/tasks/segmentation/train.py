@@ -67,8 +67,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
         images, val_images = self._places()
-        if self.kept and self.kept.classes:
-            self._read_again(self.kept, images, val_images)
+        if self.earlier_split and self.earlier_split.classes:
+            self._read_again(self.earlier_split, images, val_images)
         else:
             every = read_label_maps(images, s.masks, pixels=pixels)
             if val_images is None:
@@ -77,8 +77,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                     raise UsageError(
                         "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                     )
-                if self.kept:
-                    train, val = self.kept.train, self.kept.val
+                if self.earlier_split:
+                    train, val = self.earlier_split.train, self.earlier_split.val
                 self.maps, self.val = every.split(train, val)
             else:
                 self.maps, self.val = every, read_label_maps(val_images, s.val_masks, every, pixels)
@@ -89,17 +89,17 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
-    def _read_again(self, kept: Split, images: Places, val_images: Places) -> None:
-        s, self.split, pixels = self.settings, kept, self.origin.pixels
+    def _read_again(self, split: Split, images: Places, val_images: Places) -> None:
+        s, self.split, pixels = self.settings, split, self.origin.pixels
         if val_images is None:
-            train = val = read_maps_again(images, s.masks, kept, [*kept.train, *kept.val], pixels)
+            train = val = read_maps_again(images, s.masks, split, [*split.train, *split.val], pixels)
         else:
-            train = read_maps_again(images, s.masks, kept, kept.train, pixels)
-            val = read_maps_again(val_images, s.val_masks, kept, kept.val, pixels)
-        tell_gone(kept.train, train.pictures, "trains on")
-        tell_gone(kept.val, val.pictures, "validates with", most=1)
+            train = read_maps_again(images, s.masks, split, split.train, pixels)
+            val = read_maps_again(val_images, s.val_masks, split, split.val, pixels)
+        tell_gone(split.train, train.pictures, "trains on")
+        tell_gone(split.val, val.pictures, "validates with", most=1)
         there = frozenset(val.pictures)
-        self.maps, self.val = train.part(kept.train), val.part(path for path in kept.val if path in there)
+        self.maps, self.val = train.part(split.train), val.part(path for path in split.val if path in there)
 
     def choose(self, images: int) -> Chosen:
         s = self.settings
@@ -143,16 +143,16 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         counts = self._module.counts if self._module.measured else None
         again = counts is None
         counts = np.zeros((len(classes), len(classes)), dtype=np.int64) if counts is None else counts
-        drawn, to_draw = [], places_to_draw(len(self.val))
+        samples, to_draw = [], places_to_draw(len(self.val))
         for i in range(len(self.val)) if again else sorted(to_draw):
-            truth, read = self.val.label_map(i), self.val.source.read(i)
-            found = segment_picture(trained, read, mean, std)
+            truth, image = self.val.label_map(i), self.val.source.read(i)
+            predicted = segment_picture(trained, image, mean, std)
             if again:
-                counts += pixel_counts(truth, found, len(classes))
+                counts += pixel_counts(truth, predicted, len(classes))
             if i in to_draw:
-                drawn.append((base_name(self.val.pictures[i]), read, truth, found))
+                samples.append((base_name(self.val.pictures[i]), image, truth, predicted))
         picture = folder.pictures / "predictions.png"
-        self.drawings.append(partial(draw_label_maps, drawn, classes, picture))
+        self.drawings.append(partial(draw_label_maps, samples, classes, picture))
         with written_whole(folder.path / "segmenter.pth") as temporary:
             record = self.origin.as_record()
             torch.save({"model": trained.state_dict(), "network": record, "classes": classes}, temporary)
