@@ -17,13 +17,16 @@ def out_of_memory(
 ) -> ConvsparkError:
     """The error for a run whose pass did not fit into the device's memory.
 
-    Takes steps with fewer and fewer images until one fits. Call it outside of the `except` clause: its exception holds
-    what the pass had computed. The module is of no use afterwards.
+    Takes steps with fewer and fewer images until one fits; with several processes, whose steps need each other, it does
+    not try. Call it outside of the `except` clause: its exception holds what the pass had computed. The module is of no
+    use afterwards.
 
     Args:
         can_accumulate: whether the command can divide a batch into passes.
     """
-    batch, a_pass = train.order.batch_size, train.order.batch_size // train.accumulate
+    batch, a_pass = train.order.batch_size, train.order.images_a_pass
+    if train.here.are_several:
+        return _with_several(batch, a_pass, train.here.count, device, precision, can_accumulate)
     fits = most_that_fits(lambda count: _take_step(module, train, device, precision, count), a_pass)
     passes = next((k for k in range(1, batch + 1) if batch % k == 0 and batch // k <= fits), 0)
     what = f"out of memory on {device} with {a_pass} images a pass in {precision}{_total(device)}: "
@@ -31,6 +34,17 @@ def out_of_memory(
         return ConvsparkError(what + "not even one image fits: try a smaller --size or a smaller network")
     advice = f"--accumulate {passes} (the same batch of {batch} in {passes} passes) or " if can_accumulate else ""
     return ConvsparkError(f"{what}{fits} fit, as tried just now: {advice}--batch-size {fits}")
+
+
+def _with_several(
+    batch: int, a_pass: int, processes: int, device: torch.device, precision: str, can_accumulate: bool
+) -> ConvsparkError:
+    what = f"out of memory on {device} with {a_pass} images a pass of each process in {precision}{_total(device)}: "
+    if a_pass == 1:
+        return ConvsparkError(what + "try a smaller --size, a smaller network, or --devices fewer of them")
+    passes = next(k for k in range(batch // processes // a_pass + 1, batch + 1) if batch % (k * processes) == 0)
+    advice = f"--accumulate {passes} (the same batch of {batch} in {passes} passes) or " if can_accumulate else ""
+    return ConvsparkError(f"{what}try {advice}--batch-size {batch // 2}")
 
 
 def most_that_fits(step: Callable[[int], None], count: int) -> int:

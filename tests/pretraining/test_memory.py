@@ -1,5 +1,7 @@
 """Out of memory: what fits is tried, and told."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from convspark import pretrain
 from convspark.errors import ConvsparkError
 from convspark.pretraining.estimate import Measured, estimate
 from convspark.pretraining.module import PretrainModule
-from convspark.runs.memory import most_that_fits
+from convspark.runs.memory import most_that_fits, out_of_memory
 
 
 @pytest.fixture
@@ -88,3 +90,26 @@ def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
     assert "12.0 of 80.0 GiB on CPU, 2 cores; about 84 images a pass would fit" in str(
         estimate(str(pictures), device="cpu", **SMALL)
     ).replace("1 cores", "2 cores")
+
+
+@pytest.mark.parametrize(
+    ("batch", "a_pass", "processes", "says"),
+    [
+        (
+            4096,
+            512,
+            8,
+            r"512 images a pass of each process in bf16: try --accumulate 2 \(.* of 4096 in 2 passes\) or .* 2048$",
+        ),
+        (24, 3, 4, r"--accumulate 3 \("),
+        (8, 1, 4, r"try a smaller --size"),
+    ],
+)
+def test_several_processes_are_advised_without_a_trial(batch, a_pass, processes, says):
+    """Whose steps wait for each other: those that had enough memory are not there for it."""
+    train = SimpleNamespace(
+        order=SimpleNamespace(batch_size=batch, images_a_pass=a_pass),
+        here=SimpleNamespace(are_several=True, count=processes),
+    )
+    with pytest.raises(ConvsparkError, match=says):
+        raise out_of_memory(None, train, torch.device("cpu"), "bf16")
