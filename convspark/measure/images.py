@@ -179,7 +179,7 @@ def scan(
             machine_of(device, choose_precision("auto", device)),
             is_plain=is_plain,
             is_grey=is_grey,
-            pictures=len(good),
+            pictures=len(chosen),
         )
         if keep is not None:
             left_out = twins | {path for group in alike for path in group[1:]}

@@ -132,17 +132,22 @@ def _action(func: Any, args: tuple, kwargs: dict, out: Any) -> str | None:
 
 def _looks_around(func: Any, args: tuple, kwargs: dict) -> bool:
     """Whether a window reaches out of its patch."""
-    names = ("input", "weight", "bias", "stride", "padding") if "conv" in func.__name__ else ()
-    names = ("input", "kernel_size", "stride", "padding") if "pool" in func.__name__ else names
-    if not names:
+    if "conv" in func.__name__:
+        names = ("input", "weight", "bias", "stride", "padding")
+    elif "pool" in func.__name__:
+        names = ("input", "kernel_size", "stride", "padding")
+    else:
         return func.__name__ not in ("interpolate", "upsample") or kwargs.get("mode", "nearest") != "nearest"
     arguments = dict(zip(names, args, strict=False)) | kwargs
     padded = getattr(arguments["input"], "pending", None) is not None
-    kernel = arguments["weight"].shape[2:] if "weight" in arguments else _several(arguments["kernel_size"])
-    stride = _several(arguments.get("stride") or kernel)
+    if "weight" in arguments:
+        kernel, stride = arguments["weight"].shape[2:], _several(arguments.get("stride", 1))
+    else:
+        kernel = _several(arguments["kernel_size"])
+        stride = _several(arguments.get("stride") or kernel)
     return (
         padded
-        or any(_several(arguments.get("padding", 0)))
+        or any(side not in (0, "valid") for side in _several(arguments.get("padding", 0)))
         or any(k > s for k, s in zip(kernel, stride * 3, strict=False))
     )
 

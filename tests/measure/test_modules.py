@@ -1,6 +1,9 @@
 """The table of modules says what each really does."""
 
+import pytest
+import torch
 from torch import nn
+from torch.nn import functional
 
 from convspark.measure.modules import AS_IT_IS, NEIGHBOURS, ON_IMAGES, OVER_BATCH, OVER_IMAGE, watch_modules
 
@@ -45,3 +48,35 @@ def test_each_kind_of_module():
         ("Upsample", 1, NEIGHBOURS, "11"),
     }
     assert network.training and not network[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("module", "action"),
+    [
+        (nn.Conv2d(4, 4, 4, 4, padding="valid"), AS_IT_IS),
+        (nn.Conv2d(4, 4, 3, padding="same"), NEIGHBOURS),
+        (nn.ConvTranspose2d(4, 4, 2, 2), AS_IT_IS),
+        (nn.ConvTranspose2d(4, 4, 4, 2, 1), NEIGHBOURS),
+    ],
+    ids=str,
+)
+def test_windows_that_reach_out_of_a_patch(module, action):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), module)
+    rows = watch_modules(lambda x: [network(x)], network, 3, (16, 16))
+    assert [row.action for row in rows if row.first == "1"] == [action]
+
+
+class Functional(nn.Module):
+    def __init__(self, side):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 1, side, side))
+
+    def forward(self, x):
+        return functional.conv2d(x, self.weight, padding=self.weight.shape[-1] // 2, groups=4)
+
+
+@pytest.mark.parametrize(("side", "action"), [(1, AS_IT_IS), (3, NEIGHBOURS)])
+def test_functions_without_a_stride_take_steps_of_one(side, action):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Functional(side))
+    rows = watch_modules(lambda x: [network(x)], network, 3, (16, 16))
+    assert [row.action for row in rows if row.first == "1"] == [action]

@@ -95,7 +95,7 @@ def embed(
             nonlocal spoke
             if time.monotonic() - spoke > 10:
                 spoke = time.monotonic()
-                share = done * here.count / len(scanned.good)
+                share = min(1.0, done * here.count / len(scanned.good))
                 seconds_left = (spoke - begun) * (1 / share - 1)
                 logger.info(
                     "%.0f %% of %d pictures, %s left", 100 * share, len(scanned.good), format_seconds(seconds_left)

@@ -27,6 +27,8 @@ class SegmentSettings(TaskSettings):
         super().check()
         if self.size < 32:
             raise UsageError(f"size is {self.size}: expected 32 pixels or more")
+        if not 0 < self.val_share < 1:
+            raise UsageError(f"val_share is {self.val_share}: expected a share above 0 and below 1")
         if self.masks is None and self.val_masks is not None:
             raise UsageError(
                 "val_masks belongs to masks: give both, or neither where the masks lie beside the pictures"

@@ -72,13 +72,14 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         else:
             every = read_label_maps(images, s.masks, pixels=pixels)
             if val_images is None:
-                train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
+                if self.earlier_split:
+                    train, val = self.earlier_split.train, self.earlier_split.val
+                else:
+                    train, val = hold_out(every.pictures, s.val_share, len(every), s.seed)
                 if not val:
                     raise UsageError(
                         "there is nothing to validate with: give --val-images and --val-masks, or more pictures"
                     )
-                if self.earlier_split:
-                    train, val = self.earlier_split.train, self.earlier_split.val
                 self.maps, self.val = every.split(train, val)
             else:
                 self.maps, self.val = every, read_label_maps(val_images, s.val_masks, every, pixels)
