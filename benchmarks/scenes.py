@@ -11,6 +11,7 @@ benchmarks/results/scenes.jsonl; those that are there already are not run again.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -83,11 +84,7 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> None:
     import convspark
 
     weights = pretrained(options) if arm == "pre-trained" else f"random:{options.model}"
-    label = start(options, arm).replace(", layer decay ", "-decay-")
-    label += "" if options.learning_rate is None else f"-rate-{options.learning_rate:g}"
-    label += "" if options.annotated is None else f"-of-{options.annotated}"
-    label += f"-{options.pool.name}" if options.pool is not None and arm == "pre-trained" else ""
-    out = options.out / f"{options.name}-{options.task}-{label}-{seed}"
+    out = options.out / f"{options.name}-{options.task}-{arm}-{_mark(setting(options, arm))}-{seed}"
     shared = {name: getattr(options, name) for name in ("size", "epochs", "precision", "learning_rate")}
     shared |= {"seed": seed, "out": str(out)}
     shared["layer_decay"] = options.layer_decay if arm == "pre-trained" else None
@@ -103,6 +100,11 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> None:
     result = command(resume=str(out)) if going_on else command(weights, **data, **shared)
     line = setting(options, arm) | {"seed": seed, "pictures": result.pictures, "seconds": result.seconds}
     records.append(options.record, line | {name: getattr(result, name) for name in MEASURES[options.task]})
+
+
+def _mark(settings: dict[str, Any]) -> str:
+    """What tells the folders of one experiment from those of another."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def annotations(options: argparse.Namespace, seed: int) -> Path:
@@ -124,14 +126,15 @@ def pretrained(options: argparse.Namespace) -> str:
     import convspark
 
     of = options.name if options.pool is None else options.pool.name
-    place = options.out / f"{of}-pretrained-{options.pretrain_size}-{options.pretrain_epochs}"
+    settings = {"model": options.model, "size": options.pretrain_size, "epochs": options.pretrain_epochs}
+    settings |= {"decoder": options.decoder}
+    place = options.out / f"{of}-pretrained-{_mark(settings)}"
     if (place / "export" / "model.safetensors").is_file():
         return str(place)
     if (place / "config.yaml").is_file():
         return convspark.pretrain(resume=str(place)).folder
     pictures = options.pool or training_pictures(options)
-    settings = {"model": options.model, "size": options.pretrain_size, "epochs": options.pretrain_epochs}
-    convspark.pretrain(str(pictures), out=str(place), decoder=options.decoder, picture_epochs=0, **settings)
+    convspark.pretrain(str(pictures), out=str(place), picture_epochs=0, **settings)
     return str(place)
 
 

@@ -81,7 +81,7 @@ def compare(settings: CompareSettings) -> Comparison:
         settings = run.settings
         settings.check()
         if not run.goes_on or settings.epochs is None:
-            labelled = read_labelled(settings.data, pixels=_pixels(settings))
+            labelled = read_labelled(settings.data, pixels=_pixels(settings), **_share(settings))
             labelled.as_csv()  # as which the runs will have it
             settings = replace(settings, epochs=settings.epochs or defaults.default_epochs(len(labelled.train)))
         if not run.goes_on:
@@ -222,9 +222,14 @@ def _data_of(job: _Job, settings: CompareSettings) -> str:
 
     file = job.folder.parent / f"data-seed{job.seed}.csv"
     if not file.is_file():
-        own = {name: value for name, value in (settings.settings or {}).items() if name == "val_share"}
-        write_text(file, read_labelled(settings.data, seed=job.seed, pixels=_pixels(settings), **own).as_csv())
+        labelled = read_labelled(settings.data, seed=job.seed, pixels=_pixels(settings), **_share(settings))
+        write_text(file, labelled.as_csv())
     return str(file)
+
+
+def _share(settings: CompareSettings) -> dict[str, Any]:
+    """The share to validate with, where it is among the settings of the runs."""
+    return {name: value for name, value in (settings.settings or {}).items() if name == "val_share"}
 
 
 def _pixels(settings: CompareSettings) -> "Pixels":
