@@ -1,22 +1,23 @@
 """Faster ways to carry out the engine's plans, by kind of device. `sparse/` computes the same without any of them.
 
 What each gains of a whole step is measured by `benchmarks/kernels.py` and, on GPUs, `benchmarks/gpu.py`. What has not
-been seen to gain there is switched on by its name: CONVSPARK_KERNELS=batch_norm.
+been seen to gain there is switched on by its name: CONVSPARK_KERNELS=batch_norm,implicit_gemm.
 """
 
 from __future__ import annotations
 
-import os
-
 from ..sparse.faster import Faster
-from . import batch_norm, cpu, depthwise, gpu, pairs, rows
+from . import batch_norm, cpu, depthwise, gpu, implicit_gemm, pairs, rows
+from .ops import is_chosen
 
 
 def register(faster: Faster) -> None:
     """Offer all kernels to the engine; they are asked in this order."""
     cpu.register()
     gpu.register()
+    if is_chosen("implicit_gemm"):
+        faster.convolutions.append(implicit_gemm.offer)
     faster.convolutions += [depthwise.offer, pairs.offer]
     faster.sums.append(rows.offer)
-    if "batch_norm" in os.environ.get("CONVSPARK_KERNELS", "").split(","):
-        faster.batch_norms.append(batch_norm.offer)  # right, but not yet seen to be quicker
+    if is_chosen("batch_norm"):
+        faster.batch_norms.append(batch_norm.offer)

@@ -5,6 +5,7 @@ Each has a plain version, which runs on any device and says what the operator co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -70,6 +71,11 @@ def has_kernel(values: Tensor, name: str, dtype: torch.dtype | None = None) -> b
     """Whether an operator has a kernel for numbers of this dtype (by default the values' own) where they are."""
     dtypes, is_there = _KERNELS.get((name, values.device.type), ((), bool))
     return (dtype or values.dtype) in dtypes and is_there()
+
+
+def is_chosen(name: str) -> bool:
+    """Whether kernels that nobody has seen to gain are switched on, by their name in CONVSPARK_KERNELS."""
+    return name in os.environ.get("CONVSPARK_KERNELS", "").split(",")
 
 
 def wide(tensor: Tensor) -> torch.dtype:

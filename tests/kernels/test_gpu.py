@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convspark.kernels import batch_norm, ops
+from convspark.kernels import batch_norm, implicit_gemm, ops
 from convspark.kernels.gpu import operators
 from convspark.sparse import PatchGrid, gather
 from convspark.sparse.faster import registered
@@ -70,6 +70,26 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
         equal(found, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
+@settings(max_examples=30, deadline=None)
+@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([1, 5, 16, 80]))
+def test_convolutions_over_all_channels_equal_the_plain_versions(case, dtype, outs):
+    plan, grid, ins, generator = case
+    around = grid.around(plan.reach).slots
+    rows = torch.randn(grid.num_visible * plan.positions, ins, generator=generator).to(DEVICE, dtype)
+    grad = torch.randn(grid.num_visible * plan.outputs, outs, generator=generator).to(DEVICE, dtype)
+    weight, bias = (
+        torch.randn(size, generator=generator).to(DEVICE, dtype) for size in ((outs, ins, *plan.kernel), (outs,))
+    )
+    for name, arguments in (
+        ("convolve", (rows, weight, bias, around)),
+        ("convolve", (rows, weight, None, around)),
+        ("convolve_input_gradient", (grad, weight, around)),
+        ("convolve_weight_gradient", (grad, rows, around)),
+    ):
+        ours = getattr(operators, name)(*arguments, *plan.sizes)
+        equal(ours, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
+
+
 @settings(max_examples=25, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
@@ -96,14 +116,18 @@ import json, pathlib, re, subprocess, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from convspark.kernels.gpu import kernels, norms
+from convspark.kernels.gpu import gemm, kernels, norms
 
 constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
 affine = {"WEIGHTED": True, "BIASED": True}
+product = {name: constants[name] for name in ("WIDE", "INDEX")} | {"ROWS": 128, "INS": 32, "OUTS": 64}
+product["FACTOR"] = triton.language.bfloat16
 asked = [
     (kernels.sums, constants | affine | {"OUTSIDE": False, "ROWS": 32}),
     (kernels.sums, constants | {"OUTSIDE": True, "WEIGHTED": False, "BIASED": False}),
     (kernels.products, constants | {"ROWS": 4, "ENTRIES": 16}),
+    (gemm.convolve, product | {"BIASED": True}),
+    (gemm.matrices, product),
     (norms.moments, constants | {"ROWS": 32}),
     (norms.join, {"PARTS": 64, "CHANNELS": 16, "WIDE": triton.language.float32, "RUNNING": True}),
     (norms.normalise, constants | affine),
@@ -120,7 +144,7 @@ for capability in (80, 90):
         names = [name for name in kernel.arg_names if name not in given]
         signature = {name: types.get(name, "i32") for name in names}
         target = GPUTarget("cuda", capability, 32)
-        aligned = [i for i, name in enumerate(kernel.arg_names) if name in types or name == "channels"]
+        aligned = [i for i, name in enumerate(kernel.arg_names) if name in types or name in ("channels", "ins", "outs")]
         hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
         source = ASTSource(kernel, signature | dict.fromkeys(given, "constexpr"), given, hints)
         file = pathlib.Path(sys.argv[1], "kernel.cubin")
@@ -139,7 +163,7 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == 16
+    assert len(found) == 20
     for one in found:
         assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 168, one
 
@@ -182,11 +206,12 @@ class Small(nn.Sequential):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",)])
+@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",), ("convolve",)])
 def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monkeypatch):
     """By the operators' plain versions, on a device that says that it has kernels."""
     called = []
     monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
+    monkeypatch.setattr(registered(), "convolutions", [implicit_gemm.offer, *registered().convolutions])
 
     def train(kernels):
         known = {key: value for key, value in ops._KERNELS.items() if key[1] != "cpu"}
@@ -223,6 +248,7 @@ class _Called(TorchDispatchMode):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
+    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
     assert not operators._wrong(DEVICE)
     right = operators.depthwise
     monkeypatch.setattr(operators, "depthwise", lambda *given: right(*given) * 1.05)

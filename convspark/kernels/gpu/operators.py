@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ...sparse.grid import PatchGrid
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
-from ..ops import PLAIN, run_on, wide
+from ..ops import PLAIN, is_chosen, run_on, wide
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +61,19 @@ def _wrong(device: torch.device) -> list[str]:
 
         rows, grad = random(patches * plan.positions, 48), random(patches * plan.outputs, 48)
         weight, bias = random(48, 1, 3, 3), random(48)
+        full, other, slopes = random(40, 48, 3, 3), random(40), random(patches * plan.outputs, 40)
         cases: list[tuple[Callable[..., Tensor], tuple[Any, ...]]] = [
             (sum_rows, (rows, around, seen_by_tap(plan, device), patches, 0.0)),
             (depthwise, (rows, weight, bias, around, *plan.sizes)),
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
             (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
         ]
+        if is_chosen("implicit_gemm"):
+            cases += [
+                (convolve, (rows, full, other, around, *plan.sizes)),
+                (convolve_input_gradient, (slopes, full, around, *plan.sizes)),
+                (convolve_weight_gradient, (slopes, rows, around, *plan.sizes)),
+            ]
         for run, arguments in cases:
             one, other = run(*arguments), PLAIN[run.__name__](*arguments)
             if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
@@ -137,6 +144,65 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
             WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
         )  # fmt: skip
     return sums.sum(0).t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- convolutions over all channels
+
+
+def convolve(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    matrices = weight.flatten(2).permute(2, 1, 0)  # (taps, C, O)
+    return _products_of_taps(rows, around, seen_by_tap(Plan.of(sizes), around.device), matrices, bias)
+
+
+def convolve_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    matrices = weight.flatten(2).permute(2, 0, 1)  # (taps, O, C)
+    return _products_of_taps(grad, around, seeing_by_tap(Plan.of(sizes), around.device), matrices, None)
+
+
+def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (N * positions, ins), matrices (taps, ins, outs) -> (N * results, outs)"""
+    from . import gemm
+
+    rows, matrices = rows.contiguous(), matrices.contiguous()
+    (results, most, _), (_, ins, outs), patches = entries.shape, matrices.shape, around.shape[0]
+    out = rows.new_empty(patches * results, outs)
+    if not out.numel():
+        return out
+    tile = _tile_of_product(rows, ins, outs)
+    run: Any = gemm.convolve
+    run[_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"])](
+        out, rows, around, entries.view(torch.int64), matrices, rows if bias is None else bias.contiguous(),
+        len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most,
+        BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices), **tile,
+    )  # fmt: skip
+    return out
+
+
+def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    from . import gemm
+
+    plan, patches = Plan.of(sizes), around.shape[0]
+    entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
+    (results, most, _), ins, outs = entries.shape, rows.shape[1], grad.shape[1]
+    tile = _tile_of_product(rows, ins, outs)
+    beside = _ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"])
+    size = _ceil(_ceil(len(grad), tile["ROWS"]), max(1, _programs(rows.device) // (beside * most))) * tile["ROWS"]
+    programs = _ceil(len(grad), max(1, size))
+    sums = rows.new_empty(programs, most, ins, outs, dtype=wide(rows))
+    if sums.numel():
+        run: Any = gemm.matrices
+        run[programs, beside, most](
+            sums, grad, rows, around, entries.view(torch.int64),
+            len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
+            FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad), **tile,
+        )  # fmt: skip
+    return sums.sum(0).permute(2, 1, 0).unflatten(2, plan.kernel).to(rows.dtype)
+
+
+def _tile_of_product(rows: Tensor, ins: int, outs: int) -> dict[str, int]:
+    """Rows and channels of a program; matrix units want 16 of each at least."""
+    at_once = 128 if rows.element_size() == 2 else 32
+    return {"ROWS": at_once, "INS": min(32, max(16, _power_of_2(ins))), "OUTS": min(64, max(16, _power_of_2(outs)))}
 
 
 # ---------------------------------------------------------------- batch norms
@@ -239,6 +305,15 @@ def _wide(rows: Tensor):
     return tl.float64 if wide(rows) == torch.float64 else tl.float32
 
 
+def _factor(rows: Tensor):
+    """The type of the factors of a matrix product: the rows' own."""
+    import triton.language as tl
+
+    types = {torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+    # Triton's interpreter would multiply bfloat16 as the whole numbers that it keeps it in.
+    return types.get(rows.dtype, tl.float32) if rows.is_cuda else _wide(rows)
+
+
 def _index(*tensors: Tensor):
     """The type of integers that are large enough for places within these tensors."""
     import triton.language as tl
@@ -260,6 +335,9 @@ for _kernel in (
     depthwise,
     depthwise_input_gradient,
     depthwise_weight_gradient,
+    convolve,
+    convolve_input_gradient,
+    convolve_weight_gradient,
     batch_moments,
     normalise,
     normalise_slopes,
