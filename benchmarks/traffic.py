@@ -29,7 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from convspark.kernels import implicit_gemm, ops
 from convspark.kernels.cpu import build
+from convspark.sparse.faster import registered
 
 NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0")
 
@@ -94,23 +96,46 @@ def _of_gradients(
 
 
 @contextmanager
-def generic() -> Iterator[None]:
-    """Without the kernels that are for CPUs: the way that runs on any device."""
-    before, build.library = build.library, lambda: None
+def generic(kernels: bool = False) -> Iterator[None]:
+    """Without the kernels that are for CPUs: the way that runs on any device.
+
+    Args:
+        kernels: whether operators that have a kernel for GPUs are called, each counted as one that takes and returns
+            its tensors, and carried out by what there is for CPUs.
+    """
+    faster = registered()
+    library, convolutions, known = build.library, list(faster.convolutions), dict(ops._KERNELS)
+    if kernels:
+        of_gpus = {name: dtypes for (name, device), (dtypes, _) in known.items() if device == "cuda"}
+        ops._KERNELS.clear()
+        ops._KERNELS.update({(name, "cpu"): (dtypes, lambda: True) for name, dtypes in of_gpus.items()})
+        faster.convolutions.insert(0, implicit_gemm.offer)
+    else:
+        build.library = lambda: None
     try:
         yield
     finally:
-        build.library = before
+        build.library = library
+        faster.convolutions[:] = convolutions
+        ops._KERNELS.clear()
+        ops._KERNELS.update(known)
 
 
 def traffic(
-    name: str, part: str, ways: Any, batch_size: int = 8, size: int = 224, precision: str = "fp32"
+    name: str,
+    part: str,
+    ways: Any,
+    batch_size: int = 8,
+    size: int = 224,
+    precision: str = "fp32",
+    kernels: bool = False,
 ) -> dict[str, Traffic]:
     """Of each way of `bench`, what a step of a network (timm's name) costs.
 
     Args:
         part: "encoder" or "step", the whole step of pre-training.
         precision: fp32 or bf16, by autocast.
+        kernels: see `generic`.
     """
     import timm
 
@@ -120,7 +145,7 @@ def traffic(
     torch.manual_seed(0)
     model = SparK(timm.create_model(name), size, prove=False).train().to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with generic():
+    with generic(kernels):
         trial = Trial(model, images, model.grid_shape((size, size)), precision, compiled=False)
         for group in trial.optimizer.param_groups:
             group["foreach"] = True  # as it is on a GPU
@@ -145,11 +170,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--kernels", action="store_true", help="count operators that have a kernel for GPUs as such")
     parser.add_argument("--parts", default="encoder,step", help="what to count: encoder, step, or both")
     parser.add_argument("--top", type=int, default=0, help="also the operators that move most")
     parser.add_argument("--json", action="store_true", help="a line a network: the encoder's shares of dense")
     options = parser.parse_args()
-    sizes = {"batch_size": options.batch_size, "size": options.size, "precision": options.precision}
+    sizes = {name: getattr(options, name) for name in ("batch_size", "size", "precision", "kernels")}
     if options.json:
         for name in options.networks:
             costs = traffic(name, "encoder", (DENSE, VISIBLE), **sizes)

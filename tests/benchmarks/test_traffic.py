@@ -24,6 +24,16 @@ def test_an_encoder_step_costs_no_more_than_it_did(name, operators, bytes_, flop
     assert of_dense["flops"] >= 20 / 49 and of_dense["bytes"] >= 20 / 49  # what is visible is computed
 
 
+def test_with_the_kernels_for_gpus_little_more_than_what_is_visible_moves():
+    ways = traffic("resnet50", "encoder", (DENSE, VISIBLE), batch_size=2, kernels=True)
+    of_dense = shares(ways[VISIBLE], ways[DENSE])
+    assert of_dense["operators"] <= 1.13 and 20 / 49 <= of_dense["flops"] <= 0.409 and of_dense["bytes"] <= 0.53
+    assert {"convolve", "convolve_input_gradient", "convolve_weight_gradient"} <= set(ways[VISIBLE].launched)
+    assert (
+        "convolve" not in traffic("resnet10t", "encoder", (VISIBLE,), batch_size=1)[VISIBLE].launched
+    )  # nothing stays
+
+
 def test_counts_are_those_of_a_calculation_by_hand():
     conv = nn.Conv2d(8, 16, 3, padding=1, groups=4, bias=False)
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
