@@ -143,7 +143,7 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> None:
 
 def table(options: argparse.Namespace) -> str:
     """Mean and spread of each arm, and its differences to the paper's decoder seed by seed, as Markdown."""
-    lines = ["| decoder | epochs | top-1, % | less the paper's, same seeds | held-out loss | seeds |"]
+    lines = ["| decoder | epochs | top-1, % | minus the paper's, same seeds | held-out loss | seeds |"]
     lines.append("|---|---|---|---|---|---|")
     of = {arm: {s: c for s in options.seeds if (c := cell(options, arm, s)) is not None} for arm in options.arms}
     reference = {s: c for s in options.seeds if (c := cell(options, "paper", s)) is not None}

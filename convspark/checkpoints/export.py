@@ -37,9 +37,10 @@ def export(
         to: timm (a folder), torchvision, detectron2 or mmdet (a .pth file), onnx, or paper (a folder with the files of
             the paper's code).
         out: file or folder to write; by default MODEL-TO beside the run.
-        model: the network's name, for weights that do not name it.
-        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
-        size: side of the images in pixels that it is compared at; by default that of pre-training, else 224.
+        model: the network's name, if the weights do not name it.
+        partial: go on even if the weights leave most of the network, or all tensors of one kind, random.
+        size: side of the images in pixels with which the written network is compared; by default that of pre-training,
+            else 224.
     """
     if run is None:
         raise UsageError("run is missing: give a run folder, an export folder, a timm name or a weights file")

@@ -140,8 +140,8 @@ class Origin:
         """Raise UsageError unless the network takes 8-bit colour or grey."""
         if not self.pixels.is_plain:
             raise UsageError(
-                f"weights is {self.weights!r}, a network of images of {self.channels} channels, read as they are "
-                "stored; this command takes 8-bit colour or grey alone. Use it from Python, with your own images"
+                f"weights is {self.weights!r}, a network of images of {self.channels} channels that are read "
+                "unchanged; this command takes only 8-bit colour or grey. Use the network from Python, with your images"
             )
 
 
@@ -217,7 +217,7 @@ def _of_run(weights: str, model: str | None) -> Origin:
         file = trained_file(folder)
         if not file.is_file():
             raise UsageError(
-                f"the run {weights} has no {file.name} yet: `convspark {folder.kind} --resume {weights}` ends it"
+                f"the run {weights} has no {file.name} yet: `convspark {folder.kind} --resume {weights}` finishes it"
             )
         if model is None:
             model = read_part(_Named, folder.config).model
@@ -225,7 +225,7 @@ def _of_run(weights: str, model: str | None) -> Origin:
         return replace(_of_file(file, model), weights=weights)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
-            raise UsageError(f"the run {weights} has no export yet: `convspark finetune --resume {weights}` ends it")
+            raise UsageError(f"the run {weights} has no export yet; `convspark finetune --resume {weights}` makes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)

@@ -323,7 +323,7 @@ def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
     except Exception as error:  # whatever the hub's client raises without a network
         raise UsageError(
             f"timm could not give the weights of {name!r} ({type(error).__name__}: {str(error)[:200]}); "
-            "where there is no network, give a file instead"
+            "without access to the internet, give a file instead"
         ) from error
 
 

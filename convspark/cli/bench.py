@@ -32,19 +32,19 @@ def bench(
         channels: channels of the images.
         batch_size: images of a step.
         mask_ratio: share of the patches that is masked.
-        precision: auto is bf16 where the device has instructions for it.
+        precision: auto is bf16 if the device has instructions for it, else fp32.
         device: auto, cpu, cuda, cuda:1 or mps.
-        repeats: steps of each kind, of which the median counts.
-        patch_size: side of a patch in pixels, or one a dimension; by default the network's total stride.
-        stages: names of the network's modules to decode, finest first; by default they are found.
-        decoder: of the whole step: lean, as in pretrain, or the paper's.
+        repeats: steps of each kind; the result is their median.
+        patch_size: side of a patch in pixels, or one for each dimension; by default the network's total stride.
+        stages: names of the network's modules to decode, finest first; by default they are found automatically.
+        decoder: decoder of the whole step: lean, as in pretrain, or the paper's.
         decoder_width: channels of the decoder's first block; by default the deepest stage's, at most 768.
     """
 
 
 def command() -> Command:
     command = Command("bench", bench, types={"network": str | None}, positional=("network",))
-    command.add_switch("--compile", help="run dense and visible only through torch.compile")
+    command.add_switch("--compile", help="run the dense and the visible-only steps through torch.compile")
     command.add_switch("--json", help="print the report as JSON")
     return command
 

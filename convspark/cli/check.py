@@ -17,21 +17,22 @@ def check(
     patch_size: int | list[int] | None = None,
     stages: list[str] | None = None,
 ) -> None:
-    """Prove that a network runs exactly on visible patches; show what its modules do there, and what it costs.
+    """Prove that a network runs exactly on visible patches; show what its modules do there, and what a step costs.
 
     Args:
-        network: timm name (resnet50), torchvision:NAME, or package.module:factory for your own, where the factory is
-            called without arguments.
+        network: timm name (resnet50), torchvision:NAME, or package.module:factory for your own; the factory is called
+            without arguments.
         size: side of the images to measure with, or HxW; by default seven patches a side.
         channels: channels of the images.
-        patch_size: side of a patch in pixels, or one a dimension, as 32,16; by default the network's total stride.
-        stages: names of the network's modules to decode, finest first; by default they are found.
+        patch_size: side of a patch in pixels, or one for each dimension, as 32,16; by default the network's total
+            stride.
+        stages: names of the network's modules to decode, finest first; by default they are found automatically.
     """
 
 
 def command() -> Command:
     command = Command("check", check, types={"network": str | None}, positional=("network",))
-    command.add_switch("--no-measure", help="leave out time and memory")
+    command.add_switch("--no-measure", help="do not measure time and memory")
     command.add_switch("--json", help="print the report as JSON")
     return command
 

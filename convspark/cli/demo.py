@@ -43,14 +43,14 @@ def demo(
 ) -> "PretrainResult":
     """Pre-train a small network on random crops of photographs that come with scikit-image and scikit-learn.
 
-    Nothing is downloaded. A few photographs are held out whole; what the network makes of them, masked, is drawn.
+    Nothing is downloaded. A few photographs are held out; the run draws how the network reconstructs them.
 
     Args:
         out: run folder to make; by default runs/demo-DATE-TIME.
-        minutes: to train for, roughly; how many epochs that makes is measured.
+        minutes: roughly how many minutes to train; the number of epochs for that is measured.
         epochs: passes over the crops, instead of minutes.
         model: timm's name of a network that can be dilated to a stride of 16.
-        seed: of everything random.
+        seed: seed of all random numbers.
         resume: folder of a demo that was stopped, to go on with.
 
     Raises:

@@ -14,7 +14,7 @@ def command() -> Command:
     command.parser.add_argument(
         "network",
         metavar="RUN|MODEL",
-        help="run folder, weights file or export; or a network's name, with random weights unless --weights says more",
+        help="run folder, weights file or export; or a network's name, with random weights unless --weights is set",
     )
     command.parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="picture files, or folders of them")
     command.parser.add_argument(

@@ -19,15 +19,15 @@ from ..trust import trust_code
 
 # Each module has a `command()`, what it takes, and a `run(arguments) -> exit code`; it is imported when called.
 COMMANDS = {
-    "scan": ("convspark.cli.scan", "what a folder of pictures holds, what is damaged or double, and what suits it"),
+    "scan": ("convspark.cli.scan", "look at pictures: what there is, what is damaged or double, what suits them"),
     "pretrain": ("convspark.cli.pretrain", "pre-train a convolutional network on a folder of images"),
     "finetune": (
         "convspark.cli.finetune",
         "train a classifier on labelled pictures, from pre-trained or random weights",
     ),
     "detect": ("convspark.cli.detect", "train a detector on annotated pictures: boxes, or masks of each object"),
-    "segment": ("convspark.cli.segment", "train a network to name the class of every pixel"),
-    "probe": ("convspark.cli.probe", "how good frozen features are, beside those of a random network"),
+    "segment": ("convspark.cli.segment", "train a network to tell the class of every pixel"),
+    "probe": ("convspark.cli.probe", "measure how good frozen features are, compared with random weights"),
     "compare": (
         "convspark.cli.compare",
         "did pre-training help on your data? the same fine-tuning from several weights",
@@ -37,26 +37,26 @@ COMMANDS = {
         "convspark.cli.export",
         "write weights for timm, torchvision, ONNX, detectron2, MMDetection or the paper's code",
     ),
-    "reconstruct": ("convspark.cli.reconstruct", "show what a run makes of masked pictures"),
-    "figures": ("convspark.cli.figures", "draw the paper's figures of your network and pictures"),
-    "runs": ("convspark.cli.runs", "the runs in a folder: what they are, how far, and which go on or died"),
-    "report": ("convspark.cli.report", "a page about runs: curves, pictures, settings, warnings, what to do next"),
-    "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches, and what it costs"),
+    "reconstruct": ("convspark.cli.reconstruct", "draw how a run reconstructs masked pictures"),
+    "figures": ("convspark.cli.figures", "draw figures as in the paper, of your network and pictures"),
+    "runs": ("convspark.cli.runs", "list the runs in a folder: what they are, how far, and which are running or died"),
+    "report": ("convspark.cli.report", "write a page about runs: curves, pictures, settings, warnings, next steps"),
+    "check": ("convspark.cli.check", "prove that a network runs exactly on visible patches; show what a step costs"),
     "bench": ("convspark.cli.bench", "time a network dense, by mask-and-multiply and on visible patches only"),
     "recipes": ("convspark.cli.recipes", "list the settings of published runs, for --recipe, and show them"),
     "models": ("convspark.cli.models", "list timm's networks, and which of them run exactly"),
     "demo": ("convspark.cli.demo", "pre-train on photographs that are already installed, in a few minutes"),
     "completion": (
         "convspark.cli.completion",
-        "print a script with which TAB completes all this, in bash, zsh or fish",
+        "print a script that makes TAB complete commands, in bash, zsh or fish",
     ),
 }
 
 _TRUST = "--trust-code"
 
 OPTIONS = {
-    "--help": "this text; `convspark COMMAND --help` for a command's",
-    "--version": "the version",
+    "--help": "print this text; `convspark COMMAND --help` prints that of a command",
+    "--version": "print the version",
     _TRUST: "with any command: import code that a run, an export or a config names",
 }
 

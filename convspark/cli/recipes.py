@@ -11,7 +11,7 @@ def recipes(name: str | None = None) -> None:
     """List the settings of published runs, for `--recipe NAME`, or show one as a file for `--config`.
 
     Args:
-        name: of the recipe to show; by default all are listed.
+        name: name of the recipe to show; by default all are listed.
     """
 
 

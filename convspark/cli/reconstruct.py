@@ -12,7 +12,7 @@ def command() -> Command:
     command = Command("reconstruct", reconstruct, types=types)
     command.parser.usage = "convspark reconstruct RUN PICTURE... [-o grid.png] [options]"
     command.parser.add_argument(
-        "run", metavar="RUN", help="run folder of a pre-training, or a file of the paper with a decoder"
+        "run", metavar="RUN", help="run folder of a pre-training, or one of the paper's files with a decoder"
     )
     command.parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="picture files, or folders, lists and archives of them"

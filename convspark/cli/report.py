@@ -19,13 +19,14 @@ KNOWN: Known = {
 
 
 def _report(runs: list[str], *, out: str | None = None, watch: bool = False, every: float = 30.0) -> None:
-    """Write a page about runs: one HTML file, curves and pictures in it, that needs nothing else.
+    """Write a page about runs: one HTML file with curves and pictures, which needs no other file.
 
     Args:
         runs: run folders, or folders of them; several are shown side by side.
-        out: HTML file to write; by default report.html in the run's folder, of several runs in the working folder.
-        watch: write it again while a run goes on.
-        every: seconds from one time to the next.
+        out: HTML file to write; by default report.html, in the run's folder or, for several runs, in the current
+            folder.
+        watch: write the page again and again while a run goes on.
+        every: seconds between two times, with watch.
     """
     raise NotImplementedError  # it describes the arguments
 
@@ -33,7 +34,7 @@ def _report(runs: list[str], *, out: str | None = None, watch: bool = False, eve
 def command() -> Command:
     command = Command("report", _report, types={"runs": None})
     command.parser.usage = "convspark report RUN... [options]"
-    command.add_switch("--json", help="print where the page is as JSON")
+    command.add_switch("--json", help="print the place of the page as JSON")
     command.parser.add_argument("runs", metavar="RUN", nargs="*", help="run folders, or folders of them")
     return command
 

@@ -66,7 +66,7 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
     """
     if not data:
         raise UsageError(
-            "data is missing: give a folder with a folder for each class, a list of path,label, or what else "
+            "data is missing: give a folder with a folder for each class, a list of path,label, or another form that "
             "docs/transfer.md names"
         )
     if is_missing(data):
@@ -155,7 +155,7 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
         wrong = [f"{address} ({said!r})" for address, said in pairs if said.lower() not in PARTS]
         if wrong:
             raise DataError(
-                f"data: the column split says of {len(wrong)} pictures neither train nor val nor test: "
+                f"data: the column split is neither train nor val nor test for {len(wrong)} pictures: "
                 f"{some(wrong, repr)}"
             )
         return [(address, PARTS[said.lower()]) for address, said in pairs]
@@ -191,8 +191,8 @@ def _in_class_folders(
     inside = [one.address for one in pictures if within(one.address)]
     if inside and any(labels_of(inside)):
         raise DataError(
-            f"data: {root!r} has folders of files that name classes themselves, such as {inside[0]}: name these files, "
-            "as a folder without others in it, or by a pattern"
+            f"data: {root!r} has folders of files that hold labels of their own, such as {inside[0]}: give these files "
+            "as data, by a pattern or by a folder that holds nothing else"
         )
     return pictures
 
@@ -212,7 +212,7 @@ def _folders(root: str) -> dict[str, str]:
     entries = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
     broken = [str(path) for path in entries if path.is_symlink() and not os.path.exists(path)]
     if broken:
-        raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; mend or remove them")
+        raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; correct or remove them")
     return {path.name: str(path) for path in entries if os.path.isdir(path)}
 
 
@@ -277,8 +277,8 @@ def _rows(file: str) -> Iterator[tuple[str, dict[str, str]]]:
         where = f"line {number} of {file!r}"
         if any(cell.strip() for cell in row[len(columns) :]):
             raise DataError(
-                f"data: {where} has {len(row)} cells, and there are {len(columns)} columns: put a name that holds "
-                "the mark between cells in double quotes"
+                f"data: {where} has {len(row)} cells, but there are {len(columns)} columns: put names that contain "
+                "the separator into double quotes"
             )
         cells = dict.fromkeys(columns, "") | dict(zip(columns, row, strict=False))
         yield where, cells | {"path": cells[path]}

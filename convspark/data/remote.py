@@ -253,7 +253,7 @@ def _system(place: str) -> tuple[Any, str]:
             what = f"pip install 'convspark[{extra}]'" if extra else "install the package that it names"
             raise UsageError(f"images: {place!r} needs a package that is not installed ({error}): {what}") from None
         except ValueError as error:
-            raise UsageError(f"images: {place!r} is no URL that can be read: {error}") from None
+            raise UsageError(f"images: {place!r} is not a URL that can be read: {error}") from None
     return _SYSTEMS[key], _SYSTEMS[key]._strip_protocol(place)
 
 

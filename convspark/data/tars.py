@@ -78,8 +78,8 @@ def _beside(name: str, others: Mapping[str, str]) -> str:
 def _walk(path: str) -> dict[str, np.ndarray]:
     if path.lower().endswith(COMPRESSED):
         raise DataError(
-            f"images: {path!r} is compressed, so that no picture can be read without all before it; pack it again "
-            "without compression, which gains next to nothing with pictures"
+            f"images: {path!r} is compressed, so that a picture can only be read after all before it; pack it again "
+            "without compression, which saves next to nothing with pictures"
         )
     places: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}

@@ -47,7 +47,7 @@ class _Normalised:
         if min(self.shape) < 1:
             raise UsageError(f"size: expected positive numbers, got {self.size}")
         if len(self.mean) != len(self.std) or not self.mean:
-            raise UsageError(f"mean, std: expected one of each a channel, got {len(self.mean)} and {len(self.std)}")
+            raise UsageError(f"mean, std: expected one of each per channel, got {len(self.mean)} and {len(self.std)}")
         if min(self.std) <= 0:
             raise UsageError(f"std: expected positive numbers, got {tuple(self.std)}")
 

@@ -65,17 +65,17 @@ def figures(
         pictures: picture files, or folders of them, whose first pictures are taken; four at most. Maps are drawn of the
             first one.
         output: folder to write PDF and PNG files, captions and numbers into; files of these names are replaced.
-        weights: of a network that is named.
-        model: name of the network, where a file does not tell it; in Python also a module like the one trained, where
-            that was not a name.
+        weights: weights for a network that is given by its name.
+        model: name of the network, if the file does not name it; in Python also a module like the one that was trained,
+            if it was not a named network.
         size: side of the images in pixels, or HxW; by default that of training, else 224.
-        channels: of the images, where neither weights nor network say; by default 3.
-        mean: of each channel; by default that of training, else ImageNet's.
-        std: deviation of each channel, likewise.
-        mask_ratio: share of the patches to mask; by default the one trained with, else 0.6.
-        ratios: further shares to reconstruct at; by default 0.3, 0.6 and 0.9.
-        seed: of masks and random weights.
-        show: three channels, or one, to draw, counted from 1; by default those of the run's own pictures.
+        channels: channels of the images, if neither weights nor network say; by default 3.
+        mean: mean of each channel; by default that of training, else ImageNet's.
+        std: deviation of each channel; by default that of training, else ImageNet's.
+        mask_ratio: share of the patches to mask; by default that of training, else 0.6.
+        ratios: further shares to reconstruct with; by default 0.3, 0.6 and 0.9.
+        seed: seed of masks and random weights.
+        show: three channels, or one, to show, counted from 1; by default those of the run's own pictures.
 
     Raises:
         UsageError: no such network, weights or run; no picture; a share that leaves no patch visible, or none masked.

@@ -113,18 +113,18 @@ def scan(
     """Look at every picture: what there is, what is damaged or double, and which settings of pretrain suit it.
 
     Args:
-        images: folder of pictures or arrays, list of them, tar or parquet files, and whatever else docs/data.md names.
-        channels: how many bands arrays of NumPy have, where their shape does not tell it.
-        out: PNG file to write a sheet of pictures to; an existing one is replaced.
-        pictures: how many of them are on the sheet, 0 for none; drawn by the seed.
-        keep: text file to write, with the paths of what can be read, of duplicates and of what looks alike the first
-            one only; pretrain takes it.
-        seed: of the pictures that are drawn and measured.
-        workers: threads; by default two more than there are cores.
+        images: folder of pictures or arrays, list of them, tar or parquet files, and all other forms in docs/data.md.
+        channels: how many bands NumPy arrays have, if their shape does not show it.
+        out: PNG file for a sheet of pictures; an existing one is replaced.
+        pictures: how many pictures the sheet shows, chosen by the seed; 0 for no sheet.
+        keep: text file for a list of the good pictures, which pretrain takes. It leaves out unreadable pictures; of
+            pictures that are the same or look alike it keeps the first.
+        seed: seed that chooses the pictures that are shown and measured.
+        workers: number of threads; by default two more than cores.
 
     Raises:
         UsageError: an argument that cannot be used.
-        DataError: no picture there.
+        DataError: there are no pictures.
     """
     started = time.monotonic()
     if images is None:

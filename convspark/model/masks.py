@@ -83,11 +83,11 @@ def masks_of(file: str) -> MaskFunction:
     if stored.ndim < 3 or stored.dtype.kind not in "biu" or not len(stored):
         raise UsageError(
             f"masks is {file!r}, {stored.dtype} of shape {stored.shape}: expected whole numbers or bool (K, h, w), "
-            "one mask each of h x w patches, nonzero where visible"
+            "K masks of h x w patches, nonzero where visible"
         )
     known = torch.from_numpy(stored != 0)
     if not _show_and_hide(known):
-        raise UsageError(f"masks is {file!r}: each of its masks must leave a patch visible, and mask one")
+        raise UsageError(f"masks is {file!r}: each mask must leave at least one patch visible and mask at least one")
 
     def draw(images: int, shape: tuple[int, ...], mask_ratio: float, generator: torch.Generator) -> Tensor:
         if tuple(known.shape[1:]) != shape:

@@ -414,7 +414,9 @@ def _check(s: PretrainSettings) -> None:
     check_crop_scale(s.crop_scale)
     check_shown(s.show, s.channels)
     if s.compile and s.masks not in ("random", "blocks"):
-        raise UsageError(f"compile is for masks that all leave as many patches visible: leave it out with {s.masks}")
+        raise UsageError(
+            f"masks is {s.masks!r}: leave out compile, which needs the same number of visible patches in all"
+        )
     if isinstance(s.model, str):
         pixels_of(s, s.channels)
         if s.stats is None:
@@ -437,8 +439,8 @@ def _refuse_for_dataset(s: PretrainSettings) -> None:
     wrong = [name for name, value in of_files.items() if value is not None]
     if wrong:
         raise UsageError(
-            f"{', '.join(wrong)}: for files alone, and images is a {type(s.images).__name__}, whose values count as "
-            "they are: leave it out, and give mean and std"
+            f"{', '.join(wrong)}: only for images in files, but images is a {type(s.images).__name__}, whose values "
+            "are used unchanged: leave it out, and give mean and std"
         )
 
 

@@ -21,7 +21,7 @@ def reconstruct(
     show: list[int] | None = None,
     model: Any = None,
 ) -> Path:
-    """Draw original, masked and reconstructed, a row a picture.
+    """Draw the original, the masked and the reconstructed picture, one row for each picture.
 
     Args:
         run: run folder of a pre-training, or a whole model of the paper's code
@@ -29,11 +29,11 @@ def reconstruct(
         pictures: picture files, or folders, lists and archives of them, whose first pictures are taken; eight at most
             are drawn.
         output: PNG file to write; an existing one is replaced.
-        mask_ratio: share of the patches to mask; by default the one trained with.
-        seed: of the masks.
-        show: three channels, or one, to draw, counted from 1; by default those of the run's own pictures.
-        model: name of the network, where the file does not name it; in Python also a module like the one trained,
-            where that was not a name.
+        mask_ratio: share of the patches to mask; by default that of training.
+        seed: seed of the masks.
+        show: three channels, or one, to show, counted from 1; by default those of the run's own pictures.
+        model: name of the network, if the file does not name it; in Python also a module like the one that was trained,
+            if it was not a named network.
 
     Raises:
         UsageError: no such run or file, one without a decoder, or no picture.

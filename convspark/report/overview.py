@@ -102,10 +102,11 @@ class Overview:
 
 
 def runs(folder: str = "runs") -> Overview:
-    """List the runs in a folder: what they are, how far they are, and which go on or died.
+    """List the runs in a folder: what they are, how far they are, and which are running or died.
 
     Args:
-        folder: where to look, with the folders in it; by default runs/. A run folder is listed alone.
+        folder: folder to look in, with the folders below it; by default runs/. If it is itself a run, only this run is
+            listed.
 
     Raises:
         UsageError: there is no such folder.

@@ -297,10 +297,10 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     """
     if not isinstance(patches, VisiblePatches):
         raise UsageError(
-            f"scatter was given a {type(patches).__name__}, not visible patches. Values of images (a pooled map) are "
-            "not put back. A plain tensor comes of what PyTorch does not show to tensor subclasses: TorchScript "
-            "functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also abs(x), "
-            "pow(x, 2), x[...] = y, and torch.cat of a tuple (of a list it does). Write the network without."
+            f"scatter was given a {type(patches).__name__}, not visible patches. Values of whole images (a pooled map) "
+            "cannot be put back. A plain tensor comes from functions that PyTorch hides from tensor subclasses: "
+            "TorchScript functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also "
+            "abs(x), pow(x, 2), x[...] = y, and torch.cat of a tuple (a list works). Write the network without them."
         )
     with torch._C.DisableTorchFunctionSubclass():
         try:

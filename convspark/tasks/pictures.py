@@ -49,7 +49,7 @@ def find_pictures(
         pairs = [(p, [path for path in paths if path in of_run]) for p, paths in zip(annotated, chosen, strict=True)]
         annotated, chosen = [p for p, paths in pairs if paths], [paths for _, paths in pairs if paths]
         if not annotated:
-            raise DataError(f"of the pictures of the run, none is left in {images} with an entry in {source}")
+            raise DataError(f"none of the run's pictures is left in {images} with an entry in {source}")
     lacking = [picture.name for picture, paths in zip(annotated, chosen, strict=True) if not paths]
     if lacking:
         raise DataError(

@@ -228,7 +228,7 @@ def test_what_is_not_clear_is_told(tmp_path: Path) -> None:
         list_labelled(str(tmp_path / "some"))
     (tmp_path / "some" / "deep").mkdir()
     os.rename(tmp_path / "some" / "0.tar", tmp_path / "some" / "deep" / "0.tar")
-    with pytest.raises(DataError, match="folders of files that name classes themselves"):
+    with pytest.raises(DataError, match="folders of files that hold labels of their own"):
         list_labelled(str(tmp_path / "some"))
     for name in ("train-0.tar", "more.tar"):
         (tmp_path / "named").mkdir(exist_ok=True)
@@ -280,7 +280,7 @@ def test_a_column_of_parts(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=pictures, label=["x", "y"] * 3, split=parts)
     assert [one.part for one in list_labelled(str(path))] == ["train", "train", "val", "val", "test", "test"]
     path = write(tmp_path / "b.parquet", image=pictures, label=["x", "y"] * 3, split=[*parts[:5], "dev"])
-    with pytest.raises(DataError, match=r"the column split says of 1 pictures .*'dev'"):
+    with pytest.raises(DataError, match=r"the column split is neither train nor val nor test for 1 pictures: .*'dev'"):
         list_labelled(str(path))
 
 

@@ -67,8 +67,8 @@ def test_masks_of_a_file_are_drawn_from_it(tmp_path):
     [
         (np.ones((2, 3, 3)), r"float64 of shape \(2, 3, 3\)"),
         (np.ones((3, 3), bool), r"of shape \(3, 3\)"),
-        (np.ones((2, 3, 3), bool), "must leave a patch visible, and mask one"),
-        (np.array([[[0, 1]], [[0, 0]]]), "must leave a patch visible, and mask one"),
+        (np.ones((2, 3, 3), bool), "must leave at least one patch visible and mask at least one"),
+        (np.array([[[0, 1]], [[0, 0]]]), "must leave at least one patch visible and mask at least one"),
     ],
 )
 def test_files_that_hold_no_masks_are_refused(tmp_path, stored, message):

@@ -60,5 +60,5 @@ def test_masks_of_a_file_and_of_a_function(pictures, small, tmp_path, monkeypatc
     assert "names 'my_masks:rows': Python code" in capsys.readouterr().err
     assert main(["reconstruct", "of-function", str(pictures), "-o", "shown.png"]) == 2
     assert main(["reconstruct", "of-function", str(pictures), "-o", "shown.png", "--trust-code"]) == 0
-    with pytest.raises(UsageError, match="compile is for masks that all leave as many patches visible"):
+    with pytest.raises(UsageError, match="leave out compile, which needs the same number of visible patches"):
         pretrain(str(pictures), out="compiled", masks="left.npy", compile=True, **small)

@@ -156,5 +156,5 @@ def test_what_cannot_be_asked_for(folder: Path) -> None:
         with pytest.raises(UsageError, match=words):
             pretrain(str(folder), model="test_resnet", size=64, device="cpu", **options)
     images = TensorDataset(torch.zeros(4, 3, 64, 64))
-    with pytest.raises(UsageError, match="stats: for files alone"):
+    with pytest.raises(UsageError, match="stats: only for images in files"):
         pretrain(images, model="test_resnet", size=64, device="cpu", stats="auto")

@@ -189,7 +189,7 @@ def test_masks_of_a_run_mean_what_they_meant(tmp_path, caplog):
     remove(tmp_path, "b")
     partly = read_maps_again(images, masks, two, [a, b]).part([a, b])
     assert partly.gone == [1] and partly.pictures == [a, b]
-    with pytest.raises(DataError, match="of the pictures of the run, none is left"):
+    with pytest.raises(DataError, match="none of the run's pictures is left"):
         read_maps_again(images, masks, two, [b])
 
 

@@ -56,7 +56,10 @@ def test_a_csv_names_pictures_relative_to_itself(pictures):
         ("path,label,split\ntrain/red/0.png,a,training set\n", "line 2 .* split 'training set': expected train, val"),
         ("path,label\ntrain/red/0.png,\n", "line 2 .* empty path or label"),
         ("path,label\n\n\ntrain/red/0.png\n", "line 4 .* empty path or label"),
-        ("path,label\ntrain/red/0.png,cat, big\n", "line 2 .* has 3 cells, and there are 2 columns: put .* in double"),
+        (
+            "path,label\ntrain/red/0.png,cat, big\n",
+            "line 2 .* has 3 cells, but there are 2 columns: put .*double",
+        ),
         ("path,label\ntrain/red/0.png,caf\udce9\n", "line 2 .* has the label .*: expected text in UTF-8"),
         ("\udcff\udcfep\0a\0", "neither a folder nor a CSV file in UTF-8"),
         (

@@ -50,20 +50,21 @@ def compare(settings: CompareSettings) -> Comparison:
     """Tell whether pre-training helped on your data: the same fine-tuning from each of several weights, several times.
 
     Args:
-        run: what was pre-trained: run folder, export folder, or weights file.
-        data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
-            tar or parquet files or a saved dataset with labels (docs/transfer.md).
-        against: what to compare with: random, imagenet (timm's weights for the network; needs them to be reachable), or
+        run: the pre-trained weights: run folder, export folder, or weights file.
+        data: folder with a folder for each class, plain or under train/, val/ and test/; CSV list of
+            path,label[,split]; or tar files, parquet files or a saved dataset with labels (docs/transfer.md).
+        against: what to compare with: random, imagenet (timm's weights for the network, which must be available), or
             any WEIGHTS; by default random.
         fractions: shares of the labels to fine-tune with; by default 0.1 and 1.
-        seeds: runs of each; a seed draws the labels, the random weights, the order and the augmentation.
-        epochs: over all the labels; smaller shares get more, by the square root. By default chosen by their number.
-        batch_size: pictures of a step; by default chosen by their number.
+        seeds: number of runs for each; a seed draws the labels, the random weights, the order and the augmentation.
+        epochs: epochs with all labels; smaller shares get more, by the square root. By default chosen by the number of
+            labels.
+        batch_size: pictures of a step; by default chosen by the number of labels.
         size: side of the images in pixels; by default that of pre-training.
         out: folder to make; by default runs/compare-DATE-TIME.
         resume: folder of a comparison to go on with.
-        model: the network's name, for weights that do not name it.
-        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
+        model: the network's name, if the weights do not name it.
+        partial: go on even if the weights leave most of the network, or all tensors of one kind, random.
         settings: further settings of finetune for all runs, such as {mixup: 0}.
         device: auto, cpu, cuda, cuda:1 or mps.
         workers: processes that load pictures.

@@ -44,16 +44,16 @@ def embed(
 
     Args:
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
-        images: what pretrain takes (docs/data.md): folder, list, tar or parquet files, and so on; or one picture. What
-            cannot be read is left out.
+        images: the same as for pretrain (docs/data.md): folder, list, tar or parquet files, and so on; or one picture.
+            Pictures that cannot be read are left out.
         out: file to write.
-        model: the network's name, for weights that do not name it.
-        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
+        model: the network's name, if the weights do not name it.
+        partial: go on even if the weights leave most of the network, or all tensors of one kind, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
         device: auto, cpu, cuda, cuda:1 or mps.
-        devices: processes on this machine, each with a device of its own, or all for one on each GPU.
+        devices: number of processes on this machine, each with a device of its own; all starts one for each GPU.
         nodes: machines that share the work; see docs/scaling.md.
-        workers: processes that load pictures; by default chosen by the cores there are.
+        workers: processes that load pictures; by default chosen by the number of cores.
     """
     started = time.monotonic()
     target = Path(out)

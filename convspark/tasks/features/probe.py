@@ -65,16 +65,16 @@ def probe(
 
     Args:
         weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
-        data: folder with a folder for each class, plain or under train/, val/ and test/; list of path,label[,split]; or
-            tar or parquet files or a saved dataset with labels (docs/transfer.md).
-        model: the network's name, for weights that do not name it.
-        partial: go on where the weights leave most of the network, or a whole kind of its tensors, random.
+        data: folder with a folder for each class, plain or under train/, val/ and test/; CSV list of
+            path,label[,split]; or tar files, parquet files or a saved dataset with labels (docs/transfer.md).
+        model: the network's name, if the weights do not name it.
+        partial: go on even if the weights leave most of the network, or all tensors of one kind, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
-        neighbours: of the nearest-neighbour classifier; by cosine similarity.
-        seeds: runs, each on another 80 % of the training pictures, with other random weights.
-        val_share: share of the training pictures to measure with, where the data name none.
+        neighbours: number of neighbours of the nearest-neighbour classifier, by cosine similarity.
+        seeds: number of runs, each with another 80 % of the training pictures and other random weights.
+        val_share: share of the training pictures to measure with, if the data have no val.
         device: auto, cpu, cuda, cuda:1 or mps.
-        workers: processes that load pictures; by default chosen by the cores there are.
+        workers: processes that load pictures; by default chosen by the number of cores.
     """
     if seeds < 1 or neighbours < 1:
         raise UsageError(f"seeds is {seeds} and neighbours {neighbours}: expected 1 or more")

@@ -256,7 +256,7 @@ def _of_run(pairs: dict[str, str], run_pictures: Sequence[str], where: str) -> d
     tell_new([picture for picture in pairs if picture not in of_run], where)
     pairs_left = {picture: mask for picture, mask in pairs.items() if picture in of_run}
     if not pairs_left:
-        raise DataError(f"of the pictures of the run, none is left in {where} with a mask")
+        raise DataError(f"none of the run's pictures is left in {where} with a mask")
     return pairs_left
 
 
