@@ -93,8 +93,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         compile: run the steps through torch.compile. The first one takes minutes, and a C++ compiler is needed.
         cuda_graph: on a GPU, record a step once and replay it, if the network allows it: the same step, sooner.
             Experimental: it was quicker where it was measured, but has not been compared with ordinary steps yet.
-        probe: labelled folder or CSV, as for `convspark probe`: every few epochs it is measured how well the features
-            separate its classes. The network is not trained on it.
+        probe: labelled pictures, in any form that `convspark probe` takes: every few epochs it is measured how well the
+            features separate its classes. The network is not trained on it.
         watch_epochs: epochs between measurements of the features, 0 for none; by default fifty measurements a run, or
             fewer if they would take more than a few per cent of its time.
         picture_epochs: epochs between reconstruction pictures, 0 for none; by default ten pictures a run.
