@@ -231,6 +231,7 @@ def test_probe_tells_colours_apart_even_at_random(pictures):
     scores = report.scores["random:test_resnet"]
     assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
     assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
+    assert report.trained_on == 3 * 13  # 80 % of 16, of each class
 
 
 def test_probe_puts_random_weights_beside_others(tuned, pictures):

@@ -120,8 +120,8 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         has_norms = any(isinstance(module, _BatchNorm) for module in backbone.modules())
         if has_norms and self.numbers.images_a_pass == 1 and s.size <= stride:
             raise UsageError(
-                f"size is {s.size} and batch_size 1: batch norms have nothing to average over in the deepest map, which "
-                f"is a single position; take crops of more than {stride} pixels, or more pictures a step"
+                f"size is {s.size} and batch_size 1: batch norms have nothing to average over in the deepest map, "
+                f"which is a single position; take crops of more than {stride} pixels, or more pictures a step"
             )
         return self.in_channels_last(network)
 
