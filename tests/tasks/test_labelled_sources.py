@@ -187,3 +187,14 @@ def test_a_single_picture_is_enough_to_train_a_segmenter(masked):
     with pytest.raises(UsageError, match=r"size is 32 and batch_size 1: .* take crops of more than 32"):
         segment("random:test_resnet", **places, out=str(masked / "b"), **settings | {"size": 32})
     assert result.pictures == 1 and "batch_size: 1\n" in (masked / "a" / "config.yaml").read_text()
+
+
+def test_pictures_that_are_trained_on_and_measured_with_are_told(masked, caplog):
+    places = {"images": str(masked / "train" / "p"), "masks": str(masked / "train" / "m")}
+    again = {"val_images": f"{masked}/val/../train/p", "val_masks": places["masks"]}
+    options = COMMON | {"epochs": 1}
+    segment("random:test_resnet", **places, **again, out=str(masked / "a"), **options)
+    assert "8 of the 8 pictures to measure with are trained on, too" in caplog.text
+    caplog.clear()
+    segment("random:test_resnet", **places, out=str(masked / "b"), **options)
+    assert "are trained on, too" not in caplog.text
