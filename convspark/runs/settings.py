@@ -144,6 +144,19 @@ def read_part(record: type[Record], file: Path) -> Record:
     return record(**_values(record, known, _content(file), file))
 
 
+def checked(settings: type[Settings], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of some of the settings of a command, by name, of the types that these have.
+
+    Args:
+        where: what holds them, for a message.
+
+    Raises:
+        UsageError: one of another type.
+    """
+    types = {field.name: field.metadata.get("type", field.type) for field in fields(settings) if field.name in values}
+    return _checked(values, types, where)
+
+
 def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
     """The settings of a run that goes on: its own, but for what belongs to the machine or can only be passed in Python.
 
@@ -255,7 +268,7 @@ def _values(record: type, names: Iterable[str], content: dict[str, Any], file: P
     return _checked(values, {name: described[name].metadata.get("type", described[name].type) for name in values}, file)
 
 
-def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path | str) -> dict[str, Any]:
     """Values of these types: lists become tuples, whole numbers fractions."""
     from jsonargparse import ArgumentParser
 

@@ -78,10 +78,19 @@ class Segmenter:
     origin: "Origin"
 
     def __call__(self, picture: "str | os.PathLike[str] | Image.Image") -> "np.ndarray":
-        """The class of each pixel of a picture: a file, read as in training, or a Pillow image."""
+        """The class of each pixel of a picture: a file, read as in training, or a Pillow image.
+
+        Raises:
+            UsageError: a Pillow image for a network of pictures that are read as they are stored.
+        """
         from .segmentation.network import segment_picture
 
         of = self.origin
+        if not (of.pixels.is_plain or isinstance(picture, str | os.PathLike)):
+            raise UsageError(
+                f"picture is {picture!r}, and this segmenter was trained on the samples of {of.channels} channels that "
+                "files hold, which Pillow's image has no more: give it the file"
+            )
         image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else picture
         return segment_picture(self.network, image, of.mean, of.std)  # pyright: ignore[reportArgumentType]
 

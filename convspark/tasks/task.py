@@ -1,5 +1,7 @@
 """What a task is: the contract that classification, detection and segmentation keep, and what they share."""
 
+import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from torch import nn
 from ..checkpoints.origin import Origin, find_weights
 from ..data import PretrainImages, Split
 from ..files import write_text
+from ..names import some
 from ..report.labels import draw_at_last
 from ..report.page import write_page_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
@@ -24,6 +27,8 @@ from ..runs.schedule import Schedule
 from . import defaults
 from .keep_best import KeepBest
 from .settings import TaskSettings
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=TaskSettings)
 R = TypeVar("R")
@@ -90,6 +95,7 @@ class Task(ABC, Generic[S, R]):
         self.split: Split
         self.bad: list[tuple[str, str]] = []
         images = self.read()
+        _tell_of_shared(self.split)
         self.device = choose_device(self.settings.device)
         precision = self.choose_precision()
         chosen = self.choose(images)
@@ -231,6 +237,20 @@ class Task(ABC, Generic[S, R]):
             can_accumulate=self.can_accumulate,
         )
         return best
+
+
+def _tell_of_shared(split: Split) -> None:
+    """Warn of pictures that are trained on and measured with."""
+    trained = frozenset(map(os.path.abspath, split.train))
+    shared = [path for path in (*split.val, *split.test) if os.path.abspath(path) in trained]
+    if shared:
+        logger.warning(
+            "%d of the %d pictures to measure with are trained on, too, so that what is measured tells little of other "
+            "pictures: %s",
+            len(shared),
+            len(split.val) + len(split.test),
+            some(shared),
+        )
 
 
 def one_by_one(pictures: int, here: Processes) -> MeasuringLoader:

@@ -10,6 +10,7 @@ from PIL import Image
 from convspark.data import list_pictures
 from convspark.errors import DataError
 from convspark.tasks.classification.command import finetune
+from convspark.tasks.classification.data import read_labelled
 from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.segmentation.command import segment
 
@@ -30,6 +31,37 @@ def test_of_a_classifier(tmp_path):
     assert len(listed(tmp_path / "run")) == 1
 
 
+def damage(file):
+    """In its midst, which only decoding it shows."""
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 30] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("part", "in_header", "words"),
+    [
+        ("train", False, "no readable picture to train on is left in 'red'"),
+        ("val", True, "no picture to validate with is left"),  # and none is taken from those to train on
+        ("test", True, "no picture to test with is left"),  # and no result is of those that weights are chosen by
+        ("test", False, "no picture to test with is left"),
+    ],
+)
+def test_a_part_of_which_nothing_is_left_is_told(tmp_path, part, in_header, words):
+    for name in ("train", "val", "test"):
+        write_pictures(tmp_path / name, 14 if name == "train" else 2)
+    left = [tmp_path / part / "red" / f"{i}.png" for i in range(2)]
+    for file in (tmp_path / part).rglob("*.png"):
+        if file in left:
+            file.write_bytes(b"") if in_header else damage(file)
+        elif file.parent.name == "red" or part != "train":
+            file.unlink()
+    for folder in ("blue", "green") if part != "train" else ():
+        (tmp_path / part / folder).rmdir()
+    with pytest.raises(DataError, match=words):
+        read_labelled(str(tmp_path), whole=part == "train")
+
+
 @pytest.fixture
 def annotated(tmp_path):
     """24 pictures with masks and boxes; one is no picture, and one damaged in its midst."""
@@ -41,10 +73,7 @@ def annotated(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "p" / f"{i:02}.png")
         Image.fromarray(pixels[..., 0] // 128 * 255).save(tmp_path / "m" / f"{i:02}.png")
     (tmp_path / "p" / "03.png").write_text("no picture")
-    damaged = tmp_path / "p" / "05.png"
-    content = bytearray(damaged.read_bytes())
-    content[content.index(b"IDAT") + 30] ^= 255
-    damaged.write_bytes(content)
+    damage(tmp_path / "p" / "05.png")
     return tmp_path
 
 

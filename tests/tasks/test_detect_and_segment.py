@@ -26,8 +26,9 @@ from torchvision.models.detection.mask_rcnn import (
 )
 
 from convspark.checkpoints.export import export
-from convspark.checkpoints.origin import find_weights
+from convspark.checkpoints.origin import Origin, find_weights
 from convspark.cli.main import main
+from convspark.data import Pixels
 from convspark.errors import DataError, UsageError
 from convspark.tasks.detection import network as detection
 from convspark.tasks.detection import train as detecting
@@ -36,6 +37,7 @@ from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.detection.network import build_detector, detections_in
 from convspark.tasks.fpn import Pyramid
 from convspark.tasks.load import Detector, Segmenter, load
+from convspark.tasks.segmentation import network as segmentation
 from convspark.tasks.segmentation.command import segment
 from convspark.tasks.segmentation.data import IGNORED
 from convspark.tasks.segmentation.network import overlap, pixel_counts, segmentation_loss
@@ -443,3 +445,19 @@ def test_passes_share_a_step_of_a_detector(drawn, tmp_path):
             rows += list(csv.DictReader(file))
     assert rows[0]["learning_rate"] == rows[1]["learning_rate"]
     assert float(rows[0]["train_loss"]) == pytest.approx(float(rows[1]["train_loss"]), rel=0.15)
+
+
+def test_a_segmenter_of_stored_samples_takes_files_and_no_images_of_pillows(tmp_path):
+    deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    backbone = timm.create_model("test_resnet", in_chans=1, num_classes=0)
+    pixels = Pixels(channels=1, stored=True)
+    origin = Origin("random:test_resnet", "test_resnet", None, channels=1, mean=(0.5,), std=(0.2,), pixels=pixels)
+    network = segmentation.Segmenter(backbone, 2).eval()
+    segmenter = Segmenter(network, ["background", "cell"], origin)
+    values = torch.from_numpy((deep / 65535 - 0.5) / 0.2).float()[None, None]
+    with torch.no_grad():
+        expected = network(values).argmax(1)[0].numpy()
+    assert np.mean(segmenter(str(tmp_path / "deep.png")) == expected) > 0.999
+    with Image.open(tmp_path / "deep.png") as picture, pytest.raises(UsageError, match="give it the file"):
+        segmenter(picture)

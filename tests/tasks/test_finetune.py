@@ -26,7 +26,7 @@ from convspark.tasks.classification import train as finetuning
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.classification.network import ClassifyModule, Scores
 from convspark.tasks.classification.settings import read_result
-from convspark.tasks.comparison.command import compare
+from convspark.tasks.comparison.command import _is_collapsed, compare
 from convspark.tasks.features.embed import embed
 from convspark.tasks.features.probe import probe
 
@@ -231,6 +231,7 @@ def test_probe_tells_colours_apart_even_at_random(pictures):
     scores = report.scores["random:test_resnet"]
     assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
     assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
+    assert report.trained_on == 3 * 13  # 80 % of 16, of each class
 
 
 def test_probe_puts_random_weights_beside_others(tuned, pictures):
@@ -279,6 +280,38 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
         compare("random:test_resnet", str(pictures), against=["random", str(pictures)], out=str(tmp_path / "b"))
     with pytest.raises(UsageError, match="exists already: go on with"):
         compare("random:test_resnet", str(pictures), out=str(out))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"settings": {"mixup": -1}}, "mixup is -1"),
+        ({"settings": {"mixup": "abc"}}, "settings: mixup is 'abc': expected float"),
+        ({"settings": {"devices": 2}}, "settings has 'devices': expected settings of finetune"),
+        ({"size": "abc"}, "size is 'abc': expected pixels"),
+        ({"size": 1}, "size is 1: .* cannot be run"),
+        ({"batch_size": 16}, "batch_size is 16, but 10 % of the labels are 6 pictures"),
+    ],
+)
+def test_what_no_run_of_a_comparison_could_start_with_shows_before_anything_is_written(
+    pictures, tmp_path, wrong, words, monkeypatch
+):
+    if wrong == {"size": 1}:
+        monkeypatch.setattr(timm.models.resnet.ResNet, "forward_features", _of_some_size)
+    with pytest.raises(UsageError, match=words):
+        compare("random:test_resnet", str(pictures), out=str(tmp_path / "out"), **{"size": 32, "epochs": 1} | wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def _of_some_size(self, images):
+    raise ValueError("too small")
+
+
+def test_pictures_that_are_all_of_a_class_and_called_so_are_no_collapse():
+    pictures = [f"{i}.png" for i in range(4)]
+    assert not _is_collapsed(dict.fromkeys(pictures, (True, "cat")))
+    assert _is_collapsed({picture: (i < 2, "cat") for i, picture in enumerate(pictures)})
+    assert not _is_collapsed({picture: (False, "cat dog"[4 * (i % 2) :]) for i, picture in enumerate(pictures)})
 
 
 def test_the_commands_print_json(pictures, tmp_path, capsys, monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
+from convspark.data import Split
 from convspark.errors import DataError
-from convspark.tasks.segmentation.data import IGNORED, read_label_maps
+from convspark.tasks.segmentation.data import IGNORED, read_label_maps, read_maps_again
 from convspark.tasks.segmentation.network import overlap, pixel_counts
 
 
@@ -139,3 +140,30 @@ def test_a_damaged_picture_is_left_out_of_what_is_measured(tmp_path, caplog):
     maps = read_label_maps(pictures, masks)
     assert len(maps) == 3
     assert [path[-5] for path in maps.whole().pictures] == ["a", "c"] and "b.png: damaged" in caplog.text
+
+
+def test_a_class_that_is_called_background_is_the_background(tmp_path):
+    pictures = [paint(tmp_path / "p", **{f"{name}": 9}) + f"/{name}.png" for name in "abcd"]
+    corners = {"background": [0, 0, 2, 0, 2, 4, 0, 4], "cell": [2, 0, 4, 0, 4, 2, 2, 2]}
+    content = {
+        "images": [{"id": i, "file_name": f"{name}.png"} for i, name in enumerate("abcd")],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(corners)],
+        "annotations": [
+            {"image_id": i, "category_id": k, "segmentation": [polygon]}
+            for i in range(4)
+            for k, polygon in enumerate(corners.values())
+            if i < 3 or k  # no object of it in the last picture
+        ],
+    }
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps(content))
+    truth = np.zeros((4, 4), dtype=np.uint8)
+    truth[:2, 2:] = 1  # the cell's square
+    every = read_label_maps(str(tmp_path / "p"), str(file))
+    trained, measured = every.split(pictures[3:], pictures[:3])
+    again = read_maps_again(
+        str(tmp_path / "p"), str(file), Split(pictures[3:], pictures[:3], classes=trained.classes), pictures
+    )
+    for maps in (every, trained, measured, again, read_label_maps(str(tmp_path / "p"), str(file), trained)):
+        assert maps.classes == ["background", "cell"]
+        assert all(np.array_equal(maps.label_map(i), truth) for i in range(len(maps)))

@@ -171,3 +171,30 @@ def test_what_does_not_belong_together_is_told(masked):
     (masked / "coco.json").write_text("{}")
     with pytest.raises(UsageError, match="expected a folder of pictures on this machine"):
         read_label_maps("memory://p", str(masked / "coco.json"))
+    (masked / "tars" / "val" / "0.tar").rename(masked / "tars" / "val-0.tar")
+    shutil.copy(masked / "tars" / "val-0.tar", masked / "tars" / "val-1.tar")
+    with pytest.raises(DataError, match=r"images: '.*/val-\*\.tar' holds no pictures to train on"):
+        segment("random:test_resnet", images=str(masked / "tars" / "val-*.tar"), out=str(masked / "a"), **COMMON)
+
+
+def test_a_single_picture_is_enough_to_train_a_segmenter(masked):
+    for folder in "pm":
+        for i in range(2, 8):
+            (masked / "train" / folder / f"{i}.png").unlink()
+    settings = {name: value for name, value in COMMON.items() if name != "batch_size"} | {"size": 64}
+    places = {"images": str(masked / "train" / "p"), "masks": str(masked / "train" / "m")}
+    result = segment("random:test_resnet", **places, out=str(masked / "a"), **settings)
+    with pytest.raises(UsageError, match=r"size is 32 and batch_size 1: .* take crops of more than 32"):
+        segment("random:test_resnet", **places, out=str(masked / "b"), **settings | {"size": 32})
+    assert result.pictures == 1 and "batch_size: 1\n" in (masked / "a" / "config.yaml").read_text()
+
+
+def test_pictures_that_are_trained_on_and_measured_with_are_told(masked, caplog):
+    places = {"images": str(masked / "train" / "p"), "masks": str(masked / "train" / "m")}
+    again = {"val_images": f"{masked}/val/../train/p", "val_masks": places["masks"]}
+    options = COMMON | {"epochs": 1}
+    segment("random:test_resnet", **places, **again, out=str(masked / "a"), **options)
+    assert "8 of the 8 pictures to measure with are trained on, too" in caplog.text
+    caplog.clear()
+    segment("random:test_resnet", **places, out=str(masked / "b"), **options)
+    assert "are trained on, too" not in caplog.text

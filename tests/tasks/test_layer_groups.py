@@ -7,6 +7,7 @@ from torchvision.models import resnet18
 
 from convspark.errors import UsageError
 from convspark.tasks.classification.network import Headed
+from convspark.tasks.classification.train import _make_optimizer
 from convspark.tasks.layer_groups import decayed_groups, layer_groups
 
 
@@ -80,6 +81,17 @@ def test_other_networks_are_grouped_by_the_stage_that_first_depends_on_a_paramet
     assert {g["lr_scale"] for g in found} == {1.0, 0.5, 0.25, 0.125, 0.0625}
     assert all(p.ndim > 1 for g in found if g["decays"] for p in g["params"])
     assert sum(len(g["params"]) for g in found) == len(list(network.parameters()))
+
+
+def test_what_a_network_calls_its_stages_is_not_taken_for_ours():
+    network = timm.create_model("poolformer_s12", num_classes=5)  # its `stages` are layers, and timm cannot group it
+    optimizer = _make_optimizer(network, "adamw", 0.5, None)
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    # The stem and the four stages by their names; the first stage is the stem's group, too.
+    exponents = {"stem.": 4, "stages.0.": 4, "stages.1.": 3, "stages.2.": 2, "stages.3.": 1, "head.": 0}
+    for name, parameter in network.named_parameters():
+        (exponent,) = (e for start, e in exponents.items() if name.startswith(start))
+        assert scales[id(parameter)] == 0.5**exponent, name
 
 
 # Of deeper ResNets, how many blocks of each stage a group has in the authors' code, and the steps below the head.

@@ -453,11 +453,13 @@ def test_pictures_that_cannot_be_read_are_told_before_training(folder):
 
 
 def test_a_picture_that_is_damaged_in_its_midst_is_not_measured_with(folder, caplog):
-    scenes = read_scenes(coco(folder), str(folder))
+    scenes = read_scenes(coco(folder, [BOX, BOX | {"id": 2, "image_id": 8}]), str(folder))
     content = bytearray((folder / "a.png").read_bytes())
     content[content.index(b"IDAT") + 8] ^= 255
     (folder / "a.png").write_bytes(content)
-    assert len(read_scenes(coco(folder), str(folder)).scenes) == 2  # its end tells nothing
+    assert (
+        len(read_scenes(coco(folder, [BOX, BOX | {"id": 2, "image_id": 8}]), str(folder)).scenes) == 2
+    )  # its end tells nothing
     assert scenes.whole().scenes == scenes.scenes[1:] and "a.png: damaged" in caplog.text
 
 
@@ -521,3 +523,21 @@ def test_precision_is_that_of_pycocotools(folder, kind):
     for i, name in enumerate(scenes.classes):
         own = run.eval["precision"][:, :, i, 0, 2]
         assert ours["by_class"][name] == pytest.approx(own[own > -1].mean(), abs=1e-9)
+
+
+def test_where_nothing_is_detected_classes_without_objects_have_no_precision(folder):
+    scenes = read_scenes(coco(folder, [BOX]), str(folder))
+    nothing = average_precision(scenes, [], "bbox")
+    missed = {"image_id": 1, "category_id": 1, "bbox": [30.0, 20.0, 5.0, 5.0], "score": 0.5}
+    assert nothing["by_class"] == average_precision(scenes, [missed], "bbox")["by_class"] == {"bat": None, "cat": 0.0}
+
+
+def test_annotations_of_no_picture_and_of_none_that_is_whole_are_told(folder):
+    with pytest.raises(DataError, match=r"coco\.json names no picture"):
+        read_scenes(coco(folder, [], images=[]), str(folder))
+    scenes = read_scenes(coco(folder, [BOX]), str(folder))  # whose only object is in a.png
+    content = bytearray((folder / "a.png").read_bytes())
+    content[content.index(b"IDAT") + 12] ^= 255
+    (folder / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"coco\.json holds no annotated object of a picture that can be read"):
+        scenes.whole()

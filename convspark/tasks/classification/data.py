@@ -3,8 +3,9 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...data import PLAIN, Pixels, Split, as_place, list_labelled, scan, tell_gone
 from ...data.labelled import LabelledPicture, is_text
@@ -124,11 +125,9 @@ def read_labelled(
     bad = {path for path, _ in result.bad}
     index = {name: i for i, name in enumerate(classes)}
     readable = {part: [(p, index[name]) for p, name in labelled if p not in bad] for part, labelled in parts.items()}
-    labels_left = {label for _, label in readable["train"]}
-    if len(labels_left) < len(classes):
-        gone = [name for name in classes if index[name] not in labels_left]
-        raise DataError(f"data: no readable picture to train on is left in {some(gone, repr)}")
-    val_is_split = not readable["val"]
+    _check_left(readable["train"], classes)
+    _check_measured(parts, readable, data)
+    val_is_split = not parts["val"]
     if val_is_split:
         if not 0 < val_share < 1:
             raise UsageError(f"val_share is {val_share}: expected a share above 0 and below 1")
@@ -148,8 +147,9 @@ def read_labelled(
     train, val, test = (
         [(p, label) for p, label in readable[part] if p not in damaged] for part in ("train", "val", "test")
     )
-    if not val:
-        raise DataError(f"data: no picture to validate with is left in {data!r}")
+    if whole:
+        _check_left(train, classes)
+    _check_measured(readable, {"val": val, "test": test}, data)
     return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
@@ -202,6 +202,21 @@ def named_place(data: str | None) -> tuple[str, list[str] | None]:
 def _in_order(classes: Collection[str]) -> list[str]:
     """Sorted; as numbers where all are such, so that the network's output 10 is class 10."""
     return sorted(sorted(classes), key=int if all(name.isdecimal() for name in classes) else None)
+
+
+def _check_left(train: Labelled, classes: Sequence[str]) -> None:
+    """Raise DataError for a class of which no picture to train on can be read."""
+    labels_left = {label for _, label in train}
+    gone = [name for label, name in enumerate(classes) if label not in labels_left]
+    if gone:
+        raise DataError(f"data: no readable picture to train on is left in {some(gone, repr)}")
+
+
+def _check_measured(before: Mapping[str, Sequence[Any]], after: Mapping[str, Labelled], data: str | None) -> None:
+    """Raise DataError for a part to measure with of which no picture can be read: no other may take its place."""
+    for part, use in (("val", "validate"), ("test", "test")):
+        if before[part] and not after[part]:
+            raise DataError(f"data: no picture to {use} with is left in {data!r}")
 
 
 def _check_twins(named: Sequence[LabelledPicture]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
 from ...files import csv_text, write_text
+from ...model.stages import Stages
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
@@ -105,7 +106,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     def describe(self) -> list[str]:
         s, n, d = self.settings, self.numbers, self.data
-        groups = layer_groups(self.network, getattr(self.network, "stages", None), s.group_blocks)[1]
+        groups = layer_groups(self.network, _stages_of(self.network), s.group_blocks)[1]
         split = f"{len(d.val)} to validate with{' (split off)' if d.val_is_split else ''}"
         if d.test:
             split += f", {len(d.test)} to test with"
@@ -248,12 +249,17 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 def _make_optimizer(
     network: nn.Module, kind: str, layer_decay: float, group_blocks: Sequence[int] | None
 ) -> torch.optim.Optimizer:
-    group_of, count = layer_groups(network, getattr(network, "stages", None), group_blocks)
+    group_of, count = layer_groups(network, _stages_of(network), group_blocks)
     decayed = decayed_groups(network, layer_decay, group_of, count)
     if kind == "lamb":
         # The settings of the paper's fine-tuning, which are not those of its pre-training.
         return Lamb(decayed, lr=0.0, betas=(0.9, 0.999), bias_correction=False, max_grad_norm=1e7, always_adapt=True)
     return adamw(decayed)
+
+
+def _stages_of(network: nn.Module) -> Stages | None:
+    """Those that are known already; what timm's networks call `stages` is something else."""
+    return network.stages if isinstance(network, Headed) else None
 
 
 def _recall(predictions: Predictions, names: list[str]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from .verdict import Difference, difference, sentence, summarise
 
 if TYPE_CHECKING:
     from ...data import Pixels
+    from ..classification.data import LabelledData
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def compare(settings: CompareSettings) -> Comparison:
         if not run.goes_on or settings.epochs is None:
             labelled = read_labelled(settings.data, pixels=_pixels(settings), **_share(settings))
             labelled.as_csv()  # as which the runs will have it
+            _check_batch(settings, labelled)
             settings = replace(settings, epochs=settings.epochs or defaults.default_epochs(len(labelled.train)))
         if not run.goes_on:
             _build_all(settings)  # whatever is wrong shows before anything is written
@@ -125,10 +127,13 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
     return arms
 
 
+def _fractions(settings: CompareSettings) -> list[float]:
+    return sorted(set(settings.fractions or [0.1, 1.0]))
+
+
 def _jobs(settings: CompareSettings, folder: Path) -> list[_Job]:
     """All runs, the shortest first, and those of a pair together, so that an early stop still compares something."""
     arms = _arms(settings)
-    fractions = sorted(set(settings.fractions or [0.1, 1.0]))
     assert settings.epochs is not None
     return [
         _Job(
@@ -140,7 +145,7 @@ def _jobs(settings: CompareSettings, folder: Path) -> list[_Job]:
             defaults.epochs_at(fraction, settings.epochs),
             folder / f"{_safe(arm)}-{fraction:g}-seed{seed}",
         )
-        for fraction in fractions
+        for fraction in _fractions(settings)
         for seed in range(settings.seeds)
         for arm, (weights, model) in arms.items()
     ]
@@ -151,7 +156,26 @@ def _build_all(settings: CompareSettings) -> None:
     from ...checkpoints.origin import find_weights
 
     for job in {job.weights: job for job in _jobs(settings, Path())}.values():
-        find_weights(job.weights, job.model, settings.partial).build()
+        origin = find_weights(job.weights, job.model, settings.partial)
+        origin.check_size(origin.build(), origin.sides(_size(settings)))
+
+
+def _size(settings: CompareSettings) -> int | str | None:
+    """Of all runs: that of the pre-training where none is asked for."""
+    from ...checkpoints.origin import find_weights
+
+    return find_weights(settings.run, settings.model).size if settings.size is None else settings.size
+
+
+def _check_batch(settings: CompareSettings, labelled: "LabelledData") -> None:
+    """Raise UsageError for a batch of more pictures than the smallest share of the labels has."""
+    share = min(_fractions(settings))
+    pictures = len(labelled.with_fraction(share, 0).train)
+    if settings.batch_size is not None and settings.batch_size > pictures:
+        raise UsageError(
+            f"batch_size is {settings.batch_size}, but {100 * share:g} % of the labels are {pictures} pictures to "
+            "train on: choose a smaller --batch-size, or larger --fractions"
+        )
 
 
 def _pretrained_on(run: str) -> int | None:
@@ -162,12 +186,11 @@ def _pretrained_on(run: str) -> int | None:
 
 def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[FinetuneResult]:
     """The result of each job; those that are done already are read."""
-    from ...checkpoints.origin import find_weights
     from ...runs.numbers import format_seconds
 
     results: list[FinetuneResult] = []
     begun, worked = time.monotonic(), 0.0
-    size = find_weights(settings.run, settings.model).size if settings.size is None else settings.size
+    size = _size(settings)
     for number, job in enumerate(jobs, start=1):
         result = read_result(job.folder)
         if result is None:
@@ -275,11 +298,7 @@ def _report(
             gains = [{p: ours[p][0] - theirs[p][0] for p in ours.keys() & theirs.keys()} for ours, theirs in pairs]
             differences.append(difference(by_cell[PRETRAINED, score.fraction], score, gains))
     verdict = [sentence(gain, pictures, split, pretrained_on) for gain in differences]
-    collapsed = [
-        job.folder.name
-        for job in jobs
-        if len({a for _, a in predictions[job.arm, job.fraction, job.seed].values()}) < 2
-    ]
+    collapsed = [job.folder.name for job in jobs if _is_collapsed(predictions[job.arm, job.fraction, job.seed])]
     if collapsed:
         verdict.append(f"Collapsed, every picture called the same: {', '.join(collapsed)}. Mistrust these figures.")
     for job in {job.arm: job for job in jobs}.values():
@@ -288,6 +307,11 @@ def _report(
     report = Comparison(str(folder), split, pictures, scores, differences, verdict)
     write_text(folder / "compare.md", shown_text(f"{report}\n"))
     return report
+
+
+def _is_collapsed(predictions: Mapping[str, tuple[bool, str]]) -> bool:
+    """Whether all pictures are called the same, and not because they all are."""
+    return len({name for _, name in predictions.values()}) < 2 and not all(right for right, _ in predictions.values())
 
 
 def _safe(name: str) -> str:

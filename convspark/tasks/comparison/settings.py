@@ -4,8 +4,8 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
 
 from ...errors import UsageError
-from ...runs.numbers import check_positive
-from ...runs.settings import Settings
+from ...runs.numbers import check_positive, parse_size
+from ...runs.settings import Settings, checked
 from ..classification.settings import FinetuneSettings
 from .verdict import Difference, Score, markdown
 
@@ -39,10 +39,17 @@ class CompareSettings(Settings):
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
         if not self.run:
             raise UsageError("run is missing: give a run folder, an export folder or a weights file")
-        own = {setting.name for setting in fields(self)} | {"weights", "fraction", "seed"}
-        unknown = sorted(set(self.settings or {}) - ({setting.name for setting in fields(FinetuneSettings)} - own))
+        if self.size is not None:
+            parse_size(self.size)
+        further = self.settings or {}
+        own = {setting.name for setting in fields(self)} | {"weights", "fraction", "seed", "devices", "nodes"}
+        unknown = sorted(set(further) - ({setting.name for setting in fields(FinetuneSettings)} - own))
         if unknown:
-            raise UsageError(f"settings has {', '.join(map(repr, unknown))}, which finetune does not know")
+            raise UsageError(
+                f"settings has {', '.join(map(repr, unknown))}: expected settings of finetune, and none that compare "
+                "has or chooses itself"
+            )
+        FinetuneSettings(**checked(FinetuneSettings, further, "settings")).check()
         for fraction in self.fractions or ():
             if not 0 < fraction <= 1:
                 raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")

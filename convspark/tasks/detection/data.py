@@ -74,10 +74,17 @@ class Scenes:
         return replace(self, scenes=[by_path.get(path, Scene(path, _NO_SIZE, [])) for path in pictures])
 
     def whole(self) -> "Scenes":
-        """Without pictures that are damaged anywhere, with a warning. Every picture is decoded."""
+        """Without pictures that are damaged anywhere, with a warning. Every picture is decoded.
+
+        Raises:
+            DataError: no object is in those that are left.
+        """
         bad = list(self.bad)
         undamaged = set(whole_pictures(self.pictures, bad))
-        return replace(self, scenes=[scene for scene in self.scenes if scene.path in undamaged], bad=bad)
+        scenes = [scene for scene in self.scenes if scene.path in undamaged]
+        if all(thing.crowd for scene in scenes for thing in scene.things):
+            raise DataError(f"{self.source} holds no annotated object of a picture that can be read")
+        return replace(self, scenes=scenes, bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
         """As the content of a COCO file, for evaluation; image ids are places in `scenes`, from 1."""
@@ -138,6 +145,8 @@ def read_scenes(
     if not images or not Path(images).is_dir():
         raise UsageError(f"images is {images!r}: expected the folder that holds the annotated pictures")
     annotated, names = read_annotations(Path(source))
+    if not annotated:
+        raise DataError(f"{source} names no picture")
     known = classes or names
     pictures = find_pictures(annotated, source, images, run_pictures, not pixels.is_plain)
     unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))

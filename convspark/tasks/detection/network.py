@@ -389,7 +389,9 @@ def average_precision(scenes: Scenes, detections: list[dict[str, Any]], kind: Ki
 
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     if not detections:
-        return {**dict.fromkeys(names, 0.0), "by_class": dict.fromkeys(scenes.classes, 0.0)}
+        there = {thing.label for scene in scenes.scenes for thing in scene.things if not thing.crowd}
+        by_class = {name: 0.0 if label in there else None for label, name in enumerate(scenes.classes, start=1)}
+        return {**dict.fromkeys(names, 0.0), "by_class": by_class}
     truth = COCO(scenes.as_coco())
     run = COCOeval_faster(truth, truth.loadRes([dict(d) for d in detections]), kind, print_function=_silent)
     most = max(sum(1 for d in detections if d["image_id"] == i) for i in {d["image_id"] for d in detections})

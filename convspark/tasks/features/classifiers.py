@@ -24,7 +24,7 @@ def classify_features(
         neighbours: by cosine similarity.
         split: what `final` is; where it is "test", the regression's strength is chosen on `val`.
     """
-    drawn_places = _four_fifths(labels["train"], seed)
+    drawn_places = four_fifths(labels["train"], seed)
     x, y = features["train"][drawn_places], labels["train"][drawn_places]
     knn = KNeighborsClassifier(min(neighbours, len(x)), metric="cosine").fit(x, y)
 
@@ -48,7 +48,7 @@ def _scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return {"top1": float(accuracy_score(truth, predicted)), "balanced": float(balanced)}
 
 
-def _four_fifths(labels: np.ndarray, seed: int) -> np.ndarray:
+def four_fifths(labels: np.ndarray, seed: int) -> np.ndarray:
     """Indices of 80 % of each class, at least one."""
     chosen: list[int] = []
     for label in np.unique(labels):

@@ -85,7 +85,7 @@ def probe(
     from ...runs.logs import run_log
     from ..classification.data import read_labelled
     from ..classification.network import labelled_loader
-    from .classifiers import classify_features
+    from .classifiers import classify_features, four_fifths
     from .frozen import frozen_features
 
     with run_log():
@@ -107,7 +107,7 @@ def probe(
             split,
             len(final),
             len(labelled_data.classes),
-            round(0.8 * len(labelled_data.train)),
+            len(four_fifths(labels["train"], seed=0)),
             chance=float(np.mean(labels["final"] == np.bincount(labels["train"]).argmax())),
         )
         arms = [(origin.weights, origin)]

@@ -97,10 +97,13 @@ class LabelMaps:
         Pixels of other classes do not count in validation, with a warning.
         """
         trained, measured = self.part(train).of_present_classes(), self.part(val)
-        strange = [self.classes[label] for value, label in self.labels.items() if value not in trained.labels]
+        known = {name: label for label, name in enumerate(trained.classes)}
+        names = {value: self.classes[label] for value, label in self.labels.items()}
+        strange = dict.fromkeys(name for name in names.values() if name not in known)
         if strange:
             logger.warning("No picture to train on shows %s: its pixels do not count in validation", some(strange))
-        return trained, replace(measured, labels=trained.labels, classes=trained.classes)
+        labels = {value: known[name] for value, name in names.items() if name in known}
+        return trained, replace(measured, labels=labels, classes=trained.classes)
 
     def of_present_classes(self) -> "LabelMaps":
         """With no other classes than those that its masks hold.
@@ -109,10 +112,11 @@ class LabelMaps:
             DataError: it is a single one.
         """
         present = self.all_mask_values
-        classes = {value: self.classes[label] for value, label in self.labels.items() if value in present}
+        names = {value: self.classes[label] for value, label in self.labels.items() if value in present}
+        classes = list(dict.fromkeys(names.values()))
         if len(classes) < 2:
-            raise DataError(f"the masks have a single class, {some(classes.values())}: there is nothing to tell apart")
-        return replace(self, labels={value: i for i, value in enumerate(classes)}, classes=list(classes.values()))
+            raise DataError(f"the masks have a single class, {some(classes)}: there is nothing to tell apart")
+        return replace(self, labels={value: classes.index(name) for value, name in names.items()}, classes=classes)
 
     @property
     def all_mask_values(self) -> frozenset[int]:
@@ -227,9 +231,10 @@ def _from_scenes(file: str, images: str, pixels: Pixels, run_pictures: Sequence[
     mask_values = [
         frozenset({0, *(thing.label for thing in scene.things if not thing.crowd)}) for scene in source.scenes
     ]
-    names = ["background", *source.classes]
+    # Objects of a class that is called so are background, as is what no object covers: one class, one label.
+    names = list(dict.fromkeys(["background", *source.classes]))
     paths = [scene.path for scene in source.scenes]
-    labels = {i: i for i in range(len(names))}
+    labels = {value: names.index(name) for value, name in enumerate(["background", *source.classes])}
     return LabelMaps(paths, list(source.scenes), mask_values, labels, names, pixels, source.bad)
 
 

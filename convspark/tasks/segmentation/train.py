@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from ...data import Split, absolute, as_place, base_name, hold_out, list_in_parts, tell_gone
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ...files import written_whole
 from ...names import shown
 from ...report.label_maps import draw_label_maps
@@ -62,7 +63,9 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             parts.setdefault(part, []).append(address)
         if "test" in parts:
             logger.info("%d pictures to test with are left out", len(parts["test"]))
-        return parts.get("train", []), s.val_images or parts.get("val")
+        if "train" not in parts:
+            raise DataError(f"images: {s.images!r} holds no pictures to train on")
+        return parts["train"], s.val_images or parts.get("val")
 
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
@@ -104,7 +107,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
 
     def choose(self, images: int) -> Chosen:
         s = self.settings
-        batch_size = s.batch_size or max(2, min(8, images))
+        batch_size = s.batch_size or min(8, images)
         epochs = s.epochs or min(200, max(20, round(12_000 / images)))
         return Chosen(epochs, batch_size, s.learning_rate or _RATE * (batch_size / _RATE_BATCH) ** 0.5)
 
@@ -112,7 +115,15 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
         s = self.settings
         torch.manual_seed(counted_seed(s.seed, Use.SEGMENTER))
         backbone = self.origin.build(s.seed, s.drop_path)
-        return self.in_channels_last(Segmenter(backbone, len(self.maps.classes)))
+        network = Segmenter(backbone, len(self.maps.classes))
+        stride = max(network.pyramid.stages.strides[-1])
+        has_norms = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+        if has_norms and self.numbers.images_a_pass == 1 and s.size <= stride:
+            raise UsageError(
+                f"size is {s.size} and batch_size 1: batch norms have nothing to average over in the deepest map, "
+                f"which is a single position; take crops of more than {stride} pixels, or more pictures a step"
+            )
+        return self.in_channels_last(network)
 
     def describe(self) -> list[str]:
         n = self.numbers
