@@ -1,5 +1,6 @@
 """From the settings to the numbers of a run; nothing here needs torch."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,8 +175,8 @@ def normalisation(
             raise UsageError(
                 f"mean has {len(mean)} numbers and std {len(std)}: expected {channels}, one a channel of the images"
             )
-        if min(std) <= 0:
-            raise UsageError(f"std is {list(std)}: expected positive numbers")
+        if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+            raise UsageError(f"mean is {list(mean)} and std {list(std)}: expected finite numbers, std above 0")
         return tuple(mean), tuple(std)
     if channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD

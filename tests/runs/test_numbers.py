@@ -53,11 +53,14 @@ def test_refuses_numbers_that_do_not_go_together(arguments, words):
         of_run.count(**{"images": 64, "batch_size": 32, "epochs": 10, "warmup_epochs": 1, **arguments})
 
 
+NO_NUMBERS = [(1, [0.5], [float("nan")]), (1, [float("nan")], [1.0]), (1, [0.5], [float("inf")])]
+
+
 def test_normalisation():
     assert of_run.normalisation(3, None, None)[0] == (0.485, 0.456, 0.406)
     assert len(of_run.normalisation(1, None, None)[1]) == 1
     assert of_run.normalisation(2, [0.1, 0.2], [1, 2]) == ((0.1, 0.2), (1, 2))
-    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0])]:
+    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0]), *NO_NUMBERS]:
         with pytest.raises(UsageError, match=r"mean|std"):
             of_run.normalisation(channels, mean, std)
 
