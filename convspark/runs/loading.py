@@ -180,6 +180,10 @@ def reopen_images(
     if not folder.train_files.is_file():
         if images is None:
             raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
+        is_dataset = not isinstance(images, str | os.PathLike) and not _is_list_of_paths(images)
+        if is_dataset and folder.held_out_files.is_file() and "held_out" not in moved:
+            adapt(images)  # raises if it is none
+            return Images(images, _read_lines(folder.held_out_files), [], type(images).__name__, pixels)
         return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed, pixels=pixels)
     held_out_images = None if isinstance(held_out, int | float | str) else held_out
     if folder.held_out_files.is_file():

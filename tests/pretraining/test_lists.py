@@ -1,5 +1,6 @@
 """The lists of a run's files: any name comes back, and none is forgotten."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -69,6 +70,16 @@ def test_what_is_wrong_with_held_out_pictures_names_them(tmp_path):
         find_images(str(tmp_path / "all"), held_out=str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=r"^held_out is None"):
         find_images(str(tmp_path / "all"), held_out=None)
+
+
+def test_files_held_out_from_a_dataset_stay_the_same(tmp_path):
+    write_some(tmp_path / "val", 3)
+    pictures, folder = np.zeros((6, 8, 8, 3), np.uint8), RunFolder.create(tmp_path / "run")
+    before = find_images(pictures, held_out=str(tmp_path / "val"))
+    before.write_lists(folder)
+    Image.new("RGB", (4, 4)).save(tmp_path / "val" / "later.png")
+    after = reopen_images(folder, pictures, held_out=str(tmp_path / "val"))
+    assert after.held_out == [str(tmp_path / "val" / f"{i}.png") for i in range(3)] and after.train is pictures
 
 
 def test_a_list_of_bad_files_that_somebody_has_edited_is_added_to(tmp_path):
