@@ -53,6 +53,8 @@ def named_code(name: str, argument: str) -> Any:
         UsageError: no such module, or it has nothing of that name.
     """
     home, _, attribute = name.partition(":")
+    if not home or home.startswith("."):
+        raise UsageError(f"{argument} is {name!r}: expected package.module:name, from the package on")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:

@@ -135,6 +135,8 @@ class Command:
         except argparse.ArgumentError as error:
             raise UsageError(self._explain(str(error))) from None
         for key in self._positional:
+            if options[key] is not None and key in flagged:
+                raise UsageError(f"{key} is {options[key]!r} and, by {_flag(key)}, {flagged[key]!r}: name it once")
             if options[key] is None:  # argparse gives a positional its default even where a file had a value
                 options[key] = configured.get(key)
         for key, value in flagged.items():

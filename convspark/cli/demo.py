@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runs.folder import default_path
-from ..runs.numbers import format_seconds
+from ..runs.numbers import check_positive, format_seconds
 from .arguments import Command
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def demo(
     from ..data import demo_photographs
     from ..pretraining.command import pretrain
 
+    check_positive(minutes=minutes)
     photographs = demo_photographs()
     train = [picture for name, picture in photographs if name not in _HELD_OUT]
     held_out = [picture for name, picture in photographs if name in _HELD_OUT]

@@ -209,17 +209,22 @@ def _column_of_paths(text: str, usual: str) -> list[str]:
     head = _head(rows[0]) if rows else []
     named = [head.index(name) for name in PATH_COLUMNS if name in head]
     column, first = (named[0], 1) if named else (0, 0)
-    return [row[column] for row in rows[first:] if len(row) > column and row[column]]
+    return [row[column] for row in rows[first:] if len(row) > column and row[column].strip()]
 
 
 def beside_list(listing: str, paths: Sequence[str]) -> list[str]:
     """Paths as a list holds them, relative to its own folder, or to the working directory if the first one is not found
-    there; URLs stay.
+    there; URLs stay. Blanks around a path, as after the comma of a CSV file, are its own only where such a file exists.
     """
     base = listing.rpartition("/")[0] if is_url(listing) else os.path.dirname(os.path.abspath(listing))
+    paths = [path if path == (name := path.strip()) or _is_in(base, path) else name for path in paths]
     if not is_url(listing) and not os.path.exists(os.path.join(base, paths[0])) and os.path.exists(paths[0]):
         base = os.getcwd()
     return [beside(base, path) for path in paths]
+
+
+def _is_in(base: str, path: str) -> bool:
+    return not is_url(base) and os.path.lexists(os.path.join(base, path))
 
 
 def beside(base: str, path: str) -> str:

@@ -1,5 +1,6 @@
 """How the samples of picture files become the channels of images: which bands, in which order, on what scale."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -61,9 +62,12 @@ class Pixels:
                     f"low has {len(self.low)} numbers and high {len(self.high)}: expected {self.channels}, one a "
                     "channel"
                 )
-            wrong = [pair for pair in zip(self.low, self.high, strict=True) if not pair[0] < pair[1]]
+            pairs = zip(self.low, self.high, strict=True)
+            wrong = [(low, high) for low, high in pairs if not -math.inf < low < high < math.inf]
             if wrong:
-                raise UsageError(f"low is {wrong[0][0]:g} where high is {wrong[0][1]:g}: expected low below high")
+                raise UsageError(
+                    f"low is {wrong[0][0]:g} where high is {wrong[0][1]:g}: expected low below high, finite numbers"
+                )
 
     @property
     def is_plain(self) -> bool:

@@ -267,6 +267,12 @@ def _tensor_of(image: Any) -> Tensor:
             f"images: an item of shape {tuple(image.shape)}; expected an array (H, W) or (H, W, C), "
             "or a tensor (H, W) or (C, H, W)"
         )
+    kind = str(image.dtype).removeprefix("torch.")
+    if "int" in kind and kind not in ("uint8", "uint16", "int16"):
+        raise UsageError(
+            f"images: an item of type {kind}, of which nothing says what is white; expected bytes (uint8), 16-bit "
+            "integers, or floats, which count as they are"
+        )
     if isinstance(image, Tensor):
         return image if image.ndim == 3 else image[None]
     tensor = torch.from_numpy(np.ascontiguousarray(image))

@@ -1,6 +1,7 @@
 """Statistics of the channels of images: range, mean and deviation, over a counted sample of the files."""
 
 import logging
+import re
 from collections import Counter as Tally
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from ..seeds import Use, counted
 from .decode import BadPictureError, quiet, reason_of
 from .pixels import Pixels
 from .sources import FileSource
-from .stored import item_of, opened
+from .stored import ARRAY_SUFFIXES, item_of, opened
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,14 @@ class Statistics:
 
 
 def fitting(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Pixels:
-    """How files are read whose statistics are to be measured: as they are stored, if they have more than 8 bits."""
+    """How files are read whose statistics are to be measured: as they are stored, if they have more than 8 bits or are
+    arrays of NumPy, which `decode` does not read.
+    """
     if not pixels.is_plain:
         return pixels
+    ends = tuple(re.escape(suffix) for suffix in ARRAY_SUFFIXES)
+    if any(re.search(rf"({'|'.join(ends)})(\[\d+\])?$", path, re.IGNORECASE) for path in paths):
+        return replace(pixels, stored=True)
     kinds = _kinds(_sample(paths, pixels, seed)[0])
     return pixels if set(kinds) <= {"uint8"} else replace(pixels, stored=True)
 
@@ -179,7 +185,7 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
     if low == high:
         low, high = values.min(), values.max()
     low, high = (_short(float(end)) for end in (low, high))
-    return (low, high) if low < high else (low, low + 1)
+    return (low, high) if low < high else (low, low + max(1.0, 1e-6 * abs(low)))  # of large numbers 1 is no step
 
 
 def _short(value: float) -> float:

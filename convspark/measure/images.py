@@ -135,6 +135,8 @@ def scan(
         raise UsageError(f"pictures is {pictures} and seed {seed}: expected 0 or more")
     if channels is not None and channels < 1:
         raise UsageError(f"channels is {channels}: expected 1 or more")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}: expected 1 or more threads")
 
     import numpy as np
 

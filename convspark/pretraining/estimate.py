@@ -96,7 +96,7 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
         plan = make_plan(Run(PretrainSettings(images, **settings)))
         measured = _measured(plan)
     held_out, numbers = plan.images.held_out, plan.numbers
-    held_out_count = len(held_out) if held_out else 0
+    held_out_count = 0 if held_out is None else len(held_out)
     picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is measured
     looked_at = (held_out_count + len(plan.probe_pictures or ())) / plan.watch_epochs if plan.watch_epochs else 0
     return Estimate(

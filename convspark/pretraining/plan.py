@@ -177,6 +177,7 @@ class Plan:
         """The effective numbers, for the log."""
         n, s = self.numbers, self.settings
         held_out = self.images.held_out
+        held_out_count = 0 if held_out is None else len(held_out)
         side = self.model.grid_shape(self.size)
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
@@ -190,7 +191,7 @@ class Plan:
         lines = [
             f"network   {self.name}, {backbone / 1e6:.1f} M parameters, "
             f"{(parameters - backbone) / 1e6:.1f} M more in the decoder",
-            f"images    {len(self.images.train)} to train on{crops}, {len(held_out) if held_out else 0} held out, "
+            f"images    {len(self.images.train)} to train on{crops}, {held_out_count} held out, "
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
             f"{visibility}{masks}",
@@ -247,13 +248,15 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     epochs = s.epochs
     assert epochs is not None
     model = model or _model(run, s, _backbone(s) if backbone is None else backbone, device)
+    check_shown(s.show, model.in_chans)
     if not images.are_files:
         _refuse_for_dataset(s)
     statistics = None
     if to_measure:
         statistics = measure(images.train, images.pixels, s.seed)
         images = replace(images, pixels=statistics.scaled(images.pixels))
-        s = replace(s, mean=statistics.mean, std=statistics.std)
+        if s.mean is None:
+            s = replace(s, mean=statistics.mean, std=statistics.std)
     pixels = images.pixels
     examples, processes = len(images.train) * s.crops_per_image, run.here.count
     numbers = count(
@@ -280,7 +283,8 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     probe_pictures = None if s.probe is None else ProbePictures.of(s.probe, pixels, s.seed)
     watch_epochs = s.watch_epochs
     if watch_epochs is None:
-        looked_at = len(images.held_out or ()) + len(probe_pictures or ())
+        looked_at = 0 if images.held_out is None else len(images.held_out)
+        looked_at += len(probe_pictures or ())
         watch_epochs = look_every(epochs, examples, looked_at)
     resolved = replace(
         s,
@@ -303,7 +307,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         high=None if pixels.high is None else list(pixels.high),
         mean=list(mean),
         std=list(std),
-        held_out=s.held_out if isinstance(s.held_out, int | float | str) else None,
+        held_out=s.held_out if isinstance(s.held_out, int | float) else _file_or_folder(s.held_out),
         watch_epochs=watch_epochs,
         picture_epochs=picture_epochs,
         precision=precision,
@@ -350,7 +354,8 @@ def _model(run: Run[PretrainSettings], s: PretrainSettings, backbone: nn.Module,
 
 def _images(run: Run[PretrainSettings], s: PretrainSettings, pixels: Pixels) -> tuple[Images, bool]:
     """The images of a run, and whether their values are to be measured."""
-    to_measure = s.stats == "auto" and s.mean is None
+    # A run that goes on has all that was measured; plain pictures have no scale.
+    to_measure = s.stats == "auto" and (s.mean is None or (s.low is None and not run.goes_on))
     split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
     if run.goes_on:
         return reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved), to_measure
@@ -406,13 +411,17 @@ def _check(s: PretrainSettings) -> None:
         held_out_most=s.held_out_most,
         seed=s.seed,
         weight_decay=s.weight_decay,
+        final_weight_decay=s.final_weight_decay,
     )
     if s.betas is not None:
         check_shares(**{f"betas[{i}]": beta for i, beta in enumerate(s.betas)})
     if s.learning_rate is not None and s.base_learning_rate is not None:
         raise UsageError("learning_rate and base_learning_rate exclude each other: give one of them")
     check_crop_scale(s.crop_scale)
-    check_shown(s.show, s.channels)
+    if isinstance(s.model, str):
+        check_shown(s.show, s.channels)
+    if s.stats is not None and (s.mean is None) != (s.std is None):
+        raise UsageError("mean and std belong together: give --mean and --std, or neither")
     if s.compile and s.masks not in ("random", "blocks"):
         raise UsageError(
             f"masks is {s.masks!r}: leave out compile, which needs the same number of visible patches in all"
@@ -450,6 +459,10 @@ def _look_for_images(images: Any) -> None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     if isinstance(images, str | os.PathLike) and is_missing(os.fspath(images)):
         list_pictures(images)  # raises, and suggests the nearest name
+
+
+def _file_or_folder(place: Any) -> str | None:
+    return os.fspath(place) if isinstance(place, str | os.PathLike) else None
 
 
 def _place(images: Any) -> str | list[str] | None:

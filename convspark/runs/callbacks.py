@@ -90,12 +90,6 @@ class Metrics(Callback):
         """The last row; empty before the first epoch is over."""
         return self._rows.rows[-1] if self._rows.rows else {}
 
-    def _forget_wish(self) -> None:
-        """A wish to save of before the save is fulfilled; one to stop is uttered again after the next step."""
-        if self._agreement is not None:
-            self._agreement.result()  # nothing stays on its way
-        self._agreement = None
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.read(trainer.global_step)
 
@@ -284,12 +278,6 @@ class Signals(Callback):
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def _forget_wish(self) -> None:
-        """A wish to save of before the save is fulfilled; one to stop is uttered again after the next step."""
-        if self._agreement is not None:
-            self._agreement.result()  # nothing stays on its way
-        self._agreement = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # By now Lightning has put a handler of its own before ours. It would break off a measurement, and talk to other

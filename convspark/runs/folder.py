@@ -1,6 +1,7 @@
 """The folder of a run: where each thing lies, and how it gets there without ever being half written."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -67,6 +68,24 @@ class RunFolder:
                 f"out is {str(path)!r}: it cannot be made ({error.strerror}); choose another --out"
             ) from None
         return folder
+
+    @classmethod
+    def create_named(cls, name: str, settings: type[Settings] = Settings) -> "RunFolder":
+        """A new run folder at `default_path(name)`, with a number added where a run was begun in the same second.
+
+        Raises:
+            UsageError: it cannot be made.
+        """
+        first = path = default_path(name)
+        for number in itertools.count(2):
+            try:
+                path.mkdir(parents=True)  # of two processes, one makes it
+                break
+            except FileExistsError:
+                path = first.with_name(f"{first.name}-{number}")
+            except OSError as error:
+                raise UsageError(f"the run folder {path} cannot be made ({error.strerror}); choose an --out") from None
+        return cls(path, settings)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], settings: type[Settings] = Settings) -> "RunFolder":

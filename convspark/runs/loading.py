@@ -35,6 +35,7 @@ from ..data import (
     as_lines,
     as_place,
     at_new_place,
+    blaming,
     file_sizes,
     fitting,
     hold_out,
@@ -138,8 +139,12 @@ def find_images(
     bad: list[tuple[str, str]] = []
     collection, description, pixels = _open(images, bad, check, pixels, to_measure)
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        own_images, own_description, _ = _open(held_out, bad, check, pixels)
-        return Images(collection, _whole(own_images, own_description, bad, check, pixels), bad, description, pixels)
+        if held_out is None:
+            raise UsageError("held_out is None: expected a share from 0 (none) up to (not including) 1, or a folder")
+        with blaming("held_out"):
+            own_images, own_description, _ = _open(held_out, bad, check, pixels)
+            measured = _whole(own_images, own_description, bad, check, pixels)
+        return Images(_not_held_out(collection, own_images), measured, bad, description, pixels)
     if not 0 <= held_out < 1:
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(collection, list):
@@ -175,6 +180,10 @@ def reopen_images(
     if not folder.train_files.is_file():
         if images is None:
             raise UsageError(f"the run {folder.path} trained on a Dataset: pass it again, as `images`")
+        is_dataset = not isinstance(images, str | os.PathLike) and not _is_list_of_paths(images)
+        if is_dataset and folder.held_out_files.is_file() and "held_out" not in moved:
+            adapt(images)  # raises if it is none
+            return Images(images, _read_lines(folder.held_out_files), [], type(images).__name__, pixels)
         return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed, pixels=pixels)
     held_out_images = None if isinstance(held_out, int | float | str) else held_out
     if folder.held_out_files.is_file():
@@ -233,8 +242,9 @@ def _read_sizes(path: Path, count: int) -> list[int]:
 def write_bad_files(folder: RunFolder, bad: Sequence[tuple[str, str]]) -> None:
     """Add to the list of what could not be read, with the reasons; no file where there is nothing to list."""
     if bad:
-        before = folder.bad_files.read_text(encoding="utf-8").split("\n") if folder.bad_files.is_file() else []
-        reasons = dict(line.split("\t", 1) for line in before if line)
+        there = folder.bad_files.is_file()
+        text = folder.bad_files.read_text(encoding="utf-8", errors="surrogateescape") if there else ""
+        reasons = dict(line.split("\t", 1) for line in text.split("\n") if "\t" in line)
         reasons |= {as_lines([path]).rstrip("\n"): " ".join(reason.split()) for path, reason in bad}
         write_text(folder.bad_files, "".join(f"{path}\t{reason}\n" for path, reason in reasons.items()))
 
@@ -490,6 +500,21 @@ def _open(
         return [absolute(path) for path in paths], _described(images), pixels
     adapt(images)  # raises if it is no dataset of images
     return images, type(images).__name__, pixels
+
+
+def _not_held_out(images: Any, held_out: Any) -> Any:
+    """Files to train on, less those that are held out: a folder of these may lie within that of all."""
+    if not isinstance(images, list) or not isinstance(held_out, list):
+        return images
+    measured = set(held_out)
+    train = [path for path in images if path not in measured]
+    if not train:
+        raise DataError("held_out: it names all pictures that are to be trained on: hold fewer out")
+    if len(train) < len(images):
+        logger.warning(
+            "%d of the pictures to train on are held out as well: they are not trained on", len(images) - len(train)
+        )
+    return train
 
 
 def _called(images: Any) -> str | None:

@@ -1,5 +1,6 @@
 """From the settings to the numbers of a run; nothing here needs torch."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def count(
     if accumulate is not None and accumulate < 1:
         raise UsageError(f"accumulate is {accumulate}: expected 1 or more forward passes for each step")
     if batch_size is None:
-        parts = (accumulate or 1) * processes
+        parts = (accumulate or 1) * processes * (2 if in_pairs else 1)
         batch_size = max(1, min(_DEFAULT_BATCH_SIZE, images) // parts) * parts
     if accumulate is None:
         accumulate = _fewest_passes(batch_size, processes, device_batch_size, 2 if in_pairs else 1)
@@ -115,9 +116,10 @@ def count(
     if in_pairs and own % 2:
         how = f" in {accumulate} passes" if accumulate > 1 else ""
         how += f" on {processes} processes" if processes > 1 else ""
+        more, fewer = batch_size + accumulate * processes, batch_size - accumulate * processes
         raise UsageError(
             f"batch_size is {batch_size}{how}, {own} pictures in each forward pass: expected an even number, as they "
-            f"are mixed in pairs; try --batch-size {batch_size + accumulate * processes}"
+            f"are mixed in pairs; try --batch-size {more if more <= images or not fewer else fewer}"
         )
     if warmup_epochs is None:
         warmup_epochs = default_warmup_epochs(epochs)
@@ -174,8 +176,8 @@ def normalisation(
             raise UsageError(
                 f"mean has {len(mean)} numbers and std {len(std)}: expected {channels}, one a channel of the images"
             )
-        if min(std) <= 0:
-            raise UsageError(f"std is {list(std)}: expected positive numbers")
+        if min(std) <= 0 or not all(map(math.isfinite, (*mean, *std))):
+            raise UsageError(f"mean is {list(mean)} and std {list(std)}: expected finite numbers, std above 0")
         return tuple(mean), tuple(std)
     if channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD

@@ -15,7 +15,7 @@ from ..errors import ConvsparkError, DivergedError, UsageError
 from ..files import DISK_ERRORS, Taken, held, sweep, write_text
 from ..trust import check_code
 from .checkpoints import whole_checkpoint
-from .folder import RunFolder, default_path, write_environment
+from .folder import RunFolder, write_environment
 from .logs import RunLog, run_log
 from .processes import ALONE, EndedElsewhereError, Processes, check_count, joined
 from .settings import Settings, as_dict, as_yaml, read_settings, resumed
@@ -110,7 +110,8 @@ class Run(Generic[S]):
         self.settings = settings
         if self._folder is None:
             out = self.settings.out
-            self._folder = RunFolder.create(default_path(name) if out is None else out, type(settings))
+            kind = type(settings)
+            self._folder = RunFolder.create_named(name, kind) if out is None else RunFolder.create(out, kind)
             self._write_config(settings)
         try:
             with self._locks:

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
@@ -168,16 +169,21 @@ def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
     """
     default, own_changes, changed = type(passed)(), dict[str, Any](), list[str]()
     for field in fields(passed):
-        value, is_place = getattr(passed, field.name), isinstance(getattr(own, field.name), str)
+        value, before = getattr(passed, field.name), getattr(own, field.name)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        is_place = isinstance(before, str)
         if "type" in field.metadata and not isinstance(value, str | int | float | None):
-            own_changes[field.name] = value
+            if before is None or field.name not in passed.may_move:
+                own_changes[field.name] = value
+            elif compare and not (isinstance(value, list | tuple) and _plain(value) == before):
+                changed.append(field.name)  # the run has files of its own, and would not look at these
         elif field.name == "resume" or value == getattr(default, field.name):
             continue
         elif field.name in (*passed.may_change, *_SPREAD) or (
             field.name in passed.may_move and isinstance(value, str) and is_place
         ):
             own_changes[field.name] = value
-        elif compare and _plain(value) != _plain(getattr(own, field.name)):
+        elif compare and _plain(value) != _plain(before):
             changed.append(field.name)
     if changed:
         start, longer = "start a new run", passed.from_weights(str(where))

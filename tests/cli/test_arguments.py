@@ -126,6 +126,7 @@ def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):
         (["--flip", "perhaps"], "--flip is 'perhaps': expected true or false"),
         (["--batch-size"], "--batch-size"),
         (["a", "b"], "one argument too many"),
+        (["a", "--images", "b"], "images is 'a' and, by --images, 'b': name it once"),
         (["--config", "missing.yaml"], r"--config missing\.yaml cannot be read"),
     ],
 )

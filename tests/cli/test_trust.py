@@ -9,6 +9,7 @@ from PIL import Image
 
 from convspark import trust
 from convspark.cli.main import main
+from convspark.errors import UsageError
 from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.settings import as_yaml
 from convspark.tasks.classification.settings import FinetuneSettings
@@ -94,3 +95,9 @@ def test_names_of_timm_and_torchvision_are_no_code():
         "random:resnet18",
     ):
         trust.check_code(name, "config.yaml")
+
+
+@pytest.mark.parametrize("name", [":factory", "..package:factory", ".:factory"])
+def test_a_name_without_a_package_is_no_code(name):
+    with pytest.raises(UsageError, match=r"--model is .*expected package\.module:name"):
+        trust.named_code(name, "--model")

@@ -184,6 +184,7 @@ def test_unusable_lists(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("a.csv", 'label,path\n1,x.jpg\n2,"y, z.jpg"\n'),
+        ("blanks.csv", 'label, path\r\n1, x.jpg\r\n3, \r\n2," y, z.jpg"\r\n'),
         ("b.csv", 'x.jpg,1\n"y, z.jpg",2\n'),
         ("c.tsv", "image\tlabel\nx.jpg\t1\n\ny, z.jpg\t2\n"),
         ("d.csv", '\ufeffFile_Name\nx.jpg\n"y, z.jpg"\n'),

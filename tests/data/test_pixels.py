@@ -415,3 +415,34 @@ def test_real_files(shared_data_dir: Path, tmp_path: Path) -> None:
     assert len(names) == 5
     for name, scene in zip(names, scenes, strict=True):
         same(stored(Path(name), 13), np.ascontiguousarray(scene.transpose(2, 0, 1)))
+
+
+@pytest.mark.parametrize(("channels", "name"), [(3, "a.npy"), (1, "A.NPY")])
+def test_arrays_of_bytes_are_read_as_they_are_stored(channels: int, name: str, tmp_path: Path) -> None:
+    """Of 8 bits, like plain pictures; but Pillow reads none."""
+    array = np.random.default_rng(0).integers(0, 256, (20, 30, channels), np.uint8)
+    np.save(tmp_path / "x.npy", np.stack([array, array]))
+    (tmp_path / "x.npy").rename(tmp_path / name)
+    paths = list_pictures(tmp_path, bands=True)
+    assert [path.rpartition("/")[2] for path in paths] == [f"{name}[0]", f"{name}[1]"]
+    pixels = fitting(paths, Pixels(channels))
+    found = measure(paths, pixels)
+    assert found.low is not None and found.high is not None
+    low, high = np.quantile(np.tile(array.reshape(-1, channels), (2, 1)), (0.001, 0.999), axis=0)
+    read = found.scaled(pixels).read(paths[0])
+    assert isinstance(read, torch.Tensor)
+    np.testing.assert_allclose(read.permute(1, 2, 0), ((array - low) / (high - low)).clip(0, 1), atol=1e-5)
+
+
+def test_one_large_value_everywhere_has_a_scale(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((8, 8), 1e20, np.float32))
+    paths = list_pictures(tmp_path, bands=True)
+    found = measure(paths, Pixels(1, stored=True))
+    assert found.mean == pytest.approx([0.0], abs=1e-3) and found.std == [1.0]
+    assert found.scaled(Pixels(1)).low == pytest.approx((1e20,))
+
+
+def test_a_scale_is_of_finite_numbers() -> None:
+    for low, high in ((-np.inf, 1.0), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(UsageError, match="low below high, finite numbers"):
+            Pixels(1, low=(low,), high=(high,))

@@ -87,6 +87,9 @@ def test_what_is_no_dataset_of_images() -> None:
         (["a.jpg"], "type str"),
         ([{"text": 1}], "keys"),
         ([np.zeros((2, 3, 4, 5))], r"shape \(2, 3, 4, 5\)"),
+        ([np.zeros((8, 8, 3), np.int64)], "type int64, of which nothing says what is white"),
+        ([torch.zeros(3, 8, 8, dtype=torch.int32)], "type int32"),
+        ([np.zeros((8, 8), np.uint32)], "type uint32"),
     ):
         with pytest.raises(UsageError, match=words):
             adapt(items)

@@ -147,6 +147,8 @@ def test_what_cannot_be_scanned(tmp_path: Path) -> None:
         scan(str(tmp_path), out="x.jpg")
     with pytest.raises(UsageError, match="images are missing"):
         scan()
+    with pytest.raises(UsageError, match="workers is -1"):
+        scan(str(tmp_path), workers=-1)
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the files can be read: 1\n.*empty"):
         scan(str(tmp_path), out=str(tmp_path / "s.png"))

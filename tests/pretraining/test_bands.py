@@ -18,7 +18,10 @@ from convspark.cli.main import main
 from convspark.data import Pixels
 from convspark.errors import UsageError
 from convspark.pretraining.command import pretrain
+from convspark.pretraining.plan import make_plan
 from convspark.pretraining.reconstruct import reconstruct
+from convspark.pretraining.settings import PretrainSettings
+from convspark.runs.run import Run
 from convspark.tasks.features.embed import embed
 from convspark.tasks.features.probe import probe
 from convspark.tasks.segmentation.command import segment
@@ -152,9 +155,52 @@ def test_what_cannot_be_asked_for(folder: Path) -> None:
         ({"channels": 5, "show": [6]}, "show is"),
         ({"channels": 5, "low": [1.0], "high": [0.0]}, "expected low below high"),
         ({"channels": 5}, "measure them by --stats auto"),
+        ({"channels": 5, "stats": "auto", "std": [1.0] * 5}, "mean and std belong together"),
     ):
         with pytest.raises(UsageError, match=words):
             pretrain(str(folder), model="test_resnet", size=64, device="cpu", **options)
     images = TensorDataset(torch.zeros(4, 3, 64, 64))
     with pytest.raises(UsageError, match="stats: only for images in files"):
         pretrain(images, model="test_resnet", size=64, device="cpu", stats="auto")
+
+
+def test_what_is_passed_is_not_measured_and_the_rest_is(folder: Path) -> None:
+    flags: dict[str, Any] = {"model": "test_resnet", "size": 64, "epochs": 1, "channels": 5, "stats": "auto"}
+    mean, std = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
+    plan = make_plan(Run(PretrainSettings(str(folder), mean=mean, std=std, held_out=0, **flags)))
+    assert (plan.settings.mean, plan.settings.std) == (mean, std)
+    values = np.stack(list(arrays().values())).reshape(-1, 5)
+    low, high = np.quantile(values, (0.001, 0.999), axis=0)
+    assert plan.settings.low is not None and plan.settings.high is not None
+    np.testing.assert_allclose([plan.settings.low, plan.settings.high], [low, high], rtol=1e-6)
+
+
+def test_arrays_of_bytes(tmp_path: Path) -> None:
+    """Which `decode` does not read."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", rng.integers(0, 256, (64, 64, 3), np.uint8))
+    plan = make_plan(Run(PretrainSettings(str(tmp_path), model="test_resnet", size=64, epochs=1, stats="auto")))
+    assert plan.images.bad == [] and abs(float(plan.train_images[0].mean())) < 0.1
+
+
+class FourBands(torch.nn.Module):
+    """Of four channels, which only the network itself says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(4, 8, 4, 4)
+        self.second = torch.nn.Conv2d(8, 16, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()).relu()
+
+
+def test_channels_to_show_are_those_of_the_network(tmp_path: Path) -> None:
+    images = TensorDataset(torch.rand(4, 4, 64, 64))
+    flags: dict[str, Any] = {"size": 64, "epochs": 1, "mean": [0.5] * 4, "std": [0.3] * 4}
+    flags["held_out"] = torch.rand(3, 4, 64, 64)  # a Dataset too, whose truth value nobody can tell
+    plan = make_plan(Run(PretrainSettings(images, model=FourBands(), show=[4], **flags)))
+    assert "3 held out" in "".join(plan.describe())
+    with pytest.raises(UsageError, match=r"show is \[5\].*from 1 to 4"):
+        make_plan(Run(PretrainSettings(images, model=FourBands(), show=[5], **flags)))

@@ -1,7 +1,10 @@
 """The lists of a run's files: any name comes back, and none is forgotten."""
 
+import numpy as np
+import pytest
 from PIL import Image
 
+from convspark.errors import DataError, UsageError
 from convspark.runs.folder import RunFolder
 from convspark.runs.loading import Images, find_images, reopen_images, write_bad_files
 
@@ -42,3 +45,45 @@ def test_a_damaged_picture_is_not_held_out(tmp_path, caplog):
     again = find_images(str(tmp_path), held_out=0.1)
     assert again.held_out == kept[:3] + kept[4:] and [path for path, _ in again.bad] == [kept[3]]
     assert "1 of 10 pictures cannot be read" in caplog.text
+
+
+def write_some(folder, count):
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(folder / f"{i}.png")
+
+
+def test_what_is_held_out_is_not_trained_on_where_its_folder_lies_in_the_other(tmp_path, caplog):
+    write_some(tmp_path / "all", 6)
+    write_some(tmp_path / "all" / "val", 3)
+    images = find_images(str(tmp_path / "all"), held_out=str(tmp_path / "all" / "val"))
+    assert images.train == [str(tmp_path / "all" / f"{i}.png") for i in range(6)]
+    assert images.held_out == [str(tmp_path / "all" / "val" / f"{i}.png") for i in range(3)]
+    assert "3 of the pictures to train on are held out as well: they are not trained on" in caplog.text
+    with pytest.raises(DataError, match="held_out: it names all pictures"):
+        find_images(str(tmp_path / "all"), held_out=tmp_path / "all")
+
+
+def test_what_is_wrong_with_held_out_pictures_names_them(tmp_path):
+    write_some(tmp_path / "all", 6)
+    with pytest.raises(DataError, match=r"^held_out: '.*nowhere' does not exist"):
+        find_images(str(tmp_path / "all"), held_out=str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"^held_out is None"):
+        find_images(str(tmp_path / "all"), held_out=None)
+
+
+def test_files_held_out_from_a_dataset_stay_the_same(tmp_path):
+    write_some(tmp_path / "val", 3)
+    pictures, folder = np.zeros((6, 8, 8, 3), np.uint8), RunFolder.create(tmp_path / "run")
+    before = find_images(pictures, held_out=str(tmp_path / "val"))
+    before.write_lists(folder)
+    Image.new("RGB", (4, 4)).save(tmp_path / "val" / "later.png")
+    after = reopen_images(folder, pictures, held_out=str(tmp_path / "val"))
+    assert after.held_out == [str(tmp_path / "val" / f"{i}.png") for i in range(3)] and after.train is pictures
+
+
+def test_a_list_of_bad_files_that_somebody_has_edited_is_added_to(tmp_path):
+    folder = RunFolder.create(tmp_path / "run")
+    folder.bad_files.write_bytes(b"a line of theirs\n/\xff.png\tdamaged\n")
+    write_bad_files(folder, [("/c.png", "empty (0 bytes)")])
+    assert folder.bad_files.read_bytes() == b"/\xff.png\tdamaged\n/c.png\tempty (0 bytes)\n"

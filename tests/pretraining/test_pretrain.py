@@ -425,6 +425,7 @@ def test_resolved_config_without_images_is_a_template(small):
         ({"batch_size": 100}, "only 25 images"),
         ({"learning_rate": 1e-3, "base_learning_rate": 1e-4}, "exclude each other"),
         ({"learning_rate": -1.0}, "learning_rate is -1"),
+        ({"final_weight_decay": -1.0}, "final_weight_decay is -1"),
         ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
         ({"held_out": 1.5}, "held_out is 1.5"),
         ({"channels": 5}, "--mean and --std"),

@@ -99,3 +99,14 @@ def test_environment_is_kept_when_a_run_goes_on(tmp_path):
 
 def test_default_path_is_safe_to_write():
     assert "/" not in run_folder.default_path("local-dir:a/b").name
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "default_path", lambda name: tmp_path / "runs" / f"{name}-20260101-000000")
+    folders = [RunFolder.create_named("net").path for _ in range(3)]
+    assert [folder.name.removeprefix("net-20260101-000000") for folder in folders] == ["", "-2", "-3"]
+    assert all(folder.is_dir() for folder in folders)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(run_folder, "default_path", lambda name: tmp_path / "file" / name)
+    with pytest.raises(UsageError, match="cannot be made"):
+        RunFolder.create_named("net")

@@ -32,6 +32,18 @@ def test_chooses_a_batch_that_fits_and_divides():
     assert of_run.count(10, None, 1, 0, accumulate=4).batch_size == 8
 
 
+@pytest.mark.parametrize(("images", "processes", "batch"), [(5, 1, 4), (63, 1, 62), (64, 1, 64), (100, 3, 60)])
+def test_a_batch_that_is_mixed_in_pairs_is_even_in_each_process(images, processes, batch):
+    assert of_run.count(images, None, 1, None, None, processes, in_pairs=True).batch_size == batch
+    assert batch <= min(images, 64) and batch % (2 * processes) == 0 and batch + 2 * processes > min(images, 64)
+
+
+def test_advice_on_pairs_can_be_followed():
+    with pytest.raises(UsageError, match=r"try --batch-size 4$"):
+        of_run.count(5, 5, 1, None, in_pairs=True)
+    assert of_run.count(5, 4, 1, None, in_pairs=True).batch_size == 4
+
+
 def test_warmup_is_a_tenth_and_never_more_than_the_papers():
     assert of_run.count(64, 64, 20, None).warmup_steps == 2
     assert of_run.count(64, 64, 1600, None).warmup_steps == 40
@@ -53,11 +65,14 @@ def test_refuses_numbers_that_do_not_go_together(arguments, words):
         of_run.count(**{"images": 64, "batch_size": 32, "epochs": 10, "warmup_epochs": 1, **arguments})
 
 
+NO_NUMBERS = [(1, [0.5], [float("nan")]), (1, [float("nan")], [1.0]), (1, [0.5], [float("inf")])]
+
+
 def test_normalisation():
     assert of_run.normalisation(3, None, None)[0] == (0.485, 0.456, 0.406)
     assert len(of_run.normalisation(1, None, None)[1]) == 1
     assert of_run.normalisation(2, [0.1, 0.2], [1, 2]) == ((0.1, 0.2), (1, 2))
-    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0])]:
+    for channels, mean, std in [(3, [0.5], None), (3, [0.5], [0.5]), (8, None, None), (1, [0.5], [0.0]), *NO_NUMBERS]:
         with pytest.raises(UsageError, match=r"mean|std"):
             of_run.normalisation(channels, mean, std)
 

@@ -5,6 +5,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -99,12 +100,23 @@ def test_a_comparison_of_old_is_read(tmp_path):
 
 def test_a_run_goes_on_with_its_own_settings_but_for_the_machines(tmp_path):
     own = replace(PRETRAINED, device="cpu", epochs=7, mask_ratio=0.5)
-    pictures = [object()]
-    asked = PretrainSettings(pictures, resume="run", device="cuda", workers=3, epochs=7, betas=(0.9, 0.95))
-    expected = replace(own, images=pictures, device="cuda", workers=3)
-    assert resumed(own, asked, tmp_path) == expected
+    asked = PretrainSettings(resume="run", device="cuda", workers=3, epochs=7, betas=(0.9, 0.95))
+    assert resumed(own, asked, tmp_path) == replace(own, device="cuda", workers=3)
     with pytest.raises(UsageError, match="leave out --out, --mask-ratio, --seed"):
         resumed(own, PretrainSettings(resume="run", seed=3, mask_ratio=0.7, out="other"), tmp_path)
+
+
+@pytest.mark.parametrize("images", ["a.tar", ["a.tar", "b.tar"]])
+def test_other_pictures_than_those_of_the_run_are_not_left_aside(images, tmp_path):
+    own = replace(PRETRAINED, images=images)
+    for other in (np.zeros((4, 8, 8, 3)), [object()], ["a.tar", "c.tar"]):
+        with pytest.raises(UsageError, match="leave out --images"):
+            resumed(own, PretrainSettings(other, resume="run"), tmp_path)
+        of_dataset = resumed(replace(own, images=None), PretrainSettings(other, resume="run"), tmp_path)
+        assert of_dataset.images is other
+    assert resumed(own, PretrainSettings(images, resume="run"), tmp_path) == own
+    if isinstance(images, str):  # they may have been moved, a single place
+        assert resumed(own, PretrainSettings(Path("new"), resume="run"), tmp_path).images == "new"
 
 
 @pytest.mark.parametrize(
