@@ -326,6 +326,32 @@ def test_changes_in_place_of_what_is_a_view_only_in_a_dense_network(copied, whic
         other + 1
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda x: x.permute(0, 2, 3, 1).contiguous(),
+        lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]),
+        lambda x: x.flatten(2).transpose(1, 2).contiguous(),
+        lambda x: x.transpose(1, 2).flatten(1),
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.flatten(1).view(x.shape).flatten(1),
+    ],
+)
+@pytest.mark.parametrize("which", ["result", "part of the result", "source", "part of the source"])
+def test_changes_in_place_of_what_may_be_a_copy_in_a_dense_network(copied, which):
+    """To read the one after the other was changed, itself or through a view, is refused; the changed one is read."""
+    x = gather(images(), EVERYTHING)
+    early, y = x.transpose(1, 2), copied(x)
+    changed, others = (y, [x, early, x[:, :2]]) if "result" in which else (x, [y, y[None]])
+    before = changed.values.clone()
+    (changed[:] if "part" in which else changed).mul_(2)
+    torch.testing.assert_close((changed * 1).values, 2 * before)
+    for other in others:
+        with pytest.raises(NotExactError, match="out of place"):
+            other + 1
+
+
 @pytest.mark.parametrize("viewed", [lambda x: x.flatten(2), lambda x: x[:, :4], lambda x: x.permute(0, 2, 3, 1)])
 def test_changes_in_place_of_what_is_a_view_here_too(viewed):
     x, dense = gather(images(), EVERYTHING), images()

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, as_view, before_change
+from ..tensor import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    as_same_kind,
+    as_view,
+    before_change,
+    may_be_in_another_order,
+)
 from .operands import (
     along,
     as_sizes,
@@ -36,7 +45,7 @@ def view(func, input, *sizes, shape=None, size=None):
             raise Refusal("it reads the bytes as a type of another size")
         return as_same_kind(x.view(sizes[0]), x, x.axes)
     new_shape = as_sizes(sizes if sizes else (shape if shape is not None else size,))
-    return _reshaped(unpadded(input), sizes_for(unpadded(input), new_shape))
+    return _reshaped(unpadded(input), sizes_for(unpadded(input), new_shape), func is not Tensor.view)
 
 
 @meaning(Tensor.view_as, Tensor.reshape_as)
@@ -44,10 +53,11 @@ def view_as(func, input, other):
     """Of the shape of another tensor of patches."""
     if not isinstance(other, GridTensor):
         raise Refusal("it takes the shape of a plain tensor")
-    return _reshaped(unpadded(input), sizes_for(unpadded(input), list(unpadded(other).shape)))
+    sizes = sizes_for(unpadded(input), list(unpadded(other).shape))
+    return _reshaped(unpadded(input), sizes, func is Tensor.reshape_as)
 
 
-def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
+def _reshaped(x: GridTensor, sizes: list[int], may_copy: bool) -> GridTensor:
     if -1 in sizes:
         shape = [max(n, 1) if at == 0 else n for at, n in enumerate(x.shape)]  # nothing visible: as if one patch were
         known = math.prod([max(n, 1) if at == 0 else n for at, n in enumerate(sizes) if n != -1])
@@ -55,7 +65,8 @@ def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
         sizes[sizes.index(-1)] = math.prod(shape) // max(known, 1)
     if math.prod(sizes) != x.numel():
         raise Refusal(f"a shape of {tuple(sizes)} does not fit {tuple(x.shape)}; it may with larger patches")
-    return as_view(as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes)), x)
+    out = as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes))
+    return as_view(out, x, may_copy and may_be_in_another_order(x))
 
 
 def _layout_after(x: GridTensor, sizes: Sequence[int]) -> lay.Layout:
@@ -75,7 +86,8 @@ def flatten(func, input, start_dim=0, end_dim=-1):
     """Axes merged."""
     x = unpadded(input)
     start, end = dimension(x, start_dim), dimension(x, end_dim)
-    return as_view(as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end)), x)
+    out = as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end))
+    return as_view(out, x, may_be_in_another_order(x))
 
 
 @meaning(*named("unflatten", torch, Tensor))
