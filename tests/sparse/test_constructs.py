@@ -92,6 +92,9 @@ ROWS = {
     "matrices transposed": lambda x: x.movedim(1, -1).mT.mT.movedim(-1, 1),
     "unsqueeze in place": lambda x: torch.cat([(x * 2).unsqueeze_(1), x.unsqueeze(1)], 1).sum(1),
     "maxout of a list": lambda x: torch.stack([x, 2 * x, -x], 0).max(0)[0],
+    "distances of channels": lambda x: F.pairwise_distance(x.movedim(1, -1), x.movedim(1, -1) ** 2, keepdim=True).view(
+        len(x), 1, *x.shape[2:]
+    ),
     "maxout of channels": lambda x: x.view(len(x), 4, 2, *x.shape[2:]).max(2).values,
     "adaptive pool to the size of another map": lambda x: F.adaptive_avg_pool2d(x, F.max_pool2d(x, 2).shape[2:]),
 }
@@ -128,8 +131,19 @@ POOLED = {
     "deviation of channels beside images": lambda x: x.reshape(len(x) * 8, -1).std(1).view(len(x), 8),
     "norm of channels beside images": lambda x: x.reshape(len(x) * 8, -1).norm(dim=1).view(len(x), 8),
     "softmax of channels beside images": lambda x: F.softmax(x.reshape(len(x) * 8, -1), 1).view(x.shape),
+    "variance of complex values": lambda x: (x * _turned(x)).var((2, 3)),
+    "deviation of complex values": lambda x: (x * _turned(x)).std((2, 3), correction=0),
+    "norm of complex values": lambda x: (x * _turned(x)).norm(dim=(2, 3)),
+    "largest of complex values": lambda x: torch.linalg.vector_norm(x * _turned(x), math.inf, (2, 3)),
+    "mean of complex values": lambda x: (x * _turned(x)).mean((2, 3)).abs(),
+    "how many, in 8 bits": lambda x: (x > 0).sum((2, 3), dtype=torch.int8),
     "any of flat positions": lambda x: x * (x > 1.5).flatten(2).any(2)[..., None, None],
 }
+
+
+def _turned(x):
+    """Complex numbers of absolute value 1."""
+    return torch.exp(1j * x)
 
 
 def _grouped(x):
