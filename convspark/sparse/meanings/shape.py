@@ -27,6 +27,7 @@ from .operands import (
     image_axis,
     joined_layout,
     named,
+    of_patches,
     repeat_along,
     require_plain,
     sizes_for,
@@ -53,8 +54,8 @@ def view_as(func, input, other):
     """Of the shape of another tensor of patches."""
     if not isinstance(other, GridTensor):
         raise Refusal("it takes the shape of a plain tensor")
-    sizes = sizes_for(unpadded(input), list(unpadded(other).shape))
-    return _reshaped(unpadded(input), sizes, func is Tensor.reshape_as)
+    x = of_patches(input)
+    return _reshaped(x, sizes_for(x, list(unpadded(other).shape)), func is Tensor.reshape_as)
 
 
 def _reshaped(x: GridTensor, sizes: list[int], may_copy: bool) -> GridTensor:
@@ -241,13 +242,15 @@ def narrow(func, input, dim, start, length):
 @meaning(*named("select index_select", torch, Tensor))
 def select(func, input, dim, index):
     """Channels by number."""
+    if isinstance(index, VisiblePatches):
+        raise Refusal("its numbers were computed from single patches")
     return along(input, dim, lambda x, at: func(x, at, index))
 
 
 @meaning(Tensor.__getitem__)
 def getitem(func, input, index):
     """Slices; channels also by a number, a list or a vector of numbers."""
-    x = unpadded(input)
+    x = of_patches(input)
     parts, layout = _indexed(x, index)
     return as_same_kind(x[parts], x, layout)
 
@@ -292,7 +295,8 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             continue
         elif lay.is_plain(axis) and _is_vector(part):
             vectors += 1
-            axes.append(lay.plain_axis(len(torch.arange(size)[part])))
+            device = part.device if isinstance(part, Tensor) else None
+            axes.append(lay.plain_axis(len(torch.arange(size, device=device)[part])))
         else:
             raise Refusal("it picks single patches or positions, or indexes with a mask")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
@@ -364,9 +368,11 @@ def expand(func, input, *lengths, size=None, implicit=False):
 @meaning(*named("repeat_interleave", torch, Tensor))
 def repeat_interleave(func, input, repeats, dim=None, *, output_size=None):
     """Channels repeated; positions too, which makes the map larger."""
-    x = unpadded(input)
+    x = of_patches(input)
     if dim is None:
         raise Refusal("it flattens patches and positions")
+    if isinstance(repeats, GridTensor):
+        raise Refusal("its numbers were computed from patches")
     at = dimension(x, dim)
     out = x.repeat_interleave(repeats, at)
     axis = x.axes[at]
