@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from convspark import PatchGrid, gather, scatter
 from convspark.errors import NotExactError, UsageError
@@ -532,3 +533,45 @@ def test_networks_are_left_as_they_were():
     before = copy.deepcopy(net.state_dict())
     net(gather(images().float(), EVERYTHING))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+KERNEL = torch.randn(8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+SMOOTH = {
+    "average pool": lambda x: F.avg_pool2d(x**2, 3, 1, 1),
+    "largest": lambda x: F.max_pool2d(x**2, 3, 2, 1),
+    "put back and cut out": lambda x: F.interpolate(x**2, scale_factor=2, mode="bilinear"),
+    "convolution of reflected maps": lambda x: F.conv2d(F.pad(x**2, (1, 1, 1, 1), mode="reflect"), KERNEL),
+    "mean": lambda x: x * x.mean((2, 3), keepdim=True),
+}
+NOT_TWICE = {
+    "convolution": lambda x: F.conv2d(x, KERNEL, padding=1),
+    "strided": lambda x: F.conv2d(x, KERNEL, padding=1, stride=4),
+    "norm": lambda x: x.norm(dim=(2, 3)),
+}
+
+
+def second(function, x, own):
+    """Gradient of a gradient penalty: of the function, and of the images themselves beside it."""
+    x = x.clone().requires_grad_()
+    out = as_dense(function(own(x))).pow(3).sum() + x.pow(3).sum()
+    (slope,) = torch.autograd.grad(out, x, create_graph=True)
+    return torch.autograd.grad(slope.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_of_gradients(name):
+    expected = second(SMOOTH[name], images(), lambda x: x)
+    torch.testing.assert_close(second(SMOOTH[name], images(), lambda x: gather(x, EVERYTHING)), expected)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("name", NOT_TWICE)
+def test_gradients_of_gradients_that_are_not_known_are_refused(name, checkpointed):
+    function = NOT_TWICE[name]
+    x = images().requires_grad_()
+    patches = gather(x, EVERYTHING)
+    out = as_dense(checkpoint(function, patches, use_reentrant=False) if checkpointed else function(patches))
+    (slope,) = torch.autograd.grad(out.pow(3).sum() + x.pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(slope, torch.autograd.grad(function(x).pow(3).sum() + x.pow(3).sum(), x)[0])
+    with pytest.raises(NotExactError, match="gradient of a gradient"):
+        torch.autograd.grad(slope.square().sum(), x)

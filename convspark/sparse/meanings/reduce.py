@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .. import axes as lay
+from ..backward import once
 from ..grid import PatchGrid
 from ..registry import Refusal, meaning
 from ..tensor import (
@@ -404,7 +404,7 @@ class _RootOfSquares(torch.autograd.Function):
         return root.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, root = ctx.saved_tensors
         slope = torch.where(root > 0, grad / root, 0).to(x.dtype)
