@@ -33,7 +33,8 @@ def read_facts(folder: Path) -> dict[str, str]:
     file = folder / "README.md"
     if not file.is_file():
         return {}
-    rows = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    text = file.read_text(encoding="utf-8", errors="replace")  # it may be somebody's own
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
     cells = (row[2:-2].replace("\\|", "\0").split(" | ", 1) for row in rows)
     facts = {cell[0]: cell[1].replace("\0", "|") for cell in cells if len(cell) == 2}
     if not facts.keys() >= {*_OF_IMAGES}:

@@ -272,11 +272,20 @@ def _of_export(weights: str, model: str | None) -> Origin:
         mean, std = ([float(value) for value in described[key]] for key in ("mean", "std"))
         classes = tuple(map(str, config.get("label_names") or ()))
         pixels = Pixels.of_dict(config.get("pixels", {"channels": channels}))
+        arguments = _arguments(config) if name == config.get("architecture") else {}
     except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    return Origin(weights, name, weights, {}, size, channels, tuple(mean), tuple(std), classes, pixels)
+    return Origin(weights, name, weights, arguments, size, channels, tuple(mean), tuple(std), classes, pixels)
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network's config says it was built with, besides what is known without it."""
+    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k not in ("num_classes", "in_chans")}
+    if not config.get("label_names") or arguments.get("global_pool") == "avg":
+        arguments.pop("global_pool", None)  # timm writes it for every network, and only a classifier looks at it
+    return arguments
 
 
 def _of_file(path: Path, model: str | None) -> Origin:
@@ -288,12 +297,18 @@ def _of_file(path: Path, model: str | None) -> Origin:
             if model is None:  # else the config may be of other weights
                 raise
     content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
-    if isinstance(content, Mapping) and isinstance(content.get("network"), Mapping):
+    if isinstance(content, Mapping) and _is_record(content.get("network")):
         return Origin.from_record(content["network"], str(path), model)
     model = model or papers_network(path, content)
     if model is None:
         raise UsageError(f"weights is {str(path)!r}, a file that does not name its network: add --model NETWORK")
     return replace(_known(str(path), model, str(path)), size=_papers_size(path, content))
+
+
+def _is_record(network: object) -> bool:
+    """Whether it is what `Origin.as_record` makes; other code keeps weights by that name."""
+    fields = ("model", "model_args", "size", "channels", "mean", "std", "pixels")
+    return isinstance(network, Mapping) and all(name in network for name in fields)
 
 
 _STYLE = r"_(?:withdecoder_)?1k(?:pretrained|finetuned)"  # what comes after the network in the paper's names of files

@@ -7,7 +7,6 @@ reads the backbone from either.
 """
 
 import os
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -318,7 +317,7 @@ def _read(source: Source) -> Mapping[str, Any]:
         raise UsageError(f"source={_title(source)} is no file; expected a .pth checkpoint of the paper's code")
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever torch raises where bytes are not what it expects
         raise UsageError(
             f"source={_title(source)} cannot be read as weights: {error}. Files that hold more than tensors "
             "and plain values are refused, because loading them could run any code"

@@ -238,8 +238,10 @@ def read_checkpoint(path: Path) -> object:
             f"{path} cannot be read as plain weights: it holds {_foreign(path, error)}. Code in a file is not run "
             "here: save its state dict with safetensors and give that file"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UsageError(f"{path} is not a PyTorch file, or is damaged ({error})") from None
+    except Exception as error:  # whatever torch raises where bytes are not what it expects
+        raise UsageError(
+            f"{path} is not a PyTorch file, or is damaged ({str(error) or type(error).__name__})"
+        ) from None
 
 
 def _foreign(path: Path, error: Exception) -> str:
@@ -296,14 +298,13 @@ def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, out of the levels they are wrapped in."""
+    tensors: dict[str, Tensor] = {}
     while isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+        # A level inside comes first: beside it may lie an accuracy, which is a tensor, too.
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} or tensors
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if tensors:
+        return tensors
     raise UsageError(f"{path} holds no weights: expected a state dict of tensors, bare or under {', '.join(_WRAPPERS)}")
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..sparse.backward import once
 from ..sparse.faster import BatchNorm
 from ..sparse.tensor import flat_rows, from_rows
 from .ops import declare, has_kernel, wide
@@ -51,7 +51,7 @@ class _BatchNorm(torch.autograd.Function):
         return from_rows(run.normalise(rows, mean, scale, weight, bias), ctx.positions).detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         rows, weight, mean, scale = ctx.saved_tensors
         run, grad = torch.ops.convspark, flat_rows(grad)

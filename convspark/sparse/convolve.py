@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .backward import once
 from .faster import registered
 from .grid import PatchGrid
 from .plans import Plan
@@ -67,7 +67,7 @@ class _Convolution(torch.autograd.Function):
         return way.forward(values, weight, bias).detach()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         values, weight = ctx.saved_tensors  # which activation checkpointing computes again now, by our meanings
         with torch._C.DisableTorchFunctionSubclass():  # what was saved are visible patches

@@ -7,6 +7,7 @@ source rows, and `back` sums for each source row the gradients of the result row
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +37,10 @@ class Copy(Protocol):
 
     def back(self, grad: Tensor, /) -> Tensor: ...
 
+    def reversed(self) -> Copy:
+        """Its gradient as a copy, whose gradient is this copy again, but for what lies outside."""
+        ...
+
 
 def copied(rows: Tensor, copy: Copy) -> Tensor:
     """`copy.there(rows)`, with its gradient."""
@@ -50,7 +55,9 @@ class _Copied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return ctx.copy.back(grad), None
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return ctx.copy.back(grad), None
+        return copied(grad, ctx.copy.reversed()), None  # whose own gradient may be asked for (create_graph)
 
 
 # ---------------------------------------------------------------- sums of rows of the patches around
@@ -196,6 +203,11 @@ class FromPatches:
         """(groups * N * cells, C / groups) -> (N * positions, C)"""
         return self._back.of(_of_groups(grad, groups))
 
+    def reversed(self) -> FromPatches:
+        other = copy.copy(self)
+        other.outside, other._there, other._back = 0.0, self._back, self._there
+        return other
+
 
 class IntoImages:
     """Visible patches put into images of zeros: rows of whole images from N * positions rows.
@@ -224,3 +236,6 @@ class OutOfImages(IntoImages):
     """Visible patches cut out of images."""
 
     there, back = IntoImages.back, IntoImages.there
+
+    def reversed(self) -> IntoImages:  # type: ignore[override]
+        return IntoImages(self._sums, self._index)

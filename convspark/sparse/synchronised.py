@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .backward import once
+
 
 def synchronised_batch_norm(
     x: Tensor,
@@ -61,6 +63,7 @@ class _BatchNorm(torch.autograd.Function):
         return (normalised * _along(weight, x) + _along(bias, x)).to(x.dtype), mean, variance, count
 
     @staticmethod
+    @once
     def backward(ctx, grad: Tensor, *_: Tensor):  # type: ignore[override]
         x, weight, mean, scale, count = ctx.saved_tensors
         slope = grad.to(mean.dtype)

@@ -35,9 +35,6 @@ class GridTensor(Tensor):
 
     # Why functions must not read it; None where they may.
     unreadable: str | None
-    # Copies of it, and what it is a copy of, where a dense tensor would have a view: after one was changed in place,
-    # the other is unreadable. Not while compiling: Dynamo does not see a class's attributes.
-    twins: list[weakref.ref[GridTensor]] | None = None
 
     @property
     def values(self) -> Tensor:  # type: ignore[override]  # hides Tensor.values(), which is for sparse layouts
@@ -334,12 +331,8 @@ def before_change(tensor: object) -> None:
     """
     if torch.compiler.is_compiling() or not isinstance(tensor, GridTensor):
         return
-    for twin in (ref() for ref in tensor.twins or ()):
-        if twin is not None:
-            twin.unreadable = (
-                "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and here they do not "
-                "share their values as they do in a dense network; change it out of place (relu instead of relu_)"
-            )
+    for twin in _twins_of(_memory(tensor)):
+        twin.stale = True  # type: ignore[attr-defined]
     if isinstance(tensor, VisiblePatches) and tensor.padded:
         for padded in (ref() for ref in tensor.padded):
             if padded is not None and padded.pending is not None:
@@ -347,12 +340,51 @@ def before_change(tensor: object) -> None:
         tensor.padded = None
 
 
-def as_view(result: G, of: GridTensor) -> G:
-    """The result of a function that makes a view of a dense tensor; remembered if it is a copy here."""
-    if not torch.compiler.is_compiling() and result is not of and result.numel() and result.data_ptr() != of.data_ptr():
-        result.twins = [*(result.twins or ()), weakref.ref(of)]
-        of.twins = [*(ref for ref in of.twins or () if ref() is not None), weakref.ref(result)]
+def as_view(result: G, of: GridTensor, perhaps: bool = False) -> G:
+    """The result of a function that makes a view of a dense tensor; if it is a copy here, the two are twins.
+
+    Args:
+        perhaps: whether the dense network may have a copy instead, which depends on the order in memory; then it is
+            one here.
+    """
+    if torch.compiler.is_compiling() or not result.numel():
+        return result
+    if result is of or result.data_ptr() == of.data_ptr():
+        if not perhaps:
+            return result
+        result = as_same_kind(result.clone(), of, result.axes)  # type: ignore[assignment]
+    one, other = _memory(result), _memory(of)
+    for twin in (other, *_twins_of(other)):
+        _become_twins(one, twin)
     return result
+
+
+def _memory(tensor: Tensor) -> Tensor:
+    """The tensor that this one is a view of, as all its other views are, or itself.
+
+    Where a dense network has one memory and visible patches have two, the other's `twins` has weak references to it:
+    after one was changed in place, the other is `stale`, with all its views. Not while compiling: Dynamo does not see
+    such attributes.
+    """
+    return tensor if tensor._base is None else tensor._base
+
+
+def _twins_of(memory: Tensor) -> list[Tensor]:
+    return [twin for ref in getattr(memory, "twins", ()) if (twin := ref()) is not None]
+
+
+def _become_twins(one: Tensor, other: Tensor) -> None:
+    for memory, twin in ((one, other), (other, one)):
+        memory.twins = [*map(weakref.ref, _twins_of(memory)), weakref.ref(twin)]  # type: ignore[attr-defined]
+
+
+def _is_stale(tensor: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and getattr(_memory(tensor), "stale", False)
+
+
+def may_be_in_another_order(tensor: GridTensor) -> bool:
+    """Whether nobody knows in which order a dense network has it in memory, as long as its axes are in their own."""
+    return isinstance(tensor, VisiblePatches) and not lay.is_canonical(tensor.axes)
 
 
 def unpadded(tensor: T, partially: bool = False) -> T:
@@ -361,7 +393,15 @@ def unpadded(tensor: T, partially: bool = False) -> T:
     Args:
         partially: whether it may be reduced over some of its positions' axes.
     """
-    if not isinstance(tensor, GridTensor) or tensor.unreadable is None:
+    if not isinstance(tensor, GridTensor):
+        return tensor
+    if tensor.unreadable is None:
+        if _is_stale(tensor):
+            raise Refusal(
+                "the tensor, or a flatten, reshape or contiguous of it, was changed in place, and whether they share "
+                "their values depends on the order in memory, which is another in a dense network; change it out of "
+                "place (relu instead of relu_)"
+            )
         return tensor
     if partially and isinstance(tensor, VisiblePatches) and tensor.partial is not None:
         return tensor

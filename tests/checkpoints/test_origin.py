@@ -29,6 +29,29 @@ def test_an_export_tells_network_size_and_normalisation(tmp_path):
     )
 
 
+@pytest.mark.parametrize("arguments", [{"output_stride": 16}, {"act_layer": "silu"}, {"global_pool": "max"}])
+def test_an_export_is_built_with_the_arguments_that_it_was_made_with(tmp_path, arguments):
+    network = timm.create_model("resnet10t", num_classes=3, **arguments).eval()
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
+    images = torch.randn(1, 3, 64, 64)
+    export_timm(network, tmp_path / "classes", **norm, classes=["a", "b", "c"])
+    origin = find_weights(str(tmp_path / "classes"))
+    assert origin.model_args == arguments
+    torch.testing.assert_close(origin.build(classifier=True).eval()(images), network(images))
+    network.reset_classifier(0)
+    export_timm(network, tmp_path / "features", **norm)
+    built = find_weights(str(tmp_path / "features")).build().eval()
+    torch.testing.assert_close(built.forward_features(images), network.forward_features(images))
+
+
+def test_weights_that_other_code_keeps_as_a_network(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"network": {"conv1.weight": torch.ones(3)}, "epoch": 3}, file)
+    with pytest.raises(UsageError, match="does not name its network: add --model"):
+        find_weights(str(file))
+    assert find_weights(str(file), "resnet10t").model == "resnet10t"
+
+
 def test_a_file_needs_the_networks_name(tmp_path):
     network = timm.create_model("resnet10t", num_classes=0)
     file = tmp_path / "weights.safetensors"

@@ -215,7 +215,8 @@ def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_pat
 
 
 def test_cards_claim_no_training_that_is_not_known_of(tmp_path):
-    (tmp_path / "README.md").write_text("# Somebody's\n\n| a | b |\n|---|---|\n| c | d |\n")
+    # In an older encoding of Windows, whose apostrophe is no UTF-8.
+    (tmp_path / "README.md").write_bytes("# Somebody’s\n\n| a | b |\n|---|---|\n| c | d |\n".encode("cp1252"))
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "w.pth")
     export(str(tmp_path / "w.pth"), model="test_resnet", out=str(tmp_path / "timm"))
     card = (tmp_path / "timm" / "README.md").read_text()

@@ -1,6 +1,7 @@
 """Existing weights into a backbone: every kind of source, and every way it can be wrong."""
 
 import argparse
+import contextlib
 import copy
 import fractions
 import pickle
@@ -41,6 +42,32 @@ def test_safetensors_and_pytorch_files(source, tmp_path):
         assert equal(target, source)
         assert not report.missing and not report.unused
         assert str(report) == f"{len(source.state_dict())}/{len(source.state_dict())} tensors loaded from {file}"
+
+
+@pytest.mark.parametrize("level", ["state_dict", "model", "module"])
+def test_weights_beside_an_accuracy_that_is_a_tensor(source, level, tmp_path):
+    """As PyTorch's own example for ImageNet saves them."""
+    file = tmp_path / "weights.pth.tar"
+    torch.save({"epoch": 3, level: source.state_dict(), "best_acc1": torch.tensor(76.1)}, file)
+    backbone = resnet()
+    report = load_backbone_weights(backbone, file)
+    assert not report.missing and not report.unused
+    assert torch.equal(backbone.conv1[0].weight, source.conv1[0].weight)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_the_users_error(source, zipped, tmp_path):
+    """Some bytes of a file changed, or its end cut off."""
+    file, few = tmp_path / "weights.pth", dict(list(source.state_dict().items())[:3])
+    torch.save(few, file, _use_new_zipfile_serialization=zipped)
+    whole, random = file.read_bytes(), torch.Generator().manual_seed(0)
+    for _ in range(60):
+        spoilt = bytearray(whole)
+        for place in torch.randint(min(len(whole), 800), (3,), generator=random).tolist():
+            spoilt[place] = int(torch.randint(256, (1,), generator=random))
+        file.write_bytes(spoilt[: int(torch.randint(len(whole), (1,), generator=random)) + 1])
+        with contextlib.suppress(UsageError):
+            load_backbone_weights(resnet(), file, partial=True)
 
 
 def test_reports_a_missing_classifier_as_a_module(source):

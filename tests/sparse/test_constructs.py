@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from convspark import PatchGrid, gather, scatter
 from convspark.errors import NotExactError, UsageError
@@ -92,6 +93,9 @@ ROWS = {
     "matrices transposed": lambda x: x.movedim(1, -1).mT.mT.movedim(-1, 1),
     "unsqueeze in place": lambda x: torch.cat([(x * 2).unsqueeze_(1), x.unsqueeze(1)], 1).sum(1),
     "maxout of a list": lambda x: torch.stack([x, 2 * x, -x], 0).max(0)[0],
+    "distances of channels": lambda x: F.pairwise_distance(x.movedim(1, -1), x.movedim(1, -1) ** 2, keepdim=True).view(
+        len(x), 1, *x.shape[2:]
+    ),
     "maxout of channels": lambda x: x.view(len(x), 4, 2, *x.shape[2:]).max(2).values,
     "adaptive pool to the size of another map": lambda x: F.adaptive_avg_pool2d(x, F.max_pool2d(x, 2).shape[2:]),
 }
@@ -128,8 +132,19 @@ POOLED = {
     "deviation of channels beside images": lambda x: x.reshape(len(x) * 8, -1).std(1).view(len(x), 8),
     "norm of channels beside images": lambda x: x.reshape(len(x) * 8, -1).norm(dim=1).view(len(x), 8),
     "softmax of channels beside images": lambda x: F.softmax(x.reshape(len(x) * 8, -1), 1).view(x.shape),
+    "variance of complex values": lambda x: (x * _turned(x)).var((2, 3)),
+    "deviation of complex values": lambda x: (x * _turned(x)).std((2, 3), correction=0),
+    "norm of complex values": lambda x: (x * _turned(x)).norm(dim=(2, 3)),
+    "largest of complex values": lambda x: torch.linalg.vector_norm(x * _turned(x), math.inf, (2, 3)),
+    "mean of complex values": lambda x: (x * _turned(x)).mean((2, 3)).abs(),
+    "how many, in 8 bits": lambda x: (x > 0).sum((2, 3), dtype=torch.int8),
     "any of flat positions": lambda x: x * (x > 1.5).flatten(2).any(2)[..., None, None],
 }
+
+
+def _turned(x):
+    """Complex numbers of absolute value 1."""
+    return torch.exp(1j * x)
 
 
 def _grouped(x):
@@ -326,6 +341,32 @@ def test_changes_in_place_of_what_is_a_view_only_in_a_dense_network(copied, whic
         other + 1
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda x: x.permute(0, 2, 3, 1).contiguous(),
+        lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1]),
+        lambda x: x.flatten(2).transpose(1, 2).contiguous(),
+        lambda x: x.transpose(1, 2).flatten(1),
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.flatten(1).view(x.shape).flatten(1),
+    ],
+)
+@pytest.mark.parametrize("which", ["result", "part of the result", "source", "part of the source"])
+def test_changes_in_place_of_what_may_be_a_copy_in_a_dense_network(copied, which):
+    """To read the one after the other was changed, itself or through a view, is refused; the changed one is read."""
+    x = gather(images(), EVERYTHING)
+    early, y = x.transpose(1, 2), copied(x)
+    changed, others = (y, [x, early, x[:, :2]]) if "result" in which else (x, [y, y[None]])
+    before = changed.values.clone()
+    (changed[:] if "part" in which else changed).mul_(2)
+    torch.testing.assert_close((changed * 1).values, 2 * before)
+    for other in others:
+        with pytest.raises(NotExactError, match="out of place"):
+            other + 1
+
+
 @pytest.mark.parametrize("viewed", [lambda x: x.flatten(2), lambda x: x[:, :4], lambda x: x.permute(0, 2, 3, 1)])
 def test_changes_in_place_of_what_is_a_view_here_too(viewed):
     x, dense = gather(images(), EVERYTHING), images()
@@ -492,3 +533,45 @@ def test_networks_are_left_as_they_were():
     before = copy.deepcopy(net.state_dict())
     net(gather(images().float(), EVERYTHING))
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+KERNEL = torch.randn(8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+SMOOTH = {
+    "average pool": lambda x: F.avg_pool2d(x**2, 3, 1, 1),
+    "largest": lambda x: F.max_pool2d(x**2, 3, 2, 1),
+    "put back and cut out": lambda x: F.interpolate(x**2, scale_factor=2, mode="bilinear"),
+    "convolution of reflected maps": lambda x: F.conv2d(F.pad(x**2, (1, 1, 1, 1), mode="reflect"), KERNEL),
+    "mean": lambda x: x * x.mean((2, 3), keepdim=True),
+}
+NOT_TWICE = {
+    "convolution": lambda x: F.conv2d(x, KERNEL, padding=1),
+    "strided": lambda x: F.conv2d(x, KERNEL, padding=1, stride=4),
+    "norm": lambda x: x.norm(dim=(2, 3)),
+}
+
+
+def second(function, x, own):
+    """Gradient of a gradient penalty: of the function, and of the images themselves beside it."""
+    x = x.clone().requires_grad_()
+    out = as_dense(function(own(x))).pow(3).sum() + x.pow(3).sum()
+    (slope,) = torch.autograd.grad(out, x, create_graph=True)
+    return torch.autograd.grad(slope.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_of_gradients(name):
+    expected = second(SMOOTH[name], images(), lambda x: x)
+    torch.testing.assert_close(second(SMOOTH[name], images(), lambda x: gather(x, EVERYTHING)), expected)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("name", NOT_TWICE)
+def test_gradients_of_gradients_that_are_not_known_are_refused(name, checkpointed):
+    function = NOT_TWICE[name]
+    x = images().requires_grad_()
+    patches = gather(x, EVERYTHING)
+    out = as_dense(checkpoint(function, patches, use_reentrant=False) if checkpointed else function(patches))
+    (slope,) = torch.autograd.grad(out.pow(3).sum() + x.pow(3).sum(), x, create_graph=True)
+    torch.testing.assert_close(slope, torch.autograd.grad(function(x).pow(3).sum() + x.pow(3).sum(), x)[0])
+    with pytest.raises(NotExactError, match="gradient of a gradient"):
+        torch.autograd.grad(slope.square().sum(), x)

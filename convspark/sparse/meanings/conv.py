@@ -62,6 +62,8 @@ def convolve(
         return source.patches(func(source.values, weight, bias, plan.stride, 0, plan.dilation, groups))
     if way == "product":
         return source.patches(_product(source, plan, weight.flatten(1), bias))
+    if source.values.is_complex():
+        raise Refusal("the gradients of a kernel that looks at other patches are not known for complex numbers")
     return source.patches(convolved(source.values, weight, bias, way))
 
 
@@ -187,7 +189,8 @@ def conv_transpose(
     zeros = [per_axis(padding, dims), per_axis(output_padding, dims)]
     if not isinstance(x, VisiblePatches) or any(isinstance(t, GridTensor) for t in (weight, bias)):
         raise Refusal("its weights were computed from patches")
-    if tuple(weight.shape[2:]) == strides and not any(map(any, zeros)):  # stays within each patch
+    wide = any(d > 1 < k for d, k in zip(per_axis(dilation, dims), weight.shape[2:], strict=True))
+    if tuple(weight.shape[2:]) == strides and not wide and not any(map(any, zeros)):  # stays within each patch
         out = func(canonical_values(x), *arguments)
         return as_patches(out, x.grid, lay.canonical(out.shape))
     out = through_images(x, lambda maps: func(maps, *arguments))

@@ -177,9 +177,16 @@ WHOLE_MAP = (
 )
 
 
+def of_patches(tensor: Tensor) -> GridTensor:
+    """The tensor, refused if it is padded or the like, or a plain one beside patches in another argument."""
+    if not isinstance(tensor, GridTensor):
+        raise Refusal("it is called on a plain tensor, and visible patches say what to take of it")
+    return unpadded(tensor)
+
+
 def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
     """A function along one axis of channels: of one result or several, in which that axis is gone or has any size."""
-    x = unpadded(input)
+    x = of_patches(input)
     at = dimension(x, dim)
     require_plain(x, [at], "acting along this axis")
     out = function(x, at)

@@ -103,6 +103,8 @@ def elementwise(func, *args, **kwargs):
 def _run(func, args, kwargs):
     if func in _IN_PLACE or kwargs.get("inplace") or any([arg is True for arg in args]):  # F.relu(x, True)
         before_change(args[0] if args else kwargs["input"])
+    if func in _WHERE and len(args) + len(kwargs) < 2:
+        raise Refusal("it returns places among all visible positions")
     if torch.compiler.is_compiling():
         if func in _IN_PLACE and isinstance(args[0], GridTensor):
             # Dynamo forgets the class of a tensor that a method changes in place: it changes a view of it instead.
@@ -128,6 +130,8 @@ _IN_PLACE = {
     *named(_ACTIVATIONS_INPLACE, functional, torch),
     torch.dropout_,
 }
+
+_WHERE = {*named("where", torch, Tensor)}
 
 _PRELU = {functional.prelu, torch.prelu, Tensor.prelu}
 

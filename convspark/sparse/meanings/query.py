@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from ...errors import NotExactError
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, VisiblePatches, as_same_kind, as_view
+from ..tensor import GridTensor, VisiblePatches, as_same_kind, as_view, may_be_in_another_order
 from .operands import named, unpadded
 
 # What a network may read off visible patches. The shape is that of the packed tensor, the number of elements that of
@@ -86,13 +86,21 @@ def hand_on(func, input, *args, **kwargs):
     if not isinstance(x, GridTensor):  # plain.to(visible): only type and device of the other are used
         return out
     if out is x:
-        return x
+        return as_view(x, x, _may_copy(func, x, args, kwargs))
     if not isinstance(out, Tensor):
         return out
     if out.device != x.device:
         raise Refusal("it moves the patches to another device than their grid's; move the images before `gather`")
     out = as_same_kind(out, x, x.axes)
-    return as_view(out, x) if func is Tensor.contiguous else out
+    return as_view(out, x, _may_copy(func, x, args, kwargs)) if func is Tensor.contiguous else out
+
+
+def _may_copy(func: Callable[..., Any], x: GridTensor, args: tuple, kwargs: dict) -> bool:
+    """Whether a dense network may get a copy where visible patches are in the right order already."""
+    order = kwargs.get("memory_format", args[0] if args and func is Tensor.contiguous else torch.preserve_format)
+    if order is torch.preserve_format:
+        return func is Tensor.contiguous and may_be_in_another_order(x)
+    return order is not torch.contiguous_format or may_be_in_another_order(x)
 
 
 @meaning(Tensor.backward, torch.autograd.backward, torch.autograd.grad)

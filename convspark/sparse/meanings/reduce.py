@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .. import axes as lay
+from ..backward import once
 from ..grid import PatchGrid
 from ..registry import Refusal, meaning
 from ..tensor import (
@@ -195,9 +195,12 @@ def _reduce(x: GridTensor, dim, keepdim: bool, dtype, reduction: str):
         unpadded(x)  # refuses what was reduced over some spatial axes
     nothing = kind == "batch" and isinstance(x, VisiblePatches) and not x.numel()
     run = x.sum if nothing else getattr(x, reduction)  # of nothing visible 0, also for means
-    return reduced(
-        x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **options), lambda x, dims: over_image(x, reduction, dims)
-    )
+
+    def of_image(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
+        values = over_image(x, reduction, dims)
+        return values if dtype is None else values.to(dtype)  # sums of whole numbers are int64
+
+    return reduced(x, dims, keepdim, lambda: run(dims, keepdim=keepdim, **options), of_image)
 
 
 def _leaves_positions(x: VisiblePatches, dims: tuple[int, ...]) -> bool:
@@ -291,7 +294,8 @@ def spread(func, input, dim: Any = None, unbiased: bool = True, keepdim: bool = 
 
     def of_image(x: VisiblePatches, dims: tuple[int, ...]) -> Tensor:
         variance = image_moments(x, dims, correction)[1]
-        return (_root(variance) if deviates else variance).to(x.dtype)
+        spread = _root(variance) if deviates else variance
+        return spread if x.is_complex() else spread.to(x.dtype)
 
     def plain() -> Tensor:
         if not x.numel():
@@ -314,10 +318,11 @@ def _root(squares: Tensor) -> Tensor:
 def image_moments(x: VisiblePatches, dims: tuple[int, ...], correction: float = 0) -> tuple[Tensor, Tensor]:
     """Mean and variance over the visible positions of each image, axes kept, B rows; 0 where nothing is visible.
 
-    In float32 at least.
+    In float32 at least; the variance of complex values is real.
     """
     mean = _sum_over_image(x, dims) / _per_image_column(x, dims).to(wide(x))
     centred = x.to(wide(x)) - _repeated(mean, x)
+    centred = centred.abs() if x.is_complex() else centred
     squares = _sum_over_image(as_patches(centred.square(), x.grid, x.axes), dims)
     return mean, squares / _per_image_column(x, dims, correction).to(squares.dtype)
 
@@ -359,6 +364,7 @@ def _norm(x: GridTensor, order: Any, dim: Dims, keepdim: bool, dtype: torch.dtyp
 
 
 def _image_norm(x: VisiblePatches, order: float, dims: tuple[int, ...]) -> Tensor:
+    x = as_patches(x.abs(), x.grid, x.axes) if x.is_complex() else x
     if math.isinf(order):
         magnitude = as_same_kind(x.abs(), x, x.axes)
         assert isinstance(magnitude, VisiblePatches)
@@ -398,7 +404,7 @@ class _RootOfSquares(torch.autograd.Function):
         return root.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, root = ctx.saved_tensors
         slope = torch.where(root > 0, grad / root, 0).to(x.dtype)
@@ -467,5 +473,6 @@ def similarity(func, x1, x2, *args, **kwargs):
     for x in marked:
         require_plain(unpadded(x), [dimension(x, along)], "comparing along this axis")
     out = func(with_rows_of(x1, leader), with_rows_of(x2, leader), *args, **kwargs)
-    remaining = layout if out.dim() == len(layout) else (*layout[:at], *layout[at + 1 :])
+    kept = ((),) if out.dim() == len(layout) else ()
+    remaining = (*layout[:at], *kept, *layout[at + 1 :])
     return as_same_kind(out, leader, remaining)

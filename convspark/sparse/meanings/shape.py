@@ -10,7 +10,16 @@ from torch import Tensor
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, as_view, before_change
+from ..tensor import (
+    GridTensor,
+    PerImage,
+    VisiblePatches,
+    as_patches,
+    as_same_kind,
+    as_view,
+    before_change,
+    may_be_in_another_order,
+)
 from .operands import (
     along,
     as_sizes,
@@ -18,6 +27,7 @@ from .operands import (
     image_axis,
     joined_layout,
     named,
+    of_patches,
     repeat_along,
     require_plain,
     sizes_for,
@@ -36,7 +46,7 @@ def view(func, input, *sizes, shape=None, size=None):
             raise Refusal("it reads the bytes as a type of another size")
         return as_same_kind(x.view(sizes[0]), x, x.axes)
     new_shape = as_sizes(sizes if sizes else (shape if shape is not None else size,))
-    return _reshaped(unpadded(input), sizes_for(unpadded(input), new_shape))
+    return _reshaped(unpadded(input), sizes_for(unpadded(input), new_shape), func is not Tensor.view)
 
 
 @meaning(Tensor.view_as, Tensor.reshape_as)
@@ -44,10 +54,11 @@ def view_as(func, input, other):
     """Of the shape of another tensor of patches."""
     if not isinstance(other, GridTensor):
         raise Refusal("it takes the shape of a plain tensor")
-    return _reshaped(unpadded(input), sizes_for(unpadded(input), list(unpadded(other).shape)))
+    x = of_patches(input)
+    return _reshaped(x, sizes_for(x, list(unpadded(other).shape)), func is Tensor.reshape_as)
 
 
-def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
+def _reshaped(x: GridTensor, sizes: list[int], may_copy: bool) -> GridTensor:
     if -1 in sizes:
         shape = [max(n, 1) if at == 0 else n for at, n in enumerate(x.shape)]  # nothing visible: as if one patch were
         known = math.prod([max(n, 1) if at == 0 else n for at, n in enumerate(sizes) if n != -1])
@@ -55,7 +66,8 @@ def _reshaped(x: GridTensor, sizes: list[int]) -> GridTensor:
         sizes[sizes.index(-1)] = math.prod(shape) // max(known, 1)
     if math.prod(sizes) != x.numel():
         raise Refusal(f"a shape of {tuple(sizes)} does not fit {tuple(x.shape)}; it may with larger patches")
-    return as_view(as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes)), x)
+    out = as_same_kind(x.reshape(sizes), x, _layout_after(x, sizes))
+    return as_view(out, x, may_copy and may_be_in_another_order(x))
 
 
 def _layout_after(x: GridTensor, sizes: Sequence[int]) -> lay.Layout:
@@ -75,7 +87,8 @@ def flatten(func, input, start_dim=0, end_dim=-1):
     """Axes merged."""
     x = unpadded(input)
     start, end = dimension(x, start_dim), dimension(x, end_dim)
-    return as_view(as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end)), x)
+    out = as_same_kind(x.flatten(start, end), x, lay.flattened(x.axes, start, end))
+    return as_view(out, x, may_be_in_another_order(x))
 
 
 @meaning(*named("unflatten", torch, Tensor))
@@ -229,13 +242,15 @@ def narrow(func, input, dim, start, length):
 @meaning(*named("select index_select", torch, Tensor))
 def select(func, input, dim, index):
     """Channels by number."""
+    if isinstance(index, VisiblePatches):
+        raise Refusal("its numbers were computed from single patches")
     return along(input, dim, lambda x, at: func(x, at, index))
 
 
 @meaning(Tensor.__getitem__)
 def getitem(func, input, index):
     """Slices; channels also by a number, a list or a vector of numbers."""
-    x = unpadded(input)
+    x = of_patches(input)
     parts, layout = _indexed(x, index)
     return as_same_kind(x[parts], x, layout)
 
@@ -280,7 +295,8 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             continue
         elif lay.is_plain(axis) and _is_vector(part):
             vectors += 1
-            axes.append(lay.plain_axis(len(torch.arange(size)[part])))
+            device = part.device if isinstance(part, Tensor) else None
+            axes.append(lay.plain_axis(len(torch.arange(size, device=device)[part])))
         else:
             raise Refusal("it picks single patches or positions, or indexes with a mask")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
@@ -352,9 +368,11 @@ def expand(func, input, *lengths, size=None, implicit=False):
 @meaning(*named("repeat_interleave", torch, Tensor))
 def repeat_interleave(func, input, repeats, dim=None, *, output_size=None):
     """Channels repeated; positions too, which makes the map larger."""
-    x = unpadded(input)
+    x = of_patches(input)
     if dim is None:
         raise Refusal("it flattens patches and positions")
+    if isinstance(repeats, GridTensor):
+        raise Refusal("its numbers were computed from patches")
     at = dimension(x, dim)
     out = x.repeat_interleave(repeats, at)
     axis = x.axes[at]
