@@ -235,6 +235,11 @@ def adapt(dataset: Any) -> ImageSource:
             f"images: {type(dataset).__name__} has no length or cannot be indexed; expected a "
             "map-style dataset (`__len__` and `__getitem__`), a folder, a text file, or a list of paths"
         )
+    if isinstance(dataset, Mapping):
+        raise UsageError(
+            f"images: the {type(dataset).__name__} has the parts {', '.join(map(str, dataset)) or 'none'}; expected "
+            "one of them, as in dataset['train']"
+        )
     if not len(dataset):
         raise DataError(f"images: the {type(dataset).__name__} is empty")
     items = dataset.indices if isinstance(dataset, Subset) else range(len(dataset))

@@ -358,7 +358,7 @@ def _images(run: Run[PretrainSettings], s: PretrainSettings, pixels: Pixels) -> 
     to_measure = s.stats == "auto" and (s.mean is None or (s.low is None and not run.goes_on))
     split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
     if run.goes_on:
-        return reopen_images(run.folder, s.images, **split, pixels=pixels, moved=run.moved), to_measure
+        return reopen_images(run.folder, s.images, **split, check=s.check, pixels=pixels, moved=run.moved), to_measure
     if isinstance(s.images, str | os.PathLike):
         logger.info("looking at the pictures in %s …", os.fspath(s.images))
     return find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure), to_measure
@@ -451,6 +451,11 @@ def _refuse_for_dataset(s: PretrainSettings) -> None:
             f"{', '.join(wrong)}: only for images in files, but images is a {type(s.images).__name__}, whose values "
             "are used unchanged: leave it out, and give mean and std"
         )
+    for name, value, without in (("shuffle", s.shuffle, "windows"), ("check", s.check, "full")):
+        if value == without:
+            logger.warning(
+                "%s %r has no effect on a %s: it is for images in files", name, value, type(s.images).__name__
+            )
 
 
 def _look_for_images(images: Any) -> None:

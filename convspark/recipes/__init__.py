@@ -4,6 +4,7 @@ A file has a family of recipes of one command: settings that all of them share, 
 settings of each recipe. The most particular setting counts.
 """
 
+import copy
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -73,7 +74,7 @@ def recipe(name: str) -> dict[str, Any]:
     Raises:
         UsageError: no such recipe; the nearest names are suggested.
     """
-    return dict(find_recipe(name).settings)
+    return copy.deepcopy(dict(find_recipe(name).settings))
 
 
 def find_recipe(name: str) -> Recipe:

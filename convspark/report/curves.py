@@ -34,7 +34,8 @@ def loss_curves(metrics_csv: str | os.PathLike[str], path: str | os.PathLike[str
     _curve(losses, places, columns["train_loss"], _TRAIN, "training")
     _curve(losses, places, columns.get("held_out_loss", []), _HELD_OUT, "held out")
     losses.set_ylabel("loss on masked patches")
-    losses.legend(frameon=False)
+    if losses.get_legend_handles_labels()[0]:
+        losses.legend(frameon=False)
     _curve(rate, places, columns.get("learning_rate", []), _RATE, "learning rate")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)

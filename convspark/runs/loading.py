@@ -149,6 +149,7 @@ def find_images(
         raise UsageError(f"held_out is {held_out}: expected a share from 0 up to (not including) 1, or a folder")
     if isinstance(collection, list):
         train, rest = hold_out(collection, held_out, held_out_most, seed)
+        train = _not_held_out(train, rest)  # which a list that names a picture twice may have in both
     else:
         order, rest_order = hold_out(range(len(collection)), held_out, held_out_most, seed)
         train = Subset(collection, order)
@@ -163,6 +164,7 @@ def reopen_images(
     held_out: Any = 0.02,
     held_out_most: int = 1000,
     seed: int = 0,
+    check: Check = "quick",
     pixels: Pixels = PLAIN,
     moved: Container[str] = (),
 ) -> Images:
@@ -184,7 +186,9 @@ def reopen_images(
         if is_dataset and folder.held_out_files.is_file() and "held_out" not in moved:
             adapt(images)  # raises if it is none
             return Images(images, _read_lines(folder.held_out_files), [], type(images).__name__, pixels)
-        return find_images(images, held_out=held_out, held_out_most=held_out_most, seed=seed, pixels=pixels)
+        return find_images(
+            images, held_out=held_out, held_out_most=held_out_most, seed=seed, check=check, pixels=pixels
+        )
     held_out_images = None if isinstance(held_out, int | float | str) else held_out
     if folder.held_out_files.is_file():
         held_out_images = _read_lines(folder.held_out_files)

@@ -114,3 +114,9 @@ def test_values_that_are_no_numbers_make_a_bad_picture_that_is_named(value):
     assert torch.equal(source.read(0), images[0])
     with pytest.raises(BadPictureError, match=r"item 1.*2 values of channel 2 .* are NaN or infinite"):
         source.read(1)
+
+
+def test_a_dictionary_of_datasets_is_no_dataset() -> None:
+    """As `datasets.load_dataset` gives without `split`."""
+    with pytest.raises(UsageError, match=r"has the parts train, test; expected one of them, as in dataset\['train'\]"):
+        adapt({"train": [1], "test": [2]})

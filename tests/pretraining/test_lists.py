@@ -87,3 +87,12 @@ def test_a_list_of_bad_files_that_somebody_has_edited_is_added_to(tmp_path):
     folder.bad_files.write_bytes(b"a line of theirs\n/\xff.png\tdamaged\n")
     write_bad_files(folder, [("/c.png", "empty (0 bytes)")])
     assert folder.bad_files.read_bytes() == b"/\xff.png\tdamaged\n/c.png\tempty (0 bytes)\n"
+
+
+def test_a_picture_that_a_list_names_twice_is_not_in_both_parts(tmp_path):
+    names = [str(tmp_path / f"{i}.png") for i in range(10)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(name)
+    images = find_images(names * 2, held_out=0.2)
+    assert images.held_out and not {*images.held_out} & {*images.train}
+    assert {*images.held_out, *images.train} == {*names}

@@ -207,3 +207,9 @@ def test_no_file_is_left_out():
         path.name.removesuffix(".yaml") for path in files("convspark.recipes").iterdir() if ".yaml" in path.name
     }
     assert families == {"pretraining", "finetuning", "detection", "small"}
+
+
+def test_a_recipe_that_was_changed_stays_as_it_was_for_others():
+    convspark.recipe("resnet50_coco")["short_sides"].append(0)
+    assert convspark.recipe("resnet50_coco")["short_sides"] == find_recipe("resnet50_coco").settings["short_sides"]
+    assert 0 not in find_recipe("resnet50_coco").settings["short_sides"]

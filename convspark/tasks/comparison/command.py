@@ -180,8 +180,10 @@ def _check_batch(settings: CompareSettings, labelled: "LabelledData") -> None:
 
 def _pretrained_on(run: str) -> int | None:
     """The number of images that a run was pre-trained on, if its folder says it."""
+    from ...data.files import names_in
+
     files = RunFolder(run).train_files
-    return len(files.read_text(encoding="utf-8", errors="surrogateescape").splitlines()) if files.is_file() else None
+    return len(names_in(files.read_text(encoding="utf-8", errors="surrogateescape"))) if files.is_file() else None
 
 
 def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[FinetuneResult]:
