@@ -88,12 +88,15 @@ def export_timm(
     source = copied(backbone).cpu().to(memory_format=torch.contiguous_format).eval()
     architecture = model_name or _architecture(backbone)
     in_chans = image_channels(source, image_size) if architecture else 0
-    plain = _plain_timm(source, architecture, in_chans, classes is not None) if architecture else None
+    input_size = (in_chans, *image_size)
+    plain = _plain_timm(source, architecture, input_size, classes is not None) if architecture else None
     fresh = beside(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         with disk_errors(folder):
+            if plain is not None and not _write_timm(plain, fresh, mean, std, input_size, classes, pixels):
+                plain = None
             if plain is None:
                 architecture = None
                 tensors = _write_weights(source.state_dict(), fresh)
@@ -101,9 +104,8 @@ def export_timm(
                 difference = _compare_weights(source, fresh)
             else:
                 tensors = len(plain.state_dict())
-                _write_timm(plain, fresh, mean, std, (in_chans, *image_size), classes, pixels)
                 names_untrained = _plain_untrained(source, plain, untrained)
-                difference = _compare_features(source, fresh, (in_chans, *image_size))
+                difference = _compare_features(source, fresh, input_size)
             text = timm_card(architecture, folder, names_untrained, mean, std, image_size, card or {}, classes)
             (fresh / "README.md").write_text(text, encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
@@ -121,10 +123,13 @@ def _architecture(backbone: nn.Module) -> str | None:
     return name if name and timm.is_model(name) else None
 
 
-def _plain_timm(backbone: nn.Module, architecture: str, in_chans: int, keep_classifier: bool) -> nn.Module | None:
+def _plain_timm(
+    backbone: nn.Module, architecture: str, input_size: tuple[int, int, int], keep_classifier: bool
+) -> nn.Module | None:
     """A plain timm model with these weights; None where the module is not what its name says."""
     import timm
 
+    in_chans = input_size[0]
     if hasattr(backbone, "reset_classifier") and hasattr(backbone, "pretrained_cfg"):
         plain = backbone
         if not keep_classifier:
@@ -133,9 +138,29 @@ def _plain_timm(backbone: nn.Module, architecture: str, in_chans: int, keep_clas
     try:
         plain = timm.create_model(architecture, num_classes=0, in_chans=in_chans).eval()
         load_state(plain, backbone.state_dict(), "the backbone")
+        if not _are_equal(backbone, _features_only(backbone, architecture, in_chans=in_chans), input_size):
+            return None
     except Exception:  # a subclass, or built with arguments that are not recorded: exported as any other module
         return None
     return plain
+
+
+def _features_only(backbone: nn.Module, name: str, **options: Any) -> nn.Module:
+    """The network of a name as `backbone` is, of the features of the same stages, with its weights."""
+    import timm
+
+    stages = tuple(backbone.feature_info.out_indices)  # type: ignore[union-attr]
+    again = timm.create_model(name, features_only=True, out_indices=stages, **options).eval()
+    again.load_state_dict(backbone.state_dict())
+    return again
+
+
+def _are_equal(one: nn.Module, other: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    """Whether two networks make the same features of an image."""
+    images = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(_features(one, images), _features(other, images), strict=True)
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
 
 
 def _plain_untrained(source: nn.Module, plain: nn.Module, untrained: Sequence[str]) -> list[str]:
@@ -163,8 +188,12 @@ def _write_timm(
     input_size: tuple[int, int, int],
     classes: Sequence[str] | None,
     pixels: Pixels,
-) -> None:
-    """Weights and `config.json` as timm itself writes them, less what it says of other weights."""
+) -> bool:
+    """Weights and `config.json` as timm itself writes them, less what it says of other weights.
+
+    Returns:
+        False, with nothing written, where the network was built with arguments that JSON cannot hold, such as a class.
+    """
     from timm.models import save_for_hf
 
     data = {
@@ -174,7 +203,12 @@ def _write_timm(
         "interpolation": "bicubic",
         "crop_pct": 1.0,
     }
-    save_for_hf(plain, str(folder), safe_serialization=True, data_config=data)
+    try:
+        save_for_hf(plain, str(folder), safe_serialization=True, data_config=data)
+    except (TypeError, ValueError):
+        for file in folder.iterdir():
+            file.unlink()
+        return False
     path = folder / "config.json"
     shutil.copymode(path, folder / "model.safetensors")  # safetensors lets nobody but the owner read
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -185,6 +219,7 @@ def _write_timm(
     if not pixels.is_plain:
         config["pixels"] = pixels.as_dict()
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return True
 
 
 def _compare_features(source: nn.Module, folder: Path, input_size: tuple[int, int, int]) -> float:

@@ -85,6 +85,25 @@ def test_other_channels(tmp_path):
     assert loaded.conv1[0].weight.shape[1] == 5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features_only": True, "output_stride": 16},
+        {"features_only": True, "act_layer": nn.SiLU},
+        {"num_classes": 0, "act_layer": nn.SiLU},
+    ],
+    ids=str,
+)
+def test_networks_that_no_name_builds_again_keep_their_weights(tmp_path, options):
+    """Of the same shapes, and with other features: timm would build another network under the name."""
+    backbone = timm.create_model("resnet10t", **options)
+    report = export_timm(backbone, tmp_path / "export", **NORM)
+    assert report.architecture is None and report.difference == 0
+    written = load_file(tmp_path / "export" / "model.safetensors")
+    assert written.keys() == backbone.state_dict().keys()
+    assert sorted(path.name for path in report.folder.iterdir()) == ["README.md", "model.safetensors"]
+
+
 def test_card_names_what_was_not_trained(tmp_path):
     backbone = randomised("test_efficientnet", features_only=True)
     report = export_timm(backbone, tmp_path / "export", **NORM, card={"epochs": 7})
