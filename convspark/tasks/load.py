@@ -51,10 +51,10 @@ class Detector:
 
     def __call__(self, picture: "str | os.PathLike[str] | Image.Image", least: float = 0.0) -> list[Seen]:
         """The objects in a picture, a file or a Pillow image, whose score is `least` or more."""
-        from ..data import decode
+        from ..data.decode import decode, to_rgb
         from .detection.network import binary, look_at
 
-        image = decode(picture) if isinstance(picture, str | os.PathLike) else picture
+        image = decode(picture) if isinstance(picture, str | os.PathLike) else to_rgb(picture)
         output = look_at(self.network, image, self.channels)
         masks = binary(output["masks"]) if "masks" in output else [None] * len(output["scores"])
         rows = zip(output["labels"].tolist(), output["scores"].tolist(), output["boxes"].tolist(), masks, strict=True)
@@ -83,6 +83,7 @@ class Segmenter:
         Raises:
             UsageError: a Pillow image for a network of pictures that are read as they are stored.
         """
+        from ..data.decode import to_rgb
         from .segmentation.network import segment_picture
 
         of = self.origin
@@ -91,7 +92,7 @@ class Segmenter:
                 f"picture is {picture!r}, and this segmenter was trained on the samples of {of.channels} channels that "
                 "files hold, which Pillow's image has no more: give it the file"
             )
-        image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else picture
+        image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else to_rgb(picture)
         return segment_picture(self.network, image, of.mean, of.std)  # pyright: ignore[reportArgumentType]
 
 

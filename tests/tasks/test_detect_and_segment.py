@@ -165,6 +165,10 @@ def test_a_detector_learns(drawn, tmp_path, request, task, width, epochs):
         assert (one.mask is None) == (task == "boxes")
         if one.mask is not None:
             assert (one.mask != coding.decode(entry["segmentation"])).mean() < 1e-3
+    with Image.open(drawn / "val" / "0.png") as picture:  # an image of Pillow's is read as a file that holds it
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as picture:
+        assert [one.box for one in detector(picture)] == [one.box for one in detector(tmp_path / "deep.png")]
 
 
 @pytest.mark.parametrize(
