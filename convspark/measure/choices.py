@@ -123,7 +123,7 @@ class Choices:
         if not self.chosen:
             return []
         return [
-            "Chosen for these pictures and this machine; what you give yourself counts instead:",
+            "Chosen for these pictures and this machine; a flag that you give replaces its line:",
             *(f"  {choice}" for choice in self.chosen),
             f"This takes about {format_seconds(self.seconds)}: a rough guess, the time left is measured as it goes",
             *self.advice,
