@@ -133,7 +133,7 @@ def test_a_size_that_the_network_cannot_take_is_told():
 def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
     network = timm.create_model("resnet10t", num_classes=0, in_chans=5)
     export_timm(network, tmp_path / "export", mean=(0.5,) * 5, std=(0.2,) * 5, image_size=(64, 64))
-    with pytest.raises(UsageError, match=r"images of 5 channels, .*takes 8-bit colour or grey"):
+    with pytest.raises(UsageError, match=r"images of 5 channels .*takes only 8-bit colour or grey"):
         find_weights(str(tmp_path / "export")).check_pictures()
 
 
