@@ -114,7 +114,8 @@ def test_attempts_are_counted_and_end() -> None:
     made, act = failing(99, ValueError("odd"))
     with pytest.raises(remote.UnreachableError, match="4 times: ValueError: odd"):
         attempts.make(act, "a")  # type: ignore[arg-type]
-    with pytest.raises(remote.UnreachableError, match="cannot be read: ValueError: odd"):  # the next one at the same place
+    # The next one at the same place is not tried so often.
+    with pytest.raises(remote.UnreachableError, match="cannot be read: ValueError: odd"):
         attempts.make(act, "a")  # type: ignore[arg-type]
     assert len(made) == 5 and attempts.repeated == 6
     made, act = failing(99, FileNotFoundError())
