@@ -481,7 +481,10 @@ def workers_explained() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        advice = _advice(error)
+        try:
+            advice = _advice(error)
+        except RuntimeError as crash:  # of torch's handler, which learns of it just now, and knows more
+            advice = _advice(crash)
         if advice is None:
             raise
         raise ConvsparkError(advice) from error

@@ -83,6 +83,19 @@ def test_what_to_do_about_processes_that_load_is_said(failure, words, monkeypatc
     assert not multiprocessing.active_children()
 
 
+def test_what_torch_learns_of_a_crash_while_it_is_explained_counts(monkeypatch):
+    advice = loading._advice
+
+    def advice_once_interrupted(error):
+        monkeypatch.undo()
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(loading, "_advice", advice_once_interrupted)
+    with pytest.raises(ConvsparkError, match="shared memory"), workers_explained():
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert loading._advice is advice
+
+
 def test_processes_are_ended_though_torch_raises_of_a_crash_meanwhile(monkeypatch):
     """Its handler of the signal may do so at any moment, once."""
 
