@@ -8,15 +8,12 @@ position of which patch each tap sees. The gradient of the input is a sum of the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..sparse.convolve import Gradients
 from ..sparse.grid import PatchGrid
 from ..sparse.plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
-from ..sparse.tensor import flat_rows, from_rows
+from .neighbours import ReadsNeighbours
 from .ops import computes, declare, wide
 from .rows import looked_at
 
@@ -28,31 +25,10 @@ def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Pl
     return Depthwise(grid.around(plan.reach).slots, plan)
 
 
-@dataclass(frozen=True, eq=False)
-class Depthwise:
-    """A depthwise convolution.
+class Depthwise(ReadsNeighbours):
+    """A depthwise convolution."""
 
-    Attributes:
-        around: int32 (N, block) which patch lies where around each; N or more where none is visible.
-        plan: what each tap sees.
-    """
-
-    around: Tensor
-    plan: Plan
-
-    def forward(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = torch.ops.convspark.depthwise(flat_rows(values), weight, bias, self.around, *self.plan.sizes)
-        return from_rows(rows, self.plan.out)
-
-    def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
-        operators, rest = torch.ops.convspark, (self.around, *self.plan.sizes)
-        rows = flat_rows(grad)
-        to_values = to_weight = None
-        if wanted[0]:
-            to_values = from_rows(operators.depthwise_input_gradient(rows, weight, *rest), self.plan.patch)
-        if wanted[1]:
-            to_weight = operators.depthwise_weight_gradient(rows, flat_rows(values), *rest)
-        return to_values, to_weight, rows.sum(0) if wanted[2] else None
+    operator = "depthwise"
 
 
 # ---------------------------------------------------------------- plain versions

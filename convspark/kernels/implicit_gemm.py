@@ -9,15 +9,13 @@ same kind, by the plan turned round and the matrices transposed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..sparse.convolve import Gradients
 from ..sparse.grid import PatchGrid
 from ..sparse.plans import DECLARED, Plan, Sizes, seeing_by_tap, seen_by_tap
-from ..sparse.tensor import flat_rows, from_rows
+from .neighbours import ReadsNeighbours
 from .ops import computes, declare, wide
 from .rows import looked_at
 
@@ -29,31 +27,10 @@ def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Pl
     return ImplicitGemm(grid.around(plan.reach).slots, plan)
 
 
-@dataclass(frozen=True, eq=False)
-class ImplicitGemm:
-    """A convolution of one group.
+class ImplicitGemm(ReadsNeighbours):
+    """A convolution of one group."""
 
-    Attributes:
-        around: int32 (N, block) which patch lies where around each; N or more where none is visible.
-        plan: what each tap sees.
-    """
-
-    around: Tensor
-    plan: Plan
-
-    def forward(self, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = torch.ops.convspark.convolve(flat_rows(values), weight, bias, self.around, *self.plan.sizes)
-        return from_rows(rows, self.plan.out)
-
-    def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
-        operators, rest = torch.ops.convspark, (self.around, *self.plan.sizes)
-        rows = flat_rows(grad)
-        to_values = to_weight = None
-        if wanted[0]:
-            to_values = from_rows(operators.convolve_input_gradient(rows, weight, *rest), self.plan.patch)
-        if wanted[1]:
-            to_weight = operators.convolve_weight_gradient(rows, flat_rows(values), *rest)
-        return to_values, to_weight, rows.sum(0) if wanted[2] else None
+    operator = "convolve"
 
 
 # ---------------------------------------------------------------- plain versions
