@@ -104,23 +104,27 @@ def _facts(origin: "Origin", run: str) -> dict[str, str]:
     """Facts for the card: where the weights are from, and what their own card says."""
     from .card import read_facts
 
-    facts = next(filter(None, map(read_facts, _with_cards(run))), {})
+    card = _with_card(run)
+    facts = {} if card is None else read_facts(card)
     return {"weights of": origin.weights if not origin.is_random else "none: random", **facts}
 
 
-def _with_cards(run: str) -> list[Path]:
-    """Where the card of WEIGHTS may lie: in a run's export, beside the weights, or around a file."""
+def _with_card(run: str) -> Path | None:
+    """The folder with the card of WEIGHTS: a run's export, the weights' own, or that around a file; else None."""
+    from .card import read_facts
+
     place = Path(run)
-    return [place / "export", place, place.parent] if place.exists() else []
+    folders = [place / "export", place, place.parent] if place.exists() else []
+    return next(filter(read_facts, folders), None)
 
 
 def _untrained(network: "nn.Module", origin: "Origin", run: str) -> list[str]:
     """Names of the tensors that pre-training does not reach, by the weights' own card or by the network."""
     from ..model.stages import Stages
     from ..runs.folder import RunFolder
-    from .card import read_facts, read_untrained
+    from .card import read_untrained
 
-    card = next((folder for folder in _with_cards(run) if read_facts(folder)), None)
+    card = _with_card(run)
     if card is not None:
         return read_untrained(card)
     folder = RunFolder(run)  # one that has not ended has no card yet
