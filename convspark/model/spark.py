@@ -119,6 +119,10 @@ class SparK(nn.Module):
         masks: str = "random",
     ):
         super().__init__()
+        if not isinstance(backbone, nn.Module):
+            raise UsageError(
+                f"backbone is {backbone!r}: expected a network (nn.Module), as timm.create_model('resnet50') makes one"
+            )
         self.encoding = _one_of("encoding", encoding, "sparse", "zero")
         self.target = _one_of("target", target, "normalised", "raw")
         self.loss_on = _one_of("loss_on", loss_on, "masked", "all")

@@ -21,7 +21,6 @@ from ..runs.trackers import track_figures
 from ..runs.warned import Warned
 from ..tasks.classification.data import Labelled, read_labelled
 from ..tasks.classification.network import labelled_loader
-from ..tasks.features.classifiers import classify_features
 from ..tasks.features.frozen import deepest_features, means
 from .concerns import collapsed, concerns
 from .module import PretrainModule
@@ -108,6 +107,8 @@ class Probe:
         if not all(np.isfinite(values).all() for values in features.values()):  # the run will say so
             return dict.fromkeys(("knn", "linear"), float("nan"))
         features["final"], labels = features["val"], self._labels | {"final": self._labels["val"]}
+        from ..tasks.features.classifiers import classify_features  # importing scikit-learn takes a second
+
         scores = classify_features(features, labels, self._seed, _NEIGHBOURS, "val")
         return {kind: scores[kind]["top1"] for kind in ("knn", "linear")}
 

@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from convspark.data.decode import decode
-from convspark.data.scan import TooManyBadPicturesError, check_bad_share, hold_out, scan
+from convspark.data.scan import _THREADS, _TRUSTED, TooManyBadPicturesError, _mapped, check_bad_share, hold_out, scan
 from convspark.errors import DataError, UsageError
 
 SUFFIXES = ("jpg", "png", "webp", "gif", "tif", "bmp", "jp2", "tga")
@@ -124,3 +125,13 @@ def test_hold_out() -> None:
     # Spread over the whole list, not taken from an end of it.
     places = [items.index(item) for item in hold_out(items, share=0.2)[1]]
     assert 400 < np.mean(places) < 600
+
+
+@pytest.mark.parametrize("several_are_quicker", [False, True])
+@pytest.mark.parametrize("count", [0, 1, _THREADS, _THREADS + 1, _THREADS + 2, 2 * (_THREADS + 1 + _TRUSTED) + 3])
+def test_results_come_in_order_by_either_way(count: int, several_are_quicker: bool, monkeypatch) -> None:
+    clock = iter(range(10_000))
+    if several_are_quicker:  # by a clock on which all parts take as long
+        monkeypatch.setitem(_mapped.__globals__, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    chunks = [range(start, start + 3) for start in range(count)]
+    assert list(_mapped(sum, chunks)) == [sum(chunk) for chunk in chunks]

@@ -221,6 +221,11 @@ def test_arguments_that_cannot_be(options, message):
         model_of(small_resnet(), **options)
 
 
+def test_a_name_is_no_network():
+    with pytest.raises(UsageError, match=r"backbone is 'resnet50': expected a network .*timm\.create_model"):
+        SparK("resnet50")
+
+
 @pytest.mark.parametrize(
     ("shape", "grid_shape", "message"),
     [

@@ -90,6 +90,7 @@ def test_print_config_has_the_choice_and_its_reasons(fifty, tmp_path):
     assert [open_[name] for name in ("model", "size", "epochs", "batch_size")] == ["auto", "auto", None, None]
 
 
+@pytest.mark.slow
 def test_all_processes_have_what_the_first_one_chose(fifty, tmp_path):
     """The others read the config of the run that it has begun, and choose nothing."""
     run = tmp_path / "run"
@@ -171,6 +172,7 @@ def test_a_pace_far_slower_than_guessed_is_told(fifty, short, tmp_path, monkeypa
     """By a clock that says how long a step takes; a night has ten hours, the run twelve steps, in three epochs."""
     clock = itertools.count(0.0, seconds)
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    pretrain(str(fifty), out=str(tmp_path / "run"), workers=0, device="cpu", precision="fp32")
+    small = {"model": "test_resnet", "workers": 0, "device": "cpu", "precision": "fp32"}
+    pretrain(str(fifty), out=str(tmp_path / "run"), **small)
     assert caplog.text.count("at this pace the run takes 23 h 20 min, not") == is_told
     assert caplog.text.count("--epochs 1 would take about 10 h") == is_told

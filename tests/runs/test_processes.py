@@ -119,6 +119,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "export" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_the_others_and_the_run_goes_on(pictures, tmp_path, capfd):
     command = ["pretrain", pictures, "--epochs", 2, *TINY, "--checkpoint-minutes", "1e-6"]
     assert main([*map(str, command), "--out", str(tmp_path / "whole")]) == 0
@@ -193,6 +194,7 @@ def test_a_job_of_slurms_is_queued_again_and_goes_on(pictures, tmp_path, monkeyp
     assert [step for step, *_ in steps_and_losses(tmp_path / "run")] == ["3", "6"]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_once_and_nothing_written(pictures, tmp_path):
     command = [sys.executable, "-m", "convspark", "pretrain", str(pictures), "--out", str(tmp_path / "run"), *TINY]
     command += ["--devices", "2", "--batch-size", "9"]

@@ -29,6 +29,7 @@ _NOISE = 1e-15  # relative; a few roundings of float64
 _AMPLIFIED = 1e3  # how many times the reaction to such noise the roundings of a whole network may add up to
 _BLIND = 1e-4  # a network that amplifies roundings beyond this proves nothing
 _NUDGE = 0.02  # added to parameters, so that none stays at 0 or 1, where mistakes would not show
+_NUDGES = 65_537
 
 
 @dataclass(frozen=True)
@@ -495,10 +496,12 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
     modes = [(owner, owner.training) for owner in module.modules()]
     generator = torch.Generator().manual_seed(3)
+    # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
+    nudges = torch.randn(_NUDGES, generator=generator, dtype=torch.float64) * _NUDGE
     try:
         for parameter in parameters:
-            nudge = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * _NUDGE
-            parameter.data = parameter.data.double() + nudge.to(parameter.device)
+            repeated = nudges.repeat(-(-parameter.numel() // _NUDGES))[: parameter.numel()]
+            parameter.data = parameter.data.double() + repeated.view(parameter.shape).to(parameter.device)
             parameter.requires_grad_(True)
         for buffer in buffers:
             buffer.data = buffer.data.double()
