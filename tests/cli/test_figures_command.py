@@ -91,6 +91,7 @@ def test_masks_are_nested(kept, folder):
     assert Maker(subject, torch.zeros(1, 3, 32, 64), ["a"], 0.5, 0, None).usual_ratios() == [0.3, 0.6]
 
 
+@pytest.mark.slow
 def test_of_an_export_and_of_a_file(kept, picture, tmp_path, capsys):
     assert main(["figures", str(kept / "export"), picture, "-o", str(tmp_path / "a")]) == 0
     assert "no reconstructions: the weights have no decoder" in capsys.readouterr().out

@@ -179,7 +179,12 @@ def whole(small, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "step"), [(20, 2), (84, 10), (99, 12)], ids=["first epoch", "third epoch", "an epoch's end"]
+    ("stop_at", "step"),
+    [
+        pytest.param(20, 2, id="first epoch", marks=pytest.mark.slow),
+        pytest.param(84, 10, id="third epoch"),
+        pytest.param(99, 12, id="an epoch's end", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_by_ctrl_c_it_goes_on_to_the_very_same_weights(whole, small, tmp_path, stop_at, step):
     small = small | STOPPED
@@ -227,7 +232,7 @@ def test_datasets_are_passed_again_where_a_run_goes_on(pictures, small, tmp_path
     assert again.held_out_loss == whole.held_out_loss is not None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signals_leave_a_checkpoint_and_the_handlers_as_they_were(small, tmp_path, number):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="Stopped after step"):

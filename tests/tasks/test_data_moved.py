@@ -75,6 +75,7 @@ def test_a_segmenter(annotated):
     assert split(run) == moved(before, old, new) and segment(resume=str(run)).iou == first.iou
 
 
+@pytest.mark.usefixtures("small_heads")
 def test_a_detector(annotated, monkeypatch):
     old, new, run = annotated / "old", annotated / "new", annotated / "run"
     monkeypatch.chdir(annotated)  # its pictures are kept as they were named

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, jaccard_score
 from torch.nn import functional as F
-from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import (
-    MaskRCNN,
-    MaskRCNNHeads,
-    MaskRCNNPredictor,
     maskrcnn_resnet50_fpn_v2,
 )
 
@@ -35,7 +30,6 @@ from convspark.tasks.detection import train as detecting
 from convspark.tasks.detection.command import detect
 from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.detection.network import build_detector, detections_in
-from convspark.tasks.fpn import Pyramid
 from convspark.tasks.load import Detector, Segmenter, load
 from convspark.tasks.segmentation import network as segmentation
 from convspark.tasks.segmentation.command import segment
@@ -89,25 +83,6 @@ def places(drawn):
     }
 
 
-@pytest.fixture
-def small_heads(monkeypatch):
-    """Detectors with narrow maps and heads that look at fewer places: at full width a step takes seconds."""
-    monkeypatch.setattr(detection, "Pyramid", partial(Pyramid, out_channels=32))
-    places = {f"rpn_{when}_nms_top_n_{where}": 60 for when in ("pre", "post") for where in ("train", "test")}
-
-    def narrow(build, backbone, classes, **options):
-        network = build(backbone, classes, **options | places)
-        network.roi_heads.box_head = TwoMLPHead(backbone.out_channels * 7**2, 64)
-        network.roi_heads.box_predictor = FastRCNNPredictor(64, classes)
-        if build is MaskRCNN:
-            network.roi_heads.mask_head = MaskRCNNHeads(backbone.out_channels, (32,), 1)
-            network.roi_heads.mask_predictor = MaskRCNNPredictor(32, 32, classes)
-        return network
-
-    for build in (FasterRCNN, MaskRCNN):
-        monkeypatch.setattr(detection, build.__name__, partial(narrow, build))
-
-
 def average_precisions(truth: Path, found: list[dict], kind: str) -> list[float]:
     """AP, AP50 and AP75 by COCO's own code; images are counted from 0 in the file, from 1 in what was found."""
     coco = COCO()
@@ -128,7 +103,11 @@ def average_precisions(truth: Path, found: list[dict], kind: str) -> list[float]
 
 @pytest.mark.parametrize(
     ("task", "width", "epochs"),
-    [("boxes", "narrow", 6), ("masks", "narrow", 6), pytest.param("boxes", "whole", 8, marks=pytest.mark.slow)],
+    [
+        ("masks", "narrow", 6),
+        pytest.param("boxes", "narrow", 6, marks=pytest.mark.slow),
+        pytest.param("boxes", "whole", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_a_detector_learns(drawn, tmp_path, request, task, width, epochs):
     if width == "narrow":
@@ -299,7 +278,7 @@ def test_detect_says_what_is_wrong(drawn, tmp_path):
     assert main(["detect", "random:resnet10t", "--train", str(drawn / "none.json")]) == 2
 
 
-@pytest.mark.parametrize("kind", ["files", "coco"])
+@pytest.mark.parametrize("kind", ["files", pytest.param("coco", marks=pytest.mark.slow)])
 def test_a_segmenter_learns(drawn, tmp_path, kind):
     masks = {"files": ("train_masks", "val_masks"), "coco": ("train.json", "val.json")}[kind]
     result = segment(
@@ -347,6 +326,7 @@ def spectral_norm():
 """
 
 
+@pytest.mark.usefixtures("small_heads")
 @pytest.mark.parametrize(("task", "norm"), [("segment", "weight_norm"), ("detect", "spectral_norm")])
 def test_weights_that_hooks_make_are_trained_and_exported(drawn, tmp_path, monkeypatch, task, norm):
     (tmp_path / "normed.py").write_text(NORMED)

@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(tuned, pictures, tmp_pat
         finetune(resume=str(tmp_path / "run"), epochs=3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_while_it_is_measured_loses_nothing_and_leaves_no_process(
     tuned, pictures, tmp_path, monkeypatch, number
 ):

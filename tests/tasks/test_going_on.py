@@ -148,7 +148,7 @@ def remove(root, name):
         (root / folder / f"{name}.png").unlink()
 
 
-@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("explicit", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_segmenter_keeps_its_classes(tmp_path, monkeypatch, caplog, explicit):
     images, masks = labelled_maps(tmp_path / "t", {str(i): 1 + i % 3 for i in range(12)})
     options = {"size": 32, "batch_size": 2, "val_share": 0.25, "out": str(tmp_path / "run")}
@@ -210,6 +210,7 @@ def boxes(root, names, kinds=("cat",), new=()):
     return str(root / "boxes.json")
 
 
+@pytest.mark.usefixtures("small_heads")
 def test_a_detector_keeps_its_pictures_classes_and_anchors(tmp_path, monkeypatch, caplog):
     names = [f"t{i}" for i in range(8)]
     train, val = boxes(tmp_path / "t", names, ("cat", "emu")), boxes(tmp_path / "v", ["a", "b", "c"])

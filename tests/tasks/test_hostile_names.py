@@ -53,6 +53,7 @@ def test_finetune(tmp_path, capsys):
     assert not (tmp_path / "compared").exists()
 
 
+@pytest.mark.usefixtures("small_heads")
 @pytest.mark.parametrize("command", ["detect", "segment"])
 def test_annotated_pictures(tmp_path, capsys, command):
     names = [*NAMES[:-1], "lone\ud800", "n" * 5000]
