@@ -3,6 +3,7 @@
     python -m benchmarks.traffic                       # ResNet-50, ConvNeXt-T, EfficientNet-B0: a minute
     python -m benchmarks.traffic --json resnet50       # a line: visible only as shares of dense
     python -m benchmarks.traffic --top 12 convnext_tiny
+    python -m benchmarks.traffic --compiled --kernels  # launches of the encoder's step as TorchInductor writes it
 
 Counted, not timed: exact, the same on every machine, and no GPU is needed. An eager step on a GPU is bound by the bytes
 that its operators move and, at small batches, by how many it launches. A dispatch mode sees each operator of a forward
@@ -10,6 +11,9 @@ and a backward pass as PyTorch hands it to a device, by PyTorch's operations alo
 CPUs. **Operators**: all but views. **Bytes**: each tensor that an operator takes or returns, once. **FLOPs**: two for a
 multiplication and addition of convolutions and matrix products; gradients of grouped convolutions by groups, which
 PyTorch's own counter takes for dense ones. Tables for a new mask are within; what is the same for every mask is not.
+**Launches**, of a compiled step: calls in the code that TorchInductor writes for CPUs, which is neither built nor run;
+what it fuses for GPUs may differ. Both gradients of a convolution are two, and an operator of ours is as many as its
+kernel for GPUs launches.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ import argparse
 import collections
 import json
 import math
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -121,6 +127,19 @@ def generic(kernels: bool = False) -> Iterator[None]:
         ops._KERNELS.update(known)
 
 
+def trial_of(name: str, batch_size: int, size: int, precision: str = "fp32", compiled: bool = False) -> Any:
+    """A network of timm's, to take steps with."""
+    import timm
+
+    from convspark import SparK
+    from convspark.measure.bench import Trial
+
+    torch.manual_seed(0)
+    model = SparK(timm.create_model(name), size, prove=False).train().to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+    return Trial(model, images, model.grid_shape((size, size)), precision, compiled)
+
+
 def traffic(
     name: str,
     part: str,
@@ -137,16 +156,8 @@ def traffic(
         precision: fp32 or bf16, by autocast.
         kernels: see `generic`.
     """
-    import timm
-
-    from convspark import SparK
-    from convspark.measure.bench import Trial
-
-    torch.manual_seed(0)
-    model = SparK(timm.create_model(name), size, prove=False).train().to(memory_format=torch.channels_last)
-    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
     with generic(kernels):
-        trial = Trial(model, images, model.grid_shape((size, size)), precision, compiled=False)
+        trial = trial_of(name, batch_size, size, precision)
         for group in trial.optimizer.param_groups:
             group["foreach"] = True  # as it is on a GPU
         steps = {way: (trial.encoder_step if part == "encoder" else trial.whole_step)(way) for way in ways}
@@ -155,6 +166,41 @@ def traffic(
             step()  # plans are made, and kept
             costs[way] = counted(step)
         return costs
+
+
+class _Written(Exception):
+    """The code of a step has been written."""
+
+
+_LAUNCH = re.compile(r"^\s+(?:\w+ = )?(cpp_fused|(?:extern_kernels|torch\.ops)[\w.]+)\w*\((.*)", re.MULTILINE)
+_TWICE = {"convolve_weight_gradient", "depthwise_weight_gradient"}  # what programs have summed is summed
+
+
+def launches(name: str, ways: Any, batch_size: int, size: int, kernels: bool) -> dict[str, collections.Counter[str]]:
+    """Of each way of `bench`, what a compiled encoder's step launches; arguments as for `traffic`."""
+    from torch._functorch import config
+    from torch._inductor.async_compile import AsyncCompile
+    from torch._inductor.graph import GraphLowering
+
+    def stop(*_: Any) -> None:
+        raise _Written
+
+    costs: dict[str, collections.Counter[str]] = {}
+    with generic(kernels), config.patch(force_non_lazy_backward_lowering=True):
+        trial = trial_of(name, batch_size, size, compiled=True)
+        for way in ways:
+            torch._dynamo.reset()
+            codes: list[str] = []
+            write = mock.patch.object(GraphLowering, "save_output_code", codes.append)
+            with write, mock.patch.object(AsyncCompile, "cpp_pybinding", return_value=stop), suppress(_Written):
+                trial.encoder_step(way)()
+            costs[way] = collections.Counter()
+            for code in codes:
+                for function, arguments in _LAUNCH.findall(code):
+                    of_both = "convolution_backward" in function and "[True, True" in arguments
+                    operator = function.removesuffix(".default").rpartition(".")[2]
+                    costs[way][operator] += 2 if of_both or operator in _TWICE else 1
+    return costs
 
 
 def shares(cost: Traffic, dense: Traffic) -> dict[str, float]:
@@ -173,9 +219,17 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="count operators that have a kernel for GPUs as such")
     parser.add_argument("--parts", default="encoder,step", help="what to count: encoder, step, or both")
     parser.add_argument("--top", type=int, default=0, help="also the operators that move most")
+    parser.add_argument("--compiled", action="store_true", help="count launches of the encoder's compiled step")
     parser.add_argument("--json", action="store_true", help="a line a network: the encoder's shares of dense")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("batch_size", "size", "precision", "kernels")}
+    if options.compiled:
+        for name in options.networks:
+            counts = launches(name, (DENSE, VISIBLE), options.batch_size, options.size, options.kernels)
+            dense, visible = (sum(counts[way].values()) for way in (DENSE, VISIBLE))
+            print(json.dumps({"network": name, "dense": dense, "visible only": visible, "share": visible / dense}))
+            print(f"    {dict(counts[DENSE])}\n    {dict(counts[VISIBLE])}", flush=True)
+        return
     if options.json:
         for name in options.networks:
             costs = traffic(name, "encoder", (DENSE, VISIBLE), **sizes)

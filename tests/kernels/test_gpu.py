@@ -80,6 +80,8 @@ def test_convolutions_over_all_channels_equal_the_plain_versions(case, dtype, ou
     weight, bias = (
         torch.randn(size, generator=generator).to(DEVICE, dtype) for size in ((outs, ins, *plan.kernel), (outs,))
     )
+    if grid.num_visible % 2:  # wherever its numbers lie
+        weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
     for name, arguments in (
         ("convolve", (rows, weight, bias, around)),
         ("convolve", (rows, weight, None, around)),
@@ -126,7 +128,8 @@ asked = [
     (kernels.sums, constants | affine | {"OUTSIDE": False, "ROWS": 32}),
     (kernels.sums, constants | {"OUTSIDE": True, "WEIGHTED": False, "BIASED": False}),
     (kernels.products, constants | {"ROWS": 4, "ENTRIES": 16}),
-    (gemm.convolve, product | {"BIASED": True}),
+    (gemm.convolve, product | {"BIASED": True, "of_in": 1}),  # as weights lie that have channels last
+    (gemm.convolve, product | {"BIASED": False, "of_out": 1}),  # for the gradient of its input
     (gemm.matrices, product),
     (norms.moments, constants | {"ROWS": 32}),
     (norms.join, {"PARTS": 64, "CHANNELS": 16, "WIDE": triton.language.float32, "RUNNING": True}),
@@ -144,7 +147,8 @@ for capability in (80, 90):
         names = [name for name in kernel.arg_names if name not in given]
         signature = {name: types.get(name, "i32") for name in names}
         target = GPUTarget("cuda", capability, 32)
-        aligned = [i for i, name in enumerate(kernel.arg_names) if name in types or name in ("channels", "ins", "outs")]
+        even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - given.keys()
+        aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
         hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
         source = ASTSource(kernel, signature | dict.fromkeys(given, "constexpr"), given, hints)
         file = pathlib.Path(sys.argv[1], "kernel.cubin")
@@ -163,9 +167,9 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == 20
+    assert len(found) == 22
     for one in found:
-        assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 168, one
+        assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
 
 
 @settings(max_examples=30, deadline=None)

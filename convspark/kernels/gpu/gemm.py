@@ -16,10 +16,14 @@ from .kernels import _look_up
 @triton.jit
 def convolve(
     out, rows, around, entries, weight, bias, count, ins, outs, patches, positions, block, results, most,
+    of_tap, of_in, of_out,
     BIASED: tl.constexpr, FACTOR: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """out (count, outs): over entries, the row of `ins` that each sees times weight (most, ins, outs); plus bias."""
+    """out (count, outs): over entries, the row of `ins` that each sees times weight (most, ins, outs); plus bias.
+
+    The weight lies in memory as its three strides `of_tap`, `of_in`, `of_out` say.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     result = tl.program_id(1) * OUTS + tl.arange(0, OUTS)
     valid, in_outs = row < count, result < outs
@@ -33,7 +37,7 @@ def convolve(
                 in_ins = channel < ins
                 seen = rows + source[:, None] * ins + channel[None, :]
                 value = tl.load(seen, mask=there[:, None] & in_ins[None, :], other=0)
-                matrix = weight + (entry * ins + channel).to(INDEX)[:, None] * outs + result[None, :]
+                matrix = weight + entry * of_tap + channel[:, None] * of_in + result[None, :] * of_out
                 taps = tl.load(matrix, mask=in_ins[:, None] & in_outs[None, :], other=0)
                 total += tl.dot(value.to(FACTOR), taps.to(FACTOR), input_precision="ieee", out_dtype=WIDE)
     if BIASED:

@@ -163,7 +163,7 @@ def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: T
     """rows (N * positions, ins), matrices (taps, ins, outs) -> (N * results, outs)"""
     from . import gemm
 
-    rows, matrices = rows.contiguous(), matrices.contiguous()
+    rows = rows.contiguous()
     (results, most, _), (_, ins, outs), patches = entries.shape, matrices.shape, around.shape[0]
     out = rows.new_empty(patches * results, outs)
     if not out.numel():
@@ -172,7 +172,7 @@ def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: T
     run: Any = gemm.convolve
     run[_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"])](
         out, rows, around, entries.view(torch.int64), matrices, rows if bias is None else bias.contiguous(),
-        len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most,
+        len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, *matrices.stride(),
         BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices), **tile,
     )  # fmt: skip
     return out
