@@ -77,6 +77,24 @@ def test_what_is_not_there_is_told(memory: str) -> None:
         list_pictures("memory://folder/")
     with pytest.raises(UsageError, match="not a URL that can be read"):
         list_pictures("nonsense://folder")
+def test_a_file_of_a_plain_server_that_changes_is_read_anew(tmp_path: Path) -> None:
+    """One like Python's own, which tells the time of a file and no tag of its content."""
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed")
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    names = list(FILES)[:4]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        sizes: set[int] = set()
+        for seconds, order in enumerate((names, names[::-1])):
+            path = write_tar(tmp_path / "a.tar", {name: FILES[name] for name in order})
+            os.utime(path, (seconds, seconds))
+            sizes.add(path.stat().st_size)
+            assert list_pictures(url) == [f"tar://{name}::{url}" for name in order]
+        server.shutdown()
+    assert len(sizes) == 1
+
+
     with pytest.raises(BadPictureError, match="no such file"):
         FileSource(["memory://folder/none.jpg"]).read(0)
 
