@@ -1,9 +1,13 @@
 """Bytes behind URLs: the same as of files, whatever is asked of them."""
 
 import io
+import os
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from data.shards import pictures, write_tar
@@ -45,13 +49,17 @@ def test_pictures_shards_and_lists(memory: str, tmp_path: Path) -> None:
     names = list(FILES)
     for name, content in FILES.items():
         put(f"{memory}/photos/deep/{name}", content)
-    put(f"{memory}/photos/.hidden.jpg", b"")
+    for left_out in (".hidden.jpg", ".cache/a.jpg", "__MACOSX/deep/a.jpg", "array.npy"):
+        put(f"{memory}/photos/{left_out}", b"")
     put(f"{memory}/photos/words.txt", b"")
     put(f"{memory}/a.tar", write_tar(tmp_path / "a.tar", FILES).read_bytes())
     put(f"{memory}/list.txt", "\n".join(f"photos/deep/{name}" for name in names).encode())
     put(f"{memory}/list.csv", "\n".join(["label,path", *(f"1,photos/deep/{name}" for name in names)]).encode())
     single = [f"memory:///folder/photos/deep/{name}" for name in names]
     assert list_pictures(f"{memory}/photos") == single
+    array = "memory:///folder/photos/array.npy"
+    assert list_pictures(f"{memory}/photos", bands=True) == [array, *single]
+    assert list_pictures(array, bands=True) == [array]
     assert list_pictures(f"{memory}/photos/deep/*.webp") == [each for each in single if each.endswith(".webp")]
     listed = [f"{memory}/photos/deep/{name}" for name in names]
     assert list_pictures(f"{memory}/list.txt") == list_pictures(f"{memory}/list.csv") == listed
@@ -69,14 +77,6 @@ def test_parquet(memory: str, tmp_path: Path) -> None:
     same_pictures(FileSource(list_pictures(f"{memory}/a.parquet")), list(FILES.values()), tmp_path)
 
 
-def test_what_is_not_there_is_told(memory: str) -> None:
-    put(f"{memory}/words.txt", b"nothing")
-    with pytest.raises(DataError, match="does not exist"):
-        list_pictures("memory://folder/none.tar")
-    with pytest.raises(DataError, match="no picture below"):
-        list_pictures("memory://folder/")
-    with pytest.raises(UsageError, match="not a URL that can be read"):
-        list_pictures("nonsense://folder")
 def test_a_file_of_a_plain_server_that_changes_is_read_anew(tmp_path: Path) -> None:
     """One like Python's own, which tells the time of a file and no tag of its content."""
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
@@ -95,6 +95,14 @@ def test_a_file_of_a_plain_server_that_changes_is_read_anew(tmp_path: Path) -> N
     assert len(sizes) == 1
 
 
+def test_what_is_not_there_is_told(memory: str) -> None:
+    put(f"{memory}/words.txt", b"nothing")
+    with pytest.raises(DataError, match="does not exist"):
+        list_pictures("memory://folder/none.tar")
+    with pytest.raises(DataError, match="no picture below"):
+        list_pictures("memory://folder/")
+    with pytest.raises(UsageError, match="not a URL that can be read"):
+        list_pictures("nonsense://folder")
     with pytest.raises(BadPictureError, match="no such file"):
         FileSource(["memory://folder/none.jpg"]).read(0)
 
