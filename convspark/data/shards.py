@@ -152,6 +152,8 @@ def addresses_in(kind: str, path: str) -> list[str]:
     Raises:
         DataError: it cannot be read, or is something else.
     """
+    if "::" in path:
+        raise DataError(f"images: {path!r} has '::' in its name, which parts the addresses of pictures: rename it")
     return [str(Within(kind, name, path)) for name in _opened(kind, path).inner_names()]
 
 

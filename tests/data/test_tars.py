@@ -112,6 +112,11 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
             list_pictures(tmp_path / name)
 
 
+def test_a_name_that_parts_addresses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has '::' in its name.*rename it"):
+        list_pictures(write_tar(tmp_path / "a::b" / "a.tar", FILES))
+
+
 def test_a_tar_that_changes_is_read_anew(tmp_path: Path) -> None:
     names = list(FILES)
     path = write_tar(tmp_path / "a.tar", {name: FILES[name] for name in names[:3]})
