@@ -29,6 +29,7 @@ class ParquetShard(Table):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._stamp = str(remote.stamp(path))
         self._starts, self.columns, self.largest_group = self._layout()
 
     def find(self, names: Sequence[str]) -> np.ndarray:
@@ -36,8 +37,8 @@ class ParquetShard(Table):
 
     def content(self, first: int, second: int) -> bytes:
         group = int(np.searchsorted(self._starts, first, side="right")) - 1
-        values = _GROUPS.get(self._path, group, self.columns[second])
-        return bytes_of(values[first - int(self._starts[group])].as_py())
+        values = _GROUPS.get(self._path, self._stamp, group, self.columns[second])
+        return bytes_of(_reading(lambda: values[first - int(self._starts[group])].as_py()))
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, places[:, 0], side="right")
@@ -69,8 +70,7 @@ class ParquetShard(Table):
 
     def _layout(self) -> tuple[np.ndarray, list[str], int]:
         """The first row of each group, and the number of rows; the columns; the bytes of the largest group."""
-        stamp = str(remote.stamp(self._path))
-        layout = index.load("parquet", self._path, stamp)
+        layout = index.load("parquet", self._path, self._stamp)
         if layout is None:
             file = _reading(lambda: _open(self._path))
             groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
@@ -78,19 +78,19 @@ class ParquetShard(Table):
             largest = max((group.total_byte_size for group in groups), default=0)
             columns = np.array(json.dumps(file.schema_arrow.names))
             layout = {"starts": starts, "columns": columns, "largest": np.array(largest)}
-            index.save("parquet", self._path, layout, stamp)
+            index.save("parquet", self._path, layout, self._stamp)
         return layout["starts"], json.loads(str(layout["columns"])), int(layout["largest"])
 
 
 class _Groups:
-    """Groups of rows that were read last, for all threads of a process."""
+    """Groups of rows that were read last, for all threads of a process; anew once a file has another stamp."""
 
     def __init__(self) -> None:
-        self._arrays: OrderedDict[tuple[int, str, int, str], Any] = OrderedDict()
+        self._arrays: OrderedDict[tuple[int, str, str, int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: str, group: int, column: str) -> Any:
-        key = os.getpid(), path, group, column
+    def get(self, path: str, stamp: str, group: int, column: str) -> Any:
+        key = os.getpid(), path, stamp, group, column
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)

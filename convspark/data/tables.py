@@ -210,9 +210,10 @@ def _kind(kind: Any) -> str:
 
     if types.is_struct(kind):
         return "bytes" if any(field.name == "bytes" and _kind(field.type) == "bytes" for field in kind) else ""
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    name = str(kind.value_type if types.is_dictionary(kind) else kind)
+    if name in ("binary", "large_binary", "binary_view"):
         return "bytes"
-    return "text" if types.is_string(kind) or types.is_large_string(kind) else ""
+    return "text" if name in ("string", "large_string", "string_view") else ""
 
 
 def _choose(columns: Sequence[str], path: str) -> str:

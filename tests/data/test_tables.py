@@ -48,6 +48,34 @@ def test_rows_are_the_files(arrow: Any, tmp_path: Path, as_struct: bool) -> None
     assert source.places.blocks().tolist() == [0] * 10 + [1] * 10 + [2] * 5
 
 
+def test_a_table_that_is_written_anew_is_read_anew(arrow: Any, tmp_path: Path) -> None:
+    """In one process, which keeps what it read last."""
+    content = list(FILES.values())
+    for first in (0, 10):
+        path = write(tmp_path / "a.parquet", image=content[first : first + 10])
+        same_pictures(FileSource(list_pictures(path)), content[first : first + 10], tmp_path)
+    source = FileSource(list_pictures(write(tmp_path / "b.parquet", image=content[:10])))
+    write(tmp_path / "b.parquet", image=content[:5])
+    with pytest.raises(BadPictureError, match="damaged: IndexError"):
+        source.read(7)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "view"])
+def test_columns_of_any_encoding(arrow: Any, tmp_path: Path, kind: str) -> None:
+    content = list(FILES.values())
+    (tmp_path / "pictures").mkdir()
+    for name in FILES:
+        (tmp_path / "pictures" / name).write_bytes(FILES[name])
+    columns = [arrow.array(content, arrow.binary()), arrow.array([f"pictures/{name}" for name in FILES])]
+    if kind == "dictionary":
+        columns = [column.dictionary_encode() for column in columns]
+    else:
+        columns = [columns[0].cast(arrow.binary_view()), columns[1].cast(arrow.string_view())]
+    for name, column in zip(("image", "path"), columns, strict=True):
+        path = write(tmp_path / f"{name}.parquet", **{name: column})
+        same_pictures(FileSource(list_pictures(path)), content, tmp_path)
+
+
 def test_rows_without_a_picture_are_bad(arrow: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=[*list(FILES.values())[:24], None])
     ((bad, reason),) = scan(list_pictures(path)).bad
