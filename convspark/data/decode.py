@@ -194,7 +194,7 @@ def sniff(path: str) -> bool:
 
 def begins_like_a_picture(head: bytes) -> bool:
     """Whether the first 12 bytes are those of one of the common picture formats."""
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"BM")):
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")):
         return True
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 

@@ -11,7 +11,9 @@ import tifffile
 from odd_files import DEFLATE, LZMA, LZW, NONE, PACKBITS, tiff
 from PIL import Image
 
+from torch import Tensor
 from convspark.data.decode import BadPictureError, decode, upright_size
+from convspark.data import Pixels, list_pictures
 from convspark.data.scan import scan
 
 
@@ -63,6 +65,36 @@ def test_the_files_are_what_tifffile_reads(order: str, kind: str, how: dict) -> 
 
 
 @pytest.mark.parametrize("compression", [NONE, LZW, DEFLATE, PACKBITS, LZMA])
+@pytest.mark.parametrize("how", [{}, {"tile": (16, 32)}, {"planar": True}, {"compression": LZW}])
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+def test_big_tiffs_of_either_byte_order(tmp_path: Path, kind: str, how: dict) -> None:
+    """As Pillow or we read the same pixels in a usual file."""
+    for bands in (1, 3):
+        samples = (np.random.default_rng(bands).random((21, 37, bands)) * 200).astype(kind)
+        (tmp_path / "usual.tif").write_bytes(tiff(samples, **how))
+        for order in "<>":
+            (tmp_path / "picture").write_bytes(tiff(samples, order=order, big=True, **how))
+            assert list_pictures(tmp_path) == [str(tmp_path / "picture"), str(tmp_path / "usual.tif")]
+            np.testing.assert_array_equal(decode(tmp_path / "picture"), decode(tmp_path / "usual.tif"))
+            stored = Pixels(bands, stored=True).read(tmp_path / "picture")
+            assert isinstance(stored, Tensor)
+            largest = np.iinfo(kind).max if kind[0] == "u" else 1
+            np.testing.assert_allclose(stored.permute(1, 2, 0).numpy(), samples / largest, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_a_smaller_copy_before_the_picture_is_not_taken_for_it(tmp_path: Path, kind: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 36, 3)).astype(kind)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.ascontiguousarray(picture[::4, ::4]), photometric="rgb", subfiletype=1, metadata=None)
+        file.write(picture, photometric="rgb", metadata=None)
+    tifffile.imwrite(tmp_path / "alone.tif", picture, photometric="rgb")
+    np.testing.assert_array_equal(decode(tmp_path / "a.tif"), decode(tmp_path / "alone.tif"))
+    assert upright_size(str(tmp_path / "a.tif")) == (20, 36)
+    read = [Pixels(3, stored=True).read(tmp_path / name) for name in ("a.tif", "alone.tif")]
+    assert isinstance(read[0], Tensor) and isinstance(read[1], Tensor) and torch.equal(read[0], read[1])
+
+
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
 def test_files_that_are_cut_off_are_refused(tmp_path: Path, kind: str, compression: int) -> None:
     samples = (np.random.default_rng(0).random((60, 80, 3)) * 200).astype(kind)
