@@ -8,12 +8,13 @@ import numpy as np
 import odd_files
 import pytest
 import tifffile
+import torch
 from odd_files import DEFLATE, LZMA, LZW, NONE, PACKBITS, tiff
 from PIL import Image
-
 from torch import Tensor
-from convspark.data.decode import BadPictureError, decode, upright_size
+
 from convspark.data import Pixels, list_pictures
+from convspark.data.decode import BadPictureError, decode, upright_size
 from convspark.data.scan import scan
 
 
@@ -64,7 +65,6 @@ def test_the_files_are_what_tifffile_reads(order: str, kind: str, how: dict) -> 
         np.testing.assert_array_equal(found, samples[..., 0])
 
 
-@pytest.mark.parametrize("compression", [NONE, LZW, DEFLATE, PACKBITS, LZMA])
 @pytest.mark.parametrize("how", [{}, {"tile": (16, 32)}, {"planar": True}, {"compression": LZW}])
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
 def test_big_tiffs_of_either_byte_order(tmp_path: Path, kind: str, how: dict) -> None:
@@ -95,6 +95,7 @@ def test_a_smaller_copy_before_the_picture_is_not_taken_for_it(tmp_path: Path, k
     assert isinstance(read[0], Tensor) and isinstance(read[1], Tensor) and torch.equal(read[0], read[1])
 
 
+@pytest.mark.parametrize("compression", [NONE, LZW, DEFLATE, PACKBITS, LZMA])
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
 def test_files_that_are_cut_off_are_refused(tmp_path: Path, kind: str, compression: int) -> None:
     samples = (np.random.default_rng(0).random((60, 80, 3)) * 200).astype(kind)
@@ -154,7 +155,8 @@ def test_an_orientation_that_is_none_is_upright(tmp_path: Path) -> None:
         assert upright_size(str(tmp_path / f"a.{suffix}")) == (4, 6)
 
 
-def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool) -> None:
     grey, four = np.ones((8, 9, 1), np.uint16), np.ones((8, 9, 4), np.uint8)
     grey[0] = four[0] = 0
     several = "2 of 6 files hold several pictures, of which the first is taken"
@@ -167,7 +169,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     frames = [Image.new("L", (8, 8), level) for level in (0, 200)]
     frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
     paths = sorted(map(str, tmp_path.iterdir()))
-    assert scan(paths).good == paths
+    assert scan(paths, whole=whole).good == paths
     assert f"{several}: {tmp_path / 'frames.gif'}, {tmp_path / 'pages.tif'}\n" in caplog.text
     assert f"{bands}: {tmp_path / 'bands.tif'}\n" in caplog.text
 
