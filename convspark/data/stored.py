@@ -242,10 +242,23 @@ def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
     # Of TIFF, Pillow turns what it reads itself. Asking a PNG reads it to its end: another object is asked.
     orientation = 1 if name == "TIFF" else orientation_of(open_header(file))
     if deep is not None:
-        bands, load_deep = deep
-        layout = Layout((height, width, bands), np.dtype("u2"), name, "last", int(bands in (2, 4)))
-        return Stored(replace(layout, orientation=orientation), lambda: load_deep().astype(np.uint16))
+    key = picture.info.get("transparency")  # a colour, which is no other pixel's
     mode = picture.mode
+    if mode == "I;16" and isinstance(key, int):
+        deep = 1, lambda: np.asarray(picture)[..., None]
+        bands, load_deep = deep
+        is_keyed = isinstance(key, int | tuple)
+        shape, opacity = (height, width, bands + is_keyed), int(bands in (2, 4) or is_keyed)
+        layout = Layout(shape, np.dtype("u2"), name, "last", opacity)
+
+        def load_samples() -> np.ndarray:
+            samples = load_deep().astype(np.uint16)
+            if not is_keyed:
+                return samples
+            opacity = np.where((samples != key).any(2, keepdims=True), 65535, 0)
+            return np.concatenate([samples, opacity], axis=2, dtype=np.uint16, casting="unsafe")
+
+        return Stored(replace(layout, orientation=orientation), load_samples)
     if picture.has_transparency_data:
         mode = "LA" if mode in ("L", "LA", "La") else "RGBA"
     kind, bands = _MODES.get(mode, ("u1", 3))

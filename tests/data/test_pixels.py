@@ -240,6 +240,31 @@ def test_bands_and_scale(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_becomes_the_mean(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_colour_of_sixteen_bits_that_stands_for_transparent(tmp_path: Path, bands: int) -> None:
+    """As PNG's chunk tRNS says: it is missing, as it is in pictures of 8 bits."""
+    array = values("u2", (bands, 11, 13))
+    array[:, 2:4, 5] = array[:, :1, 0]
+    seen = (array != array[:, :1, :1]).any(0)
+    key = b"tRNS", array[:, 0, 0].astype(">u2").tobytes()
+    (tmp_path / "a.png").write_bytes(odd_files.png(array.transpose(1, 2, 0), 16, 2 if bands == 3 else 0, key))
+    found = Pixels(bands, stored=True).read(tmp_path / "a.png")
+    assert isinstance(found, Tensor)
+    np.testing.assert_allclose(found.numpy(), np.where(seen, array / 65535, np.nan), rtol=1e-6)
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_portable_maps_of_twelve_bits_are_not_scaled(tmp_path: Path, bands: int, in_words: bool) -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (bands, 11, 13), np.uint16)
+    content = odd_files.pnm(array.transpose(1, 2, 0), 4095)
+    if in_words:
+        first, *others = map(str, array.transpose(1, 2, 0).flat)
+        content = f"P{2 if bands == 1 else 3}\n13 11\n4095\n{first} # and more\n{' '.join(others)}".encode()
+    (tmp_path / "a.pnm").write_bytes(content)
+    same(stored(tmp_path / "a.pnm"), array)
+
+
     """No number, infinite, GDAL's value for no data, transparent."""
     array = np.full((2, 4, 4), 8.0, np.float32)
     array[0, 0, :3], array[1, 3, 3] = (np.nan, np.inf, -3.4028234663852886e38), np.nan
