@@ -13,7 +13,7 @@ from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
 from .files import SHARD_SUFFIXES, Source, beside_list, from_text, is_left_out, nearest, paths_in, walk, with_items
 from .parquet import ParquetShard
-from .shards import addresses_in
+from .shards import addresses_in, in_words
 from .stored import BAND_SUFFIXES, item_of
 from .tables import is_saved_dataset, saved_split
 from .tars import COMPRESSED
@@ -166,13 +166,9 @@ def _in_shard(path: str, bands: bool) -> list[str]:
     path = absolute(path)
     if not path.lower().endswith(".parquet"):
         return addresses_in("tar", path)
-    try:
+    with in_words(path):
         table = ParquetShard(path)
         listed = None if table.holds_pictures else list(filter(None, table.paths()))
-    except FileNotFoundError:
-        raise DataError(f"images: {path!r} does not exist") from None
-    except OSError as error:
-        raise DataError(f"images: {path!r} cannot be read: {error}") from None
     if listed == []:
         raise DataError(f"images: {path!r} holds no path: its column of paths is empty")
     return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)

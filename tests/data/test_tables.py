@@ -11,7 +11,7 @@ from data.test_tars import same_pictures
 from PIL import Image
 from torch.utils.data import Subset
 
-from convspark.data import FileSource, adapt, list_pictures, scan
+from convspark.data import FileSource, adapt, list_labelled, list_pictures, scan
 from convspark.data.decode import BadPictureError, Shrunk
 from convspark.errors import DataError
 
@@ -123,6 +123,24 @@ def test_saved_datasets(hub: Any, tmp_path: Path) -> None:
     assert scan(addresses).good == addresses
     made.select([4, 2, 7]).save_to_disk(tmp_path / "chosen")
     same_pictures(FileSource(list_pictures(tmp_path / "chosen")), [content[i] for i in (4, 2, 7)], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_dataset_is_refused_in_words(hub: Any, tmp_path: Path, name: str) -> None:
+    dataset_of(hub, list(FILES.values())[:2]).save_to_disk(tmp_path / "saved")
+    content = (tmp_path / "saved" / name).read_bytes()
+    (tmp_path / "saved" / name).write_bytes(content[: len(content) // 2])
+    for ask in (list_pictures, list_labelled):
+        with pytest.raises(DataError, match=r"saved' cannot be read: "):
+            ask(str(tmp_path / "saved"))
+
+
+def test_a_damaged_table_is_refused_in_words(arrow: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=list(FILES.values()), label=["a", "b", "c", "d", "e"] * 5)
+    path.write_bytes(path.read_bytes()[:-9])
+    for ask in (list_pictures, list_labelled):
+        with pytest.raises(DataError, match=r"a\.parquet' cannot be read: "):
+            ask(str(path))
 
 
 def test_the_split_to_train_on(hub: Any, tmp_path: Path) -> None:
