@@ -132,7 +132,7 @@ class SavedShard(Table):
 
     def content(self, first: int, second: int) -> bytes:
         table = self._table()
-        return bytes_of(reading(lambda: table[table.column_names[second]][first].as_py()))
+        return bytes_of(reading(lambda: _checked(table[table.column_names[second]].slice(first, 1))))
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return places[:, 0] // 256
@@ -169,6 +169,16 @@ class SavedShard(Table):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
+
+
+def _checked(column: Any) -> Any:
+    """The only cell of a column. Where a damaged file tells a wrong length, pyarrow itself would end the process."""
+    from pyarrow import types
+
+    (part,) = (chunk for chunk in column.chunks if len(chunk))
+    for values in part.flatten() if types.is_struct(part.type) else [part]:
+        values.validate(full=True)
+    return part[0].as_py()
 
 
 def is_saved_dataset(folder: str) -> bool:

@@ -135,6 +135,20 @@ def test_a_damaged_dataset_is_refused_in_words(hub: Any, tmp_path: Path, name: s
             ask(str(tmp_path / "saved"))
 
 
+@pytest.mark.parametrize("end", [2**30, -5])
+def test_a_wrong_length_in_a_dataset_makes_a_bad_picture(hub: Any, tmp_path: Path, end: int) -> None:
+    content = list(FILES.values())[:3]
+    dataset_of(hub, content).save_to_disk(tmp_path / "saved")
+    (arrow_file,) = (tmp_path / "saved").glob("*.arrow")
+    ends = np.cumsum([0, *map(len, content)]).astype("<i4")
+    written = arrow_file.read_bytes()
+    assert written.count(ends.tobytes()) == 1
+    arrow_file.write_bytes(written.replace(ends.tobytes(), np.array([*ends[:3], end], "<i4").tobytes()))
+    addresses = list_pictures(tmp_path / "saved")
+    result = scan(addresses, most_bad=0.5)
+    assert result.good == addresses[:2] and "damaged: ArrowInvalid" in result.bad[0][1]
+
+
 def test_a_damaged_table_is_refused_in_words(arrow: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=list(FILES.values()), label=["a", "b", "c", "d", "e"] * 5)
     path.write_bytes(path.read_bytes()[:-9])
