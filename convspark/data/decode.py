@@ -4,6 +4,7 @@ import errno
 import io
 import math
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -194,7 +195,7 @@ def sniff(path: str) -> bool:
 
 def begins_like_a_picture(head: bytes) -> bool:
     """Whether the first 12 bytes are those of one of the common picture formats."""
-    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"BM")):
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")):
         return True
     return head[:4] == b"RIFF" and head[8:] == b"WEBP"
 
@@ -256,8 +257,8 @@ def _of_deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[], np.ndarray]] | None:
-    """For a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits: how many bands it has, and a
-    function that reads them, (H, W, bands); None for other pictures.
+    """For a PNG or PPM file of 16-bit colours, of which Pillow keeps the upper 8 bits, and a PGM file of 9 to 16 bits,
+    whose values it scales: how many bands it has, and a function that reads them, (H, W, bands); None for others.
     """
     tiles = getattr(picture, "tile", [])  # what is to be decoded, and how
     tile: Any = tiles[0] if tiles else ("", None, 0, None)
@@ -265,9 +266,9 @@ def deep_colours(picture: Image.Image, file: BinaryIO) -> tuple[int, Callable[[]
     rawmode = str(args)
     if picture.format == "PNG" and picture.mode != "I;16" and rawmode.endswith(";16B"):
         return len(rawmode.removesuffix(";16B")), lambda: _png_samples(file, rawmode)
-    if decoder == "ppm" and picture.mode == "RGB" and args[-1] > 255:
-        size = picture.height, picture.width, 3
-        return 3, lambda: _ppm_samples(file, place, size)
+    if decoder in ("ppm", "ppm_plain") and picture.mode in ("I", "RGB") and args[-1] > 255:
+        size = picture.height, picture.width, len(picture.getbands())
+        return size[2], lambda: _ppm_samples(file, place, size, in_words=decoder == "ppm_plain")
     return None
 
 
@@ -286,8 +287,11 @@ def _deep_colour(picture: Image.Image, file: BinaryIO) -> Image.Image | None:
     return _upright(picture_of(samples[..., :colours], opacity).convert("RGB"), orientation)
 
 
-def _ppm_samples(file: BinaryIO, place: int, size: tuple[int, int, int]) -> np.ndarray:
+def _ppm_samples(file: BinaryIO, place: int, size: tuple[int, int, int], in_words: bool) -> np.ndarray:
     file.seek(place)
+    if in_words:
+        words = re.sub(rb"#[^\r\n]*", b"", file.read()).split()[: math.prod(size)]
+        return np.array([int(word) for word in words], dtype=np.uint16).reshape(size)
     return np.frombuffer(file.read(2 * math.prod(size)), dtype=">u2").reshape(size)
 
 

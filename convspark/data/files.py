@@ -38,7 +38,14 @@ _TO_CONVERT = {
 }
 
 # Left by archivers and file servers, full of thumbnails and resource forks.
-SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
+_SKIPPED_FOLDERS = {"__MACOSX", "@eaDir"}
+
+
+def is_left_out(path: str) -> bool:
+    """Whether a file below a folder, or a folder that it is in, is hidden or one of thumbnails."""
+    parts = path.split("/")
+    is_hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return is_hidden or not _SKIPPED_FOLDERS.isdisjoint(parts)
 
 
 def with_items(paths: list[str], bands: bool) -> list[str]:
@@ -82,7 +89,7 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if _leads_to(entry.is_dir):
-                    if entry.name not in SKIPPED_FOLDERS:
+                    if entry.name not in _SKIPPED_FOLDERS:
                         folders.append(entry.path)
                 elif suffix in suffixes:
                     # A link that leads nowhere is a bad file, not a missing one.

@@ -24,7 +24,7 @@ def is_plain(path: str) -> bool:
     """Whether a file is a whole JPEG or PNG of a usual kind, with nothing else in it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL
         return False
     try:
         head = os.pread(descriptor, _HEAD, 0)

@@ -16,7 +16,7 @@ from .addresses import absolute, is_url, within
 from .files import PATH_COLUMNS, beside, csv_rows, names_in
 from .parquet import ParquetShard
 from .places import blaming, is_missing, is_shard, list_pictures
-from .shards import labels_of, parts_of
+from .shards import in_words, labels_of, parts_of
 from .stored import item_of
 from .tables import is_saved_dataset
 
@@ -218,7 +218,8 @@ def _folders(root: str) -> dict[str, str]:
 
 def _is_list(data: str) -> bool:
     if data.lower().endswith(".parquet") and not is_missing(data):
-        return "{" not in data and "*" not in data and not ParquetShard(data).holds_pictures
+        with in_words(data):
+            return "{" not in data and "*" not in data and not ParquetShard(data).holds_pictures
     named = data.lower().endswith((".csv", ".tsv", ".txt"))
     if is_shard(data) or not (named if is_url(data) else os.path.isfile(data)):
         return False
@@ -292,12 +293,13 @@ def _content(file: str) -> bytes:
 
 
 def _rows_of_parquet(file: str) -> Iterator[tuple[str, dict[str, str]]]:
-    table = ParquetShard(file)
-    if table.label_column is None:
-        raise DataError(f"data: {file!r} has no column label: expected path,label or path,label,split")
-    columns = {"path": table.paths(), "label": table.texts(table.label_column)}
-    if "split" in table.columns:
-        columns["split"] = table.texts("split")
+    with in_words(file):
+        table = ParquetShard(file)
+        if table.label_column is None:
+            raise DataError(f"data: {file!r} has no column label: expected path,label or path,label,split")
+        columns = {"path": table.paths(), "label": table.texts(table.label_column)}
+        if "split" in table.columns:
+            columns["split"] = table.texts("split")
     for number, row in enumerate(zip(*columns.values(), strict=True)):
         yield f"row {number} of {file!r}", dict(zip(columns, row, strict=True))
 

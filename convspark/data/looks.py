@@ -31,6 +31,7 @@ class Look:
         format: JPEG, PNG, TIFF, NPY, …
         size: (height, width) in pixels, upright.
         bands: of the file, opacity included.
+        opacity: how many of them are.
         kind: type of the samples, as NumPy calls it.
         is_plain: whether it is 8-bit colour or grey.
         is_grey: whether it is grey, however many bands it has.
@@ -42,6 +43,7 @@ class Look:
     format: str = ""
     size: tuple[int, int] = (0, 0)
     bands: int = 0
+    opacity: int = 0
     kind: str = ""
     is_plain: bool = False
     is_grey: bool = False
@@ -108,7 +110,7 @@ def _plain(source: FileSource, index: int) -> Look | None:
     coarse = np.asarray(small.resize((8, 8), Image.Resampling.BOX, reducing_gap=2), dtype=int)
     number, thumb = thumbnail(small.convert("L"))
     is_grey = bands < 3 or int(np.ptp(coarse, axis=2).max()) <= _GREY
-    return Look(path, None, name, size, bands, "uint8", True, is_grey, number, thumb)
+    return Look(path, None, name, size, bands, 0, "uint8", True, is_grey, number, thumb)
 
 
 def _stored(path: str, content: bytes | None, channels: int | None) -> Look:
@@ -120,7 +122,8 @@ def _stored(path: str, content: bytes | None, channels: int | None) -> Look:
         samples = file.samples(axis)
     grey = brightness(samples, layout.missing).mean(2)  # (H, W, bands) -> (H, W)
     number, thumb = thumbnail(Image.fromarray(np.uint8(255 * grey)))
-    return Look(path, None, layout.format, (height, width), bands, layout.kind.name, False, bands == 1, number, thumb)
+    size, is_grey = (height, width), bands - layout.opacity == 1
+    return Look(path, None, layout.format, size, bands, layout.opacity, layout.kind.name, False, is_grey, number, thumb)
 
 
 def brightness(samples: np.ndarray, missing: float | None = None) -> np.ndarray:

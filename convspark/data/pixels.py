@@ -177,7 +177,7 @@ class Pixels:
             if samples.shape[2] == 1:  # grey, which stands for all channels
                 low, high = low.mean(keepdims=True), high.mean(keepdims=True)
             values = ((values - low) / (high - low)).clip(0, 1)
-        elif samples.dtype.kind != "f":
+        elif samples.dtype.kind in "ui":  # True is 1
             values /= np.iinfo(samples.dtype).max
         values = values.astype(np.float32)
         values[~known] = np.nan

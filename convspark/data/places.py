@@ -11,9 +11,9 @@ from ..errors import DataError, UsageError
 from . import remote
 from .addresses import absolute, expanded, is_url, within
 from .decode import picture_suffixes
-from .files import SHARD_SUFFIXES, Source, beside_list, from_text, nearest, paths_in, walk, with_items
+from .files import SHARD_SUFFIXES, Source, beside_list, from_text, is_left_out, nearest, paths_in, walk, with_items
 from .parquet import ParquetShard
-from .shards import addresses_in
+from .shards import addresses_in, in_words
 from .stored import BAND_SUFFIXES, item_of
 from .tables import is_saved_dataset, saved_split
 from .tars import COMPRESSED
@@ -136,22 +136,21 @@ def _in_file(path: str, bands: bool) -> list[str]:
 
 def _at_url(url: str, bands: bool) -> list[str]:
     """The pictures at a URL: of a picture, a shard, a list, or a folder of them."""
-    suffix = os.path.splitext(url.partition("?")[0])[1].lower()
-    if suffix in picture_suffixes() or within(url) is not None:
+    if _is_picture(url.partition("?")[0]) or within(url) is not None:
         return [url]
     if is_shard(url):
         return _in_shard(url, bands)
     try:
-        if suffix in _LISTS:
+        if url.partition("?")[0].lower().endswith(_LISTS):
             return _at_places(beside_list(url, paths_in(remote.read_all(url), url)), bands)
         files = remote.files_below(url)
     except FileNotFoundError:
         raise DataError(f"images: {url!r} does not exist") from None
     except OSError as error:
         raise DataError(f"images: {url!r} cannot be read: {error}") from None
-    names = {file: os.path.basename(file) for file in files}
-    candidates = [file for file in files if not names[file].startswith(".")]
-    pictures = [file for file in candidates if os.path.splitext(file)[1].lower() in picture_suffixes()]
+    candidates = [file for file in files if not is_left_out(remote.below(file, url))]
+    suffixes = picture_suffixes() | BAND_SUFFIXES if bands else picture_suffixes()
+    pictures = [file for file in candidates if os.path.splitext(file)[1].lower() in suffixes]
     shards = [file for file in candidates if is_shard(file)]
     if pictures and shards:
         _warn_of_both(url, shards)
@@ -167,13 +166,9 @@ def _in_shard(path: str, bands: bool) -> list[str]:
     path = absolute(path)
     if not path.lower().endswith(".parquet"):
         return addresses_in("tar", path)
-    try:
+    with in_words(path):
         table = ParquetShard(path)
         listed = None if table.holds_pictures else list(filter(None, table.paths()))
-    except FileNotFoundError:
-        raise DataError(f"images: {path!r} does not exist") from None
-    except OSError as error:
-        raise DataError(f"images: {path!r} cannot be read: {error}") from None
     if listed == []:
         raise DataError(f"images: {path!r} holds no path: its column of paths is empty")
     return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)

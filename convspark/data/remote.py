@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # no second try makes them good
 # What file systems call the time or the content of a file.
-_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created", "blob_id", "md5Hash")
+_STAMPS = "ETag etag mtime LastModified Last-Modified last_modified updated created blob_id md5Hash".split()
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 

@@ -62,6 +62,7 @@ def scan(
     progress: bool | None = None,
     pixels: Pixels = PLAIN,
     place: str | None = None,
+    again: bool = False,
 ) -> ScanResult:
     """Looks at every file: its header, its size in pixels, and whether the end of the file is there.
 
@@ -80,6 +81,7 @@ def scan(
         pixels: how they will be read; files of other bands are bad.
         place: name of the collection in the cache of what was found, so that next time only files that have changed
             are looked at; None keeps nothing.
+        again: whether they were scanned before, so that what is left out of them was logged.
 
     Raises:
         DataError: no readable picture, or a larger share than `most_bad` is bad; names the first few.
@@ -101,7 +103,7 @@ def scan(
                     good.append(path)
                 else:
                     bad.append((path, reason))
-                if left_out is not None and not whole:
+                if left_out is not None and not again:
                     partly[left_out].append(path)
     check_bad_share(bad, len(paths), most_bad)
     verdicts.keep()

@@ -2,7 +2,8 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
@@ -152,7 +153,10 @@ def addresses_in(kind: str, path: str) -> list[str]:
     Raises:
         DataError: it cannot be read, or is something else.
     """
-    return [str(Within(kind, name, path)) for name in _opened(kind, path).inner_names()]
+    if "::" in path:
+        raise DataError(f"images: {path!r} has '::' in its name, which parts the addresses of pictures: rename it")
+    with in_words(path):
+        return [str(Within(kind, name, path)) for name in open_shard(kind, path).inner_names()]
 
 
 def labels_of(addresses: Sequence[str]) -> list[str]:
@@ -180,7 +184,9 @@ def _answers(addresses: Sequence[str], ask: Callable[[Shard, list[str]], list[st
     """What shards answer about their pictures, one for each address; "" for pictures in no shard."""
     answers = [""] * len(addresses)
     for (kind, path), names in _by_shard(addresses).items():
-        for place, answer in zip(names, ask(_opened(kind, path), list(names.values())), strict=True):
+        with in_words(path):
+            found = ask(open_shard(kind, path), list(names.values()))
+        for place, answer in zip(names, found, strict=True):
             answers[place] = answer
     return answers
 
@@ -194,10 +200,11 @@ def _by_shard(addresses: Sequence[str]) -> dict[tuple[str, str], dict[int, str]]
     return shards
 
 
-def _opened(kind: str, path: str) -> Shard:
-    """`open_shard`, its errors in words."""
+@contextmanager
+def in_words(path: str) -> Iterator[None]:
+    """Within it, an error of reading a shard is a DataError."""
     try:
-        return open_shard(kind, path)
+        yield
     except FileNotFoundError:
         raise DataError(f"images: {path!r} does not exist") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, Protocol
@@ -24,6 +25,7 @@ from .tables import bytes_of, column_of
 from .transforms import Picture
 
 _IMAGE_KEYS = ("image", "img", "pixel_values")
+_KNOWN_KINDS = re.compile(r"(bool|uint8|u?int16|b?float(8|16|32|64))(?!\d)")
 
 
 class ImageSource(Protocol):
@@ -272,8 +274,10 @@ def _tensor_of(image: Any) -> Tensor:
             f"images: an item of shape {tuple(image.shape)}; expected an array (H, W) or (H, W, C), "
             "or a tensor (H, W) or (C, H, W)"
         )
+    if isinstance(image, np.ndarray):
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)  # torch knows no other
     kind = str(image.dtype).removeprefix("torch.")
-    if "int" in kind and kind not in ("uint8", "uint16", "int16"):
+    if not _KNOWN_KINDS.match(kind):
         raise UsageError(
             f"images: an item of type {kind}, of which nothing says what is white; expected bytes (uint8), 16-bit "
             "integers, or floats, which count as they are"

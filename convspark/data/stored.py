@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .decode import deep_colours, open_header, open_regular, orientation_of
+from .remote import CutOffError
 from .tiff import NotReadError, Tiff
 
 Axis: TypeAlias = Literal["first", "last"]
@@ -165,7 +166,7 @@ def items_in(path: str) -> list[str]:
             shape = _header(file, path)[0]
     except Exception:  # reading says why
         return [path]
-    return [f"{path}[{item}]" for item in range(shape[0])] if len(shape) == 4 else [path]
+    return [f"{path}[{item}]" for item in range(shape[0] if len(shape) == 4 else 0)] or [path]
 
 
 def _is_looked_up(tiff: Tiff) -> bool:
@@ -241,11 +242,24 @@ def _of_picture(file: BinaryIO, tiff: Tiff | None) -> Stored:
     deep = deep_colours(picture, file)
     # Of TIFF, Pillow turns what it reads itself. Asking a PNG reads it to its end: another object is asked.
     orientation = 1 if name == "TIFF" else orientation_of(open_header(file))
+    key = picture.info.get("transparency")  # a colour, which is no other pixel's
+    mode = picture.mode
+    if mode == "I;16" and isinstance(key, int):
+        deep = 1, lambda: np.asarray(picture)[..., None]
     if deep is not None:
         bands, load_deep = deep
-        layout = Layout((height, width, bands), np.dtype("u2"), name, "last", int(bands in (2, 4)))
-        return Stored(replace(layout, orientation=orientation), lambda: load_deep().astype(np.uint16))
-    mode = picture.mode
+        is_keyed = isinstance(key, int | tuple)
+        shape, opacity = (height, width, bands + is_keyed), int(bands in (2, 4) or is_keyed)
+        layout = Layout(shape, np.dtype("u2"), name, "last", opacity)
+
+        def load_samples() -> np.ndarray:
+            samples = load_deep().astype(np.uint16)
+            if not is_keyed:
+                return samples
+            opacity = np.where((samples != key).any(2, keepdims=True), 65535, 0)
+            return np.concatenate([samples, opacity], axis=2, dtype=np.uint16, casting="unsafe")
+
+        return Stored(replace(layout, orientation=orientation), load_samples)
     if picture.has_transparency_data:
         mode = "LA" if mode in ("L", "LA", "La") else "RGBA"
     kind, bands = _MODES.get(mode, ("u1", 3))
@@ -277,7 +291,7 @@ def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
         )
     if kind.kind not in "buif":
         raise NotReadError(f"an array of {kind}: expected whole numbers or floats")
-    native = np.dtype("u1") if kind.kind == "b" else kind.newbyteorder("=")
+    native = kind.newbyteorder("=")
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and math.prod(shape) * kind.itemsize > _MOST_BYTES_A_PIXEL * most:
         raise Image.DecompressionBombError(f"{shape} of {kind}; {_MOST_BYTES_A_PIXEL * most} bytes are the most")
@@ -290,36 +304,48 @@ def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], bool | None, Callable[[], Any]]:
-    """Shape and type of an array, whether the file reaches to its end, and what reads it."""
+    """Shape and type of an array, whether it is whole (None where only reading tells), and what reads it.
+
+    Raises:
+        CutOffError: there is less than the header says.
+    """
     file.seek(0)
     if file.read(2) != b"PK":
         file.seek(0)
         shape, order, kind = _npy_header(file)
-        start = file.tell()
-        whole = file.seek(0, os.SEEK_END) >= start + math.prod(shape) * kind.itemsize
+        start, count = file.tell(), math.prod(shape)
+        _check_length(file.seek(0, os.SEEK_END) - start, shape, kind)
         if isinstance(file, io.BytesIO):
-            count, content = math.prod(shape), file.getvalue()  # not copied
-            return shape, kind, whole, lambda: np.frombuffer(content, kind, count, start).reshape(shape, order=order)
-        return shape, kind, whole, lambda: np.memmap(path, kind, "r", start, shape, order)
+            content = file.getvalue()  # not copied
+            return shape, kind, True, lambda: np.frombuffer(content, kind, count, start).reshape(shape, order=order)
+        return shape, kind, True, lambda: np.memmap(path, kind, "r", start, shape, order)
     with zipfile.ZipFile(file) as archive:
-        pictures: list[tuple[str, tuple[int, ...], Literal["C", "F"], np.dtype[Any]]] = []
-        for name in archive.namelist():
-            with archive.open(name) as member:
+        pictures: list[tuple[str, int, tuple[int, ...], Literal["C", "F"], np.dtype[Any]]] = []
+        for info in archive.infolist():
+            with archive.open(info) as member:
                 shape, order, kind = _npy_header(member)
-            if len(shape) in (2, 3, 4):
-                pictures.append((name, shape, order, kind))
+                if len(shape) in (2, 3, 4):
+                    pictures.append((info.filename, info.file_size - member.tell(), shape, order, kind))
     if len(pictures) != 1:
         names = ", ".join(name.removesuffix(".npy") for name, *_ in pictures[:6]) or "none"
         raise NotReadError(f"a .npz file with {len(pictures)} arrays of 2 to 4 axes ({names}): expected one")
-    name, shape, order, kind = pictures[0]
+    name, length, shape, order, kind = pictures[0]
+    _check_length(length, shape, kind)
 
     def load() -> np.ndarray:
         again = io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else path
         with zipfile.ZipFile(again) as archive, archive.open(name) as member:
             _npy_header(member)
-            return np.frombuffer(member.read(), kind).reshape(shape, order=order)
+            content = member.read(math.prod(shape) * kind.itemsize)  # no more, however much may follow
+            return np.frombuffer(content, kind).reshape(shape, order=order)
 
     return shape, kind, None, load
+
+
+def _check_length(have: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
+    """Raise CutOffError for an array of which less is there; of objects nothing tells their length."""
+    if have < math.prod(shape) * kind.itemsize and not kind.hasobject:
+        raise CutOffError(f"truncated: {have} of the {math.prod(shape) * kind.itemsize} bytes of an array {shape}")
 
 
 # NumPy reads a header with Python's own parser. Up to Python 3.11.7 two threads in it at once disturb each other, and a

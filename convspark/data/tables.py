@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import ConvsparkError, DataError, UsageError
 from . import remote
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "pixel_values", "bytes", "picture", "photo")
@@ -132,7 +132,7 @@ class SavedShard(Table):
 
     def content(self, first: int, second: int) -> bytes:
         table = self._table()
-        return bytes_of(table[table.column_names[second]][first].as_py())
+        return bytes_of(reading(lambda: _checked(table[table.column_names[second]].slice(first, 1))))
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
         return places[:, 0] // 256
@@ -145,7 +145,7 @@ class SavedShard(Table):
         return len(self._table())
 
     def _values(self, column: str) -> list[Any]:
-        return self._table()[column].to_pylist()
+        return reading(lambda: self._table()[column].to_pylist())
 
     def _table(self) -> Any:
         """Its rows in their order, as an Arrow table."""
@@ -157,7 +157,7 @@ class SavedShard(Table):
                     f"images: {self._path!r} was saved by Hugging Face's datasets, which is not installed: pip install "
                     "'convspark[datasets]'"
                 ) from None
-            loaded = load_from_disk(self._path)
+            loaded = reading(lambda: load_from_disk(self._path))
             if not isinstance(loaded, Dataset):
                 raise DataError(f"images: {self._path!r} holds several splits: give one of the folders in it")
             if loaded._indices is not None:  # selected or shuffled, and not flattened
@@ -169,6 +169,16 @@ class SavedShard(Table):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
+
+
+def _checked(column: Any) -> Any:
+    """The only cell of a column. Where a damaged file tells a wrong length, pyarrow itself would end the process."""
+    from pyarrow import types
+
+    (part,) = (chunk for chunk in column.chunks if len(chunk))
+    for values in part.flatten() if types.is_struct(part.type) else [part]:
+        values.validate(full=True)
+    return part[0].as_py()
 
 
 def is_saved_dataset(folder: str) -> bool:
@@ -210,9 +220,10 @@ def _kind(kind: Any) -> str:
 
     if types.is_struct(kind):
         return "bytes" if any(field.name == "bytes" and _kind(field.type) == "bytes" for field in kind) else ""
-    if types.is_binary(kind) or types.is_large_binary(kind):
+    name = str(kind.value_type if types.is_dictionary(kind) else kind)
+    if name in ("binary", "large_binary", "binary_view"):
         return "bytes"
-    return "text" if types.is_string(kind) or types.is_large_string(kind) else ""
+    return "text" if name in ("string", "large_string", "string_view") else ""
 
 
 def _choose(columns: Sequence[str], path: str) -> str:
@@ -245,3 +256,15 @@ def bytes_of(value: Any) -> bytes:
     if path:
         return remote.read_all(path)
     raise remote.UnreachableError("no picture in this row")
+
+
+def reading(action: Any) -> Any:
+    """The result of an action of pyarrow, whose errors of damage become those of reading."""
+    try:
+        return action()
+    except (OSError, ConvsparkError):
+        raise
+    except Exception as error:  # ArrowInvalid is a ValueError, others are not
+        raise remote.UnreachableError(
+            f"damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from . import index, remote
 from .decode import begins_like_a_picture, picture_suffixes
-from .files import SKIPPED_FOLDERS
+from .files import is_left_out
 from .names import Names
 
 _log = logging.getLogger(__name__)
@@ -126,8 +126,7 @@ def _walk(path: str) -> dict[str, np.ndarray]:
 
 def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:
     """Whether a member is a picture, as in folders: by its suffix, or without one by its first bytes; not if hidden."""
-    parts = name.split("/")
-    if parts[-1].startswith(".") or not SKIPPED_FOLDERS.isdisjoint(parts):
+    if is_left_out(name):
         return False
     suffix = os.path.splitext(name)[1].lower()
     if suffix or not place[1]:

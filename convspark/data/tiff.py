@@ -6,6 +6,7 @@ pixel has bytes, and what the bytes mean is worked out here.
 
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -15,7 +16,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from .stretch import picture_of
 
-_HEADS = (b"II*\0", b"MM\0*", b"II+\0")  # the last with offsets of 8 bytes
+_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BIG_HEADS = _HEADS[2:]  # with offsets of 8 bytes
 _FIRST_SEGMENT = 8  # where the data begin in what libtiff reads
 
 # Numbers of tags.
@@ -43,19 +45,27 @@ class NotReadError(ValueError):
 
 @dataclass(frozen=True)
 class Tiff:
-    """The first picture of a TIFF file, as its tags describe it."""
+    """The first picture of a TIFF file that is no smaller copy or mask of another, as its tags describe it.
+
+    Attributes:
+        is_opened: whether it is what Pillow opens of the file.
+    """
 
     file: BinaryIO
     tags: ImageFileDirectory_v2
+    is_opened: bool = True
 
     @classmethod
     def read(cls, file: BinaryIO) -> "Tiff | None":
         """None where the file does not begin like one."""
         file.seek(0)
-        if file.read(4) not in _HEADS:
+        head = file.read(4)
+        if head not in _HEADS:
             return None
-        tags = _directory(file)
-        return cls(file, tags) if _WIDTH in tags and _HEIGHT in tags else None
+        first = _directory(file)
+        tags = next((tags for tags in _directories(file, first) if not _is_copy(tags)), first)
+        is_opened = tags is first and head != b"MM\0+"
+        return cls(file, tags, is_opened) if _WIDTH in tags and _HEIGHT in tags else None
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -81,7 +91,7 @@ class Tiff:
     def is_read_by_pillow(self) -> bool:
         """Whether Pillow reads it, and reads it right."""
         bits = set(self._bits)
-        if self._photometric not in _KNOWN_TO_PILLOW or set(self._list(_FORMAT, [1])) != {1}:
+        if not self.is_opened or self._photometric not in _KNOWN_TO_PILLOW or set(self._list(_FORMAT, [1])) != {1}:
             return False
         if self._photometric == _CMYK and bits == {16}:
             return not self._is_planar
@@ -102,13 +112,8 @@ class Tiff:
         """What of the file is not in the picture, in words; None if all is."""
         if self._photometric == _RGB and len(self._extra) > self.has_opacity:
             return "have further bands, of which the first three are taken as red, green and blue"
-        offset, offsets = self.tags.next, {0}
-        while offset not in offsets:
-            offsets.add(offset)
-            following = _directory(self.file, offset)
-            if not int(following.get(_KIND, 0)) & 5:  # neither a smaller copy nor a mask of what was before
-                return "hold several pictures, of which the first is taken"
-            offset = following.next
+        if any(not _is_copy(tags) for tags in _directories(self.file, self.tags) if tags is not self.tags):
+            return "hold several pictures, of which the first is taken"
         return None
 
     def check(self) -> None:
@@ -174,15 +179,11 @@ class Tiff:
     def pages(self) -> list["Tiff"]:
         """Itself and the pictures after it, less smaller copies and masks; itself alone where they differ in kind."""
         pages: list[Tiff] = [self]
-        offset, offsets = self.tags.next, {0}
-        while offset not in offsets:
-            offsets.add(offset)
-            page = Tiff(self.file, _directory(self.file, offset))
-            if not int(page.tags.get(_KIND, 0)) & 5:
-                if page._form != self._form:
+        for tags in _directories(self.file, self.tags):
+            if tags is not self.tags and not _is_copy(tags):
+                pages.append(Tiff(self.file, tags))
+                if pages[-1]._form != self._form:
                     return pages[:1]
-                pages.append(page)
-            offset = page.tags.next
         return pages
 
     @property
@@ -357,11 +358,29 @@ class Tiff:
 def _directory(file: BinaryIO, offset: int | None = None) -> ImageFileDirectory_v2:
     """The tags at `offset`, by default the first."""
     file.seek(0)
-    head = file.read(8)
-    tags = ImageFileDirectory_v2(head + file.read(8) if head[2] == ord("+") else head)
+    head = file.read(16)
+    if head[:4] in _BIG_HEADS:
+        tags = ImageFileDirectory_v2(b"II+\0" + head[4:], prefix=head[:2])  # Pillow takes MM for one of 4 bytes
+    else:
+        tags = ImageFileDirectory_v2(head[:8])
     file.seek(tags.next if offset is None else offset)
     tags.load(file)
     return tags
+
+
+def _directories(file: BinaryIO, tags: ImageFileDirectory_v2) -> Iterator[ImageFileDirectory_v2]:
+    """Tags, and those after them."""
+    offsets = {0}
+    yield tags
+    while tags.next not in offsets:
+        offsets.add(tags.next)
+        tags = _directory(file, tags.next)
+        yield tags
+
+
+def _is_copy(tags: ImageFileDirectory_v2) -> bool:
+    """Whether they are of a smaller copy or of a mask of another picture in the file."""
+    return bool(int(tags.get(_KIND, 0)) & 5)
 
 
 def _tiff_of(data: bytes, tags: dict[int, list[int]]) -> bytes:

@@ -22,7 +22,7 @@ def advise(
     elif is_grey:
         more.append(Choice("channels", 1, "all pictures are grey"))
     if not is_plain:
-        why = "samples are not of 8 bits: their range, mean and deviation are measured over all files together"
+        why = "samples are read as they are stored: range, mean and deviation are measured over all files together"
         more.append(Choice("stats", "auto", why))
     if pictures < FEW and glance.area >= _LARGE * size * size:
         why = f"half of the pictures have {_LARGE} times the pixels of a crop or more: one decoding serves four"

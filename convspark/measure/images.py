@@ -219,8 +219,8 @@ def scan(
 
 
 def _read_as(look: "Look") -> int:
-    """How many bands are read of a picture: 8-bit colour of whatever is plain."""
-    return 3 if look.is_plain else look.bands
+    """How many bands are read of a picture: 8-bit colour of whatever is plain; of others all but opacity."""
+    return 3 if look.is_plain else look.bands - look.opacity
 
 
 def _bands(count: int) -> str:

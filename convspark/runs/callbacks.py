@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files import written_whole
 from .folder import RunFolder
-from .loading import TrainLoader, write_bad_files
+from .loading import MeasuringLoader, TrainLoader, write_bad_files
 from .module import TrainingModule
 from .processes import Agreement
 from .rows import Rows
@@ -154,13 +154,20 @@ class Checkpoints(Checkpoint):
     Args:
         minutes: how much work may be lost at most; the end of an epoch is waited for only if it comes sooner.
         keep_epochs: also keep `epoch_N.ckpt` every so many epochs; None for none.
+        held_out: what is measured with, whose bad files are listed, too.
     """
 
     def __init__(
-        self, folder: RunFolder, loader: TrainLoader, minutes: float = 10.0, keep_epochs: int | None = None
+        self,
+        folder: RunFolder,
+        loader: TrainLoader,
+        minutes: float = 10.0,
+        keep_epochs: int | None = None,
+        held_out: MeasuringLoader | None = None,
     ) -> None:
         self._folder = folder
         self._loader = loader
+        self._held_out = held_out
         self._seconds = 60 * minutes
         self._keep_epochs = keep_epochs
         self._saved = time.monotonic()
@@ -223,7 +230,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch, ends = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
-        bad = self._loader.here.gathered(self._loader.dataset.bad_files())  # type: ignore[attr-defined]
+        read = [self._loader.dataset, *([] if self._held_out is None else [self._held_out.images])]
+        own = [one for dataset in read for one in getattr(dataset, "bad_files", list)()]
+        bad = self._loader.here.gathered(own)
         if self._loader.here.is_first:
             write_bad_files(self._folder, [one for of_process in bad for one in of_process])
         save, stop = self._agreed(now=True)

@@ -72,7 +72,7 @@ def fit(
     too_large = False
     watch = Stopwatch(train)
     metrics = Metrics(folder, watch)
-    checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs)
+    checkpoints = Checkpoints(folder, train, checkpoint_minutes, keep_epochs, held_out)
     signals = Signals(checkpoints)
     warned = warned or Warned(folder)
     progress = [Progress(watch, train.num_workers, warned)] if here.is_first else []

@@ -569,7 +569,7 @@ def _whole(held_out: Any, description: str, bad: list[tuple[str, str]], check: C
     if not isinstance(held_out, list) or check == "none":
         return held_out
     place = f"held out of {os.path.abspath(description)}"
-    result = scan(held_out, whole=True, most_bad=0.5, place=place, pixels=pixels)
+    result = scan(held_out, whole=True, most_bad=0.5, place=place, pixels=pixels, again=True)
     bad += result.bad
     return result.good
 

@@ -110,7 +110,7 @@ def whole_pictures(paths: Sequence[str], bad: list[tuple[str, str]], pixels: Pix
     Raises:
         DataError: more than half of them cannot.
     """
-    result = scan(paths, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)
+    result = scan(paths, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels, again=True)
     bad += result.bad
     return result.good
 

@@ -132,6 +132,12 @@ def test_text_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list_pictures("lists/all.txt") == expected
 
 
+def test_names_that_no_file_can_have_are_bad_pictures(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("photos/0123abcd\nphotos/a\0.png\n")
+    result = scan(list_pictures(tmp_path / "list.txt"), most_bad=0.5)
+    assert result.good == [str(tree / "0123abcd")] and [path for path, _ in result.bad] == [str(tree / "a\0.png")]
+
+
 def test_other_sources(tree: Path) -> None:
     assert list_pictures(tree / "a.png") == [str(tree / "a.png")]
     assert list_pictures([tree / "a.png", "b.jpg"]) == [str(tree / "a.png"), "b.jpg"]

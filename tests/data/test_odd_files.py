@@ -8,9 +8,12 @@ import numpy as np
 import odd_files
 import pytest
 import tifffile
+import torch
 from odd_files import DEFLATE, LZMA, LZW, NONE, PACKBITS, tiff
 from PIL import Image
+from torch import Tensor
 
+from convspark.data import Pixels, list_pictures
 from convspark.data.decode import BadPictureError, decode, upright_size
 from convspark.data.scan import scan
 
@@ -60,6 +63,36 @@ def test_the_files_are_what_tifffile_reads(order: str, kind: str, how: dict) -> 
     if kind[0] != "f":
         found = tifffile.imread(io.BytesIO(tiff(samples[..., :1], order=order, compression=DEFLATE, predictor=2)))
         np.testing.assert_array_equal(found, samples[..., 0])
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": (16, 32)}, {"planar": True}, {"compression": LZW}])
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+def test_big_tiffs_of_either_byte_order(tmp_path: Path, kind: str, how: dict) -> None:
+    """As Pillow or we read the same pixels in a usual file."""
+    for bands in (1, 3):
+        samples = (np.random.default_rng(bands).random((21, 37, bands)) * 200).astype(kind)
+        (tmp_path / "usual.tif").write_bytes(tiff(samples, **how))
+        for order in "<>":
+            (tmp_path / "picture").write_bytes(tiff(samples, order=order, big=True, **how))
+            assert list_pictures(tmp_path) == [str(tmp_path / "picture"), str(tmp_path / "usual.tif")]
+            np.testing.assert_array_equal(decode(tmp_path / "picture"), decode(tmp_path / "usual.tif"))
+            stored = Pixels(bands, stored=True).read(tmp_path / "picture")
+            assert isinstance(stored, Tensor)
+            largest = np.iinfo(kind).max if kind[0] == "u" else 1
+            np.testing.assert_allclose(stored.permute(1, 2, 0).numpy(), samples / largest, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_a_smaller_copy_before_the_picture_is_not_taken_for_it(tmp_path: Path, kind: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 36, 3)).astype(kind)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.ascontiguousarray(picture[::4, ::4]), photometric="rgb", subfiletype=1, metadata=None)
+        file.write(picture, photometric="rgb", metadata=None)
+    tifffile.imwrite(tmp_path / "alone.tif", picture, photometric="rgb")
+    np.testing.assert_array_equal(decode(tmp_path / "a.tif"), decode(tmp_path / "alone.tif"))
+    assert upright_size(str(tmp_path / "a.tif")) == (20, 36)
+    read = [Pixels(3, stored=True).read(tmp_path / name) for name in ("a.tif", "alone.tif")]
+    assert isinstance(read[0], Tensor) and isinstance(read[1], Tensor) and torch.equal(read[0], read[1])
 
 
 @pytest.mark.parametrize("compression", [NONE, LZW, DEFLATE, PACKBITS, LZMA])
@@ -122,7 +155,8 @@ def test_an_orientation_that_is_none_is_upright(tmp_path: Path) -> None:
         assert upright_size(str(tmp_path / f"a.{suffix}")) == (4, 6)
 
 
-def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool) -> None:
     grey, four = np.ones((8, 9, 1), np.uint16), np.ones((8, 9, 4), np.uint8)
     grey[0] = four[0] = 0
     several = "2 of 6 files hold several pictures, of which the first is taken"
@@ -135,7 +169,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     frames = [Image.new("L", (8, 8), level) for level in (0, 200)]
     frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
     paths = sorted(map(str, tmp_path.iterdir()))
-    assert scan(paths).good == paths
+    assert scan(paths, whole=whole).good == paths
     assert f"{several}: {tmp_path / 'frames.gif'}, {tmp_path / 'pages.tif'}\n" in caplog.text
     assert f"{bands}: {tmp_path / 'bands.tif'}\n" in caplog.text
 

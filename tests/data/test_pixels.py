@@ -1,14 +1,18 @@
 """Pictures of any bands and types, against the arrays that were written."""
 
 import gc
+import os
 import sys
 import time
+import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import odd_files
 import pytest
 import torch
 from odd_files import DEFLATE, LZW, RGB, tiff
@@ -170,6 +174,39 @@ def test_which_axis_is_told_or_refused(tmp_path: Path) -> None:
         Pixels(4).read(path)
 
 
+def test_arrays_of_yes_and_no(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 2, (4, 9, 8)).astype(bool)
+    np.save(tmp_path / "a.npy", array)
+    found = Pixels(4).read(tmp_path / "a.npy")
+    assert isinstance(found, Tensor)
+    np.testing.assert_array_equal(found.numpy(), array)
+
+
+def test_arrays_that_are_cut_off_or_say_too_much(tmp_path: Path) -> None:
+    """Nothing is held in memory of what is not there, or is not the array's."""
+    several = np.zeros((10, 20, 20, 4))
+    np.save(tmp_path / "a.npy", several)
+    os.truncate(tmp_path / "a.npy", 5000)
+    head = np.lib.format.header_data_from_array_1_0(several) | {"shape": (10**6, 20, 20, 4)}
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive, archive.open("b.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, head)
+    assert list_pictures(tmp_path, bands=True) == [str(tmp_path / "a.npy"), str(tmp_path / "b.npz")]
+    for name, words in (("a.npy", r"truncated: 4872 of the 128000 bytes"), ("b.npz", "truncated: 0 of the")):
+        with pytest.raises(BadPictureError, match=words):
+            Pixels(4).read(tmp_path / name)
+    with (
+        zipfile.ZipFile(tmp_path / "c.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("c.npy", "w") as member,
+    ):
+        np.lib.format.write_array(member, np.zeros((9, 8, 4)))
+        for _ in range(32):
+            member.write(bytes(1 << 20))
+    tracemalloc.start()
+    assert Pixels(4).read(tmp_path / "c.npz").shape == (4, 9, 8)  # type: ignore[union-attr]
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
 def test_arrays_that_are_no_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     for content, words in (
@@ -201,6 +238,31 @@ def test_png_and_jpeg_as_they_are_stored(tmp_path: Path) -> None:
     picture.convert("RGB").save(tmp_path / "a.jpg")
     with Image.open(tmp_path / "a.jpg") as decoded:
         same(stored(tmp_path / "a.jpg"), np.asarray(decoded).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_colour_of_sixteen_bits_that_stands_for_transparent(tmp_path: Path, bands: int) -> None:
+    """As PNG's chunk tRNS says: it is missing, as it is in pictures of 8 bits."""
+    array = values("u2", (bands, 11, 13))
+    array[:, 2:4, 5] = array[:, :1, 0]
+    seen = (array != array[:, :1, :1]).any(0)
+    key = b"tRNS", array[:, 0, 0].astype(">u2").tobytes()
+    (tmp_path / "a.png").write_bytes(odd_files.png(array.transpose(1, 2, 0), 16, 2 if bands == 3 else 0, key))
+    found = Pixels(bands, stored=True).read(tmp_path / "a.png")
+    assert isinstance(found, Tensor)
+    np.testing.assert_allclose(found.numpy(), np.where(seen, array / 65535, np.nan), rtol=1e-6)
+
+
+@pytest.mark.parametrize("in_words", [False, True])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_portable_maps_of_twelve_bits_are_not_scaled(tmp_path: Path, bands: int, in_words: bool) -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (bands, 11, 13), np.uint16)
+    content = odd_files.pnm(array.transpose(1, 2, 0), 4095)
+    if in_words:
+        first, *others = map(str, array.transpose(1, 2, 0).flat)
+        content = f"P{2 if bands == 1 else 3}\n13 11\n4095\n{first} # and more\n{' '.join(others)}".encode()
+    (tmp_path / "a.pnm").write_bytes(content)
+    same(stored(tmp_path / "a.pnm"), array)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

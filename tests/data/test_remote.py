@@ -1,9 +1,13 @@
 """Bytes behind URLs: the same as of files, whatever is asked of them."""
 
 import io
+import os
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from data.shards import pictures, write_tar
@@ -45,13 +49,17 @@ def test_pictures_shards_and_lists(memory: str, tmp_path: Path) -> None:
     names = list(FILES)
     for name, content in FILES.items():
         put(f"{memory}/photos/deep/{name}", content)
-    put(f"{memory}/photos/.hidden.jpg", b"")
+    for left_out in (".hidden.jpg", ".cache/a.jpg", "__MACOSX/deep/a.jpg", "array.npy"):
+        put(f"{memory}/photos/{left_out}", b"")
     put(f"{memory}/photos/words.txt", b"")
     put(f"{memory}/a.tar", write_tar(tmp_path / "a.tar", FILES).read_bytes())
     put(f"{memory}/list.txt", "\n".join(f"photos/deep/{name}" for name in names).encode())
     put(f"{memory}/list.csv", "\n".join(["label,path", *(f"1,photos/deep/{name}" for name in names)]).encode())
     single = [f"memory:///folder/photos/deep/{name}" for name in names]
     assert list_pictures(f"{memory}/photos") == single
+    array = "memory:///folder/photos/array.npy"
+    assert list_pictures(f"{memory}/photos", bands=True) == [array, *single]
+    assert list_pictures(array, bands=True) == [array]
     assert list_pictures(f"{memory}/photos/deep/*.webp") == [each for each in single if each.endswith(".webp")]
     listed = [f"{memory}/photos/deep/{name}" for name in names]
     assert list_pictures(f"{memory}/list.txt") == list_pictures(f"{memory}/list.csv") == listed
@@ -67,6 +75,24 @@ def test_parquet(memory: str, tmp_path: Path) -> None:
 
     put(f"{memory}/a.parquet", write(tmp_path / "a.parquet", image=list(FILES.values())).read_bytes())
     same_pictures(FileSource(list_pictures(f"{memory}/a.parquet")), list(FILES.values()), tmp_path)
+
+
+def test_a_file_of_a_plain_server_that_changes_is_read_anew(tmp_path: Path) -> None:
+    """One like Python's own, which tells the time of a file and no tag of its content."""
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed")
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    names = list(FILES)[:4]
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        sizes: set[int] = set()
+        for seconds, order in enumerate((names, names[::-1])):
+            path = write_tar(tmp_path / "a.tar", {name: FILES[name] for name in order})
+            os.utime(path, (seconds, seconds))
+            sizes.add(path.stat().st_size)
+            assert list_pictures(url) == [f"tar://{name}::{url}" for name in order]
+        server.shutdown()
+    assert len(sizes) == 1
 
 
 def test_what_is_not_there_is_told(memory: str) -> None:

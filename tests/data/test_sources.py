@@ -42,6 +42,8 @@ def test_paths_of_any_kind(tmp_path: Path) -> None:
         [(torch.from_numpy(v).permute(2, 0, 1), 1) for v in VALUES],
         [torch.from_numpy(v).permute(2, 0, 1) / 255 for v in VALUES],
         [(v.astype(np.uint16) * 257, "name") for v in VALUES],
+        [(v.astype(np.uint16) * 257).astype(">u2") for v in VALUES],
+        [(v / 255).astype(">f4") for v in VALUES],
         TensorDataset(torch.from_numpy(VALUES).permute(0, 3, 1, 2), torch.zeros(6)),
     ],
 )
@@ -90,6 +92,11 @@ def test_what_is_no_dataset_of_images() -> None:
         ([np.zeros((8, 8, 3), np.int64)], "type int64, of which nothing says what is white"),
         ([torch.zeros(3, 8, 8, dtype=torch.int32)], "type int32"),
         ([np.zeros((8, 8), np.uint32)], "type uint32"),
+        ([np.zeros((8, 8), ">i4")], "type int32"),
+        ([np.zeros((8, 8), np.complex64)], "type complex64"),
+        ([torch.zeros(3, 8, 8, dtype=torch.complex64)], "type complex64"),
+        ([np.zeros((8, 8), object)], "type object"),
+        ([np.zeros((8, 8), [("red", "u1")])], "type .*red"),
     ):
         with pytest.raises(UsageError, match=words):
             adapt(items)

@@ -11,7 +11,7 @@ from data.test_tars import same_pictures
 from PIL import Image
 from torch.utils.data import Subset
 
-from convspark.data import FileSource, adapt, list_pictures, scan
+from convspark.data import FileSource, adapt, list_labelled, list_pictures, scan
 from convspark.data.decode import BadPictureError, Shrunk
 from convspark.errors import DataError
 
@@ -46,6 +46,34 @@ def test_rows_are_the_files(arrow: Any, tmp_path: Path, as_struct: bool) -> None
     assert list_pictures(tmp_path) == addresses  # a folder of such files
     assert source.places is not None
     assert source.places.blocks().tolist() == [0] * 10 + [1] * 10 + [2] * 5
+
+
+def test_a_table_that_is_written_anew_is_read_anew(arrow: Any, tmp_path: Path) -> None:
+    """In one process, which keeps what it read last."""
+    content = list(FILES.values())
+    for first in (0, 10):
+        path = write(tmp_path / "a.parquet", image=content[first : first + 10])
+        same_pictures(FileSource(list_pictures(path)), content[first : first + 10], tmp_path)
+    source = FileSource(list_pictures(write(tmp_path / "b.parquet", image=content[:10])))
+    write(tmp_path / "b.parquet", image=content[:5])
+    with pytest.raises(BadPictureError, match="damaged: IndexError"):
+        source.read(7)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "view"])
+def test_columns_of_any_encoding(arrow: Any, tmp_path: Path, kind: str) -> None:
+    content = list(FILES.values())
+    (tmp_path / "pictures").mkdir()
+    for name in FILES:
+        (tmp_path / "pictures" / name).write_bytes(FILES[name])
+    columns = [arrow.array(content, arrow.binary()), arrow.array([f"pictures/{name}" for name in FILES])]
+    if kind == "dictionary":
+        columns = [column.dictionary_encode() for column in columns]
+    else:
+        columns = [columns[0].cast(arrow.binary_view()), columns[1].cast(arrow.string_view())]
+    for name, column in zip(("image", "path"), columns, strict=True):
+        path = write(tmp_path / f"{name}.parquet", **{name: column})
+        same_pictures(FileSource(list_pictures(path)), content, tmp_path)
 
 
 def test_rows_without_a_picture_are_bad(arrow: Any, tmp_path: Path) -> None:
@@ -95,6 +123,38 @@ def test_saved_datasets(hub: Any, tmp_path: Path) -> None:
     assert scan(addresses).good == addresses
     made.select([4, 2, 7]).save_to_disk(tmp_path / "chosen")
     same_pictures(FileSource(list_pictures(tmp_path / "chosen")), [content[i] for i in (4, 2, 7)], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_dataset_is_refused_in_words(hub: Any, tmp_path: Path, name: str) -> None:
+    dataset_of(hub, list(FILES.values())[:2]).save_to_disk(tmp_path / "saved")
+    content = (tmp_path / "saved" / name).read_bytes()
+    (tmp_path / "saved" / name).write_bytes(content[: len(content) // 2])
+    for ask in (list_pictures, list_labelled):
+        with pytest.raises(DataError, match=r"saved' cannot be read: "):
+            ask(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("end", [2**30, -5])
+def test_a_wrong_length_in_a_dataset_makes_a_bad_picture(hub: Any, tmp_path: Path, end: int) -> None:
+    content = list(FILES.values())[:3]
+    dataset_of(hub, content).save_to_disk(tmp_path / "saved")
+    (arrow_file,) = (tmp_path / "saved").glob("*.arrow")
+    ends = np.cumsum([0, *map(len, content)]).astype("<i4")
+    written = arrow_file.read_bytes()
+    assert written.count(ends.tobytes()) == 1
+    arrow_file.write_bytes(written.replace(ends.tobytes(), np.array([*ends[:3], end], "<i4").tobytes()))
+    addresses = list_pictures(tmp_path / "saved")
+    result = scan(addresses, most_bad=0.5)
+    assert result.good == addresses[:2] and "damaged: ArrowInvalid" in result.bad[0][1]
+
+
+def test_a_damaged_table_is_refused_in_words(arrow: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=list(FILES.values()), label=["a", "b", "c", "d", "e"] * 5)
+    path.write_bytes(path.read_bytes()[:-9])
+    for ask in (list_pictures, list_labelled):
+        with pytest.raises(DataError, match=r"a\.parquet' cannot be read: "):
+            ask(str(path))
 
 
 def test_the_split_to_train_on(hub: Any, tmp_path: Path) -> None:

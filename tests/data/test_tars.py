@@ -29,7 +29,13 @@ def same_pictures(source: FileSource, contents: list[bytes], folder: Path) -> No
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_members_are_the_files(tmp_path: Path, kind: int) -> None:
     long = {f"{'deep/' * 15}{name}": content for name, content in FILES.items()}
-    others = {"000000.cls": b"3", "notes.json": b"{}", "._000001.jpg": b"fork", "__MACOSX/x.jpg": b"fork"}
+    others = {
+        "000000.cls": b"3",
+        "notes.json": b"{}",
+        "._000001.jpg": b"fork",
+        "__MACOSX/x.jpg": b"fork",
+        ".cache/x.jpg": b"x",
+    }
     path = write_tar(tmp_path / "a.tar", {**others, **long}, format=kind)
     addresses = list_pictures(path)
     assert addresses == [f"tar://{name}::{path}" for name in long]
@@ -104,6 +110,11 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
     for name, words in told.items():
         with pytest.raises(DataError, match=words):
             list_pictures(tmp_path / name)
+
+
+def test_a_name_that_parts_addresses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has '::' in its name.*rename it"):
+        list_pictures(write_tar(tmp_path / "a::b" / "a.tar", FILES))
 
 
 def test_a_tar_that_changes_is_read_anew(tmp_path: Path) -> None:

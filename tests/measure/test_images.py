@@ -90,6 +90,17 @@ def test_bands_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "1 pictures of other bands cannot be read with these" in capsys.readouterr().out
 
 
+def test_opacity_is_no_channel_to_train_on(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 65536, (40, 50, 2), np.uint16)
+    picture[..., 1] = 65535
+    tifffile = pytest.importorskip("tifffile", reason="tifffile writes the picture")
+    tifffile.imwrite(tmp_path / "a.tif", picture, photometric="minisblack", extrasamples=["unassalpha"])
+    report = scan(str(tmp_path), out=None)
+    assert report.bands == {2: 1} and report.grey == 1 and report.statistics["bands"] == 1
+    assert {choice.flag: choice.value for choice in report.advice}["channels"] == 1
+    np.testing.assert_allclose(report.statistics["maximum"], [picture[..., 0].max()])
+
+
 @pytest.mark.parametrize(
     ("size", "flags"),
     [

@@ -331,6 +331,17 @@ def test_nothing_held_out(small, tmp_path):
     assert result.held_out_loss is None and result.picture is not None
 
 
+def test_held_out_pictures_that_others_stand_in_for_are_listed(small, tmp_path):
+    class Damaged(Pictures):
+        def __getitem__(self, index):
+            if index == 1:
+                raise OSError("cut off")
+            return super().__getitem__(index)
+
+    result = pretrain(Pictures(8), held_out=Damaged(3), out=str(tmp_path / "run"), **{**small, "epochs": 1})
+    assert (result.folder / "bad_files.txt").read_text() == "item 1\tOSError: cut off\n"
+
+
 def test_bad_files_are_skipped_counted_and_listed(pictures, small, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -142,7 +142,7 @@ def read_labelled(
     # No picture to measure with may be damaged anywhere: nothing can stand in for it.
     checked = ("train", "val", "test") if whole else ("val", "test")
     examined = [path for part in checked for path, _ in readable[part]]
-    decoded = scan(examined, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels)
+    decoded = scan(examined, whole=True, most_bad=_MOST_DAMAGED, pixels=pixels, again=True)
     damaged = {path for path, _ in decoded.bad}
     train, val, test = (
         [(p, label) for p, label in readable[part] if p not in damaged] for part in ("train", "val", "test")
