@@ -119,6 +119,36 @@ def test_voc_counts_pixels_from_1_and_the_last_one_too(folder, box, expected):
     assert mask[top:bottom, left:right].all() and mask.sum() == (right - left) * (bottom - top)
 
 
+VOC_OBJECT = (
+    "<object><name>cat</name>{}<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+)
+
+
+@pytest.mark.parametrize(
+    "start", ['annotation xmlns="http://host"', "annotations", "html", "Annotation"], ids=lambda start: start[:12]
+)
+def test_xml_whose_objects_would_not_be_found_is_refused(folder, start):
+    (folder / "a.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "b.xml").write_text(f"<{start}>{VOC_OBJECT}</{start.split()[0]}>")
+    with pytest.raises(DataError, match=r"b\.xml is not a VOC annotation \(it is of .*: expected 'annotation'"):
+        read_scenes(str(folder), str(folder))
+
+
+def test_which_files_of_a_folder_are_vocs(folder):
+    """Those of either case; not what macOS leaves on the disks of others."""
+    (folder / "a.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "b.XML").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "._a.xml").write_bytes(b"\0\5\x16\7")
+    assert [len(scene.things) for scene in read_scenes(str(folder), str(folder)).scenes] == [1, 1]
+
+
+@pytest.mark.parametrize(("word", "expected"), [("1", True), ("True", True), ("0", False), ("Unspecified", False)])
+def test_difficult_in_other_words(folder, word, expected):
+    things = VOC_OBJECT + VOC_OBJECT.format(f"<difficult> {word} </difficult>")
+    (folder / "a.xml").write_text(f"<annotation>{things}</annotation>")
+    assert [thing.crowd for thing in read_scenes(str(folder), str(folder)).scenes[0].things] == [False, expected]
+
+
 @pytest.mark.parametrize("filename", [None, "", "a", "a.jpg", "JPEGImages/a.JPG", "a.png", "C:\\x\\a.bmp", "other.jpg"])
 def test_voc_pictures_of_other_suffixes_than_told(folder, filename):
     (folder / "v1.2").mkdir()

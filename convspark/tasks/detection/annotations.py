@@ -177,7 +177,7 @@ def _short(value: Any) -> str:
 
 def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
     if path.is_dir():
-        files = sorted(path.glob("*.xml"))
+        files = sorted(file for file in path.glob("*") if file.suffix.lower() == ".xml" and file.name[0] != ".")
     else:
         folder = next((p / "Annotations" for p in path.resolve().parents if (p / "Annotations").is_dir()), None)
         if path.suffix != ".txt" or folder is None:
@@ -199,6 +199,8 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
         try:
             with open_regular(str(file)) as opened:
                 root = ET.parse(opened).getroot()
+            if root.tag != "annotation":  # whose objects would not be found
+                raise ValueError(f"it is of {root.tag!r}: expected 'annotation'")
             entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
             size = _size(root.findtext("size/height"), root.findtext("size/width"))
         except (ET.ParseError, ValueError, LookupError, OSError, NotReadError) as error:
@@ -222,7 +224,7 @@ def _voc_entry(number: int, entry: ET.Element) -> Entry:
         except ValueError:
             raise ValueError(f"object {number} has the {key} {bounds.findtext(key)!r}: expected a number") from None
     left, top, right, bottom = sides
-    difficult = (entry.findtext("difficult") or "0").strip() == "1"
+    difficult = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
     return Entry(f"object {number}", kind, (left - 1, top - 1, right, bottom), None, difficult)
 
 
