@@ -82,8 +82,7 @@ class Scenes:
         bad = list(self.bad)
         undamaged = set(whole_pictures(self.pictures, bad))
         scenes = [scene for scene in self.scenes if scene.path in undamaged]
-        if all(thing.crowd for scene in scenes for thing in scene.things):
-            raise DataError(f"{self.source} holds no annotated object of a picture that can be read")
+        _check_objects(self.source, scenes, " of a picture that can be read")
         return replace(self, scenes=scenes, bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
@@ -204,9 +203,16 @@ def read_scenes(
         if len(bad) > _MOST_BAD * total:
             raise DataError(f"{faulty}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
         logger.warning("%s; what is faulty is left out", faulty)
-    if all(thing.crowd for scene in scenes for thing in scene.things):
-        raise DataError(f"{source} holds no annotated object")
+    _check_objects(source, scenes)
     return Scenes(scenes, known, source, damaged)
+
+
+def _check_objects(source: str, scenes: Sequence[Scene], of: str = "") -> None:
+    """Raise DataError if nothing is there to train on or to measure with."""
+    crowds = [thing.crowd for scene in scenes for thing in scene.things]
+    if all(crowds):
+        but = f" but {len(crowds)} crowds (`iscrowd`) or difficult ones (`difficult`), which do not count"
+        raise DataError(f"{source} holds no annotated object{of}{but if crowds else ''}")
 
 
 def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:

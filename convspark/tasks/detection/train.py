@@ -120,7 +120,7 @@ class Detection(Task[DetectSettings, DetectResult]):
 
     def describe(self) -> list[str]:
         n, size = self.numbers, self.settings.size
-        things = sum(len(scene.things) for scene in self.scenes.scenes)
+        things = sum(not thing.crowd for scene in self.scenes.scenes for thing in scene.things)
         return [
             f"network   {self.origin.model}, weights of {self.origin.weights}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",
