@@ -56,6 +56,10 @@ class Annotated:
         """Without the objects of some classes."""
         return replace(self, entries=[entry for entry in self.entries if entry.kind not in kinds])
 
+    def without_boxes(self) -> "Annotated":
+        """With objects that have masks alone."""
+        return replace(self, entries=[replace(entry, box=None) for entry in self.entries])
+
 
 def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
     """Pictures with their objects, and the names of all classes.

@@ -119,6 +119,7 @@ def read_scenes(
     masks: bool = False,
     run_pictures: Sequence[str] | None = None,
     pixels: Pixels = PLAIN,
+    boxes: bool = True,
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
@@ -135,6 +136,7 @@ def read_scenes(
         run_pictures: those of a run that goes on: no others are taken, those that are not there are left out, and so
             are objects of other classes, with a warning.
         pixels: how the pictures are read.
+        boxes: whether the file's boxes count; else they are made of the masks.
 
     Raises:
         DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
@@ -146,6 +148,8 @@ def read_scenes(
     annotated, names = read_annotations(Path(source))
     if not annotated:
         raise DataError(f"{source} names no picture")
+    if not boxes:
+        annotated = [picture.without_boxes() for picture in annotated]
     known = classes or names
     pictures = find_pictures(annotated, source, images, run_pictures, not pixels.is_plain)
     unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))
@@ -184,10 +188,10 @@ def read_scenes(
             if cut is not None and (mask is not None or not masks):
                 things.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
         scenes.append(Scene(path, size, things))
-    boxes = [entry.box for _, picture, _ in readable for entry in picture.entries if entry.box is not None]
-    if boxes and all(0 <= side <= 1 for box in boxes for side in box):
+    stated = [entry.box for _, picture, _ in readable for entry in picture.entries if entry.box is not None]
+    if stated and all(0 <= side <= 1 for box in stated for side in box):
         raise DataError(
-            f"{source}: all of the {len(boxes)} boxes lie within their picture's first pixel. Are they shares of its "
+            f"{source}: all of the {len(stated)} boxes lie within their picture's first pixel. Are they shares of its "
             "width and height? Expected pixels"
         )
     if over:

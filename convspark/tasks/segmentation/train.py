@@ -90,6 +90,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
         self.val = self.val.whole()
+        self.val.check_measured()
         self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
