@@ -179,6 +179,14 @@ def test_jpegs_are_no_masks(tmp_path):
         read_label_maps(pictures, str(tmp_path / "m"))
 
 
+def test_what_is_no_mask_is_said_in_words(tmp_path):
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)))
+    write(tmp_path / "m", a=[[0, 1]] * 2)
+    (tmp_path / "m" / "a.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"m/a\.png is not a picture that Pillow can read$"):
+        read_label_maps(pictures, str(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_palettes_that_do_not_agree_are_told(tmp_path, caplog, same):
     """A palette for each file numbers its colours anew."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...data import PLAIN, FileSource, Pixels, Split, absolute, is_missing, is_url, list_pictures, masks_of, within
 from ...data.decode import upright
@@ -410,6 +410,8 @@ def _values_of(files: FileSource, place: int) -> tuple[np.ndarray, list[int]]:
         with files.open(place) as content, Image.open(content) as opened:
             mode, kind, picture = opened.mode, opened.format, upright(opened)
             values, palette = np.array(picture.convert("L") if mode == "1" else picture), picture.getpalette() or []
+    except UnidentifiedImageError:  # which names the open file
+        raise DataError(f"the mask {shown(name)} is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise DataError(f"the mask {shown(name)} cannot be read ({error})") from None
     if mode not in ("L", "P", "1"):
