@@ -245,6 +245,12 @@ def orientation_of(picture: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """A picture as it is stored, turned as its EXIF says."""
+    picture.load()  # after which Pillow has turned a TIFF itself
+    return _upright(picture, orientation_of(picture))
+
+
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 

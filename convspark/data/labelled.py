@@ -13,7 +13,8 @@ from ..errors import DataError, UsageError
 from ..names import some
 from . import remote
 from .addresses import absolute, is_url, within
-from .files import PATH_COLUMNS, beside, csv_rows, names_in
+from .decode import picture_suffixes
+from .files import PATH_COLUMNS, SKIPPED_FOLDERS, beside, csv_rows, names_in
 from .parquet import ParquetShard
 from .places import blaming, is_missing, is_shard, list_pictures
 from .shards import in_words, labels_of, parts_of
@@ -43,6 +44,7 @@ class LabelledPicture(NamedTuple):
     part: str
 
 
+@blaming("data")
 def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) -> list[LabelledPicture]:
     """The pictures that `data` names, with their classes.
 
@@ -70,8 +72,7 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
             "docs/transfer.md names"
         )
     if is_missing(data):
-        with blaming("data"):
-            list_pictures(data)  # raises, and suggests the nearest name
+        list_pictures(data)  # raises, and suggests the nearest name
     if _is_list(data):
         pictures = _in_list(data, lenient)
     else:
@@ -124,7 +125,7 @@ def _in_place(place: str, part: str, lenient: bool, bands: bool) -> list[Labelle
         if not os.path.isdir(place):
             raise
         raise DataError(f"data: {place!r} holds no folders: expected one for each class ({error})") from None
-    if not any(map(within, addresses)):
+    if not any(map(within, addresses)) and part not in ("val", "test"):
         raise DataError(f"data: {place!r} holds no folders: expected one for each class, or train/ and val/")
     pictures = [
         LabelledPicture(address, label, of)
@@ -151,7 +152,7 @@ def _with_parts(addresses: Sequence[str], part: str) -> list[tuple[str, str]]:
         return [(address, part) for address in addresses]
     within_files = parts_of(addresses)
     if any(within_files):
-        pairs = list(zip(addresses, within_files, strict=True))
+        pairs = [(address, said or "train") for address, said in zip(addresses, within_files, strict=True)]
         wrong = [f"{address} ({said!r})" for address, said in pairs if said.lower() not in PARTS]
         if wrong:
             raise DataError(
@@ -179,6 +180,12 @@ def _in_class_folders(
 ) -> list[LabelledPicture]:
     pictures: list[LabelledPicture] = []
     empty: list[str] = []
+    files = [] if is_url(root) else sorted(name for name in os.listdir(root) if not name.startswith("."))
+    loose = [name for name in files if name not in folders and os.path.splitext(name)[1].lower() in picture_suffixes()]
+    if loose:
+        logger.warning(
+            "data: %d pictures in %r itself are of no class, and left out: %s", len(loose), root, some(loose, repr)
+        )
     for name, folder in folders.items():
         try:
             pictures += [LabelledPicture(path, name, part) for path in list_pictures(folder, bands)]
@@ -206,14 +213,15 @@ def _folders(root: str) -> dict[str, str]:
     if is_saved_dataset(root) or is_shard(root):
         return {}
     if is_url(root):
-        return {os.path.basename(url): url for url in remote.folders_in(root)}
+        folders = {os.path.basename(url): url for url in remote.folders_in(root)}
+        return {name: url for name, url in folders.items() if name not in SKIPPED_FOLDERS}
     if not os.path.isdir(root):
         return {}
     entries = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
     broken = [str(path) for path in entries if path.is_symlink() and not os.path.exists(path)]
     if broken:
         raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; correct or remove them")
-    return {path.name: str(path) for path in entries if os.path.isdir(path)}
+    return {path.name: str(path) for path in entries if os.path.isdir(path) and path.name not in SKIPPED_FOLDERS}
 
 
 def _is_list(data: str) -> bool:
@@ -248,7 +256,7 @@ def _in_list(file: str, lenient: bool) -> list[LabelledPicture]:
             LabelledPicture(absolute(address) if is_url(address) else str(Path(address)), label, PARTS[split.lower()])
         )
     paths = [one.address for one in pictures if not is_url(one.address)]
-    missing = {path for path in paths if not os.path.exists(item_of(path)[0])}
+    missing = dict.fromkeys(path for path in paths if not os.path.exists(item_of(path)[0]))
     if missing and not lenient:
         raise DataError(
             f"data: {len(missing)} of the {len(pictures)} pictures that {file!r} names do not exist: "

@@ -144,14 +144,16 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 def _label_in(name: str, content: bytes) -> str:
     """The label that a member is or holds; "" where it does not."""
-    text = content.decode("utf-8", "replace")
+    text = content.decode("utf-8-sig", "surrogateescape")  # other bytes stay apart
     if name.endswith(".cls"):
         return text.strip()
     try:
         label = json.loads(text)["label"] if '"label"' in text else None
+        words = str(label).strip() if isinstance(label, str | int) else ""
+        words.encode("utf-8", "surrogateescape")  # JSON can write what is no text
     except (ValueError, TypeError, KeyError, RecursionError):
         return ""
-    return str(label).strip() if isinstance(label, str | int) else ""
+    return words
 
 
 def _new_name(name: str, places: dict[str, tuple[int, int]]) -> str:

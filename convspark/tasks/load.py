@@ -50,11 +50,16 @@ class Detector:
     channels: int
 
     def __call__(self, picture: "str | os.PathLike[str] | Image.Image", least: float = 0.0) -> list[Seen]:
-        """The objects in a picture, a file or a Pillow image, whose score is `least` or more."""
-        from ..data.decode import decode, to_rgb
+        """The objects in a picture, a file or a Pillow image, whose score is `least` or more.
+
+        Raises:
+            UsageError: something else, such as an array.
+            DataError: a picture that cannot be read, or is too narrow.
+        """
+        from ..data.decode import decode
         from .detection.network import binary, look_at
 
-        image = decode(picture) if isinstance(picture, str | os.PathLike) else to_rgb(picture)
+        image = decode(picture) if isinstance(picture, str | os.PathLike) else _image_of(picture)
         output = look_at(self.network, image, self.channels)
         masks = binary(output["masks"]) if "masks" in output else [None] * len(output["scores"])
         rows = zip(output["labels"].tolist(), output["scores"].tolist(), output["boxes"].tolist(), masks, strict=True)
@@ -81,9 +86,9 @@ class Segmenter:
         """The class of each pixel of a picture: a file, read as in training, or a Pillow image.
 
         Raises:
-            UsageError: a Pillow image for a network of pictures that are read as they are stored.
+            UsageError: a Pillow image for a network of pictures that are read as they are stored; or something else.
+            DataError: a picture that cannot be read.
         """
-        from ..data.decode import to_rgb
         from .segmentation.network import segment_picture
 
         of = self.origin
@@ -92,8 +97,22 @@ class Segmenter:
                 f"picture is {picture!r}, and this segmenter was trained on the samples of {of.channels} channels that "
                 "files hold, which Pillow's image has no more: give it the file"
             )
-        image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else to_rgb(picture)
+        image = of.pixels.read(picture) if isinstance(picture, str | os.PathLike) else _image_of(picture)
         return segment_picture(self.network, image, of.mean, of.std)  # pyright: ignore[reportArgumentType]
+
+
+def _image_of(picture: Any) -> "Image.Image":
+    """RGB, upright."""
+    from PIL import Image
+
+    from ..data.decode import to_rgb
+
+    if not isinstance(picture, Image.Image):
+        raise UsageError(
+            f"picture is a {type(picture).__name__}: expected the name of a file, or a Pillow image, which "
+            "PIL.Image.fromarray makes of an array in the order RGB"
+        )
+    return to_rgb(picture)
 
 
 def load(run: str, *, model: str | None = None, device: str = "auto") -> Detector | Segmenter:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -133,15 +134,14 @@ class _Folder:
         """The pictures whose path ends with most parts of its name; or that have one of its stems, the first that any
         has.
         """
-        parts = PurePosixPath(picture.name.replace("\\", "/")).parts
+        parts = PurePosixPath(composed(picture.name.replace("\\", "/"))).parts
         alike = [
             (_common_end(parts, path.parts), str(path)) for path in self._by_name.get(parts[-1] if parts else "", [])
         ]
         if alike:
             return [path for length, path in alike if length == max(alike)[0]]
-        return next(
-            ([str(path) for path in self._by_stem[stem]] for stem in picture.stems if stem in self._by_stem), []
-        )
+        stems = [stem for stem in map(composed, picture.stems) if stem in self._by_stem]
+        return [str(path) for path in self._by_stem[stems[0]]] if stems else []
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:
@@ -156,10 +156,15 @@ class _Folder:
         return _grouped(self._paths, lambda path: path.stem)
 
 
+def composed(name: str) -> str:
+    """In the form that most systems write: macOS parts letters from their accents, so that equal names differ."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _grouped(paths: Sequence[PurePosixPath], key: Callable[[PurePosixPath], str]) -> dict[str, list[PurePosixPath]]:
     groups: dict[str, list[PurePosixPath]] = defaultdict(list)
     for path in paths:
-        groups[key(path)].append(path)
+        groups[composed(key(path))].append(path)
     return groups
 
 

@@ -179,6 +179,19 @@ def test_lists_of_files_that_tell_classes(tmp_path: Path) -> None:
     assert list_labelled(str(tmp_path / "pictures.txt")) == found[3:5]
 
 
+def test_labels_in_tars_of_any_bytes(tmp_path: Path) -> None:
+    """With a byte order mark or without; what is no UTF-8 is not mixed up."""
+    labels = [b"red", "\ufeffred".encode(), "gr\u00fcn".encode("latin-1"), "gr\u00e8n".encode("latin-1")]
+    members = {f"{i}.png": _picture(i) for i in range(6)} | {f"{i}.cls": label for i, label in enumerate(labels)}
+    members |= {"4.json": '\ufeff{"label": "red"}'.encode(), "5.json": b'{"label": "\\ud800"}'}
+    path = write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(DataError, match=r"1 of the 6 pictures .* have no label: 'tar://5.png"):
+        list_labelled(str(path))
+    del members["5.png"]
+    found = list_labelled(str(write_tar(tmp_path / "b.tar", members)))
+    assert [one.label for one in found] == ["red", "red", "gr\udcfcn", "gr\udce8n", "red"]
+
+
 def test_a_list_in_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from data.test_tables import write
@@ -278,6 +291,8 @@ def test_a_column_of_parts(tmp_path: Path) -> None:
     parts = ["train", "training", "val", "Validation", "test", "test"]
     pictures = [_picture(i) for i in range(6)]
     path = write(tmp_path / "a.parquet", image=pictures, label=["x", "y"] * 3, split=parts)
+    assert [one.part for one in list_labelled(str(path))] == ["train", "train", "val", "val", "test", "test"]
+    path = write(tmp_path / "c.parquet", image=pictures, label=["x", "y"] * 3, split=[None, "", *parts[2:]])
     assert [one.part for one in list_labelled(str(path))] == ["train", "train", "val", "val", "test", "test"]
     path = write(tmp_path / "b.parquet", image=pictures, label=["x", "y"] * 3, split=[*parts[:5], "dev"])
     with pytest.raises(DataError, match=r"the column split is neither train nor val nor test for 1 pictures: .*'dev'"):

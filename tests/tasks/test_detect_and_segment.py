@@ -194,6 +194,43 @@ def test_pictures_are_measured_at_the_size_asked_for(drawn):
     assert images.image_sizes == [(100, 125)]
 
 
+def test_pictures_that_would_shrink_to_nothing_are_refused(drawn, tmp_path):
+    scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    network = build_detector(backbone, scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=False).eval()
+    for size in ((106, 1), (1, 106), (318, 3)):
+        assert not detection.is_too_narrow(size, 107)
+        assert min(network.transform([torch.zeros(3, *size)])[0].image_sizes[0]) == 1  # torchvision takes it
+    detector = Detector(network, ["square"], 3)
+    for size in ((107, 1), (3, 2000)):
+        with pytest.raises(DataError, match=f"picture of {size[0]}x{size[1]} pixels is too narrow .* most 107 pixels"):
+            detector(Image.new("RGB", size))
+    Image.new("RGB", (2000, 3)).save(tmp_path / "line.png")
+    things = [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [5, 0, 3, 3]}]
+    content = {
+        "images": [{"id": 0, "file_name": "line.png"}],
+        "annotations": things,
+        "categories": [{"id": 0, "name": "x"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    source = {"train": str(tmp_path / "c.json"), "val": str(tmp_path / "c.json"), "images": str(tmp_path)}
+    with pytest.raises(DataError, match=r"^images: 1 pictures are too narrow .*line\.png \(2000x3\)"):
+        detect("random:test_resnet", **source, size=64, out=str(tmp_path / "run"), **COMMON)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_picture_is_refused_by_what_load_gives():
+    for looks in (
+        Detector(torch.nn.Identity(), ["x"], 3),
+        Segmenter(torch.nn.Identity(), ["x"], Origin("r", "r", None)),
+    ):
+        for thing, kind in ((np.zeros((4, 4, 3), np.uint8), "ndarray"), (None, "NoneType"), (b"a.png", "bytes")):
+            with pytest.raises(
+                UsageError, match=f"picture is a {kind}: expected the name of a file, or a Pillow image"
+            ):
+                looks(thing)
+
+
 def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
     torch.manual_seed(0)
     scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))

@@ -1,6 +1,7 @@
 """Mask files: which belongs to which picture, what their values are, and which classes count."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -167,3 +168,86 @@ def test_a_class_that_is_called_background_is_the_background(tmp_path):
     for maps in (every, trained, measured, again, read_label_maps(str(tmp_path / "p"), str(file), trained)):
         assert maps.classes == ["background", "cell"]
         assert all(np.array_equal(maps.label_map(i), truth) for i in range(len(maps)))
+
+
+def test_jpegs_are_no_masks(tmp_path):
+    """Which would have classes of their own at the edges of others."""
+    pictures = write(tmp_path / "p", a=np.zeros((16, 16, 3)))
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.kron([[0, 3], [2, 1]], np.ones((8, 8))).astype(np.uint8)).save(tmp_path / "m" / "a.jpg")
+    with pytest.raises(DataError, match=r"m/a\.jpg is a JPEG, which changes values .* such as PNG"):
+        read_label_maps(pictures, str(tmp_path / "m"))
+
+
+def test_what_is_no_mask_is_said_in_words(tmp_path):
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)))
+    write(tmp_path / "m", a=[[0, 1]] * 2)
+    (tmp_path / "m" / "a.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"m/a\.png is not a picture that Pillow can read$"):
+        read_label_maps(pictures, str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_palettes_that_do_not_agree_are_told(tmp_path, caplog, same):
+    """A palette for each file numbers its colours anew."""
+    red, green = [0, 0, 0, 255, 0, 0], [0, 0, 0, 0, 255, 0]
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)), b=np.zeros((2, 2, 3)))
+    (tmp_path / "m").mkdir()
+    for name, palette in (("a", red), ("b", red if same else green)):
+        mask = Image.fromarray(np.array([[0, 1]] * 2, dtype=np.uint8), "P")
+        mask.putpalette([*palette, 0, 0, ord(name)])  # what no pixel has does not matter
+        mask.save(tmp_path / "m" / f"{name}.png")
+    assert read_label_maps(pictures, str(tmp_path / "m")).classes == ["background", "class 1"]
+    told = r"value 1 is (255, 0, 0) in " in caplog.text and "m/a.png and (0, 255, 0) in " in caplog.text
+    assert told != same and "value 0" not in caplog.text
+
+
+def test_a_class_that_is_written_in_two_ways_is_told(tmp_path, caplog):
+    pictures = write(tmp_path / "p", a=np.zeros((2, 2, 3)), b=np.zeros((2, 2, 3)))
+    ones = read_label_maps(pictures, write(tmp_path / "m", a=[[0, 1]] * 2, b=[[0, 1], [255, 0]]))
+    assert not caplog.text  # here 255 is what does not count
+    read_label_maps(pictures, write(tmp_path / "n", a=[[0, 1]] * 2, b=[[0, 255]] * 2))
+    assert "1 masks hold 1 and no 255, 1 others 255 and no 1" in caplog.text
+    caplog.clear()
+    plain = read_label_maps(pictures, write(tmp_path / "m", a=[[0, 1]] * 2, b=[[0, 1]] * 2))
+    val = read_label_maps(pictures, write(tmp_path / "v", a=[[0, 255]] * 2, b=[[0, 0]] * 2), plain)
+    assert "2 masks hold 1 and no 255, 1 others 255 and no 1" in caplog.text
+    val.check_measured()
+    assert "to validate with show nothing but background" in caplog.text
+    ignored = read_label_maps(pictures, write(tmp_path / "i", a=[[255, 255]] * 2, b=[[255, 255]] * 2), ones)
+    with pytest.raises(DataError, match="no pixel of the masks to validate with counts"):
+        ignored.check_measured()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_masks_are_turned_as_their_pictures_are(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.random.default_rng(0).integers(0, 2, (3, 3), dtype=np.uint8)
+    for folder, content in (("p", np.stack([255 * values] * 3, 2)), ("m", values)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(content).save(tmp_path / folder / f"a.{suffix}", exif=exif)
+    maps = read_label_maps(str(tmp_path / "p"), str(tmp_path / "m"))
+    np.testing.assert_array_equal(maps.label_map(0), np.asarray(maps.source.read(0))[..., 0] // 255)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 0, 0], [9, 9, 39, 29], [0.1, 0.1, 0.5, 0.5], None])
+def test_boxes_of_a_coco_file_do_not_matter_where_masks_are_painted(tmp_path, box):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    square = {"segmentation": [[5, 6, 15, 6, 15, 14, 5, 14]], "bbox": box}
+    content = {
+        "images": [{"id": 0, "file_name": "a.png"}],
+        "annotations": [{"id": i, "image_id": 0, "category_id": 0, **square} for i in range(2)],
+        "categories": [{"id": 0, "name": "cat"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    expected = np.zeros((30, 40), dtype=np.uint8)
+    expected[6:14, 5:15] = 1
+    np.testing.assert_array_equal(read_label_maps(str(tmp_path), str(tmp_path / "c.json")).label_map(0), expected)
+
+
+def test_masks_of_pictures_whose_names_have_accents(tmp_path):
+    pictures = write(tmp_path / "p", **{unicodedata.normalize("NFC", "h\u00fctte"): np.zeros((2, 2, 3))})
+    masks = write(tmp_path / "m", **{unicodedata.normalize("NFD", "h\u00fctte"): [[0, 1]] * 2})
+    assert len(read_label_maps(pictures, masks)) == 1

@@ -17,11 +17,14 @@ from convspark.data.statistics import fitting
 from convspark.errors import DataError, UsageError
 from convspark.pretraining.command import pretrain
 from convspark.pretraining.reconstruct import reconstruct
+from convspark.runs.run import Run
 from convspark.tasks.classification.command import finetune
 from convspark.tasks.features.embed import embed
 from convspark.tasks.features.probe import probe
 from convspark.tasks.segmentation.command import segment
 from convspark.tasks.segmentation.data import read_label_maps
+from convspark.tasks.segmentation.settings import SegmentSettings
+from convspark.tasks.segmentation.train import Segmentation
 
 COMMON = {"size": 32, "batch_size": 4, "epochs": 2, "workers": 0, "device": "cpu", "precision": "fp32"}
 
@@ -131,6 +134,43 @@ def test_a_segmenter_from_tars_is_that_from_folders_and_goes_on_elsewhere(masked
     shutil.move(masked / "tars", masked / "moved")
     again = segment(resume=str(masked / "b"), images=str(masked / "moved"))
     assert again.iou == first.iou and "/moved/train/0.tar" in (masked / "b" / "split.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["train and validation", "train and test", "no masks of val"])
+def test_folders_of_parts_in_both_folders(masked, kind):
+    """As many data sets are kept: p/train beside m/train, p/validation beside m/validation."""
+    other = {"train and test": "test"}.get(kind, "validation")
+    for folder in "pm":
+        for part, new in (("train", "train"), ("val", other)):
+            (masked / folder).mkdir(exist_ok=True)
+            (masked / part / folder).rename(masked / folder / new)
+    settings = SegmentSettings("random:test_resnet", images=str(masked / "p"), masks=str(masked / "m"), **COMMON)
+    if kind == "no masks of val":
+        shutil.rmtree(masked / "m" / other)
+        with pytest.raises(DataError, match=r"^masks: .*/m' has no folder for the pictures in .*/p/validation"):
+            Segmentation(Run(settings))
+        return
+    split = Segmentation(Run(settings)).split
+    of_train = {str(masked / "p" / "train" / f"{i}.png") for i in range(8)}
+    if kind == "train and test":
+        assert set(split.train) | set(split.val) == of_train and split.val
+    else:
+        assert split.val == [str(masked / "p" / other / f"{i}.png") for i in range(3)] and {*split.train} == of_train
+
+
+@pytest.mark.slow
+def test_folders_of_parts_at_another_place(masked, caplog):
+    for folder in "pm":
+        for part in ("train", "val"):
+            (masked / folder).mkdir(exist_ok=True)
+            (masked / part / folder).rename(masked / folder / part)
+    places = {"images": str(masked / "p"), "masks": str(masked / "m"), "out": str(masked / "a")}
+    segment("random:test_resnet", **places, **COMMON | {"epochs": 1})
+    (masked / "p").rename(masked / "q")
+    segment(resume=places["out"], images=str(masked / "q"))
+    split = json.loads((masked / "a" / "split.json").read_text())
+    assert split["val"] == [str(masked / "q" / "val" / f"{i}.png") for i in range(3)]
+    assert "no longer there" not in caplog.text
 
 
 def test_masks_in_tables_and_far_away(masked):

@@ -1,5 +1,7 @@
 """Class folders and CSV files, and what is wrong with them."""
 
+import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -64,7 +66,7 @@ def test_a_csv_names_pictures_relative_to_itself(pictures):
         ("\udcff\udcfep\0a\0", "neither a folder nor a CSV file in UTF-8"),
         (
             "path,label\ntrain/red/0.png,a\ntrain/blue/../red/0.png,b\n",
-            r"1 pictures are the same files .*red/0.png \(b",
+            r"1 pictures are the same files as others: .*red/0.png \(b",
         ),
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,a\n", "single class, 'a'"),
         ("path,label\ntrain/red/0.png,a\ntrain/red/1.png,b\n", "a single picture cannot be both"),
@@ -109,7 +111,7 @@ def test_pictures_that_links_bring_twice_are_refused(tmp_path, link, target):
     if (tmp_path / link).is_dir():
         (tmp_path / link).rmdir()
     (tmp_path / link).symlink_to(tmp_path / target)
-    with pytest.raises(DataError, match=r"2 pictures are the same files as others of another class or part: .*red/0"):
+    with pytest.raises(DataError, match=r"2 pictures are the same files as others: .*red/0"):
         read_labelled(str(tmp_path))
 
 
@@ -134,3 +136,67 @@ def test_bad_folders_are_told_apart(tmp_path, caplog):
         read_labelled(str(tmp_path))
     with pytest.raises((DataError, UsageError), match="does not exist"):
         read_labelled(str(tmp_path / "trian"))
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_picture_twice_in_a_class_is_refused_too(tmp_path, link):
+    """Where pictures to validate with are split off, they could be trained on, too."""
+    write_pictures(tmp_path, 3)
+    link(tmp_path / "red" / "0.png", tmp_path / "red" / "again.png")
+    with pytest.raises(
+        DataError, match=r"^data: 1 pictures are the same files as others: '.*red/again.png \(red, train\)"
+    ):
+        read_labelled(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX"])
+@pytest.mark.parametrize("part", ["", "train"])
+def test_folders_that_servers_and_archivers_leave_are_no_classes(tmp_path, name, part):
+    write_pictures(tmp_path / part, 3)
+    (tmp_path / part / "red" / "0.png").rename(write_empty(tmp_path / part / name) / "0.png")
+    assert read_labelled(str(tmp_path)).classes == ["blue", "green", "red"]
+
+
+def write_empty(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_pictures_beside_the_classes_are_told(tmp_path, caplog):
+    write_pictures(tmp_path, 3)
+    (tmp_path / "red" / "0.png").rename(tmp_path / "LOOSE.PNG")
+    data = read_labelled(str(tmp_path))
+    assert len(data.train) + len(data.val) == 8 and "are of no class, and left out: 'LOOSE.PNG'" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_folder_of_a_part_without_classes_is_left_out(tmp_path, caplog, part):
+    """As competitions publish their test pictures."""
+    write_pictures(tmp_path / "train", 3)
+    (write_empty(tmp_path / part) / "1.png").write_bytes((tmp_path / "train" / "red" / "0.png").read_bytes())
+    data = read_labelled(str(tmp_path))
+    assert (len(data.train), len(data.val), data.test) == (6, 3, []) and data.val_is_split
+    assert f"no picture of {part} in " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["10.0", "9.0", "-1", "-10"], ["-10", "-1", "9.0", "10.0"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["010", "2", "02"], ["02", "2", "010"]),
+    ],
+)
+def test_classes_are_in_the_order_of_their_numbers(tmp_path, names, expected):
+    write_pictures(tmp_path, 1)
+    for name in names:
+        shutil.copytree(tmp_path / "red", tmp_path / "numbers" / name)
+        shutil.copy(tmp_path / "red" / "0.png", tmp_path / "numbers" / name / "1.png")
+    assert read_labelled(str(tmp_path / "numbers")).classes == expected
+
+
+def test_what_cannot_be_read_is_said_of_data(tmp_path):
+    write_pictures(tmp_path, 2)
+    (tmp_path / "red" / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^data: 1 of 6 pictures cannot be read"):
+        read_labelled(str(tmp_path))

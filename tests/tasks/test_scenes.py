@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -119,6 +120,36 @@ def test_voc_counts_pixels_from_1_and_the_last_one_too(folder, box, expected):
     assert mask[top:bottom, left:right].all() and mask.sum() == (right - left) * (bottom - top)
 
 
+VOC_OBJECT = (
+    "<object><name>cat</name>{}<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+)
+
+
+@pytest.mark.parametrize(
+    "start", ['annotation xmlns="http://host"', "annotations", "html", "Annotation"], ids=lambda start: start[:12]
+)
+def test_xml_whose_objects_would_not_be_found_is_refused(folder, start):
+    (folder / "a.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "b.xml").write_text(f"<{start}>{VOC_OBJECT}</{start.split()[0]}>")
+    with pytest.raises(DataError, match=r"b\.xml is not a VOC annotation \(it is of .*: expected 'annotation'"):
+        read_scenes(str(folder), str(folder))
+
+
+def test_which_files_of_a_folder_are_vocs(folder):
+    """Those of either case; not what macOS leaves on the disks of others."""
+    (folder / "a.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "b.XML").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
+    (folder / "._a.xml").write_bytes(b"\0\5\x16\7")
+    assert [len(scene.things) for scene in read_scenes(str(folder), str(folder)).scenes] == [1, 1]
+
+
+@pytest.mark.parametrize(("word", "expected"), [("1", True), ("True", True), ("0", False), ("Unspecified", False)])
+def test_difficult_in_other_words(folder, word, expected):
+    things = VOC_OBJECT + VOC_OBJECT.format(f"<difficult> {word} </difficult>")
+    (folder / "a.xml").write_text(f"<annotation>{things}</annotation>")
+    assert [thing.crowd for thing in read_scenes(str(folder), str(folder)).scenes[0].things] == [False, expected]
+
+
 @pytest.mark.parametrize("filename", [None, "", "a", "a.jpg", "JPEGImages/a.JPG", "a.png", "C:\\x\\a.bmp", "other.jpg"])
 def test_voc_pictures_of_other_suffixes_than_told(folder, filename):
     (folder / "v1.2").mkdir()
@@ -185,7 +216,7 @@ def test_bad_coco_files_are_told_apart(folder, annotations, changed, message):
     [
         ([[5, 6, 9, 9]], "has less than three corners"),
         ([[5, 6, 9, 9, 7]], "has less than three corners"),
-        ([5, 6, 15, 6, 15, 14], "5 in its segmentation is no polygon"),
+        ([5, 6, 15, 6, 15, 14], "5 in its segmentation is no polygon: expected a list of lists"),
         ([[]], "has less than three corners"),
         ([], "has less than three corners"),
         ([[[5, 6], [15, 6], [15, 14]]], "is no polygon"),
@@ -541,3 +572,47 @@ def test_annotations_of_no_picture_and_of_none_that_is_whole_are_told(folder):
     (folder / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=r"coco\.json holds no annotated object of a picture that can be read"):
         scenes.whole()
+
+
+def test_where_all_objects_are_crowds_that_is_said(folder):
+    with pytest.raises(DataError, match=r"holds no annotated object but 2 crowds \(`iscrowd`\)"):
+        read_scenes(coco(folder, [BOX | {"iscrowd": 1}, BOX | {"iscrowd": True}]), str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": None}, "not a COCO file: `images` is None"),
+        ({"images": [{"id": 7, "file_name": "a.png"}, 8]}, r"not a COCO file: images\[1\] is 8"),
+        ({"categories": {"id": 3, "name": "cat"}}, r"not a COCO file: categories\['id'\] is 3"),
+        ({"annotations": [BOX, [BOX]]}, r"not a COCO file: annotations\[1\] is \["),
+    ],
+)
+def test_an_entry_that_is_none_is_not_called_by_the_one_before(folder, changed, message):
+    with pytest.raises(DataError, match=message):
+        read_scenes(coco(folder, **changed), str(folder))
+
+
+@pytest.mark.parametrize("bbox", ["5618", {"5": 1, "6": 1, "1": 1, "8": 1}])
+def test_boxes_are_lists(folder, bbox):
+    with pytest.raises(DataError, match="expected four numbers: left, top, width, height"):
+        read_scenes(coco(folder, [BOX | {"bbox": bbox}]), str(folder))
+
+
+def test_a_size_in_words_is_shown_as_such(folder):
+    code = {"size": ["30", "40"], "counts": [0, 1200]}
+    with pytest.raises(DataError, match="its mask has '40'x'30' pixels, the picture 40x30"):
+        read_scenes(coco(folder, [BOX | {"segmentation": code}]), str(folder), masks=True)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_names_with_accents_as_other_systems_write_them(tmp_path, forms, kind):
+    on_disk, told = (unicodedata.normalize(form, "h\u00fctte") for form in forms)
+    Image.new("RGB", (40, 30)).save(tmp_path / f"{on_disk}.png")
+    if kind == "coco":
+        source = coco(tmp_path, [BOX], images=[{"id": 7, "file_name": f"x/{told}.png"}])
+    else:
+        (tmp_path / f"{told}.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>", encoding="utf-8")
+        source = str(tmp_path)
+    assert read_scenes(source, str(tmp_path)).pictures == [str(tmp_path / f"{on_disk}.png")]

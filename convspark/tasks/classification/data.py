@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...data import PLAIN, Pixels, Split, as_place, list_labelled, scan, tell_gone
+from ...data import PLAIN, Pixels, Split, as_place, blaming, list_labelled, scan, tell_gone
 from ...data.labelled import LabelledPicture, is_text
 from ...errors import DataError, UsageError
 from ...files import csv_text
@@ -81,6 +81,7 @@ class LabelledData:
         return self if fraction == 1 else replace(self, train=_draw_share(self.train, fraction, seed)[0])
 
 
+@blaming("data")
 def read_labelled(
     data: str | None,
     val_share: float = 0.2,
@@ -153,6 +154,7 @@ def read_labelled(
     return LabelledData(classes, train, val, test, result.bad + decoded.bad, val_is_split)
 
 
+@blaming("data")
 def read_again(data: str | None, split: Split, pixels: Pixels = PLAIN) -> LabelledData:
     """The pictures of a run that goes on, in the parts and with the classes that they had, whatever was deleted or
     added since.
@@ -201,7 +203,10 @@ def named_place(data: str | None) -> tuple[str, list[str] | None]:
 
 def _in_order(classes: Collection[str]) -> list[str]:
     """Sorted; as numbers where all are such, so that the network's output 10 is class 10."""
-    return sorted(sorted(classes), key=int if all(name.isdecimal() for name in classes) else None)
+    try:
+        return sorted(sorted(classes), key=float)
+    except ValueError:
+        return sorted(classes)
 
 
 def _check_left(train: Labelled, classes: Sequence[str]) -> None:
@@ -220,7 +225,8 @@ def _check_measured(before: Mapping[str, Sequence[Any]], after: Mapping[str, Lab
 
 
 def _check_twins(named: Sequence[LabelledPicture]) -> None:
-    """A file in two classes or parts would have two labels, or be measured with after it was trained on.
+    """A file in two classes would have two labels; one in two parts, or in two places of a part of which some pictures
+    are split off, would be measured with after it was trained on.
 
     Raises:
         DataError: there is one.
@@ -233,12 +239,11 @@ def _check_twins(named: Sequence[LabelledPicture]) -> None:
         except OSError:  # `scan` says why
             continue
         other = first.setdefault((status.st_dev, status.st_ino), picture)
-        if other[1:] != picture[1:]:
+        if other is not picture:
             twins.append(f"{picture[0]} ({picture[1]}, {picture[2]}) is {other[0]} ({other[1]}, {other[2]})")
     if twins:
         raise DataError(
-            f"data: {len(twins)} pictures are the same files as others of another class or part: {some(twins, repr)}; "
-            "leave one of them out"
+            f"data: {len(twins)} pictures are the same files as others: {some(twins, repr)}; leave one of them out"
         )
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import reprlib
 import xml.etree.ElementTree as ET
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -56,6 +56,10 @@ class Annotated:
         """Without the objects of some classes."""
         return replace(self, entries=[entry for entry in self.entries if entry.kind not in kinds])
 
+    def without_boxes(self) -> "Annotated":
+        """With objects that have masks alone."""
+        return replace(self, entries=[replace(entry, box=None) for entry in self.entries])
+
 
 def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
     """Pictures with their objects, and the names of all classes.
@@ -90,9 +94,10 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
     try:
         names: dict[str, str] = {}
         pictures: dict[str, Annotated] = {}
-        for where, entry in _entries(content, "categories"):
+        categories, images, annotations = (_entries(content, of) for of in ("categories", "images", "annotations"))
+        for where, entry in categories:
             names[_new_id(names, entry, where)] = str(_needed(entry, "name"))
-        for where, entry in _entries(content, "images"):
+        for where, entry in images:
             file = _needed(entry, "file_name")
             if not isinstance(file, str) or not file:
                 raise ValueError(f"has the file_name {_short(file)}: expected the name of a picture file")
@@ -103,7 +108,7 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
                 )
             size = _size(entry.get("height"), entry.get("width"))
             pictures[_new_id(pictures, entry, where)] = Annotated(file, size, [])
-        for where, entry in _entries(content, "annotations"):
+        for where, entry in annotations:
             image, category = _id(entry, "image_id"), _id(entry, "category_id")
             if image not in pictures:
                 raise ValueError(f"belongs to image {image}, which is not in `images`")
@@ -113,7 +118,7 @@ def _from_json(path: Path) -> tuple[list[Annotated], list[str]]:
             thing = Entry(where, names[category], _box(entry.get("bbox")), entry.get("segmentation"), crowd)
             pictures[image].entries.append(thing)
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{path} is not a COCO file: {where} {error}") from None
+        raise DataError(f"{path} is not a COCO file: {f'{where} {error}'.lstrip()}") from None
     order = sorted(names, key=lambda id: (0, len(id.lstrip("0")), id.lstrip("0"), id) if id.isdecimal() else (1, 0, id))
     return list(pictures.values()), list(dict.fromkeys(names[id] for id in order))
 
@@ -124,16 +129,19 @@ def _leads_out(name: str) -> bool:
     return bool(path.root) or ".." in path.parts
 
 
-def _entries(content: dict[str, Any], part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(content: dict[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
     """What to call each entry, and the entry; some tools write an object, keyed by id, where COCO has a list."""
     entries, kind = content[part], {"categories": "category", "images": "image"}.get(part, "annotation")
     if not isinstance(entries, list | dict):
         raise ValueError(f"`{part}` is {_short(entries)}: expected a list of {kind} entries")
-    pairs = entries.items() if isinstance(entries, dict) else enumerate(entries)
+    pairs = list(entries.items() if isinstance(entries, dict) else enumerate(entries))
     for place, entry in pairs:
         if not isinstance(entry, dict):
             raise ValueError(f"{part}[{_short(place)}] is {_short(entry)}: expected an object")
-        yield f"{kind} {_short(entry['id'])}" if "id" in entry else f"{part}[{_short(place)}]", entry
+    return [
+        (f"{kind} {_short(entry['id'])}" if "id" in entry else f"{part}[{_short(place)}]", entry)
+        for place, entry in pairs
+    ]
 
 
 def _needed(entry: dict[str, Any], key: str) -> Any:
@@ -165,7 +173,7 @@ def _box(bbox: Any) -> Box | None:
     if bbox is None or bbox == []:
         return None
     try:
-        left, top, width, height = (float(value) for value in bbox)
+        left, top, width, height = (float(value) for value in bbox if isinstance(bbox, list))
     except (TypeError, ValueError):
         raise ValueError(f"has the bbox {_short(bbox)}: expected four numbers: left, top, width, height") from None
     return left, top, left + width, top + height
@@ -177,7 +185,7 @@ def _short(value: Any) -> str:
 
 def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
     if path.is_dir():
-        files = sorted(path.glob("*.xml"))
+        files = sorted(file for file in path.glob("*") if file.suffix.lower() == ".xml" and file.name[0] != ".")
     else:
         folder = next((p / "Annotations" for p in path.resolve().parents if (p / "Annotations").is_dir()), None)
         if path.suffix != ".txt" or folder is None:
@@ -199,6 +207,8 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
         try:
             with open_regular(str(file)) as opened:
                 root = ET.parse(opened).getroot()
+            if root.tag != "annotation":  # whose objects would not be found
+                raise ValueError(f"it is of {root.tag!r}: expected 'annotation'")
             entries = [_voc_entry(number, thing) for number, thing in enumerate(root.iter("object"), start=1)]
             size = _size(root.findtext("size/height"), root.findtext("size/width"))
         except (ET.ParseError, ValueError, LookupError, OSError, NotReadError) as error:
@@ -222,7 +232,7 @@ def _voc_entry(number: int, entry: ET.Element) -> Entry:
         except ValueError:
             raise ValueError(f"object {number} has the {key} {bounds.findtext(key)!r}: expected a number") from None
     left, top, right, bottom = sides
-    difficult = (entry.findtext("difficult") or "0").strip() == "1"
+    difficult = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
     return Entry(f"object {number}", kind, (left - 1, top - 1, right, bottom), None, difficult)
 
 

@@ -82,8 +82,7 @@ class Scenes:
         bad = list(self.bad)
         undamaged = set(whole_pictures(self.pictures, bad))
         scenes = [scene for scene in self.scenes if scene.path in undamaged]
-        if all(thing.crowd for scene in scenes for thing in scene.things):
-            raise DataError(f"{self.source} holds no annotated object of a picture that can be read")
+        _check_objects(self.source, scenes, " of a picture that can be read")
         return replace(self, scenes=scenes, bad=bad)
 
     def as_coco(self) -> dict[str, Any]:
@@ -120,6 +119,7 @@ def read_scenes(
     masks: bool = False,
     run_pictures: Sequence[str] | None = None,
     pixels: Pixels = PLAIN,
+    boxes: bool = True,
 ) -> Scenes:
     """Read annotations, and check them against their pictures.
 
@@ -136,6 +136,7 @@ def read_scenes(
         run_pictures: those of a run that goes on: no others are taken, those that are not there are left out, and so
             are objects of other classes, with a warning.
         pixels: how the pictures are read.
+        boxes: whether the file's boxes count; else they are made of the masks.
 
     Raises:
         DataError: not such a file, missing pictures, pictures or masks of another size, unknown classes, or no object.
@@ -147,6 +148,8 @@ def read_scenes(
     annotated, names = read_annotations(Path(source))
     if not annotated:
         raise DataError(f"{source} names no picture")
+    if not boxes:
+        annotated = [picture.without_boxes() for picture in annotated]
     known = classes or names
     pictures = find_pictures(annotated, source, images, run_pictures, not pixels.is_plain)
     unknown = sorted({entry.kind for picture in pictures.values() for entry in picture.entries} - set(known))
@@ -185,10 +188,10 @@ def read_scenes(
             if cut is not None and (mask is not None or not masks):
                 things.append(Thing(cut, label_of[entry.kind], mask if masks else None, entry.crowd))
         scenes.append(Scene(path, size, things))
-    boxes = [entry.box for _, picture, _ in readable for entry in picture.entries if entry.box is not None]
-    if boxes and all(0 <= side <= 1 for box in boxes for side in box):
+    stated = [entry.box for _, picture, _ in readable for entry in picture.entries if entry.box is not None]
+    if stated and all(0 <= side <= 1 for box in stated for side in box):
         raise DataError(
-            f"{source}: all of the {len(boxes)} boxes lie within their picture's first pixel. Are they shares of its "
+            f"{source}: all of the {len(stated)} boxes lie within their picture's first pixel. Are they shares of its "
             "width and height? Expected pixels"
         )
     if over:
@@ -204,9 +207,16 @@ def read_scenes(
         if len(bad) > _MOST_BAD * total:
             raise DataError(f"{faulty}. That is more than {_MOST_BAD:.0%}: something is wrong with the file as a whole")
         logger.warning("%s; what is faulty is left out", faulty)
-    if all(thing.crowd for scene in scenes for thing in scene.things):
-        raise DataError(f"{source} holds no annotated object")
+    _check_objects(source, scenes)
     return Scenes(scenes, known, source, damaged)
+
+
+def _check_objects(source: str, scenes: Sequence[Scene], of: str = "") -> None:
+    """Raise DataError if nothing is there to train on or to measure with."""
+    crowds = [thing.crowd for scene in scenes for thing in scene.things]
+    if all(crowds):
+        but = f" but {len(crowds)} crowds (`iscrowd`) or difficult ones (`difficult`), which do not count"
+        raise DataError(f"{source} holds no annotated object{of}{but if crowds else ''}")
 
 
 def _check_sizes(source: str, readable: Sequence[tuple[str, Annotated, tuple[int, int]]]) -> None:

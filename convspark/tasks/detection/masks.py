@@ -62,7 +62,7 @@ def _usable_polygons(polygons: list[Any], size: tuple[int, int], faults: list[st
             corners = [float(value) for value in polygon]
         except (TypeError, ValueError, OverflowError):
             faults.append(
-                f"{reprlib.repr(polygon)} in its segmentation is no polygon: expected a list of x, y, x, y, …"
+                f"{reprlib.repr(polygon)} in its segmentation is no polygon: expected a list of lists x, y, x, y, …"
             )
             continue
         if len(corners) < 6 or len(corners) % 2:
@@ -80,7 +80,7 @@ def _checked_code(code: dict[str, Any], size: tuple[int, int], faults: list[str]
 
     stated, counts = code.get("size"), code.get("counts")
     if not isinstance(stated, list) or stated != list(size):
-        of = f"{stated[1]}x{stated[0]}" if isinstance(stated, list) and len(stated) == 2 else reprlib.repr(stated)
+        of = f"{stated[1]!r}x{stated[0]!r}" if isinstance(stated, list) and len(stated) == 2 else reprlib.repr(stated)
         faults.append(f"its mask has {of} pixels, the picture {size[1]}x{size[0]}")
         return None
     runs = _uncompressed(counts) if isinstance(counts, str) else counts

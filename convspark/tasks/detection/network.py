@@ -21,6 +21,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from ...data import FileSource, PretrainImages
 from ...data.transforms import Picture
+from ...errors import DataError
 from ...runs.module import TrainingModule
 from ...runs.schedule import Schedule
 from ...seeds import Counter, Use, counted, counted_seed
@@ -109,7 +110,7 @@ def assemble(
     names = [str(i) for i in range(len(strides))]
     options: dict[str, Any] = {
         "min_size": training_sides(size, short_sides),
-        "max_size": round(5 / 3 * size),
+        "max_size": longest_side(size),
         "image_mean": list(mean),
         "image_std": list(std),
         "rpn_anchor_generator": _anchors(fitted.anchors),
@@ -340,8 +341,28 @@ class DetectModule(TrainingModule):
         return {f"val_{name}": scores[name] for name in ("ap", "ap50", "ap75")}
 
 
+def is_too_narrow(size: tuple[int, int], longest: int) -> bool:
+    """Whether a picture's short side vanishes where its long one is brought to the longest that a detector takes."""
+    return max(size) >= longest * min(size)
+
+
+def longest_side(size: int) -> int:
+    """Of the images of a detector, by its `size`."""
+    return round(5 / 3 * size)
+
+
 def look_at(network: nn.Module, picture: Image.Image, channels: int) -> dict[str, Tensor]:
-    """torchvision's boxes, labels, scores and, where there are some, masks of the objects in one picture."""
+    """torchvision's boxes, labels, scores and, where there are some, masks of the objects in one picture.
+
+    Raises:
+        DataError: it is too narrow.
+    """
+    transform: Any = network.transform
+    if is_too_narrow(picture.size, transform.max_size):
+        raise DataError(
+            f"a picture of {picture.width}x{picture.height} pixels is too narrow for this detector, whose images have "
+            f"at most {transform.max_size} pixels on a side: cut it"
+        )
     device = next(network.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         return network([as_tensor(picture, channels).to(device)])[0]

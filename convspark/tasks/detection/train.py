@@ -10,8 +10,9 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 from ...data import Split, tell_gone
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ...files import write_text, written_whole
+from ...names import some
 from ...report.detections import draw_detections
 from ...runs.run import Run
 from ...runs.schedule import Schedule
@@ -28,6 +29,8 @@ from .network import (
     build_detector,
     collate,
     detections_in,
+    is_too_narrow,
+    longest_side,
     training_sides,
 )
 from .settings import DetectResult, DetectSettings
@@ -66,8 +69,19 @@ class Detection(Task[DetectSettings, DetectResult]):
             self.scenes = self.scenes.part(earlier.train)
         self.split = earlier or Split(self.scenes.pictures, self.val.pictures, classes=self.scenes.classes)
         self.val = self.val.whole()
+        self._check_shapes()
         self.bad = [*self.scenes.bad, *self.val.bad]
         return len(self.scenes.scenes)
+
+    def _check_shapes(self) -> None:
+        longest = longest_side(self.settings.size)
+        scenes = {scene.path: scene.size for scene in (*self.val.scenes, *self.scenes.scenes) if any(scene.size)}
+        narrow = [f"{path} ({w}x{h})" for path, (h, w) in scenes.items() if is_too_narrow((h, w), longest)]
+        if narrow:
+            raise DataError(
+                f"images: {len(narrow)} pictures are too narrow for a detector whose images have at most {longest} "
+                f"pixels on a side: {some(narrow)}; cut them or leave them out, or choose a larger --size"
+            )
 
     def choose_precision(self) -> Literal["fp32", "bf16"]:
         auto_on_cpu = self.settings.precision == "auto" and self.device.type != "cuda"
@@ -120,7 +134,7 @@ class Detection(Task[DetectSettings, DetectResult]):
 
     def describe(self) -> list[str]:
         n, size = self.numbers, self.settings.size
-        things = sum(len(scene.things) for scene in self.scenes.scenes)
+        things = sum(not thing.crowd for scene in self.scenes.scenes for thing in scene.things)
         return [
             f"network   {self.origin.model}, weights of {self.origin.weights}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",

@@ -8,15 +8,16 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...data import PLAIN, FileSource, Pixels, Split, absolute, is_missing, is_url, list_pictures, masks_of, within
+from ...data.decode import upright
 from ...data.remote import below
 from ...errors import DataError, UsageError
 from ...names import shown, some
 from ..detection.data import Scene, read_scenes
 from ..detection.masks import decode_mask
-from ..pictures import tell_new, upright_sizes, whole_pictures
+from ..pictures import composed, tell_new, upright_sizes, whole_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class LabelMaps:
     def label_map(self, index: int) -> np.ndarray:
         """(H, W) uint8, labels or `IGNORED`."""
         mask = self.masks[index]
-        return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(self._mask_files, index)]
+        return self._lookup[_painted(mask) if isinstance(mask, Scene) else _values_of(self._mask_files, index)[0]]
 
     @cached_property
     def source(self) -> FileSource:
@@ -90,6 +91,18 @@ class LabelMaps:
         """Without pictures that are damaged anywhere or not there, with a warning. Every picture is decoded."""
         bad = list(self.bad)
         return replace(self.part(whole_pictures(self.pictures, bad, self.pixels)), bad=bad)
+
+    def check_measured(self) -> None:
+        """Of pictures to measure with: warn if they show a single class.
+
+        Raises:
+            DataError: they show none.
+        """
+        shown_classes = {self.classes[self.labels[value]] for value in self.all_mask_values & set(self.labels)}
+        if not shown_classes:
+            raise DataError("no pixel of the masks to validate with counts: there is nothing to measure")
+        if len(shown_classes) == 1:
+            logger.warning("The masks to validate with show nothing but %s: they measure little", some(shown_classes))
 
     def split(self, train: Iterable[str], val: Iterable[str]) -> tuple["LabelMaps", "LabelMaps"]:
         """The pictures to train on and those to validate with, both with the classes that are trained on.
@@ -155,6 +168,7 @@ def read_label_maps(
     where = masks or _called(images)
     maps = _read(images, masks, pixels)
     if not maps.classes:
+        _tell_of_two_ways([*maps.mask_values, *(like.mask_values if like else [])], where)
         labels, classes = (
             _labels_of(maps.all_mask_values, where) if like is None else _labels_like(maps.all_mask_values, like)
         )
@@ -225,7 +239,7 @@ def _called(images: Places) -> str:
 
 
 def _from_scenes(file: str, images: str, pixels: Pixels, run_pictures: Sequence[str] | None = None) -> LabelMaps:
-    source = read_scenes(file, images, masks=True, run_pictures=run_pictures, pixels=pixels)
+    source = read_scenes(file, images, masks=True, run_pictures=run_pictures, pixels=pixels, boxes=False)
     if len(source.classes) >= IGNORED:
         raise DataError(f"{file} has {len(source.classes)} classes: expected fewer than {IGNORED}")
     mask_values = [
@@ -298,15 +312,29 @@ def _from_pairs(pairs: dict[str, str], pixels: Pixels) -> LabelMaps:
     chosen = [pairs[picture] for picture in sizes]
     files = FileSource(chosen)
     mask_values: list[frozenset[int]] = []
+    colours: dict[int, dict[tuple[int, ...], str]] = {}  # of values in palettes, and a mask with each
     for place, (height, width) in enumerate(sizes.values()):
-        values = _values_of(files, place)
+        values, palette = _values_of(files, place)
         if (height, width) != values.shape:
             raise DataError(
                 f"the mask {shown(chosen[place])} has {values.shape[1]}x{values.shape[0]} pixels, its picture "
                 f"{width}x{height}"
             )
         mask_values.append(frozenset(np.bincount(values.reshape(-1)).nonzero()[0].tolist()))
+        for value in mask_values[-1] if palette else ():
+            colours.setdefault(value, {}).setdefault(tuple(palette[3 * value : 3 * value + 3]), shown(chosen[place]))
+    differ = [f"value {value} is {_first_two(of)}" for value, of in sorted(colours.items()) if len(of) > 1]
+    if differ:
+        logger.warning(
+            "Masks have other colours for the same values: %s. Classes are values here, whatever their colours: if the "
+            "colours tell the classes, save all masks with the same palette",
+            some(differ),
+        )
     return LabelMaps(list(sizes), list(chosen), mask_values, {}, [], pixels, bad)
+
+
+def _first_two(colours: dict[tuple[int, ...], str]) -> str:
+    return " and ".join(f"{colour} in {mask}" for colour, mask in list(colours.items())[:2])
 
 
 def _by_place(root: str, bands: bool = False) -> dict[str, str]:
@@ -318,7 +346,7 @@ def _by_place(root: str, bands: bool = False) -> dict[str, str]:
                 f"{shown(root)} holds files of many pictures, such as {shown(path)}, whose masks lie in the same "
                 "files: leave --masks out"
             )
-        place = os.path.splitext(below(path, root))[0]
+        place = composed(os.path.splitext(below(path, root))[0])
         if place in by_place:
             raise DataError(
                 f"{shown(by_place[place])} and {shown(path)} differ by nothing but their suffix, so that it is not "
@@ -326,6 +354,20 @@ def _by_place(root: str, bands: bool = False) -> dict[str, str]:
             )
         by_place[place] = absolute(path)
     return by_place
+
+
+def _tell_of_two_ways(mask_values: Sequence[frozenset[int]], masks: str) -> None:
+    """Warn of a class that is 1 in some masks and 255 in others, where it would not count."""
+    if frozenset[int]().union(*mask_values) <= {0, 1, IGNORED} and not any({1, IGNORED} <= of for of in mask_values):
+        ones, others = (sum(value in of for of in mask_values) for value in (1, IGNORED))
+        if ones and others:
+            logger.warning(
+                "%s: %d masks hold 1 and no 255, %d others 255 and no 1. Pixels of 255 are taken for such that do not "
+                "count: if they are of the class, write all masks with 0 and 1, or all with 0 and 255",
+                masks,
+                ones,
+                others,
+            )
 
 
 def _labels_of(values: frozenset[int], masks: str) -> tuple[dict[int, int], list[str]]:
@@ -361,14 +403,22 @@ def _painted(scene: Scene) -> np.ndarray:
     return painted
 
 
-def _values_of(files: FileSource, place: int) -> np.ndarray:
-    """(H, W) uint8: grey values, or palette indices."""
+def _values_of(files: FileSource, place: int) -> tuple[np.ndarray, list[int]]:
+    """(H, W) uint8, upright: grey values, or indices of a palette; and that: red, green and blue of each."""
     name = files.name(place)
     try:
         with files.open(place) as content, Image.open(content) as opened:
-            mode, values = opened.mode, np.array(opened.convert("L") if opened.mode == "1" else opened)
+            mode, kind, picture = opened.mode, opened.format, upright(opened)
+            values, palette = np.array(picture.convert("L") if mode == "1" else picture), picture.getpalette() or []
+    except UnidentifiedImageError:  # which names the open file
+        raise DataError(f"the mask {shown(name)} is not a picture that Pillow can read") from None
     except Exception as error:  # Pillow raises nearly anything on damaged files
         raise DataError(f"the mask {shown(name)} cannot be read ({error})") from None
     if mode not in ("L", "P", "1"):
         raise DataError(f"the mask {shown(name)} is a picture of mode {mode}: expected 8-bit grey or a palette")
-    return values
+    if kind in ("JPEG", "MPO"):
+        raise DataError(
+            f"the mask {shown(name)} is a JPEG, which changes values at the edges: expected a format that keeps them, "
+            "such as PNG; write the masks again from where they come"
+        )
+    return values, palette

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from ...data import Split, absolute, as_place, base_name, hold_out, list_in_parts, tell_gone
+from ...data import Split, absolute, as_place, base_name, blaming, hold_out, list_in_parts, tell_gone
+from ...data.labelled import folders_of_parts
 from ...errors import DataError, UsageError
 from ...files import written_whole
 from ...names import shown
@@ -53,11 +54,23 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             return images, None  # pictures of a COCO file are named as their folder was given
         return as_place(images, [absolute(address) for address, _ in list_in_parts(images, bands=True)])
 
-    def _places(self) -> tuple[Places, Places]:
-        """The pictures to train on, and those to validate with where there are some of their own."""
+    def _places(self) -> tuple[tuple[Places, str | None], tuple[Places, str | None]]:
+        """Pictures and masks to train on, and to validate with where there are some of their own."""
         s = self.settings
         if s.masks is not None or s.images is None:
-            return s.images, s.val_images
+            whole = (s.images, s.masks), (s.val_images, s.val_masks)
+            # A run that goes on has its split, whichever of these folders its pictures are in.
+            if s.images is None or s.val_images is not None or self.earlier_split or os.path.isfile(str(s.masks)):
+                return whole
+            with blaming("images"):
+                pictures = folders_of_parts(s.images)
+            with blaming("masks"):
+                masks = folders_of_parts(str(s.masks))
+            if "train" not in pictures or "train" not in masks:
+                return whole
+            if "val" in pictures and "val" not in masks:
+                raise DataError(f"masks: {s.masks!r} has no folder for the pictures in {pictures['val']!r}")
+            return (pictures["train"], masks["train"]), (pictures.get("val"), masks.get("val"))
         parts: dict[str, list[str]] = {}
         for address, part in list_in_parts(s.images, not self.origin.pixels.is_plain):
             parts.setdefault(part, []).append(address)
@@ -65,15 +78,15 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             logger.info("%d pictures to test with are left out", len(parts["test"]))
         if "train" not in parts:
             raise DataError(f"images: {s.images!r} holds no pictures to train on")
-        return parts["train"], s.val_images or parts.get("val")
+        return (parts["train"], None), (s.val_images or parts.get("val"), None)
 
     def read(self) -> int:
         s, pixels = self.settings, self.origin.pixels
-        images, val_images = self._places()
+        (images, masks), (val_images, val_masks) = self._places()
         if self.earlier_split and self.earlier_split.classes:
             self._read_again(self.earlier_split, images, val_images)
         else:
-            every = read_label_maps(images, s.masks, pixels=pixels)
+            every = read_label_maps(images, masks, pixels=pixels)
             if val_images is None:
                 if self.earlier_split:
                     train, val = self.earlier_split.train, self.earlier_split.val
@@ -85,11 +98,12 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
                     )
                 self.maps, self.val = every.split(train, val)
             else:
-                self.maps, self.val = every, read_label_maps(val_images, s.val_masks, every, pixels)
+                self.maps, self.val = every, read_label_maps(val_images, val_masks, every, pixels)
             self.split = Split(
                 self.maps.pictures, self.val.pictures, classes=self.maps.classes, values=self.maps.values
             )
         self.val = self.val.whole()
+        self.val.check_measured()
         self.bad = [*self.maps.bad, *self.val.bad]
         return len(self.maps)
 
