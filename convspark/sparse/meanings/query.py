@@ -75,7 +75,7 @@ def length(func, input: GridTensor) -> int:
 
 
 @meaning(
-    *named("contiguous float half bfloat16 double to type_as cpu cuda type", Tensor),
+    *named("contiguous float half bfloat16 double bool byte int long to type_as cpu cuda type", Tensor),
     *named("clone detach detach_ requires_grad_", torch, Tensor),
     vars(torch._C.TensorBase)["data"].__get__,
     *named("alias", torch.ops.aten),
