@@ -131,6 +131,7 @@ REFUSED = {
         "on a plain tensor",
     ),
     "where something is": (lambda x: torch.where(x > 0), "where", "places among all visible positions"),
+    "values replaced": (lambda x: setattr(x, "data", 2 * x), "Tensor.data = …", "no known meaning"),
     "two grids": (lambda x: x + patches(), "add", "different grids"),
     "split of patches": (lambda x: x.view(2, 2, 4, 4, 4), "view", "cuts through the patch axis"),
     "joined patches": (lambda x: torch.cat([x, x], 0), "cat", "patches or positions"),

@@ -60,7 +60,7 @@ class _FromOutside(NotExactError, AssertionError):
     torch.is_floating_point,
     torch.is_complex,
     torch.is_same_size,
-    *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad")),
+    *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad", "_backward_hooks")),
     Tensor.retain_grad,
     torch.get_device,
 )
