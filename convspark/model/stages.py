@@ -293,6 +293,8 @@ class Stages:
         try:
             with torch.enable_grad():
                 return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise UsageError(
                 f"backbone={type(self.backbone).__name__} cannot be trained: on a whole image, with no patch masked, "
