@@ -154,18 +154,24 @@ class Involution(nn.Module):
         return (kernels.view(n, 2, 1, 9, h, w) * windows).sum(3).view(n, 4, h, w)
 
 
+def windows_of_a_padded_map(x):
+    windows = F.unfold(F.pad(x, (1, 1, 1, 1), "reflect"), 3)
+    return windows.view(len(x), 4, 9, *x.shape[2:]).amax(2)
+
+
 class BesideImages(nn.Module):
     """A convolution of groups of channels that were put beside the images (EMA attention, blurs, wavelets)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, stride=1):
         super().__init__()
         self.channels = channels
-        self.conv = nn.Conv2d(channels, 2, 3, padding=1)
+        self.conv = nn.Conv2d(channels, 2, 3, stride, padding=1)
 
     def forward(self, x):
         n, c, h, w = x.shape
         groups = c // self.channels
-        return self.conv(x.reshape(n * groups, self.channels, h, w)).reshape(n, groups * 2, h, w)[:, :4]
+        out = self.conv(x.reshape(n * groups, self.channels, h, w))
+        return out.reshape(n, groups * 2, *out.shape[2:])[:, :4]
 
 
 def repeated_beside_positions(x):
@@ -213,8 +219,10 @@ MIDDLES = {
     "pooled by einsum": lambda: pooled_by_einsum,
     "normalised over positions": lambda: lambda x: F.normalize(x, p=1, dim=(2, 3)) + F.normalize(x, 3.0, dim=1),
     "involution": Involution,
+    "windows of a padded map": lambda: windows_of_a_padded_map,
     "involution with a stride": lambda: Involution(stride=2),
     "convolution of groups beside images": lambda: BesideImages(2),
+    "convolution of groups beside images with a stride": lambda: BesideImages(2, stride=2),
     "channels beside images, one by one": lambda: BesideImages(1),
     "gate by view": lambda: lambda x: x * x.mean(1).view(len(x), 1, *x.shape[2:]).sigmoid(),
     "pooled values with a further axis": lambda: repeated_beside_positions,

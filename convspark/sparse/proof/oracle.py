@@ -83,9 +83,9 @@ class MaskAndMultiply(TorchFunctionMode):
         return x
 
     def map_places(self, shape: Sequence[int]) -> Tensor | None:
-        """Of a map (B, C, *sides), or of images as groups of channels (1, B * C, *sides), in whole patches."""
+        """Of a map (B, C, *sides), as groups of channels (1, B * C, …) or beside images (B * G, C / G, …) too."""
         batch, *grid = self.visible.shape
-        if len(shape) != len(grid) + 2 or shape[0] not in (1, batch) or shape[0] * shape[1] % batch:
+        if len(shape) != len(grid) + 2 or (shape[0] > 1 and shape[0] % batch) or shape[0] * shape[1] % batch:
             return None
         places = torch.arange(self.visible.numel(), device=self.visible.device).view(batch, 1, *grid)
         for axis, (side, h) in enumerate(zip(shape[2:], grid, strict=True), start=2):
@@ -248,8 +248,9 @@ def _unfold(
 ) -> Tensor:
     assert func is torch.nn.functional.unfold
     out = func(mode.zero_filled(input), kernel_size, dilation, padding, stride)
-    strides = (stride, stride) if isinstance(stride, int) else stride
-    sides = [side // step for side, step in zip(input.shape[2:], strides, strict=True)]
+    of_axes = [(n, n) if isinstance(n, int) else n for n in (kernel_size, dilation, padding, stride)]
+    axes = zip(input.shape[2:], *of_axes, strict=True)
+    sides = [(side + 2 * pad - apart * (taps - 1) - 1) // step + 1 for side, taps, apart, pad, step in axes]
     places = mode.map_places((*out.shape[:2], *sides))
     assert places is not None
     return mode.put(out, places.flatten(2))
