@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import NotExactError, UsageError
 from ..model.find_stages import CallBackbone
@@ -101,12 +102,11 @@ def check(
     """
     name = network if isinstance(network, str) else type(network).__name__
     module = find_network(network, channels) if isinstance(network, str) else network
-    parameters = sum(p.numel() for p in module.parameters())
 
     def report(network_stages: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
         return CheckReport(
             network=name,
-            parameters=parameters,
+            parameters=sum(p.numel() for p in module.parameters() if not is_lazy(p)),
             stages=network_stages.names if network_stages else [],
             strides=list(network_stages.strides) if network_stages else [],
             channels=list(network_stages.channels) if network_stages else [],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
 from ..sparse.backward import gradients
@@ -107,6 +108,7 @@ class Stages:
         call: CallBackbone | None = None,
         levels: int | None = None,
     ):
+        _refuse_lazy(backbone)
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
@@ -288,8 +290,16 @@ class Stages:
                 names.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
             return names
 
-        with torch.enable_grad():
-            return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
+        try:
+            with torch.enable_grad():
+                return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UsageError(
+                f"backbone={type(self.backbone).__name__} cannot be trained: on a whole image, with no patch masked, "
+                f"forward and backward pass fail: {error}"
+            ) from error
 
 
 def _prefixes(name: str) -> list[str]:
@@ -335,6 +345,16 @@ def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
         f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
         "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
     )
+
+
+def _refuse_lazy(backbone: nn.Module) -> None:
+    """Lazy layers would take their sizes from a probing image, for good."""
+    for name, tensor in itertools.chain(backbone.named_parameters(), backbone.named_buffers()):
+        if is_lazy(tensor):
+            raise UsageError(
+                f"backbone={type(backbone).__name__}: {name} of a lazy layer gets its size from the first image that "
+                "the network sees. Call the network once on an image of the size that it is meant for, before this"
+            )
 
 
 def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:

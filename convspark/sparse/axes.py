@@ -103,6 +103,9 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
             # Positions of a 1×1 patch go to axes of size 1, one each; the last such axis takes what is left over.
             ones_here = _leading_ones(sizes[at:])
             ones_left = _leading_ones([factor[1] for factor in rest])
+            if at == 1 and ones_left < ones_here == len(sizes) - 1:  # of (N, 1, h, w): no channel is left
+                result.append(())
+                continue
             if at >= 2 and ones_left > ones_here and rest[0][0] == PLAIN:
                 rest, ones_left = rest[1:], ones_left - 1  # patches and channels are placed: it was squeezed
             take = ones_left if ones_here == 1 else min(ones_left, 1)

@@ -35,8 +35,8 @@ def function_name(func: Callable[..., Any]) -> str:
         return f"TorchScript's {func.name}"
     owner = getattr(func, "__objclass__", None)
     name = getattr(func, "__name__", repr(func))
-    if name == "__get__":
-        return f"Tensor.{getattr(func, '__self__', func).__name__}"
+    if name in ("__get__", "__set__"):
+        return f"Tensor.{getattr(func, '__self__', func).__name__}{' = …' if name == '__set__' else ''}"
     if owner is not None:
         return f"Tensor.{name}"
     module = getattr(func, "__module__", None) or "torch"

@@ -218,6 +218,12 @@ def test_networks_with_attention_are_refused(name):
         Stages(network)
 
 
+class Overwritten(nn.Module):
+    def forward(self, x):
+        gate = x.sigmoid()
+        return gate.mul_(2)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -229,6 +235,9 @@ def test_networks_with_attention_are_refused(name):
             "has no stages: .* pass an image size that is a multiple of its stride",
         ),
         (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
+        (nn.Sequential(nn.LazyConv2d(4, 2, 2)), "0.weight of a lazy layer .* Call the network once on an image"),
+        (nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.LazyLinear(3)), "2.weight of a lazy layer"),
+        (nn.Sequential(nn.Conv2d(3, 4, 2, 2), Overwritten()), "on a whole image, .* fail: .* inplace"),
     ],
 )
 def test_other_networks_that_cannot_be(network, message):

@@ -503,7 +503,21 @@ class Reversal(torch.autograd.Function):
         return -grad
 
 
-@pytest.mark.parametrize("function", [Swish, Reversal])
+class InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        x.clamp_(min=0)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * (x > 0)
+
+
+@pytest.mark.parametrize("function", [Swish, Reversal, InPlace])
 def test_hand_written_gradients(function):
     conv = nn.Conv2d(8, 8, 3, padding=1).double()
     grid = PatchGrid(torch.tensor([[[1, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 1, 0]]]).bool())

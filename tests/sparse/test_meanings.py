@@ -120,6 +120,65 @@ def shuffle_channels(x):
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
 
 
+def transposed_attention(x):
+    """Between channels, whose rows are normalised over positions (Restormer, XCiT)."""
+    rows = F.normalize(x.flatten(2), dim=-1)
+    return ((rows @ rows.transpose(1, 2)).softmax(-1) @ x.flatten(2)).view_as(x)
+
+
+def efficient_attention(x):
+    """By einsum, which sums over positions (Shen et al. 2021)."""
+    n, c, h, w = x.shape
+    heads = x.reshape(n, 2, c // 2, -1)
+    context = torch.einsum("nhci,nhdi->nhcd", heads.softmax(-1), heads)
+    return torch.einsum("nhci,nhcd->nhdi", heads.softmax(-2), context).reshape(n, c, h, w)
+
+
+def pooled_by_einsum(x):
+    weighted = torch.einsum("nchw,nhw->nc", x, x[:, 0].sigmoid())
+    return x * torch.einsum("nchw->cn", x).transpose(0, 1)[:, :, None, None] + weighted[..., None, None]
+
+
+class Involution(nn.Module):
+    """A kernel for each position, applied to its window (Li et al. 2021)."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.stride = stride
+        self.kernels = nn.Conv2d(4, 2 * 9, 1, stride)
+
+    def forward(self, x):
+        kernels = self.kernels(x)
+        n, _, h, w = kernels.shape
+        windows = F.unfold(x, 3, padding=1, stride=self.stride).view(n, 2, 2, 9, h, w)
+        return (kernels.view(n, 2, 1, 9, h, w) * windows).sum(3).view(n, 4, h, w)
+
+
+def windows_of_a_padded_map(x):
+    windows = F.unfold(F.pad(x, (1, 1, 1, 1), "reflect"), 3)
+    return windows.view(len(x), 4, 9, *x.shape[2:]).amax(2)
+
+
+class BesideImages(nn.Module):
+    """A convolution of groups of channels that were put beside the images (EMA attention, blurs, wavelets)."""
+
+    def __init__(self, channels, stride=1):
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, 2, 3, stride, padding=1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        groups = c // self.channels
+        out = self.conv(x.reshape(n * groups, self.channels, h, w))
+        return out.reshape(n, groups * 2, *out.shape[2:])[:, :4]
+
+
+def repeated_beside_positions(x):
+    """A fourth axis of channels of pooled values is no map."""
+    return x * x.mean((2, 3)).unsqueeze(-1).repeat(1, 1, 4).sum(-1)[..., None, None]
+
+
 def space_to_depth(x):
     n, c, h, w = x.shape
     return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).contiguous().view(n, c * 4, h // 2, w // 2)
@@ -155,6 +214,18 @@ MIDDLES = {
     "eca": EfficientChannelAttention,
     "global context": GlobalContext,
     "channel attention": lambda: channel_attention,
+    "channel attention of normalised rows": lambda: transposed_attention,
+    "efficient attention": lambda: efficient_attention,
+    "pooled by einsum": lambda: pooled_by_einsum,
+    "normalised over positions": lambda: lambda x: F.normalize(x, p=1, dim=(2, 3)) + F.normalize(x, 3.0, dim=1),
+    "involution": Involution,
+    "windows of a padded map": lambda: windows_of_a_padded_map,
+    "involution with a stride": lambda: Involution(stride=2),
+    "convolution of groups beside images": lambda: BesideImages(2),
+    "convolution of groups beside images with a stride": lambda: BesideImages(2, stride=2),
+    "channels beside images, one by one": lambda: BesideImages(1),
+    "gate by view": lambda: lambda x: x * x.mean(1).view(len(x), 1, *x.shape[2:]).sigmoid(),
+    "pooled values with a further axis": lambda: repeated_beside_positions,
     "norm over channels": LastAxisNorm,
     "positions as rows": Rows,
     "grn": lambda: GlobalResponseNorm((2, 3)),
@@ -210,7 +281,20 @@ def test_small_network_is_exact(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["squeeze by mean", "eca", "global context", "norm over channels", "grn", "positions as rows", "batch norm"],
+    [
+        "squeeze by mean",
+        "eca",
+        "global context",
+        "norm over channels",
+        "grn",
+        "positions as rows",
+        "batch norm",
+        "pooled by einsum",
+        "involution",
+        "convolution of groups beside images",
+        "channels beside images, one by one",
+        "gate by view",
+    ],
 )
 def test_small_network_is_exact_where_a_patch_is_one_position(name):
     """At p = 1 shapes say little: axes of positions look like axes that were added."""

@@ -41,6 +41,15 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.conv(both))
 
 
+class Joined(nn.Module):
+    """A kernel for each image, whose channels `view` joins to those of one: where they lie in memory must allow it."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        kernels = x.mean((2, 3)).sigmoid().view(n * c, 1, 1, 1)
+        return F.conv2d(x.view(1, n * c, h, w), kernels, groups=n * c).view(n, c, h, w)
+
+
 EXACT = {
     "CBAM": Gate(),
     "norm along channels": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
@@ -63,6 +72,7 @@ EXACT = {
     "cosine similarity": lambda x: x * F.cosine_similarity(x, x.flip(1), dim=1)[:, None],
     "pad and crop": lambda x: F.avg_pool2d(F.pad(F.pad(x, (1, 1, 1, 1)), (-1, -1, -1, -1)), 3, 1, 1),
     "group norm": nn.GroupNorm(1, 8),
+    "a view of a norm as channels of one image": nn.Sequential(nn.BatchNorm2d(8), Joined()),
     "hand-written gradient": lambda x: Swish.apply(x),
     "dropout of channels": nn.Dropout2d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
@@ -398,6 +408,43 @@ def test_checkpoints_are_proved_with_their_random_numbers():
 
     network = Wrapped(Saving()).train()
     assert examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).exact
+
+
+def test_a_checkpoint_that_leaves_early_leaves_mask_and_multiply_as_well():
+    """Once all that was saved is there again, it ends the second run by an exception."""
+    inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8))
+    network = Wrapped(lambda x: checkpoint(inner, x, use_reentrant=False))
+    network.inner = inner
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert proof.exact, proof.reason
+
+
+class Remembered(nn.Module):
+    """Takes another tensor for its buffer at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+def test_buffers_that_a_network_replaces_are_its_own_again():
+    network = Wrapped(Remembered())
+    before = network.function.mean
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8), run_size=(40, 40))
+    assert proof.exact, proof.reason
+    assert network.function.mean is before and before.dtype == torch.float32 and not before.any()
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_what_a_single_image_has_not_is_compared_on_two():
+    network = Wrapped(lambda x: x / (1 + x.mean((2, 3), keepdim=True).var(0, keepdim=True)))
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8), run_size=(40, 40))
+    assert proof.exact, proof.reason
 
 
 def test_a_network_is_left_as_it_was():

@@ -22,7 +22,8 @@ class Attention(nn.Module):
 
 
 REFUSED = {
-    "unfold": (lambda x: F.unfold(x, 3), "unfold", "no known meaning"),
+    "unfold": (lambda x: x.unfold(2, 2, 2), "Tensor.unfold", "no known meaning"),
+    "windows without padding": (lambda x: F.unfold(x, 3), "nn.functional.unfold", "line up"),
     "cumsum": (lambda x: x.cumsum(2), "cumsum", "patches or positions"),
     "roll over positions": (lambda x: x.roll(1, 2), "roll", "patches or positions"),
     "sort": (lambda x: x.sort(2), "sort", "patches or positions"),
@@ -35,7 +36,7 @@ REFUSED = {
     "attention": (Attention(), "matmul", "attention"),
     "positions of one patch": (lambda x: x[:, :, 0], "__getitem__", "single patches or positions"),
     "one row": (lambda x: x.mean(2) + 1, "add", "some spatial axes and not others"),
-    "patches alone": (lambda x: x.mean(0), "mean", "but not over their positions|some spatial axes"),
+    "patches alone": (lambda x: x.mean(0), "mean", "but not over their positions"),
     "softmax over a row": (lambda x: x.softmax(-1), "softmax", "some spatial axes and not others"),
     "bilinear to no whole patch": (
         lambda x: F.interpolate(x, scale_factor=1.1, mode="bilinear"),
@@ -69,7 +70,18 @@ REFUSED = {
     "zeros of the shape": (lambda x: x + torch.zeros(x.shape), "add", "torch.zeros_like(x)"),
     "expanded positions": (lambda x: F.max_pool2d(x, 4).expand(-1, -1, 4, 4), "expand", "repeats patches or positions"),
     "half of a position": (lambda x: F.max_pool2d(x, 4).reshape(len(x), 4, 0, 2, 0, 2), "reshape", "larger patches"),
-    "einsum over positions": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), "einsum", "matmul does so"),
+    "einsum over rows": (lambda x: torch.einsum("bchw,bdhw->bcdw", x, x), "einsum", "some patches or positions"),
+    "einsum over the patches": (lambda x: torch.einsum("bchw->chw", x), "einsum", "some patches or positions"),
+    "einsum of two sums over positions": (
+        lambda x: torch.einsum("bci,bdj->bcd", x.flatten(2), x.flatten(2)),
+        "einsum",
+        "some patches or positions",
+    ),
+    "patches as channels": (
+        lambda x: F.conv2d(x.view(1, -1, 4, 4), torch.ones(16, 1, 3, 3), padding=1, groups=16),
+        "conv2d",
+        "made for this number of patches",
+    ),
     "einsum of positions and positions": (
         lambda x: torch.einsum("bchw,bcij->bhwij", x, x),
         "einsum",
@@ -119,6 +131,7 @@ REFUSED = {
         "on a plain tensor",
     ),
     "where something is": (lambda x: torch.where(x > 0), "where", "places among all visible positions"),
+    "values replaced": (lambda x: setattr(x, "data", 2 * x), "Tensor.data = …", "no known meaning"),
     "two grids": (lambda x: x + patches(), "add", "different grids"),
     "split of patches": (lambda x: x.view(2, 2, 4, 4, 4), "view", "cuts through the patch axis"),
     "joined patches": (lambda x: torch.cat([x, x], 0), "cat", "patches or positions"),

@@ -103,6 +103,7 @@ RECIPES = {
     "conv_transpose2d": lambda f, x: f(x, weights(8, 4, 2, 2), None, 2),
     "max_pool2d": lambda f, x: f(x, 3, 1, 1),
     "avg_pool2d": lambda f, x: f(x, 3, 1, 1),
+    "unfold": lambda f, x: f(x, 3, 1, 1).unflatten(2, x.shape[2:]),
     "pad": lambda f, x: F.avg_pool2d(f(x, (1, 1, 1, 1), value=2.0), 3, 1),
     "interpolate": lambda f, x: f(x, scale_factor=2),
     "linear": lambda f, x: f(x.movedim(1, -1), weights(4, 8)).movedim(-1, 1),
@@ -320,6 +321,7 @@ OVER_IMAGES = {
     "instance_norm": lambda f, x: (
         f(x, weight=weights(8)) if f is F.instance_norm else f(x, weights(8), None, None, None, True, 0.1, 1e-5, False)
     ),
+    "normalize": lambda f, x: f(x, dim=(2, 3)),
     "batch_norm": lambda f, x: (
         f(x, None, None, weights(8), training=True)
         if f is F.batch_norm
@@ -332,7 +334,7 @@ OVER_IMAGES = {
 OVER_CHANNELS_ALONE = {  # refused over positions
     **dict.fromkeys(
         """median nanmedian mode cummax cummin argmax argmin prod all cumsum cumprod logcumsumexp sort argsort softmin
-        cosine_similarity normalize glu""".split(),
+        cosine_similarity glu""".split(),
         lambda f, x: f(*(2 if name_of(f) == "cosine_similarity" else 1) * [x], dim=2),
     ),
     **dict.fromkeys(["topk", "kthvalue"], lambda f, x: f(x, 2, dim=2)),

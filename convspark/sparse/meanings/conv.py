@@ -28,6 +28,8 @@ from ..tensor import (
 from .neighbourhood import Source, source_of, through_images
 from .operands import dense_batch, per_axis
 
+Size = int | tuple[int, ...]
+
 
 @meaning(functional.conv1d, functional.conv2d, functional.conv3d)
 def convolve(
@@ -54,6 +56,15 @@ def convolve(
     if flat and weight.shape[2] == 1 and per_axis(stride, 1) == (1,) and padding in (0, (0,), "same", "valid"):
         out = func(unpadded(x), weight, bias, 1, 0, 1, groups)  # a kernel of one position on flat positions
         return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), x.axes[2]))
+    if not x.axes[0]:
+        raise Refusal("its weights were made for this number of patches; write groups of channels, not of patches")
+    if len(x.axes[0]) > 1 and lay.is_canonical((x.axes[0][:1], *x.axes[1:])):  # groups of channels beside the patches
+        values = unpadded(x).reshape(x.grid.num_visible, -1, *x.shape[2:])
+        count = lay.size_of(x.axes[0][1:])
+        weights, biases = torch.cat([weight] * count), bias if bias is None else bias.repeat(count)
+        out = convolve(func, as_patches(values, x.grid), weights, biases, stride, padding, dilation, groups * count)
+        own = out.reshape(-1, weight.shape[0], *out.shape[2:])
+        return as_patches(own, x.grid, (x.axes[0], *lay.canonical(own.shape)[1:]))
     source, plan, pads = _looked_at(x, weight, stride, padding, dilation)
     if source.is_padded_otherwise(pads):
         return source.through_padded_images(lambda maps: func(maps, weight, bias, stride, padding, dilation, groups))
@@ -166,6 +177,20 @@ def _products_pay(values: Tensor, channels: int, groups: int, outputs: int) -> b
         return True
     narrowest = 8 if outputs == 1 else 24
     return channels >= narrowest and values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+@meaning(functional.unfold)
+def unfold(func, input: GridTensor, kernel_size: Size, dilation: Size = 1, padding: Size = 0, stride: Size = 1):
+    """Each window's values as channels, (N, C * taps, positions): by a convolution with one weight of 1 for each."""
+    if isinstance(input, PerImage):
+        return dense_batch(func, input, kernel_size, dilation, padding, stride)
+    if not lay.is_canonical(input.axes):
+        raise Refusal("its axes are not (patches, channels, height, width)")
+    kernel = per_axis(kernel_size, 2)
+    ones = torch.eye(math.prod(kernel), dtype=input.dtype, device=input.device).view(-1, 1, *kernel)
+    channels = input.shape[1]
+    out = convolve(functional.conv2d, input, ones.repeat(channels, 1, 1, 1), None, stride, padding, dilation, channels)
+    return as_same_kind(out.flatten(2), out, lay.flattened(out.axes, 2, 3))
 
 
 @meaning(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)

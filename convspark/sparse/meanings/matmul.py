@@ -67,7 +67,7 @@ def _first_of_matrix(x: GridTensor) -> GridTensor:
 
 @meaning(torch.einsum)
 def einsum(func, equation, *operands):
-    """Over channels: the axes of patches, images and positions are all kept, each as it is."""
+    """Over channels, where the axes of patches, images and positions are all kept; or over an image's positions."""
     if not isinstance(equation, str):
         raise Refusal("its equation is not a string")
     operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
@@ -93,18 +93,20 @@ def einsum(func, equation, *operands):
             known = axis_of.setdefault(name, axis)
             if (known != axis and not (lay.is_plain(known) and lay.is_plain(axis))) or own.count(name) > 1:
                 raise Refusal(f"axis {name!r} is of patches or positions in one operand and not in another")
-    if any(not lay.is_plain(axis) and name not in out_names for name, axis in axis_of.items()):
-        raise Refusal(
-            "it sums over patches or positions; matmul does so for two tensors of (patches, channels, positions)"
-        )
+    summed = [role for name, axis in axis_of.items() if name not in out_names for role, _ in axis if role != lay.PLAIN]
+    rows = [at for at, name in enumerate(out_names) if [role for role, _ in axis_of[name]] == [lay.PATCH]]
+    if summed and not (rows and sorted(summed, key=str) == [*range(len(leader.grid.shape))]):
+        raise Refusal("it sums over some patches or positions and not others")
     sparse_axes = [axis_of[name] for name in out_names if not lay.is_plain(axis_of[name])]
     if len({role for axis in sparse_axes for role, _ in axis}) != sum(map(len, sparse_axes)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     out = torch.einsum(equation, *[with_rows_of(operand, leader) for operand in operands])
+    if summed:
+        out = sum_per_image(out.movedim(rows[0], 0), leader.grid).movedim(0, rows[0])
+        axis_of[out_names[rows[0]]] = ((lay.IMAGE, leader.grid.batch_size),)
     axes = zip(out_names, out.shape, strict=True)
-    return as_same_kind(
-        out, leader, tuple(lay.plain_axis(n) if lay.is_plain(axis_of[name]) else axis_of[name] for name, n in axes)
-    )
+    layout = tuple(lay.plain_axis(n) if lay.is_plain(axis_of[name]) else axis_of[name] for name, n in axes)
+    return as_per_image(out, leader.grid, layout) if summed else as_same_kind(out, leader, layout)
 
 
 def _without_ellipsis(names: str, dims: int) -> list[str]:

@@ -60,7 +60,7 @@ class _FromOutside(NotExactError, AssertionError):
     torch.is_floating_point,
     torch.is_complex,
     torch.is_same_size,
-    *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad")),
+    *(vars(torch._C.TensorBase)[name].__set__ for name in ("requires_grad", "grad", "_backward_hooks")),
     Tensor.retain_grad,
     torch.get_device,
 )
@@ -75,7 +75,7 @@ def length(func, input: GridTensor) -> int:
 
 
 @meaning(
-    *named("contiguous float half bfloat16 double to type_as cpu cuda type", Tensor),
+    *named("contiguous float half bfloat16 double bool byte int long to type_as cpu cuda type", Tensor),
     *named("clone detach detach_ requires_grad_", torch, Tensor),
     vars(torch._C.TensorBase)["data"].__get__,
     *named("alias", torch.ops.aten),

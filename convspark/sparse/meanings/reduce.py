@@ -51,11 +51,11 @@ def reduced_kind(x: GridTensor, dims: tuple[int, ...]) -> str:
         return "rows"
     if isinstance(x, PerImage):
         return "batch"
+    if not spatial:
+        raise Refusal("it reduces over patches but not over their positions")
     for axis in (x.axes[at] for at in range(x.dim()) if at not in dims):
         if any(lay.is_spatial(role) for role, _ in axis):
             raise Refusal("it reduces some spatial axes and not others, which mixes masked and visible positions")
-    if not spatial:
-        raise Refusal("it reduces over patches but not over their positions")
     if rows in factors:
         return "batch"
     if not any([axis and axis[0][0] == lay.PATCH and lay.is_plain(axis[1:]) for axis in x.axes]):
@@ -457,10 +457,11 @@ def _repeated(rows: Tensor, x: VisiblePatches) -> Tensor:
 
 @meaning(functional.normalize)
 def normalize(func, input, p: float = 2.0, dim: Any = 1, eps: float = 1e-12):
-    """Each position's channels by their norm."""
+    """By a norm over what `total` sums."""
     x = unpadded(input)
-    require_plain(x, dimensions(x, dim), "normalising along this axis")
-    return as_same_kind(func(x, p, dim, eps), x, x.axes)
+    norms = _norm(x, p, dim, True, None)
+    least = norms.clamp_min(eps)
+    return elementwise(torch.div, x, as_same_kind(least, norms, norms.axes) if isinstance(norms, GridTensor) else least)
 
 
 @meaning(*named("cosine_similarity pairwise_distance", functional, torch))

@@ -27,12 +27,14 @@ def interpolate(
     """To a size that the network read off a patch, or by a factor."""
     x = unpadded(input)
     if isinstance(x, PerImage):
-        if size is not None and all(n == 1 for n in x.shape[2:]):
-            return spread_over_positions(x, per_axis(size, x.dim() - 2))
-        if size is not None and x.dim() == len(x.grid.shape) + 2:  # bins of the map, back to a size read off a patch
-            sides = [n * h for n, h in zip(per_axis(size, x.dim() - 2), x.grid.shape, strict=True)]
-            return cut(func(rows_first(x).values, sides, None, mode, align_corners, *more, **kwargs), x.grid)
-        return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **kwargs)
+        if size is None or x.dim() != len(x.grid.shape) + 2:
+            return dense_batch(func, x, size, scale_factor, mode, align_corners, *more, **kwargs)
+        sizes = per_axis(size, x.dim() - 2)
+        if all(n == 1 for n in x.shape[2:]):
+            return spread_over_positions(x, sizes)
+        # Bins of the map, back to a size read off a patch.
+        sides = [n * h for n, h in zip(sizes, x.grid.shape, strict=True)]
+        return cut(func(rows_first(x).values, sides, None, mode, align_corners, *more, **kwargs), x.grid)
     if not isinstance(x, VisiblePatches) or not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")
     dims = x.dim() - 2

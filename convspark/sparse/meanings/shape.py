@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -338,6 +339,11 @@ def expand_as(func, input, other):
     return as_same_kind(with_rows_of(x, leader).expand(other.shape), leader, layout)
 
 
+def _is_pooled_map(x: GridTensor) -> TypeGuard[PerImage]:
+    """Whether it has one value of each image in place of a map, (B, C, 1, 1)."""
+    return isinstance(x, PerImage) and x.dim() == len(x.grid.shape) + 2 and set(x.shape[2:]) == {1}
+
+
 @meaning(*named("expand broadcast_to", Tensor, torch))
 def expand(func, input, *lengths, size=None, implicit=False):
     """Axes of size 1 repeated; an image's values also to each of its patches and positions."""
@@ -349,7 +355,7 @@ def expand(func, input, *lengths, size=None, implicit=False):
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
         grows = [n not in (-1, own) for n, own in zip(sizes, x.shape, strict=False)]
-        if lead == 0 and x.dim() > 2 and any(grows[2:]) and not grows[1] and set(x.shape[2:]) == {1}:
+        if lead == 0 and _is_pooled_map(x) and any(grows[2:]) and not grows[1]:
             return spread_over_positions(x, [max(n, 1) for n in sizes[2:]])
         sizes = sizes_for(x, sizes)
     out = x.expand(sizes)
@@ -389,11 +395,7 @@ def repeat(func, input, *times, dims=None, repeats=None):
     x = unpadded(input)
     copies = as_sizes(times if times else (dims if dims is not None else repeats,))
     copies = [1] * (x.dim() - len(copies)) + copies if func is not Tensor.repeat else copies
-    if (
-        isinstance(x, PerImage)
-        and len(copies) == x.dim() > 2
-        and max(copies[2:]) > 1 == max(x.shape[2:]) == max(copies[:2])
-    ):
+    if len(copies) == x.dim() and _is_pooled_map(x) and max(copies[2:]) > 1 == max(copies[:2]):
         return spread_over_positions(x, copies[2:])
     lead = len(copies) - x.dim()
     layout: lay.Layout = (*[()] * lead, *x.axes)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import _StopRecomputationError
 from torch.utils.weak import WeakTensorKeyDictionary
 
 NOWHERE = -1  # the place of an element that belongs to no patch: per-image values, which are always visible
@@ -82,9 +83,9 @@ class MaskAndMultiply(TorchFunctionMode):
         return x
 
     def map_places(self, shape: Sequence[int]) -> Tensor | None:
-        """Of a map (B, C, *sides), or of images as groups of channels (1, B * C, *sides), in whole patches."""
+        """Of a map (B, C, *sides), as groups of channels (1, B * C, …) or beside images (B * G, C / G, …) too."""
         batch, *grid = self.visible.shape
-        if len(shape) != len(grid) + 2 or shape[0] not in (1, batch) or shape[0] * shape[1] % batch:
+        if len(shape) != len(grid) + 2 or (shape[0] > 1 and shape[0] % batch) or shape[0] * shape[1] % batch:
             return None
         places = torch.arange(self.visible.numel(), device=self.visible.device).view(batch, 1, *grid)
         for axis, (side, h) in enumerate(zip(shape[2:], grid, strict=True), start=2):
@@ -116,6 +117,8 @@ class MaskAndMultiply(TorchFunctionMode):
         if rule is not None:
             try:
                 return rule(self, func, *args, **{str(_SPELLINGS.get(key, key)): kwargs[key] for key in kwargs})
+            except _StopRecomputationError:  # how a checkpoint leaves the part that it runs again
+                raise
             except Exception:  # not as the rule knows it; an error of the network's own comes again
                 self.unknown.append(_name(func))
         return self.beside(func, *args, **kwargs)
@@ -233,6 +236,24 @@ def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any)
         place = None if _nowhere(places[0]) else mode.map_places(part.shape)
         mode.follow(part, places) if place is None else mode.put(part, place)
     return out
+
+
+def _zeroed(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Sums of powers over positions see zeros; each result lies where its operand does."""
+    return mode.put(func(mode.zero_filled(input), *args, **kwargs), mode.place(input))
+
+
+def _unfold(
+    mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: Any, dilation=1, padding=0, stride: Any = 1
+) -> Tensor:
+    assert func is torch.nn.functional.unfold
+    out = func(mode.zero_filled(input), kernel_size, dilation, padding, stride)
+    of_axes = [(n, n) if isinstance(n, int) else n for n in (kernel_size, dilation, padding, stride)]
+    axes = zip(input.shape[2:], *of_axes, strict=True)
+    sides = [(side + 2 * pad - apart * (taps - 1) - 1) // step + 1 for side, taps, apart, pad, step in axes]
+    places = mode.map_places((*out.shape[:2], *sides))
+    assert places is not None
+    return mode.put(out, places.flatten(2))
 
 
 def _pool(mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: Any, *args: Any, **kwargs: Any) -> Any:
@@ -365,9 +386,9 @@ def _normalise(mode: MaskAndMultiply, x: Tensor, norm: Callable[[Tensor], Tensor
     for positions in [visible & (image == number) for number in range(len(x))] if by_image else [visible]:
         if positions.any():
             out = norm(rows[positions].T[None])[0].T
-            normalised = out.new_zeros(rows.shape) if normalised is None else normalised
-            normalised[positions] = out
-    return mode.put((torch.zeros_like(rows) if normalised is None else normalised).movedim(-1, 1), mode.place(x))
+            normalised = torch.zeros_like(x, dtype=out.dtype) if normalised is None else normalised  # in x's order
+            normalised.movedim(1, -1)[positions] = out
+    return mode.put(torch.zeros_like(x) if normalised is None else normalised, mode.place(x))
 
 
 def _batch_norm(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -412,6 +433,8 @@ _RULES: dict[str, Function] = {
         _pool: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d",
         _around: """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample
             lp_pool2d""",
+        _unfold: "unfold",
+        _zeroed: "normalize",
         _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
         _reduce: """sum mean amax amin max min var std norm linalg_norm linalg_vector_norm var_mean std_mean any all
             prod logsumexp median""",

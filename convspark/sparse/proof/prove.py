@@ -187,9 +187,12 @@ def _at_full_size(small: _Trial, full: Callable[[int], _Trial], proof: Proof, tr
     if one.size == small.size:
         return proof
     try:
-        return _at_its_size(one, proof, training)
+        verdict = _at_its_size(one, proof, training)
+        if math.isfinite(verdict.dense):
+            return verdict
     except NotExactError:  # a batch norm of pooled values, one an image, cannot be trained on a single one
-        return _at_its_size(full(2), proof, training)
+        pass
+    return _at_its_size(full(2), proof, training)  # nor has a single one a variance
 
 
 def _at_its_size(full: _Trial, proof: Proof, training: bool) -> Proof:
@@ -493,6 +496,7 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     """The module's floating-point tensors in float64, nudged, in one mode, without dropout; put back afterwards."""
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     buffers = [b for b in module.buffers() if b.is_floating_point()]
+    registered = [(owner, dict(owner._buffers)) for owner in module.modules()]  # a network may put others there
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
     modes = [(owner, owner.training) for owner in module.modules()]
     generator = torch.Generator().manual_seed(3)
@@ -511,6 +515,8 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
                 owner.eval()
         yield
     finally:
+        for owner, kept in registered:
+            owner._buffers.update(kept)
         for tensor, data, requires_grad in originals:
             tensor.data = data
             tensor.requires_grad_(requires_grad)
