@@ -189,7 +189,9 @@ def unfold(func, input: GridTensor, kernel_size: Size, dilation: Size = 1, paddi
     kernel = per_axis(kernel_size, 2)
     ones = torch.eye(math.prod(kernel), dtype=input.dtype, device=input.device).view(-1, 1, *kernel)
     channels = input.shape[1]
-    out = convolve(functional.conv2d, input, ones.repeat(channels, 1, 1, 1), None, stride, padding, dilation, channels)
+    weight = ones.repeat(channels, 1, 1, 1)
+    with torch.autocast(input.device.type, enabled=False):
+        out = convolve(functional.conv2d, input, weight, None, stride, padding, dilation, channels)
     return as_same_kind(out.flatten(2), out, lay.flattened(out.axes, 2, 3))
 
 
