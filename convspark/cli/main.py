@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import re
 import signal
@@ -80,12 +81,15 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C or SIGTERM.
+    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C, SIGTERM or
+    SIGHUP.
     """
     if arguments is None:  # run as a program: the process is ours
         keep_memory()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what asks to stop is answered like Ctrl-C
+        _ready_streams()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # what asks to stop is answered like Ctrl-C
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(arguments)
@@ -133,6 +137,18 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def _ready_streams() -> None:
+    """Open what the process was started without, and have names of any letters printed wherever the output goes.
+
+    Files that are opened would else become the standard output, and get what libraries print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the first number that is free is its own
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the process lasts
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
