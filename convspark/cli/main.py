@@ -99,19 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code  # the process that failed says what happened
     except ConvsparkError as error:
         here = Processes.here()
-        print(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}", file=sys.stderr)
+        _say(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         # A run that has a folder says more; everything else writes at its end, and whole.
         stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
-        print(f"\n{shown_text(interrupt) if interrupt.args else stopped}", file=sys.stderr)
+        _say(f"\n{shown_text(interrupt) if interrupt.args else stopped}")
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
         allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
         if allocation is None and not isinstance(error, MemoryError):
             raise
         much = f": {int(allocation[1]) / 2**30:.1f} GiB were asked for at once" if allocation else ""
-        print(f"error: out of memory{much}. Choose a smaller --size or --batch-size", file=sys.stderr)
+        _say(f"error: out of memory{much}. Choose a smaller --size or --batch-size")
         return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SAYS_ENOUGH:
             raise
-        print(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}", file=sys.stderr)
+        _say(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}")
         return ConvsparkError.exit_code
 
 
@@ -137,6 +137,12 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def _say(text: str) -> None:
+    """Print to stderr, unless it is gone, as a terminal may be by now."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def _ready_streams() -> None:
