@@ -14,13 +14,13 @@ from ..data import PLAIN, Pixels
 from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, going_on
 from ..runs.numbers import format_size, normalisation, parse_size
 from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
 from ..trust import check_code
 from .paper import image_size_of
-from .weights import load_backbone_weights, read_checkpoint, split_prefix
+from .weights import check_timm_name, load_backbone_weights, read_checkpoint, split_prefix
 
 RANDOM = "random:"
 
@@ -217,7 +217,7 @@ def _of_run(weights: str, model: str | None) -> Origin:
         file = trained_file(folder)
         if not file.is_file():
             raise UsageError(
-                f"the run {weights} has no {file.name} yet: `convspark {folder.kind} --resume {weights}` finishes it"
+                f"the run {weights} has no {file.name} yet: `{going_on(folder.kind, weights)}` finishes it"
             )
         if model is None:
             model = read_part(_Named, folder.config).model
@@ -225,7 +225,7 @@ def _of_run(weights: str, model: str | None) -> Origin:
         return replace(_of_file(file, model), weights=weights)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
-            raise UsageError(f"the run {weights} has no export yet; `convspark finetune --resume {weights}` makes it")
+            raise UsageError(f"the run {weights} has no export yet; `{going_on('finetune', weights)}` makes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
@@ -349,9 +349,7 @@ def _papers_size(path: Path, content: object) -> int | None:
 
 
 def _of_timm(name: str, model: str | None) -> Origin:
-    from ..model.networks import check_name
-
-    check_name(name)
+    check_timm_name(name)
     return _known(name, model or name.partition(".")[0], name)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..runs.checkpoints import damage
 
 logger = logging.getLogger(__name__)
 
 # Levels that checkpoints wrap their weights in.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "backbone")
+_MOST_LEVELS = 10  # a file may hold itself
 _EXPORTED_WEIGHTS = "model.safetensors"
 _SOME = 0.1  # share of a network's tensors that stay random, above which a warning says so
 _MOST = 0.5  # and above which it is an error
@@ -128,7 +131,8 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
         prefix: of the names to take; None finds the one under which most fit.
 
     Raises:
-        UsageError: no tensor fits, several sets of tensors do, or a tensor has another shape than the backbone's.
+        UsageError: no tensor fits, several sets of tensors do, or a tensor has another shape than the backbone's or no
+            finite numbers.
     """
     own = backbone.state_dict()
     if prefix is not None:
@@ -141,6 +145,7 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
     names = {_flat(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
     tensors = {name: state[names[_flat(name)]] for name in own if _flat(name) in names}
     used = {names[_flat(name)] for name in tensors}
+    _check_values(tensors, own, source)
     adapted = _fit_channels(tensors, own, backbone)
     misfits = [
         f"{name} is {_shape(tensor)}, the network's is {_shape(own[name])}"
@@ -181,6 +186,28 @@ def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mappin
         return state
     before, after = (sum(_flat(name) in own_names for name in names) for names in (state, renamed))
     return renamed if after > before else state
+
+
+def _check_values(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Raise UsageError for tensors whose numbers are missing, coded, or not finite where the network's own are."""
+    coded = [
+        f"{name} ({'without data' if tensor.is_meta else f'{tensor.dtype}, {tensor.layout}'.replace('torch.', '')})"
+        for name, tensor in tensors.items()
+        if tensor.is_meta
+        or tensor.layout is not torch.strided
+        or (own[name].is_floating_point() and not tensor.is_floating_point())
+    ]
+    if coded:
+        raise UsageError(
+            f"{source} holds no plain numbers for {summarise(coded)}: save its weights as ordinary float tensors"
+        )
+    broken = [n for n, tensor in tensors.items() if _is_finite(own[n]) and not _is_finite(tensor.to(own[n].dtype))]
+    if broken:
+        raise UsageError(f"{source} holds numbers that are not finite (NaN, infinity), in {summarise(broken)}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def _fit_channels(tensors: dict[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> list[str]:
@@ -232,7 +259,7 @@ def read_checkpoint(path: Path) -> object:
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options, which many training scripts keep
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UsageError(
             f"{path} cannot be read as plain weights: it holds {_foreign(path, error)}. Code in a file is not run "
@@ -242,6 +269,10 @@ def read_checkpoint(path: Path) -> object:
         raise UsageError(
             f"{path} is not a PyTorch file, or is damaged ({str(error) or type(error).__name__})"
         ) from None
+    reason = damage(path) if zipfile.is_zipfile(path) else None  # torch does not look at the checksums
+    if reason is not None:
+        raise UsageError(f"{path} is damaged: {reason}")
+    return content
 
 
 def _foreign(path: Path, error: Exception) -> str:
@@ -299,19 +330,25 @@ def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, out of the levels they are wrapped in."""
     tensors: dict[str, Tensor] = {}
-    while isinstance(content, Mapping):
+    for _ in range(_MOST_LEVELS):
+        if not isinstance(content, Mapping):
+            break
         # A level inside comes first: beside it may lie an accuracy, which is a tensor, too.
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} or tensors
+        others = [(name, level) for name, level in content.items() if isinstance(level, Mapping)]
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if content is None and not tensors:  # levels of other names, such as student and teacher: prefixes
+            tensors = {f"{name}.{n}": t for name, level in others for n, t in level.items() if isinstance(t, Tensor)}
     if tensors:
         return tensors
     raise UsageError(f"{path} holds no weights: expected a state dict of tensors, bare or under {', '.join(_WRAPPERS)}")
 
 
-def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
+def check_timm_name(name: str) -> None:
+    """Raise UsageError, with the nearest names, unless timm has such a network and such weights of it."""
     import timm
 
-    architecture = name.partition(".")[0]
+    architecture, _, tag = name.partition(".")
     if "/" in name or "\\" in name or not timm.is_model(architecture):
         nearest = get_close_matches(name, timm.list_models(pretrained=True), n=3)
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
@@ -319,6 +356,15 @@ def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
             f"there is no file or folder {name!r}, nor does timm know a network of that name{hint}. Expected a run "
             "folder, an export, a .safetensors or .pth file, or a timm name such as resnet50.a1_in1k"
         )
+    tags = [cfg.partition(".")[2] for cfg in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if "." in name and tag not in tags:
+        raise UsageError(f"timm has no weights {tag!r} of {architecture}: it has {', '.join(tags) or 'none'}")
+
+
+def _read_timm(name: str, backbone: nn.Module) -> Mapping[str, Tensor]:
+    import timm
+
+    check_timm_name(name)
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # whatever the hub's client raises without a network

@@ -16,8 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UsageError
 from ..names import shown_text
-from ..runs.launch import count_of, launch
-from ..runs.numbers import check_positive
+from ..runs.launch import asked_for, launch
 from ..runs.processes import Processes
 from ..runs.settings import read_yaml
 from ..trust import check_code
@@ -73,6 +72,7 @@ class Command:
         for title, members in (groups or {}).items():
             places |= dict.fromkeys(members, self.parser.add_argument_group(title))
         self.keys: list[str] = []
+        self._named: set[str | None] = set()
         self._sources: dict[str, Callable[[str], dict[str, Any]]] = {}
         self._positional = positional
         for parameter in inspect.signature(function).parameters.values():
@@ -141,6 +141,9 @@ class Command:
                 options[key] = configured.get(key)
         for key, value in flagged.items():
             options[key] = value
+        flags = {flag: action.dest for action in self.parser._actions for flag in action.option_strings}
+        typed = (flags.get(word.partition("=")[0]) for word in arguments)
+        self._named = {*configured, *flagged, *typed, *(key for key in self._positional if options[key] is not None)}
         if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
             print("Loading PyTorch, which takes some seconds …", file=sys.stderr)
         return options
@@ -220,18 +223,16 @@ class Command:
     def spread(self, arguments: Sequence[str], options: Namespace) -> int | None:
         """Start the processes that were asked for, and wait for them: their exit code; None where this is one of them,
         or the only one."""
-        devices, nodes = options.get("devices"), options.get("nodes") or 1
-        if Processes.here().are_several or devices is None:
+        asked = asked_for(options.get("devices"), options.get("nodes"))
+        if Processes.here().are_several or not asked.are_several:
             return None
-        count = count_of(devices)
-        check_positive(devices=count, nodes=options.get("nodes"))
-        if count * nodes == 1:
-            return None
-        return launch([sys.executable, "-m", "convspark", self.name, *arguments], count, nodes)
+        command = [sys.executable, "-m", "convspark", self.name, *arguments]
+        return launch(command, asked.local_count, asked.count // asked.local_count)
 
     def values(self, options: Namespace) -> dict[str, Any]:
-        """The function's arguments, without the options of the command line alone."""
-        return {key: options[key] for key in self.keys}
+        """The function's arguments, without the options of the command line alone; of a run that goes on, only those
+        that were named."""
+        return {key: options[key] for key in self.keys if key in self._named or not options.get("resume")}
 
     def _read_recipe(self, name: str) -> dict[str, Any]:
         """The settings of a recipe; UsageError unless it is one of this command."""
@@ -344,9 +345,11 @@ def _expected(action: argparse.Action) -> str:
     text = type_text(action)
     literal = re.search(r"Literal\[(.*?)\]", text)
     if literal:
-        return literal[1].replace("'", "").replace(", ", " or ")
+        words = literal[1].replace("'", "").replace(", ", " or ")
+        return f"a number or {words}" if re.search(r"\b(int|float)\b", text) else words
     words = {
         r"tuple\[float, float\]": "two numbers, as in 0.9,0.95",
+        r"^dict\b": "names and values, as in {output_stride: 16}",
         r"list\[float\]": "numbers, as in 0.5,0.5,0.5",
         r"list\[str\]": "names, as in layer1,layer2",
         r"^list\[int\] \| None$": "whole numbers, as in 3,2,1",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runs.folder import default_path
+from ..runs.folder import default_path, going_on
 from ..runs.numbers import check_positive, format_seconds
 from .arguments import Command
 
@@ -81,7 +81,7 @@ def _run(folder: str, run: "Callable[[], PretrainResult]") -> "PretrainResult":
         if not Path(folder).is_dir():
             raise
         first = str(stopped).partition(".")[0] or "Stopped"
-        raise KeyboardInterrupt(f"{first}. To go on:\n  convspark demo --resume {folder}") from None
+        raise KeyboardInterrupt(f"{first}. To go on:\n  {going_on('demo', folder)}") from None
 
 
 def _epochs_in(minutes: float, pictures: "_Pictures", arguments: dict[str, Any]) -> int:

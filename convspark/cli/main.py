@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import re
 import signal
@@ -80,12 +81,15 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C or SIGTERM.
+    0 done, 1 failed, 2 usage or settings, 3 images that cannot be used, 4 the loss diverged, 130 Ctrl-C, SIGTERM or
+    SIGHUP.
     """
     if arguments is None:  # run as a program: the process is ours
         keep_memory()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # what asks to stop is answered like Ctrl-C
+        _ready_streams()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # what asks to stop is answered like Ctrl-C
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(arguments)
@@ -95,19 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code  # the process that failed says what happened
     except ConvsparkError as error:
         here = Processes.here()
-        print(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}", file=sys.stderr)
+        _say(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         # A run that has a folder says more; everything else writes at its end, and whole.
         stopped = f"Stopped convspark {arguments[0] if arguments else ''}".rstrip() + "; nothing was written"
-        print(f"\n{shown_text(interrupt) if interrupt.args else stopped}", file=sys.stderr)
+        _say(f"\n{shown_text(interrupt) if interrupt.args else stopped}")
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
         allocation = re.search(r"tried to allocate (\d+) bytes", str(error))
         if allocation is None and not isinstance(error, MemoryError):
             raise
         much = f": {int(allocation[1]) / 2**30:.1f} GiB were asked for at once" if allocation else ""
-        print(f"error: out of memory{much}. Choose a smaller --size or --batch-size", file=sys.stderr)
+        _say(f"error: out of memory{much}. Choose a smaller --size or --batch-size")
         return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):
@@ -116,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _SAYS_ENOUGH:
             raise
-        print(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}", file=sys.stderr)
+        _say(f"error: {error.strerror}{f': {shown(error.filename)}' if error.filename else ''}")
         return ConvsparkError.exit_code
 
 
@@ -133,6 +137,24 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def _say(text: str) -> None:
+    """Print to stderr, unless it is gone, as a terminal may be by now."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
+
+
+def _ready_streams() -> None:
+    """Open what the process was started without, and have names of any letters printed wherever the output goes.
+
+    Files that are opened would else become the standard output, and get what libraries print there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the first number that is free is its own
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  for as long as the process lasts
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """`convspark pretrain`."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,13 +69,16 @@ def run(arguments: Sequence[str]) -> int:
     if options.print_config:
         from ..pretraining.estimate import resolved_config
 
-        print(resolved_config(**values), end="")
+        config = resolved_config(**values)
+        if Processes.here().is_first:
+            print(config, end="")
         return 0
     if options.dry_run:
         from ..pretraining.estimate import estimate
 
         plan = estimate(**values)
-        print(json.dumps(plan.as_dict(), indent=2) if options.json else plan)
+        if Processes.here().is_first:
+            print(json.dumps(plan.as_dict(), indent=2) if options.json else plan)
         return 0
     code = parser.spread(arguments, options)
     if code is not None:
@@ -111,6 +115,7 @@ def describe(result: PretrainResult) -> str:
         if result.export.architecture
         else f'network.load_state_dict(safetensors.torch.load_file("{result.export.folder / "model.safetensors"}"))'
     )
+    run = shlex.quote(str(result.folder))
     lines = [
         f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
         f"  run             {result.folder}",
@@ -120,7 +125,7 @@ def describe(result: PretrainResult) -> str:
         "Next, in Python:",
         f"  {load}",
         "or:",
-        f"  convspark reconstruct {result.folder} PICTURE -o grid.png",
-        f"  convspark probe {result.folder} LABELLED        (what it has learnt: LABELLED has a folder for each class)",
+        f"  convspark reconstruct {run} PICTURE -o grid.png",
+        f"  convspark probe {run} LABELLED        (what it has learnt: LABELLED has a folder for each class)",
     ]
     return "\n".join(lines)

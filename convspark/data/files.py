@@ -77,6 +77,9 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
+            if folder != root and _is_run(folder):
+                _log.warning("%s is a run of convspark: its own pictures are left out", shown(folder))
+                continue
             entries = os.scandir(folder)
         except OSError as error:
             if folder == root:
@@ -149,6 +152,14 @@ def _unquoted(line: str) -> str:
             name = json.loads(line)
             return name if isinstance(name, str) else line
     return line
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a run was carried out there, whose pictures are of others among these."""
+    return any(
+        all(os.path.exists(os.path.join(folder, name)) for name in names)
+        for names in (("config.yaml", "environment.json"), ("compare.yaml",))
+    )
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:

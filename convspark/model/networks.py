@@ -114,7 +114,7 @@ def _timm(name: str, channels: int | None, drop_path: float, model_args: Mapping
                 f"drop_path is {drop_path}, but {name} has no stochastic depth; leave --drop-path out"
             ) from None
         raise UsageError(f"model is {name!r}, which cannot be built with {options}: {error}") from None
-    except (FileNotFoundError, RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+    except (OSError, RuntimeError, AssertionError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"model is {name!r}, which timm cannot build with {options}: {error}") from None
 
 

@@ -1,10 +1,12 @@
 """What a run would be and cost, without running it: resolved settings, parameters, memory, time."""
 
 import logging
+import os
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,10 +15,12 @@ import torch
 from ..model.networks import check_name
 from ..runs.device import describe_device, quick_products
 from ..runs.graphs import Graphed
+from ..runs.launch import asked_for
 from ..runs.logs import run_log
 from ..runs.memory import out_of_memory
 from ..runs.numbers import count, format_seconds
 from ..runs.optimizer import set_rates
+from ..runs.processes import Processes
 from ..runs.run import Run
 from ..runs.settings import as_dict, as_yaml
 from ..seeds import Use
@@ -43,7 +47,8 @@ class Estimate:
         description: the effective numbers, in words.
         device: in words.
         parameters: of the whole model; backbone_parameters of the backbone alone.
-        memory_bytes: most memory in use while training, measured: on a GPU what was allocated there, else the process.
+        memory_bytes: most memory in use while training, measured: on a GPU what was allocated there, else the process;
+            of several processes, of one.
         device_bytes: memory of the GPU; None elsewhere.
         images_that_fit: about how many images a pass its memory would hold; None elsewhere.
         step_seconds: of one optimiser step, measured with real images; images_per_second alike.
@@ -90,11 +95,14 @@ class Estimate:
 def estimate(images: Any = None, **settings: Any) -> Estimate:
     """Prepare a run as `pretrain` would, take a few steps, and throw them away; nothing is written.
 
-    Takes the arguments of `pretrain`, and raises what that would raise before it starts to train.
+    Takes the arguments of `pretrain`, and raises what that would raise before it starts to train. Of several processes
+    it takes the part of one.
     """
+    unresolved = PretrainSettings(images, **settings)
+    here = asked_for(unresolved.devices, unresolved.nodes)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        plan = make_plan(Run(PretrainSettings(images, **settings)))
-        measured = _measured(plan)
+        plan = make_plan(Run(unresolved, here))
+        measured = _measured(plan, here)
     held_out, numbers = plan.images.held_out, plan.numbers
     held_out_count = 0 if held_out is None else len(held_out)
     picture_seconds = _HELD_OUT_SHARE * measured.step_seconds / numbers.batch_size  # of one that is measured
@@ -102,12 +110,12 @@ def estimate(images: Any = None, **settings: Any) -> Estimate:
     return Estimate(
         settings=plan.settings,
         description=plan.describe(),
-        device=describe_device(plan.device),
+        device=describe_device(plan.device) + (f", for each of {here.count} processes" if here.are_several else ""),
         parameters=sum(p.numel() for p in plan.model.parameters()),
         backbone_parameters=sum(p.numel() for p in plan.model.backbone.parameters()),
         memory_bytes=measured.peak,
         device_bytes=measured.total,
-        images_that_fit=measured.images_that_fit(numbers.images_a_pass),
+        images_that_fit=measured.images_that_fit(numbers.images_a_pass // here.count),
         step_seconds=measured.step_seconds,
         steps=numbers.steps,
         images_per_second=numbers.batch_size / measured.step_seconds,
@@ -121,7 +129,7 @@ def resolved_config(images: Any = None, **settings: Any) -> str:
     unresolved = PretrainSettings(images, **settings)
     with run_log(logging.WARNING), torch.random.fork_rng(devices=[]):
         if unresolved.images is not None or unresolved.resume is not None:
-            plan = make_plan(Run(unresolved))
+            plan = make_plan(Run(unresolved, asked_for(unresolved.devices, unresolved.nodes)))
             return as_yaml(plan.settings, "\n".join(plan.choices.lines()))
         if unresolved.model != AUTO:
             check_name(str(unresolved.model))  # no images: a template to fill in, for which no network is built
@@ -152,23 +160,35 @@ class Measured(NamedTuple):
         return max(0, int((_USABLE * self.total - self.between_steps) / bytes_an_image))
 
 
-def _measured(plan: Plan) -> Measured:
-    """By taking steps as training does.
+def _measured(plan: Plan, here: Processes) -> Measured:
+    """By taking steps as training does in this process.
 
     Raises:
         ConvsparkError: out of memory; says what fits.
     """
     try:
-        with quick_products(plan.device):
-            return _measure(plan)
+        with quick_products(plan.device), _threads_of_one(here):
+            return _measure(plan, here)
     except torch.OutOfMemoryError:
         pass  # and let go of the exception, which holds what the step had computed
-    raise out_of_memory(plan.module(), plan.train_loader(), plan.device, plan.precision)
+    raise out_of_memory(plan.module(), plan.train_loader(here), plan.device, plan.precision)
 
 
-def _measure(plan: Plan) -> Measured:
+@contextmanager
+def _threads_of_one(here: Processes) -> Iterator[None]:
+    """Within it, this process has the share of the cores that `launch` leaves to each of several."""
+    before = torch.get_num_threads()
+    if here.are_several and "OMP_NUM_THREADS" not in os.environ:  # else each has as many
+        torch.set_num_threads(max(1, before // here.local_count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(plan: Plan, here: Processes) -> Measured:
     device = plan.device
-    module, loader = plan.module(), plan.train_loader()
+    module, loader = plan.module(), plan.train_loader(here)
     model = plan.model.to(device).train()
     optimizer = module.configure_optimizers()
     set_rates(optimizer, 0.0, 0.0)  # the steps cost what they cost, and change nothing that could overflow

@@ -312,7 +312,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         picture_epochs=picture_epochs,
         precision=precision,
     )
-    workers = default_workers(device) if s.workers is None else s.workers
+    workers = default_workers(device, run.here.local_count) if s.workers is None else s.workers
     return Plan(
         resolved,
         model,
@@ -397,6 +397,7 @@ def _check(s: PretrainSettings) -> None:
         parse_size(s.size)
     check_shares(drop_path=s.drop_path)
     check_positive(
+        channels=s.channels,
         learning_rate=s.learning_rate,
         base_learning_rate=s.base_learning_rate,
         gradient_clip=s.gradient_clip,

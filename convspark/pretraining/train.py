@@ -80,7 +80,7 @@ class Pretraining:
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
             go_on=(
-                f"convspark pretrain --resume {folder.path}"
+                folder.going_on
                 if plan.images.are_files
                 else f"convspark.pretrain(images, resume={str(folder.path)!r}), in Python, with its datasets"
             ),
@@ -98,7 +98,7 @@ class Pretraining:
             epochs=int(row["epoch"]),
             steps=int(row["step"]),
             train_loss=float(row["train_loss"]),
-            held_out_loss=float(row["held_out_loss"]) if row["held_out_loss"] else None,
+            held_out_loss=float(row["held_out_loss"]) if row.get("held_out_loss") else None,
             seconds=run.seconds,
             picture=picture if picture.is_file() else None,
         )
@@ -108,7 +108,7 @@ def _last_row(metrics: Metrics, run: Run[PretrainSettings]) -> Mapping[str, str]
     """The last row, read now if the run was complete already and so nothing was trained."""
     if not metrics.last:
         metrics.read()
-    if not metrics.last:
+    if not all(metrics.last.get(name) for name in ("epoch", "train_loss")):
         raise ConvsparkError(
             f"the run {run.folder.path} is complete, but its {run.folder.metrics.name} is gone or torn; what was "
             f"trained is in {run.folder.export}"

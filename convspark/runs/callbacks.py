@@ -269,6 +269,9 @@ class Checkpoints(Checkpoint):
 class Signals(Callback):
     """Within it, the first Ctrl-C (or SIGTERM) ends a run after its step, with a checkpoint; the second at once.
 
+    The end of its terminal (SIGHUP) ends it likewise; shells tell that twice. What the run was started to ignore, as by
+    `nohup`, it ignores.
+
     SIGUSR1 does the same in a SLURM job, which is then queued again.
 
     A signal that comes while held-out images are measured takes effect after the measurement.
@@ -280,8 +283,9 @@ class Signals(Callback):
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():  # signals belong to it
-            numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if slurm_job() else [])]
-            self._before = {number: signal.getsignal(number) for number in numbers}
+            numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGUSR1] if slurm_job() else [])]
+            before = {number: signal.getsignal(number) for number in numbers}
+            self._before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
         self._take_over()
 
     def __exit__(self, *_: object) -> None:
@@ -298,7 +302,7 @@ class Signals(Callback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: Any) -> None:
-        if self._checkpoints.stopping:
+        if self._checkpoints.stopping and number != signal.SIGHUP:
             signal.signal(number, self._before[signal.Signals(number)])
             raise KeyboardInterrupt
         self._checkpoints.stop(requeue=number == signal.SIGUSR1)

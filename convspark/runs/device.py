@@ -153,9 +153,10 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
     return "fp32"
 
 
-def default_workers(device: torch.device) -> int:
-    """Processes that decode images: most cores beside a GPU, a quarter of them where the CPU trains as well."""
-    cores = available_cores() // Processes.here().local_count
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Loaders of images for each of so many processes on this machine: most cores beside a GPU, a quarter of them where
+    the CPU trains as well."""
+    cores = available_cores() // processes
     return max(1, min(16, cores - 1)) if device.type != "cpu" else max(1, min(8, cores // 4))
 
 

@@ -102,7 +102,7 @@ class RunFolder:
         if settings is not Settings and folder.kind != settings.kind:
             raise UsageError(
                 f"{str(path)!r} is a run of `convspark {folder.kind}`, not of {settings.kind}; "
-                f"`convspark {folder.kind} --resume {path}` goes on with it"
+                f"`{going_on(folder.kind, path)}` goes on with it"
             )
         return folder
 
@@ -115,7 +115,7 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
         if there:
-            hint = f"go on with `convspark {self.kind} --resume {self.path}`, or " if self.config.is_file() else ""
+            hint = f"go on with `{going_on(self.kind, self.path)}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
 
     def check_there(self) -> None:
@@ -129,7 +129,7 @@ class RunFolder:
     @property
     def going_on(self) -> str:
         """The command that goes on with the run."""
-        return f"convspark {self._command} --resume {self.path}"
+        return going_on(self._command, self.path)
 
     @property
     def kind(self) -> str:
@@ -214,6 +214,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / self.REPORT
+
+
+def going_on(command: str, folder: str | os.PathLike[str]) -> str:
+    """What to type in a shell to go on with a run."""
+    return f"convspark {command} --resume {shlex.quote(os.fspath(folder))}"
 
 
 def default_path(name: str, parent: str | os.PathLike[str] = "runs") -> Path:

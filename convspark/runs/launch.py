@@ -12,13 +12,14 @@ from typing import Any
 
 from ..errors import UsageError
 from .folder import available_cores
-from .processes import EndedElsewhereError
+from .numbers import check_positive
+from .processes import EndedElsewhereError, Processes
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_TELL = 15.0  # for the others, to notice and to report what they know
 _SECONDS_TO_END = 10.0
 _INTERRUPTED = 130
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,6 +34,20 @@ def count_of(devices: int | str) -> int:
     if not torch.cuda.device_count():
         raise UsageError("devices is 'all', and there is no GPU here: give a number of processes")
     return torch.cuda.device_count()
+
+
+def asked_for(devices: int | str | None, nodes: int | None) -> Processes:
+    """The first of the processes that settings ask for; this one's place where it is one of several already.
+
+    Raises:
+        UsageError: numbers of them that cannot be.
+    """
+    here = Processes.here()
+    if here.are_several or devices is None:
+        return here
+    count = count_of(devices)
+    check_positive(devices=count, nodes=nodes)
+    return Processes(0, count * (nodes or 1), 0, count)
 
 
 def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
@@ -67,7 +82,8 @@ def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
     try:
         return _wait(started)
     finally:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..names import shown_text
 
@@ -97,7 +97,25 @@ def console() -> Any:
 def _console(stream: Any) -> Any:
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, soft_wrap=True)
+    return Console(file=_Terminal(stream), highlight=False, soft_wrap=True)  # type: ignore[arg-type]
+
+
+class _Terminal:
+    """A terminal, which may be closed while a run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 class _LogFile(logging.FileHandler):

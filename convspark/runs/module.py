@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import DivergedError
+from ..errors import ConvsparkError, DivergedError
 from ..parts import Part
 from ..seeds import Use, counted_seed
 from ..sparse.jointly import Jointly
@@ -196,11 +196,19 @@ class TrainingModule(pl.LightningModule):
         )
 
     def epoch_state(self) -> dict[str, float]:
-        """Running sums of an epoch that is not over, for a checkpoint in its midst; each process calls it."""
+        """Running sums of an epoch that is not over, for a checkpoint in its midst, and what tells runs apart; each
+        process calls it."""
         self.join_losses()
-        return {"sum": float(self._sum), "count": self._count}
+        return {"sum": float(self._sum), "count": self._count, "of_steps": self.schedule.steps, "seed": self.seed}
 
     def load_epoch_state(self, state: dict[str, float]) -> None:
+        own = self.schedule.steps, self.seed
+        there = state.get("of_steps", own[0]), state.get("seed", own[1])
+        if there != own:
+            raise ConvsparkError(
+                f"the checkpoint is of another run, one of {there[0]} steps with the seed {there[1]}, where this one "
+                f"has {own[0]} and {own[1]}: put the run's own checkpoint there, or start a new run"
+            )
         self._sum, self._count = float(state["sum"]), int(state["count"])
 
 

@@ -97,10 +97,12 @@ def count(
         accumulate = _fewest_passes(batch_size, processes, device_batch_size, 2 if in_pairs else 1)
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: expected 1 or more images")
+    if not images:
+        raise UsageError("there are no images to train on: give more, or set fewer aside to measure with")
     if batch_size > images:
         raise UsageError(
             f"batch_size is {batch_size}, but there are only {images} images to train on: "
-            f"choose --batch-size {max(1, 1 << (images.bit_length() - 1))} or less, or give more images"
+            f"choose --batch-size {1 << (images.bit_length() - 1)} or less, or give more images"
         )
     if batch_size % accumulate:
         raise UsageError(
@@ -138,6 +140,8 @@ def _fewest_passes(batch_size: int, processes: int, most: int | None, multiple: 
     """
     if most is None or batch_size % processes:
         return 1
+    if most < multiple:
+        raise UsageError(f"device_batch_size is {most}: expected {multiple} or more, as pictures are mixed in pairs")
     own = batch_size // processes
     whole = (own // passes for passes in range(1, own + 1) if own % passes == 0)
     size = next((size for size in whole if size <= most and size % multiple == 0), 0)

@@ -1,6 +1,7 @@
 """What a user sees of a run that goes on: a bar on a terminal, plain lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -30,14 +31,15 @@ class Progress(Callback):
         stopwatch: whose speed is shown; it must come before this callback.
         workers: processes that load images.
         warned: where the warning about waiting for images goes.
-        bar: whether to draw a bar; None for one if stderr is a terminal.
+        bar: whether to draw a bar; None for one if stderr is a terminal that can.
     """
 
     def __init__(self, stopwatch: Stopwatch, workers: int, warned: Warned, bar: bool | None = None) -> None:
         self._watch = stopwatch
         self._warned = warned
         self._workers = workers
-        self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        can_draw = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._wants_bar = can_draw if bar is None else bar
         self._bar: Any = None
         self._task: Any = None
         self._started = 0.0

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Rows:
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            self.rows = [row for row in rows if last_step is None or int(row["step"]) <= last_step]
+            self.rows = [row for row in rows if int(row["step"]) <= (math.inf if last_step is None else last_step)]
         except (ValueError, KeyError, TypeError, csv.Error):  # torn, or of something else
             logger.warning("%s could not be read and is begun anew", self.path)
 

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from functools import wraps
@@ -40,6 +41,7 @@ class Settings:
         may_change: what belongs to the machine, and may differ where a run goes on.
         may_move: where the data are, which may be another place where a run goes on.
         code: settings that may name code, which is then run.
+        named: those that a caller of the command has named, which `resumed` compares even where they are the default.
     """
 
     kind: ClassVar[str]
@@ -47,6 +49,7 @@ class Settings:
     may_change: ClassVar[tuple[str, ...]] = ("device", "workers")
     may_move: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[tuple[str, ...]] = ("model", "weights")
+    named: ClassVar[frozenset[str]] = frozenset()
 
     out: str | None = None
     resume: str | None = None
@@ -70,12 +73,16 @@ class SpreadSettings(Settings):
 def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
     """Decorator: a function of settings becomes one that takes them as its arguments."""
 
+    signature = _signature(settings)
+
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            return function(settings(*args, **kwargs))
+            made = settings(*args, **kwargs)
+            object.__setattr__(made, "named", frozenset(signature.bind(*args, **kwargs).arguments))
+            return function(made)
 
-        setattr(call, "__signature__", _signature(settings))  # noqa: B010  what help() and the command line show
+        setattr(call, "__signature__", signature)  # noqa: B010  what help() and the command line show
         return call
 
     return decorate
@@ -113,7 +120,8 @@ def as_yaml(settings: Settings, comment: str = "") -> str:
 
 def kind_of(file: Path) -> str:
     """The command whose settings a file holds; older files say so in their comment."""
-    text = file.read_text(encoding="utf-8", errors="replace")
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        text = opened.read(_MOST_LETTERS)
     said = re.search(r"^kind: *(\w+)|convspark (\w+) --config", text, re.MULTILINE)
     if said is None:
         return "compare" if file.stem == "compare" else "pretrain"
@@ -177,8 +185,10 @@ def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
                 own_changes[field.name] = value
             elif compare and not (isinstance(value, list | tuple) and _plain(value) == before):
                 changed.append(field.name)  # the run has files of its own, and would not look at these
-        elif field.name == "resume" or value == getattr(default, field.name):
+        elif field.name == "resume" or (value == getattr(default, field.name) and field.name not in passed.named):
             continue
+        elif value in (None, "auto") and field.name not in passed.may_change:
+            continue  # left to be chosen, which contradicts no choice
         elif field.name in (*passed.may_change, *_SPREAD) or (
             field.name in passed.may_move and isinstance(value, str) and is_place
         ):
@@ -186,7 +196,7 @@ def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
         elif compare and _plain(value) != _plain(before):
             changed.append(field.name)
     if changed:
-        start, longer = "start a new run", passed.from_weights(str(where))
+        start, longer = "start a new run", passed.from_weights(shlex.quote(str(where)))
         if "epochs" in changed and longer is not None:
             start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(

@@ -4,9 +4,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from ..errors import ConvsparkError
 from ..files import written_whole
 from ..model.networks import copied
 from ..runs.folder import RunFolder
@@ -36,7 +38,18 @@ class KeepBest(Callback):
         self.best = dict(state_dict)
 
     def restore(self, network: nn.Module) -> nn.Module:
-        """The best weights, in a copy of the network on the CPU."""
+        """The best weights, in a copy of the network on the CPU.
+
+        Raises:
+            ConvsparkError: their file is gone or damaged, or of another network.
+        """
         best = copied(network).cpu()
-        best.load_state_dict(load_file(self.path))
+        try:
+            best.load_state_dict(load_file(self.path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConvsparkError(
+                f"{self.path}, the best weights of the run, cannot be read ({reason}): put the file back, or start a "
+                "new run with its --config"
+            ) from None
         return best.eval()

@@ -113,7 +113,7 @@ class Task(ABC, Generic[S, R]):
         if self.settings.layer_decay is not None:
             self.layer_decay = self.settings.layer_decay
         workers = self.settings.workers
-        self.workers = default_workers(self.device) if workers is None else workers
+        self.workers = default_workers(self.device, run.here.local_count) if workers is None else workers
         self.settings = replace(
             self.settings,
             model=self.origin.model,  # so that the folder can be used as WEIGHTS
@@ -233,7 +233,7 @@ class Task(ABC, Generic[S, R]):
             callbacks=[best],
             checkpoint_minutes=s.checkpoint_minutes,
             measure_every=defaults.measure_every(n.epochs),
-            go_on=f"convspark {s.kind} --resume {run.folder.path}",
+            go_on=run.folder.going_on,
             can_accumulate=self.can_accumulate,
         )
         return best

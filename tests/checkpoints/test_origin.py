@@ -137,7 +137,15 @@ def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
         find_weights(str(tmp_path / "export")).check_pictures()
 
 
-@pytest.mark.parametrize(("given", "message"), [(None, "weights are missing"), ("resnet5O", "did you mean")])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "weights are missing"),
+        ("resnet5O", "no file or folder 'resnet5O', nor does timm .*did you mean"),
+        ("runs/x", "no file or folder 'runs/x', nor"),
+        ("resnet18.a1_in2k", "timm has no weights 'a1_in2k' of resnet18: it has a1_in1k"),
+    ],
+)
 def test_nothing_of_that_name(given, message):
     with pytest.raises(UsageError, match=message):
         find_weights(given)

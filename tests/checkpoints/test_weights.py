@@ -55,6 +55,19 @@ def test_weights_beside_an_accuracy_that_is_a_tensor(source, level, tmp_path):
     assert torch.equal(backbone.conv1[0].weight, source.conv1[0].weight)
 
 
+def test_a_damage_in_the_midst_of_tensors_is_told(source, tmp_path):
+    """Torch does not look at the checksums."""
+    state = source.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    place = content.index(state["conv1.0.weight"].numpy().tobytes())
+    content[place : place + 8] = bytes(8)
+    (tmp_path / "w.pth").write_bytes(content)
+    assert not torch.load(tmp_path / "w.pth")["conv1.0.weight"].equal(state["conv1.0.weight"])
+    with pytest.raises(UsageError, match=r"w\.pth is damaged: the checksum of .* differs"):
+        load_backbone_weights(resnet(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damaged_files_are_the_users_error(source, zipped, tmp_path):
     """Some bytes of a file changed, or its end cut off."""
@@ -151,6 +164,18 @@ def test_one_of_two_networks_in_a_file_is_not_taken_by_chance(source, tmp_path):
     assert not load_backbone_weights(copy.deepcopy(source), tmp_path / "same.pth").missing
 
 
+def test_levels_of_any_name_are_prefixes(source, tmp_path):
+    other = {name: value + 1 for name, value in source.state_dict().items()}
+    torch.save({"teacher": source.state_dict(), "epoch": 3, "optimizer": {"lr": 1}}, tmp_path / "one.pth")
+    torch.save({"student": other, "teacher": source.state_dict()}, tmp_path / "two.pth")
+    for place in ("one.pth", "two.pth:teacher"):
+        target = resnet()
+        assert not load_backbone_weights(target, f"{tmp_path / place}").missing
+        assert equal(target, source)
+    with pytest.raises(UsageError, match="several networks that fit: student, teacher"):
+        load_backbone_weights(resnet(), tmp_path / "two.pth")
+
+
 def test_a_part_of_a_file_by_its_prefix(source, tmp_path):
     other = resnet()
     state = {f"student.{n}": t for n, t in source.state_dict().items()}
@@ -210,6 +235,39 @@ def test_refuses_to_leave_a_whole_kind_of_tensors_random_or_most_of_a_network(so
         load_backbone_weights(resnet(), tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.to("meta"), r"no plain numbers for conv1.0.weight .without data."),
+        (lambda t: t.to(torch.int8), "conv1.*int8, strided"),
+        (lambda t: t.to_sparse(), "conv1.*float32, sparse_coo"),
+        (lambda t: t.to(torch.complex64), "conv1.*complex64"),
+        (lambda t: t / 0, "not finite .NaN, infinity., in conv1.0.weight"),
+        (lambda t: t.double() + 1e300, "not finite"),
+    ],
+)
+def test_refuses_tensors_without_plain_numbers(source, change, words):
+    state = source.state_dict()
+    state["conv1.0.weight"] = change(state["conv1.0.weight"])
+    with pytest.raises(UsageError, match=words):
+        load_state(resnet(), state, "w.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_takes_floats_of_any_size(source, kind):
+    state = {n: t.to(kind) if t.is_floating_point() else t for n, t in source.state_dict().items()}
+    target = resnet()
+    load_state(target, state, "w.pth")
+    assert torch.equal(target.conv1[0].weight, state["conv1.0.weight"].float())
+
+
+def test_infinities_that_a_network_has_itself_are_taken():
+    """As masks of attention have them."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert "mask" in load_state(network, copy.deepcopy(network).state_dict(), "w.pth").loaded
+
+
 def test_says_which_foreign_objects_a_file_holds(source, tmp_path):
     torch.save({"model": source.state_dict(), "when": fractions.Fraction(1, 2)}, tmp_path / "w.pth")
     with pytest.raises(UsageError, match=r"objects of type fractions\.Fraction\. Code in a file") as caught:
@@ -227,6 +285,12 @@ class Trap:
         return (pytest.fail, ("code in a checkpoint was run",))
 
 
+def holding_itself():
+    content = {}
+    content["model"] = content
+    return content
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -236,6 +300,7 @@ class Trap:
         (lambda path: torch.save({"trap": Trap()}, path), "plain weights"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no weights"),
         (lambda path: torch.save([1, 2], path), "holds no weights"),
+        (lambda path: torch.save(holding_itself(), path), "holds no weights"),
     ],
 )
 def test_refuses_files_that_hold_no_plain_weights(tmp_path, make, words):

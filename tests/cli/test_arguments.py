@@ -5,6 +5,8 @@ from typing import Literal
 import pytest
 
 from convspark.cli.arguments import Command
+from convspark.cli.finetune import command as finetune_command
+from convspark.cli.pretrain import command as pretrain_command
 from convspark.errors import UsageError
 
 
@@ -44,6 +46,27 @@ def command() -> Command:
     made.add_config()
     made.add_switch("--dry-run", help="do nothing")
     return made
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "words"),
+    [
+        (finetune_command, "--eval-crop", "--eval-crop is 'x': expected a number or whole"),
+        (pretrain_command, "--model-args", "--model-args is 'x': expected names and values, as in {output_stride: 16}"),
+    ],
+)
+def test_types_of_several_kinds_are_named(command, flag, words):
+    with pytest.raises(UsageError, match=words):
+        command().parse([flag, "x"])
+
+
+def test_of_a_run_that_goes_on_only_what_was_named_is_passed(tmp_path):
+    (tmp_path / "c.yaml").write_text("seed: 0\n")
+    pretrain = pretrain_command()
+    named = ["--resume", "run", "--device", "auto", "--mask-ratio=0.6", "--config", str(tmp_path / "c.yaml"), "-o", "x"]
+    assert parse(pretrain, *named) == {"resume": "run", "device": "auto", "mask_ratio": 0.6, "seed": 0, "out": "x"}
+    assert parse(pretrain, "pictures", "--resume", "run") == {"images": "pictures", "resume": "run"}
+    assert len(parse(pretrain, "pictures")) > 50
 
 
 def parse(command, *arguments):

@@ -10,6 +10,7 @@ from PIL import Image
 from convspark.cli import demo as demo_module
 from convspark.cli.main import main
 from convspark.data import demo_photographs
+from convspark.pretraining import estimate
 
 
 def test_pretrain_prints_what_to_do_next_on_stdout(folder, quick, tmp_path, capsys):
@@ -47,6 +48,16 @@ def test_dry_run_tells_settings_memory_and_time_and_leaves_nothing(folder, quick
     assert main(["pretrain", str(folder), *quick, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 4
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_several_processes_is_of_the_part_of_one(folder, quick, monkeypatch, capsys):
+    sizes, drawn = [], estimate.counted_grid
+    monkeypatch.setattr(estimate, "counted_grid", lambda *given: sizes.append(len(given[1])) or drawn(*given))
+    assert main(["pretrain", str(folder), *quick, "--dry-run", "--json", "--devices", "2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {*sizes} == {4} and told["steps"] == 4 and "for each of 2 processes" in told["device"]
+    assert main(["pretrain", str(folder), *quick, "--dry-run", "--devices", "3"]) == 2
+    assert "3 processes cannot share evenly" in capsys.readouterr().err
 
 
 def test_resume_of_a_finished_run(finished, capsys):

@@ -120,6 +120,17 @@ def test_links_and_pipes_of_all_kinds(
     assert "4 links lead nowhere, and may have been folders of pictures" in caplog.text
 
 
+def test_pictures_that_a_run_has_drawn_among_its_own_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "runs/x/pictures/last.png", "cmp/compare.png", "model/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("runs/x/config.yaml", "runs/x/environment.json", "cmp/compare.yaml", "model/config.yaml"):
+        (tmp_path / name).touch()
+    assert list_pictures(str(tmp_path)) == [str(tmp_path / "a.png"), str(tmp_path / "model/b.png")]
+    assert caplog.text.count("is a run of convspark: its own pictures are left out") == 2
+    assert list_pictures(str(tmp_path / "runs/x")) == [str(tmp_path / "runs/x/pictures/last.png")]
+
+
 def test_text_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("\ufeff# chosen\n\nphotos/b.JPG\n  photos/with space/e f.jpeg\nphotos/b.JPG\n/abs/x.jpg\n")

@@ -436,6 +436,8 @@ def test_resolved_config_without_images_is_a_template(small):
         ({"model": "test_vit"}, "self-attention"),
         ({"size": 100}, "96x96 or 128x128"),
         ({"model_args": {"output_strid": 16}}, "cannot be built with.*output_strid"),
+        ({"model_args": {"act_layer": "swich"}}, "cannot build with.*swich"),
+        ({"channels": 0}, "channels is 0"),
         ({"mask_ratio": 0.99}, "mask_ratio"),
         ({"mask_ratio": 0.01}, "mask_ratio"),
         ({"batch_size": 100}, "only 25 images"),

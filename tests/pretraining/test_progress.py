@@ -54,3 +54,11 @@ def test_a_bar_on_a_terminal(pictures, small, tmp_path, monkeypatch):
     pretrain(str(pictures), out=str(tmp_path / "run"), **small)
     assert all(text in screen.getvalue() for text in ("8/8", " left", "measuring 1/1"))
     assert "\x1b" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("kind", "draws"), [("xterm", True), ("dumb", False), ("unknown", False)])
+def test_a_terminal_that_cannot_draw_gets_plain_lines(kind, draws, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", kind)
+    bar = progress.Progress(None, 0, None)  # type: ignore[arg-type]
+    assert bar._wants_bar == draws

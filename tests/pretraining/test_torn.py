@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from convspark.errors import ConvsparkError
 from convspark.pretraining.command import pretrain
@@ -76,8 +77,22 @@ def test_other_images_than_a_run_was_begun_with_are_noticed(stopped, tmp_path):
         pretrain(resume=str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("key", ["of_steps", "seed"])
+def test_the_checkpoint_of_another_run_of_the_same_network_is_refused(key, stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(file)
+    content["convspark_epoch"][key] += 1
+    torch.save(content, file)
+    with pytest.raises(ConvsparkError, match="the checkpoint is of another run, one of"):
+        pretrain(resume=str(tmp_path / "run"))
+
+
 def test_a_complete_run_without_its_metrics_says_so(stopped, tmp_path):
     shutil.copytree(stopped[0].parent / "whole", tmp_path / "run")
     (tmp_path / "run" / "metrics.csv").unlink()
     with pytest.raises(ConvsparkError, match=r"complete, but its metrics.csv is gone"):
+        pretrain(resume=str(tmp_path / "run"))
+    (tmp_path / "run" / "metrics.csv").write_text("foo,bar\n1,2\n")
+    with pytest.raises(ConvsparkError, match=r"complete, but its metrics.csv is gone or torn"):
         pretrain(resume=str(tmp_path / "run"))

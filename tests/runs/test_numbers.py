@@ -58,6 +58,8 @@ def test_warmup_is_a_tenth_and_never_more_than_the_papers():
         ({"warmup_epochs": 11}, "warmup_epochs is 11"),
         ({"batch_size": 10, "accumulate": 4}, "--batch-size 12"),
         ({"accumulate": 0}, "accumulate is 0"),
+        ({"images": 0}, "no images to train on"),
+        ({"accumulate": None, "device_batch_size": 1, "in_pairs": True}, "device_batch_size is 1: expected 2 or more"),
     ],
 )
 def test_refuses_numbers_that_do_not_go_together(arguments, words):

@@ -13,7 +13,7 @@ import convspark
 from convspark.errors import UsageError
 from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.folder import RunFolder
-from convspark.runs.settings import as_yaml, kind_of, read_settings, resumed
+from convspark.runs.settings import as_yaml, command, kind_of, read_settings, resumed
 from convspark.tasks.classification.settings import FinetuneSettings
 from convspark.tasks.comparison.settings import CompareSettings
 from convspark.tasks.detection.settings import DetectSettings
@@ -31,7 +31,7 @@ PRETRAINED = PretrainSettings(
 )
 
 
-@pytest.mark.parametrize("settings", [PRETRAINED, *(command() for command in COMMANDS)], ids=lambda s: s.kind)
+@pytest.mark.parametrize("settings", [PRETRAINED, *(each() for each in COMMANDS)], ids=lambda s: s.kind)
 def test_reading_gives_back_what_was_written(settings, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(as_yaml(replace(settings, out="somewhere"), "Two\nlines"))
@@ -104,6 +104,21 @@ def test_a_run_goes_on_with_its_own_settings_but_for_the_machines(tmp_path):
     assert resumed(own, asked, tmp_path) == replace(own, device="cuda", workers=3)
     with pytest.raises(UsageError, match="leave out --out, --mask-ratio, --seed"):
         resumed(own, PretrainSettings(resume="run", seed=3, mask_ratio=0.7, out="other"), tmp_path)
+
+
+def test_what_is_named_counts_though_it_is_the_default(tmp_path):
+    own = replace(PRETRAINED, device="cpu", checkpoint_minutes=1.0, mask_ratio=0.5, model="resnet18", compile=True)
+
+    @command(PretrainSettings)
+    def going_on(passed):
+        return resumed(own, passed, tmp_path)
+
+    assert going_on(resume="run") == own
+    assert going_on(None, model="auto", probe=None, resume="run") == own  # left to be chosen
+    named = {"device": "auto", "checkpoint_minutes": 10.0, "compile": False}
+    assert going_on(resume="run", **named) == replace(own, **named)
+    with pytest.raises(UsageError, match="leave out --mask-ratio, --seed"):
+        going_on(resume="run", mask_ratio=0.6, seed=3, epochs=own.epochs)
 
 
 @pytest.mark.parametrize("images", ["a.tar", ["a.tar", "b.tar"]])

@@ -288,6 +288,7 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
         ({"settings": {"mixup": -1}}, "mixup is -1"),
         ({"settings": {"mixup": "abc"}}, "settings: mixup is 'abc': expected float"),
         ({"settings": {"devices": 2}}, "settings has 'devices': expected settings of finetune"),
+        ({"fractions": [1 / 3, 0.3333333, 1.0]}, r"fractions is .*: expected shares that differ in their first six"),
         ({"size": "abc"}, "size is 'abc': expected pixels"),
         ({"size": 1}, "size is 1: .* cannot be run"),
         ({"batch_size": 16}, "batch_size is 16, but 10 % of the labels are 6 pictures"),

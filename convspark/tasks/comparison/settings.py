@@ -53,6 +53,8 @@ class CompareSettings(Settings):
         for fraction in self.fractions or ():
             if not 0 < fraction <= 1:
                 raise UsageError(f"fractions holds {fraction}: expected shares of the labels, above 0 and at most 1")
+        if len({f"{fraction:g}" for fraction in self.fractions or ()}) < len({*(self.fractions or ())}):
+            raise UsageError(f"fractions is {self.fractions}: expected shares that differ in their first six digits")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def embed(
         scanned = here.led(prepare)
         origin = find_weights(weights, model, partial)
         torch_device = choose_device(device)
-        processes = default_workers(torch_device) if workers is None else workers
+        processes = default_workers(torch_device, here.local_count) if workers is None else workers
         backbone, sides = origin.build(), origin.sides(size)
         origin.check_size(backbone, sides)
         loader = picture_loader(scanned.good, sides, origin.mean, origin.std, processes, here, origin.pixels)
