@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import UsageError
 from ..sparse.backward import gradients
@@ -107,6 +106,10 @@ class Stages:
         call: CallBackbone | None = None,
         levels: int | None = None,
     ):
+        if torch.is_inference_mode_enabled():
+            raise UsageError(
+                "a network cannot be looked at within torch.inference_mode, as this takes gradients: leave that mode"
+            )
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
@@ -276,20 +279,16 @@ class Stages:
         """
         parameters = {n: p for n, p in self.backbone.named_parameters() if p.is_floating_point()}
         stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
-        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
-
-        def reached(features: list[Tensor]) -> list[set[str]]:
-            names: list[set[str]] = []
-            for part in parts(features):
+        instead = {id(p): stand_ins[n] for n, p in parameters.items()}
+        instead |= {id(b): b.clone() for b in self.backbone.buffers()}
+        names: list[set[str]] = []
+        with torch.enable_grad(), replaced(self.backbone, instead):
+            for part in parts(self(probe)):
                 outputs = [f for f in part if f.requires_grad]
                 tensors, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
                 slopes = gradients(outputs, tensors, ones, retain_graph=True) if outputs else [None] * len(tensors)
                 names.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
-            return names
-
-        with torch.enable_grad():
-            return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
+        return names
 
 
 def _prefixes(name: str) -> list[str]:
@@ -298,20 +297,21 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-class _FeaturesOf(nn.Module):
-    """What is found of the stages' features, as a module for `functional_call`.
+@contextmanager
+def replaced(module: nn.Module, instead: Mapping[int, Tensor]) -> Iterator[None]:
+    """Other tensors in the place of a module's own, by their `id`, on the way back, too, when a checkpoint runs again.
 
-    A checkpoint runs a part again on the way back, when the stand-ins must still be in place.
+    Not by `torch.func.functional_call`, which does not put back those of a module that has two names.
     """
-
-    def __init__(self, stages: Stages, find: Callable[[list[Tensor]], list[set[str]]]):
-        super().__init__()
-        self.backbone = stages.backbone
-        self.stages = stages
-        self.find = find
-
-    def forward(self, x: Tensor) -> list[set[str]]:
-        return self.find(self.stages(x))
+    dictionaries = [own for submodule in module.modules() for own in (submodule._parameters, submodule._buffers)]
+    places = [(own, name, tensor) for own in dictionaries for name, tensor in own.items() if id(tensor) in instead]
+    try:
+        for own, name, tensor in places:
+            own[name] = instead[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for own, name, tensor in places:
+            own[name] = tensor
 
 
 @contextmanager
@@ -330,11 +330,23 @@ def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     for kinds in ((nn.Conv2d, nn.Conv3d), nn.Conv1d):  # networks for images have a Conv1d over channels at times
         for module in backbone.modules():
             if isinstance(module, kinds):
+                _check_weight(backbone, module.weight)
                 return module
     raise UsageError(
         f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
         "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
     )
+
+
+def _check_weight(backbone: nn.Module, weight: Tensor) -> None:
+    """Raise UsageError if a weight has no shape yet, or can have no gradient."""
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        problem = "has lazy layers, whose shapes are not known yet: call it once on an image first"
+    elif weight.is_inference():
+        problem = "was made within torch.inference_mode and cannot be trained: make it outside"
+    else:
+        return
+    raise UsageError(f"backbone={type(backbone).__name__} {problem}")
 
 
 def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
