@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import NotExactError, UsageError
 from ..model.find_stages import CallBackbone
-from ..model.networks import find_network
+from ..model.networks import check_module, find_network
 from ..model.stages import Stages
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..sparse import PatchGrid, gather
@@ -101,6 +101,7 @@ def check(
     """
     name = network if isinstance(network, str) else type(network).__name__
     module = find_network(network, channels) if isinstance(network, str) else network
+    check_module(module, "network")
     lazy = nn.parameter.UninitializedParameter
     parameters = sum(p.numel() for p in module.parameters() if not isinstance(p, lazy))
 

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.jointly import Jointly
 from ..sparse.proof.prove import prove as prove_exact
+from ..sparse.tensor import check_operands
 from .decoder import Decoder
 from .densify import Densify, choose_norm
 from .lean_decoder import LeanDecoder
@@ -257,6 +258,9 @@ class SparK(nn.Module):
         return dist.group.WORLD if dist.get_world_size() > 1 else None
 
     def _grid(self, images: Tensor, grid: PatchGrid | None, generator: torch.Generator | None) -> PatchGrid:
+        check_operands(images, grid)
+        if not images.is_floating_point():
+            raise UsageError(f"images of {images.dtype}: expected floats, normalised by mean and deviation")
         dims = self.stages.dims
         if images.ndim != dims + 2 or images.shape[1] != self.in_chans:
             raise UsageError(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from .find_stages import (
     runs_after,
     stride_of,
 )
+from .networks import check_module
 from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
 
 # Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the second by 7 and 14,
@@ -110,6 +112,9 @@ class Stages:
             raise UsageError(
                 "a network cannot be looked at within torch.inference_mode, as this takes gradients: leave that mode"
             )
+        check_module(backbone, "backbone")
+        if in_chans is not None and (not isinstance(in_chans, SupportsIndex) or index(in_chans) < 1):
+            raise UsageError(f"in_chans is {in_chans!r}: expected a whole number above 0, the channels of the images")
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
