@@ -155,6 +155,8 @@ def read_record(path: Path) -> Record:
     config = path / _COMPARISON if (path / _COMPARISON).is_file() else path / "config.yaml"
     kind = "?"
     try:
+        if not config.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(config)
         kind = kind_of(config)
         content = read_yaml(config)
         if not isinstance(content, dict):
@@ -194,6 +196,8 @@ def _is_run(path: Path, files: list[str]) -> bool:
     """Whether a run wrote the folder: other programs have files of that name, too."""
     if _COMPARISON in files or "environment.json" in files:
         return True
+    if not (path / "config.yaml").is_file():
+        return False
     try:
         text = (path / "config.yaml").read_text(encoding="utf-8", errors="replace")[:_HEAD]
     except OSError:
