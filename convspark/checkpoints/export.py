@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
+from ..files import paths_as_texts, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@paths_as_texts
 def export(
     run: str | None = None,
     *,
@@ -44,7 +46,6 @@ def export(
     """
     if run is None:
         raise UsageError("run is missing: give a run folder, an export folder, a timm name or a weights file")
-    from ..files import write_text
     from ..runs.logs import run_log
     from . import targets
     from .card import file_card

@@ -216,16 +216,14 @@ def _of_run(weights: str, model: str | None) -> Origin:
     if folder.kind in ("detect", "segment"):
         file = trained_file(folder)
         if not file.is_file():
-            raise UsageError(
-                f"the run {weights} has no {file.name} yet: `convspark {folder.kind} --resume {weights}` finishes it"
-            )
+            raise UsageError(f"the run {weights} has no {file.name} yet: `{folder.going_on}` finishes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
         return replace(_of_file(file, model), weights=weights)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
-            raise UsageError(f"the run {weights} has no export yet; `convspark finetune --resume {weights}` makes it")
+            raise UsageError(f"the run {weights} has no export yet; `{folder.going_on}` makes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)

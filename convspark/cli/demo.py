@@ -1,5 +1,6 @@
 """`convspark demo`."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def _run(folder: str, run: "Callable[[], PretrainResult]") -> "PretrainResult":
         if not Path(folder).is_dir():
             raise
         first = str(stopped).partition(".")[0] or "Stopped"
-        raise KeyboardInterrupt(f"{first}. To go on:\n  convspark demo --resume {folder}") from None
+        raise KeyboardInterrupt(f"{first}. To go on:\n  convspark demo --resume {shlex.quote(folder)}") from None
 
 
 def _epochs_in(minutes: float, pictures: "_Pictures", arguments: dict[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """`convspark pretrain`."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,6 +112,7 @@ def describe(result: PretrainResult) -> str:
         if result.export.architecture
         else f'network.load_state_dict(safetensors.torch.load_file("{result.export.folder / "model.safetensors"}"))'
     )
+    run = shlex.quote(str(result.folder))
     lines = [
         f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
         f"  run             {result.folder}",
@@ -120,7 +122,7 @@ def describe(result: PretrainResult) -> str:
         "Next, in Python:",
         f"  {load}",
         "or:",
-        f"  convspark reconstruct {result.folder} PICTURE -o grid.png",
-        f"  convspark probe {result.folder} LABELLED        (what it has learnt: LABELLED has a folder for each class)",
+        f"  convspark reconstruct {run} PICTURE -o grid.png",
+        f"  convspark probe {run} LABELLED        (what it has learnt: LABELLED has a folder for each class)",
     ]
     return "\n".join(lines)

@@ -308,11 +308,13 @@ def replaced(module: nn.Module, instead: Mapping[int, Tensor]) -> Iterator[None]
 
     Not by `torch.func.functional_call`, which does not put back those of a module that has two names.
     """
-    dictionaries = [own for submodule in module.modules() for own in (submodule._parameters, submodule._buffers)]
+    dictionaries: list[dict[str, Any]] = [
+        own for submodule in module.modules() for own in (submodule._parameters, submodule._buffers)
+    ]
     places = [(own, name, tensor) for own in dictionaries for name, tensor in own.items() if id(tensor) in instead]
     try:
         for own, name, tensor in places:
-            own[name] = instead[id(tensor)]  # type: ignore[assignment]
+            own[name] = instead[id(tensor)]
         yield
     finally:
         for own, name, tensor in places:

@@ -80,7 +80,7 @@ class Pretraining:
             keep_epochs=s.keep_epochs,
             tracker=s.tracker,
             go_on=(
-                f"convspark pretrain --resume {folder.path}"
+                folder.going_on
                 if plan.images.are_files
                 else f"convspark.pretrain(images, resume={str(folder.path)!r}), in Python, with its datasets"
             ),

@@ -203,7 +203,7 @@ def reopen_images(
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
-            f"put them back, or say where they are now: convspark pretrain --resume {folder.path} --images FOLDER"
+            f"put them back, or say where they are now: {folder.going_on} --images FOLDER"
         )
     _tell_changed(folder, [*train, *(held_out_images if isinstance(held_out_images, list) else ())])
     return Images(train, held_out_images, [], _described(images), pixels, sizes)

@@ -123,9 +123,7 @@ class Run(Generic[S]):
         except KeyboardInterrupt as stopped:
             if stopped.args:
                 raise
-            raise KeyboardInterrupt(
-                f"Stopped. To go on:\n  convspark {settings.kind} --resume {self._folder.path}"
-            ) from None
+            raise KeyboardInterrupt(f"Stopped. To go on:\n  {self._folder.going_on}") from None
         except OSError as error:
             if error.errno not in DISK_ERRORS or not _is_below(error.filename, self._folder.path):
                 raise

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 import yaml
 
 from ..errors import UsageError
+from ..files import paths_as_texts
 from ..names import some
 
 P = ParamSpec("P")
@@ -71,6 +72,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     """Decorator: a function of settings becomes one that takes them as its arguments."""
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @paths_as_texts
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             return function(settings(*args, **kwargs))

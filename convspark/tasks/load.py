@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..files import paths_as_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +97,7 @@ class Segmenter:
         return segment_picture(self.network, image, of.mean, of.std)  # pyright: ignore[reportArgumentType]
 
 
+@paths_as_texts
 def load(run: str, *, model: str | None = None, device: str = "auto") -> Detector | Segmenter:
     """The detector or the segmenter that a run has trained.
 

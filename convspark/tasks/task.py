@@ -233,7 +233,7 @@ class Task(ABC, Generic[S, R]):
             callbacks=[best],
             checkpoint_minutes=s.checkpoint_minutes,
             measure_every=defaults.measure_every(n.epochs),
-            go_on=f"convspark {s.kind} --resume {run.folder.path}",
+            go_on=run.folder.going_on,
             can_accumulate=self.can_accumulate,
         )
         return best

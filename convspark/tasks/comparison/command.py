@@ -94,7 +94,7 @@ def compare(settings: CompareSettings) -> Comparison:
             try:
                 results = _carry_out(jobs, settings)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"Stopped. To go on:\n  convspark compare --resume {folder.path}") from None
+                raise KeyboardInterrupt(f"Stopped. To go on:\n  {folder.going_on}") from None
             except ConvsparkError as error:
                 if isinstance(error.__cause__, OSError):  # of the disk: it is the comparison that goes on
                     raise error.__cause__ from None
