@@ -10,11 +10,16 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _PROBED = 64 << 20  # bytes
 
@@ -26,6 +31,22 @@ DISK_ERRORS = frozenset(
 """Error numbers of a disk that is full, may not be written, fails, or is gone."""
 
 
+def paths_as_texts(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: arguments that are `pathlib.Path`s, alone or in a list, reach the function as texts."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*map(_as_text, args), **{name: _as_text(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+
+    return call
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list | tuple) and any(isinstance(part, os.PathLike) for part in value):
+        return [_as_text(part) for part in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix), moved over it when the block ends well and removed when not.
@@ -34,7 +55,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     stops: the content is on the disk before the name is. The file has the permissions that files usually get here.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{target} cannot be written: {target.parent} is no folder") from None
     if target.is_dir():
         raise UsageError(f"{target} is a folder where a file is to be written: move it away")
     temporary = beside(target)
@@ -175,6 +199,8 @@ def held(path: Path, patience: float = 0.0) -> Iterator[None]:
 
 def is_held(path: Path) -> bool | None:
     """Whether a process holds this file (see `held`); None where there are no locks, or no such file."""
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 encoding.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -23,6 +24,11 @@ def shown_text(text: object) -> str:
 def shown_in_markdown(name: object) -> str:
     """A name in one line of a Markdown file, where nothing in it is markup."""
     return _MARKUP.sub(r"\\\1", shown(name))
+
+
+def in_code(text: object) -> str:
+    """A text as Python code has it, between double quotes."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 def some(names: Iterable[object], text: Callable[[object], str] = shown) -> str:

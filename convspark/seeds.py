@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .errors import UsageError
+
 Counter: TypeAlias = int | Sequence[int]
 """A place, for example (seed, use, epoch, index): the same counter gives the same numbers on any machine."""
 
@@ -40,10 +42,17 @@ class Use(IntEnum):
 
 def counted(seed: int, use: Use, epoch: int = 0, index: int = 0) -> np.random.Generator:
     """The generator that belongs to (seed, use, epoch, index)."""
+    _check(seed)
     return np.random.default_rng((seed, use, epoch, index))
 
 
 def counted_seed(seed: int, use: Use, *place: int) -> int:
     """A 63-bit seed for torch that is a function of (seed, use, place …) alone."""
+    _check(seed)
     words = (seed, use, *place)
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _check(seed: int) -> None:
+    if seed < 0:
+        raise UsageError(f"seed is {seed}: expected 0 or more")

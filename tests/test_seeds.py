@@ -1,7 +1,9 @@
 """What random numbers are for stands in one table."""
 
 import numpy as np
+import pytest
 
+from convspark.errors import UsageError
 from convspark.seeds import Use, counted, counted_seed
 
 
@@ -17,3 +19,9 @@ def test_a_number_stands_for_one_use_and_for_good():
         drawn = np.random.SeedSequence((7, word, 2)).generate_state(1, np.uint64)[0]
         assert counted_seed(7, use, 2) == int(drawn) >> 1
     assert set(Use) == {*words, *trained, *heads}
+
+
+def test_a_negative_seed_is_refused_in_words():
+    for draw in (counted, counted_seed):
+        with pytest.raises(UsageError, match="seed is -1: expected 0 or more"):
+            draw(-1, Use.HELD_OUT_MASK)

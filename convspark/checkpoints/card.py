@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Pixels
-from ..names import shown, shown_in_markdown, shown_text
+from ..names import in_code, shown, shown_in_markdown, shown_text
 
 _PRETRAINED = "pre-trained on"
 _PRETRAINED_TAGS = ["self-supervised", "masked-image-modelling", "spark"]
@@ -155,7 +155,7 @@ def timm_card(
         lines += [
             "import timm",
             "",
-            f'backbone = timm.create_model("local-dir:{folder}", pretrained=True)',
+            f"backbone = timm.create_model({in_code(f'local-dir:{folder}')}, pretrained=True)",
             "# pretrained=True is needed: without it timm builds the network and silently loads nothing.",
             '# From a hub, after `hf upload NAME FOLDER`: timm.create_model("hf-hub:NAME", pretrained=True)',
         ]
@@ -163,7 +163,7 @@ def timm_card(
         lines += [
             "from safetensors.torch import load_file",
             "",
-            f'network.load_state_dict(load_file("{folder / "model.safetensors"}"))',
+            f"network.load_state_dict(load_file({in_code(folder / 'model.safetensors')}))",
         ]
     lines += ["```", "", "## Training and results", "", *_table(facts, mean, std, image_size)]
     lines += ["", "## Limits", "", *_limits(facts, classes), "", _NOT_TRAINED, ""]

@@ -5,9 +5,11 @@ The command line's `convspark export` is this function. Its module imports no to
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import UsageError
+from ..files import paths_as_texts, write_text
+from ..names import in_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_Target = Literal["timm", "torchvision", "onnx", "detectron2", "mmdet", "paper"]
 
+
+@paths_as_texts
 def export(
     run: str | None = None,
     *,
-    to: Literal["timm", "torchvision", "onnx", "detectron2", "mmdet", "paper"] = "timm",
+    to: _Target = "timm",
     out: str | None = None,
     model: str | None = None,
     partial: bool = False,
@@ -44,7 +49,8 @@ def export(
     """
     if run is None:
         raise UsageError("run is missing: give a run folder, an export folder, a timm name or a weights file")
-    from ..files import write_text
+    import torch
+
     from ..runs.logs import run_log
     from . import targets
     from .card import file_card
@@ -52,7 +58,9 @@ def export(
     from .to_paper import export_paper
     from .to_timm import export_timm
 
-    with run_log():
+    if to not in get_args(_Target):
+        raise UsageError(f"to is {to!r}: expected {' or '.join(get_args(_Target))}")
+    with run_log(), torch.random.fork_rng(devices=[]):
         origin = find_weights(run, model, partial)
         sides = origin.sides(size)
         suffix = {"timm": "", "paper": "", "onnx": ".onnx"}.get(to, ".pth")
@@ -81,9 +89,9 @@ def export(
             )
             by = "timm" if report.architecture else "torch"
             checked = f"loaded by {by}, features equal to {report.difference:.1e}"
-            use = f'timm.create_model("local-dir:{target}", pretrained=True)'
+            use = f"timm.create_model({in_code(f'local-dir:{target}')}, pretrained=True)"
             if report.architecture is None:
-                use = f'network.load_state_dict(safetensors.torch.load_file("{target / "model.safetensors"}"))'
+                use = f"network.load_state_dict(safetensors.torch.load_file({in_code(target / 'model.safetensors')}))"
             return targets.Written(str(target), "timm", report.tensors, checked, use)
         if to == "onnx":
             _warn_of_untrained(network, origin, untrained)

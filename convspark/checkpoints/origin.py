@@ -14,7 +14,7 @@ from ..data import PLAIN, Pixels
 from ..errors import UsageError
 from ..model.networks import find_network
 from ..model.stages import evaluating
-from ..runs.folder import RunFolder, going_on
+from ..runs.folder import RunFolder
 from ..runs.numbers import format_size, normalisation, parse_size
 from ..runs.settings import read_part
 from ..seeds import Use, counted_seed
@@ -216,16 +216,14 @@ def _of_run(weights: str, model: str | None) -> Origin:
     if folder.kind in ("detect", "segment"):
         file = trained_file(folder)
         if not file.is_file():
-            raise UsageError(
-                f"the run {weights} has no {file.name} yet: `{going_on(folder.kind, weights)}` finishes it"
-            )
+            raise UsageError(f"the run {weights} has no {file.name} yet: `{folder.going_on}` finishes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
         return replace(_of_file(file, model), weights=weights)
     if folder.kind == "finetune":
         if not folder.export.is_dir():
-            raise UsageError(f"the run {weights} has no export yet; `{going_on('finetune', weights)}` makes it")
+            raise UsageError(f"the run {weights} has no export yet; `{folder.going_on}` makes it")
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)

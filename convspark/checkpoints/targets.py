@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConvsparkError, UsageError
 from ..files import written_whole
 from ..model.stages import image_channels
+from ..names import in_code
 
 _MMDET_CONVNEXTS = tuple(f"convnext_{s}" for s in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large"))
 
@@ -90,7 +91,7 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
             file,
             "torchvision",
             "read back, every tensor equal",
-            f'torchvision.models.{architecture}().load_state_dict(torch.load("{file}"), strict=False)',
+            f"torchvision.models.{architecture}().load_state_dict(torch.load({in_code(file)}), strict=False)",
         )
     if architecture not in _TORCHVISION:
         raise UsageError(f"torchvision has no network that equals timm's {architecture}: it has {_list(_TORCHVISION)}")
@@ -121,7 +122,7 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
         file,
         "torchvision",
         f"loaded by torchvision, features equal to {difference:.1e}",
-        f'torchvision.models.{_TORCHVISION[architecture]}().load_state_dict(torch.load("{file}"), strict=False)',
+        f"torchvision.models.{_TORCHVISION[architecture]}().load_state_dict(torch.load({in_code(file)}), strict=False)",
     )
 
 
@@ -190,7 +191,7 @@ def export_onnx(network: nn.Module, file: str | os.PathLike[str], size: tuple[in
                 f"onnxruntime gives other outputs than the network ({difference:.2g}); nothing written"
             )
         tensors = len(onnx.load(str(temporary)).graph.initializer)
-    use = f'onnxruntime.InferenceSession("{file}").run(None, {{"images": images}})'
+    use = f'onnxruntime.InferenceSession({in_code(file)}).run(None, {{"images": images}})'
     return Written(str(file), "onnx", tensors, f"run by onnxruntime, outputs equal to {difference:.1e}", use)
 
 

@@ -276,7 +276,7 @@ class Command:
             flags = [w.partition("=")[0] for w in words if w.startswith("-") and not _is_number(w)]
             known = [option for action in self.parser._actions for option in action.option_strings]
             if flags:
-                problems = [f"{flag} is not known{_nearest(flag.replace('_', '-'), known)}" for flag in flags]
+                problems = [f"{flag} is not known{_nearest(flag.replace('_', '-').lower(), known)}" for flag in flags]
                 return f"{'; '.join(problems)}. `convspark {self.name} --help` names all flags"
             return f"{' '.join(words)!r}: one argument too many. A flag's value follows the flag, lists as a,b"
         wrong = re.match(r'Parser key "(\w+)":\s*(.*)', message, re.DOTALL)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from ..names import shown_text
+from ..names import in_code, shown_text
 from ..pretraining.command import pretrain
 from ..pretraining.settings import PretrainResult
 from ..runs.processes import Processes
@@ -110,10 +110,11 @@ def describe(result: PretrainResult) -> str:
     """A result, and what to do next."""
     held_out = "" if result.held_out_loss is None else f", {result.held_out_loss:.4f} on held-out images"
     pictures = [f"  pictures        {result.picture}"] if result.picture else []
+    weights = result.export.folder / "model.safetensors"
     load = (
-        f'timm.create_model("local-dir:{result.export.folder}", pretrained=True, num_classes=N)'
+        f"timm.create_model({in_code(f'local-dir:{result.export.folder}')}, pretrained=True, num_classes=N)"
         if result.export.architecture
-        else f'network.load_state_dict(safetensors.torch.load_file("{result.export.folder / "model.safetensors"}"))'
+        else f"network.load_state_dict(safetensors.torch.load_file({in_code(weights)}))"
     )
     run = shlex.quote(str(result.folder))
     lines = [

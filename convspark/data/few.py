@@ -31,7 +31,8 @@ def few_pictures(
     Raises:
         DataError: a picture does not exist or cannot be read.
     """
-    paths = [path for place in pictures for path in list_pictures(place, bands=not pixels.is_plain)][:most]
+    places = [pictures] if isinstance(pictures, str) else pictures
+    paths = [path for place in places for path in list_pictures(place, bands=not pixels.is_plain)][:most]
     source, transform = FileSource(paths, pixels=pixels), HeldOutTransform(size=size, mean=mean, std=std)
     images = torch.stack([transform(source.read(index, transform.shrink)) for index in range(len(paths))])
     return images, [base_name(path) for path in paths]

@@ -210,7 +210,8 @@ class Trial:
     ) -> None:
         self.model, self.images, self.shape = model, images, shape
         self.bf16 = precision == "bf16"
-        self.parameters = [p for n, p in model.backbone.named_parameters() if n not in set(model.untrained)]
+        named = model.backbone.named_parameters()
+        self.parameters = [p for n, p in named if n not in set(model.untrained) and p.requires_grad]
         left_out = frozenset(model._ddp_params_and_buffers_to_ignore)
         self.optimizer = build_optimizer(parameter_groups(model, left_out))
         set_rates(self.optimizer, 1e-4, 0.04)
@@ -224,10 +225,11 @@ class Trial:
 
         def run() -> None:
             with self._precision():
-                features = self._features[way](self._grid())
+                features = [f for f in self._features[way](self._grid()) if f.requires_grad]  # else frozen
             if way not in self._slopes:
                 self._slopes[way] = [torch.full_like(f.detach(), 1e-3) for f in features]
-            torch.autograd.grad(features, self.parameters, self._slopes[way], allow_unused=True)
+            if features:
+                torch.autograd.grad(features, self.parameters, self._slopes[way], allow_unused=True)
 
         return run
 

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import NotExactError, UsageError
 from ..model.find_stages import CallBackbone
-from ..model.networks import find_network
+from ..model.networks import check_module, find_network
 from ..model.stages import Stages
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..sparse import PatchGrid, gather
@@ -102,6 +102,7 @@ def check(
     """
     name = network if isinstance(network, str) else type(network).__name__
     module = find_network(network, channels) if isinstance(network, str) else network
+    check_module(module, "network")
 
     def report(network_stages: Stages | None, proof: Proof | None, reason: str | None, advice: str | None, **more: Any):
         return CheckReport(
@@ -122,7 +123,7 @@ def check(
     try:
         network_stages = Stages(module, stages, channels, size, patch_size, call)
     except UsageError as error:
-        if stages is not None or patch_size is not None or "in_chans" in str(error):
+        if stages is not None or patch_size is not None or (channels is not None and "in_chans" in str(error)):
             raise
         return report(None, None, str(error), None)
     image_size = _checked_size(size, network_stages)
@@ -196,7 +197,7 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
 
     module.train()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.enable_grad():
             costs = compare({"dense": dense, "visible": visible}, _REPEATS, device)
     finally:
         for submodule, training in modes:
@@ -209,9 +210,13 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
 
 
 def _backward(features: Sequence[torch.Tensor], parameters: Sequence[nn.Parameter]) -> None:
-    """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not."""
-    slopes = [torch.full_like(feature.detach(), 1e-3) for feature in features]
-    gradients(features, parameters, slopes)
+    """From gradients as a decoder would send them: in the features' own memory format, which a mean's are not.
+
+    Where all parameters are frozen there is no way back.
+    """
+    trained = [feature for feature in features if feature.requires_grad]
+    if trained:
+        gradients(trained, parameters, [torch.full_like(feature.detach(), 1e-3) for feature in trained])
 
 
 # ------------------------------------------------------------------------------------------------ the page

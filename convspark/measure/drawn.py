@@ -250,7 +250,7 @@ def every(
     """All figures that there are of a network, one after the other.
 
     Args:
-        ratios: to reconstruct at; None for the usual ones.
+        ratios: to reconstruct at; None or none for the usual ones.
         run: folder whose checkpoints are looked at; None for none.
         model: see `load_whole`.
     """
@@ -258,7 +258,7 @@ def every(
     yield maker.intensities()
     yield maker.features()
     if maker.subject.whole is not None:
-        yield maker.reconstructions(maker.usual_ratios() if ratios is None else ratios)
+        yield maker.reconstructions(ratios or maker.usual_ratios())
         several = None if run is None else maker.epochs(run, model)
         if several is not None:
             yield several

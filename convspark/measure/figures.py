@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..files import write_text
+from ..files import paths_as_texts, write_text
 from ..names import shown_in_markdown
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Figures:
         return "\n".join([*lines, f"captions: {self.folder / 'README.md'}"])
 
 
+@paths_as_texts
 def figures(
     network: Any,
     pictures: list[str],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, UsageError
+from ..files import paths_as_texts
 from .choices import Choice
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class ScanReport:
         return "\n".join(lines)
 
 
+@paths_as_texts
 def scan(
     images: str | None = None,
     *,

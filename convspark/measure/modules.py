@@ -52,11 +52,9 @@ def watch_modules(
         in_chans: channels of its images.
         patch_size: sides of a patch.
     """
-    parameter = next(module.parameters())
-    images = torch.zeros(
-        2, in_chans, *(2 * side for side in patch_size), dtype=parameter.dtype, device=parameter.device
-    )
-    visible = torch.ones(2, *(2,) * len(patch_size), dtype=torch.bool, device=parameter.device)
+    weight = next(m.weight for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    images = weight.detach().new_zeros(2, in_chans, *(2 * side for side in patch_size))
+    visible = torch.ones(2, *(2,) * len(patch_size), dtype=torch.bool, device=weight.device)
     visible[:, 0] = False
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     actions: dict[str, str] = {}
@@ -160,7 +158,8 @@ def _kind(module: nn.Module) -> str:
     """Class and window of a module."""
     name = type(module).__name__
     kernel, stride = getattr(module, "kernel_size", None), getattr(module, "stride", None)
-    if kernel is None or any(module.children()):
+    of_numbers = all(isinstance(side, int) for side in (*_several(kernel), *_several(stride)) if side is not None)
+    if kernel is None or not of_numbers or any(module.children()):
         return name
     dims = int(name[-2]) if name[-1:] == "d" and name[-2:-1].isdigit() else 1
     sides = _several(kernel) * (dims if len(_several(kernel)) == 1 else 1)

@@ -130,7 +130,12 @@ class _MasksOfFunction:
     ) -> PatchGrid:
         total = first + batch_size if total is None else total
         generator = torch.default_generator if generator is None else generator
-        visible = self._function(total, shape, mask_ratio, generator)
+        try:
+            visible = self._function(total, shape, mask_ratio, generator)
+        except TypeError as error:
+            raise UsageError(
+                f"masks is {self._name!r}, which cannot be called with (images, shape, mask_ratio, generator): {error}"
+            ) from error
         if not isinstance(visible, Tensor) or visible.dtype != torch.bool or visible.shape != (total, *shape):
             kind = f"{visible.dtype} {tuple(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
             raise UsageError(

@@ -75,6 +75,15 @@ def _own(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def check_module(network: object, argument: str) -> None:
+    """Raise UsageError unless it is a module, not a class of them or a function that makes one."""
+    if not isinstance(network, nn.Module):
+        if isinstance(network, str):
+            raise UsageError(f"{argument} is {network!r}: expected a torch.nn.Module, as timm.create_model builds one")
+        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise UsageError(f"{argument} is {what}: expected a torch.nn.Module, built, as in Net() instead of Net")
+
+
 def copied(network: nn.Module) -> nn.Module:
     """A copy of a network, also of one whose weights a hook computes (`torch.nn.utils.weight_norm`).
 

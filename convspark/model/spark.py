@@ -15,6 +15,7 @@ from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.jointly import Jointly
 from ..sparse.proof.prove import prove as prove_exact
+from ..sparse.tensor import check_operands
 from .decoder import Decoder
 from .densify import Densify, choose_norm
 from .lean_decoder import LeanDecoder
@@ -119,10 +120,6 @@ class SparK(nn.Module):
         masks: str = "random",
     ):
         super().__init__()
-        if not isinstance(backbone, nn.Module):
-            raise UsageError(
-                f"backbone is {backbone!r}: expected a network (nn.Module), as timm.create_model('resnet50') makes one"
-            )
         self.encoding = _one_of("encoding", encoding, "sparse", "zero")
         self.target = _one_of("target", target, "normalised", "raw")
         self.loss_on = _one_of("loss_on", loss_on, "masked", "all")
@@ -261,6 +258,9 @@ class SparK(nn.Module):
         return dist.group.WORLD if dist.get_world_size() > 1 else None
 
     def _grid(self, images: Tensor, grid: PatchGrid | None, generator: torch.Generator | None) -> PatchGrid:
+        check_operands(images, grid)
+        if not images.is_floating_point():
+            raise UsageError(f"images of {images.dtype}: expected floats, normalised by mean and deviation")
         dims = self.stages.dims
         if images.ndim != dims + 2 or images.shape[1] != self.in_chans:
             raise UsageError(

@@ -2,15 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
@@ -31,6 +31,7 @@ from .find_stages import (
     runs_after,
     stride_of,
 )
+from .networks import check_module
 from .strides import MAX_FACTOR, Sides, as_text, decodable, divides, sides_of, upsampling
 
 # Not square, so that no pooled value looks like a map; small; divisible by every usual stride, the second by 7 and 14,
@@ -108,7 +109,14 @@ class Stages:
         call: CallBackbone | None = None,
         levels: int | None = None,
     ):
-        _refuse_lazy(backbone)
+        if torch.is_inference_mode_enabled():
+            raise UsageError(
+                "a network cannot be looked at within torch.inference_mode, as this takes gradients: leave that mode"
+            )
+        check_module(backbone, "backbone")
+        _check_tensors(backbone)
+        if in_chans is not None and (not isinstance(in_chans, SupportsIndex) or index(in_chans) < 1):
+            raise UsageError(f"in_chans is {in_chans!r}: expected a whole number above 0, the channels of the images")
         first = _first_conv(backbone)
         self.backbone = backbone
         self.dims = first.weight.ndim - 2
@@ -278,21 +286,16 @@ class Stages:
         """
         parameters = {n: p for n, p in self.backbone.named_parameters() if p.is_floating_point()}
         stand_ins = {n: p.detach().requires_grad_() for n, p in parameters.items()}
-        buffers = {n: b.clone() for n, b in self.backbone.named_buffers()}
-        replaced = {f"backbone.{n}": t for n, t in (stand_ins | buffers).items()}
-
-        def reached(features: list[Tensor]) -> list[set[str]]:
-            names: list[set[str]] = []
-            for part in parts(features):
-                outputs = [f for f in part if f.requires_grad]
-                tensors, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
-                slopes = gradients(outputs, tensors, ones, retain_graph=True) if outputs else [None] * len(tensors)
-                names.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
-            return names
-
+        instead = {id(p): stand_ins[n] for n, p in parameters.items()}
+        instead |= {id(b): b.clone() for b in self.backbone.buffers()}
+        names: list[set[str]] = []
         try:
-            with torch.enable_grad():
-                return functional_call(_FeaturesOf(self, reached), replaced, (probe,))
+            with torch.enable_grad(), replaced(self.backbone, instead):
+                for part in parts(self(probe)):
+                    outputs = [f for f in part if f.requires_grad]
+                    tensors, ones = list(stand_ins.values()), [torch.ones_like(f) for f in outputs]
+                    slopes = gradients(outputs, tensors, ones, retain_graph=True) if outputs else [None] * len(tensors)
+                    names.append({n for n, slope in zip(stand_ins, slopes, strict=True) if slope is not None})
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -300,6 +303,7 @@ class Stages:
                 f"backbone={type(self.backbone).__name__} cannot be trained: on a whole image, with no patch masked, "
                 f"forward and backward pass fail: {error}"
             ) from error
+        return names
 
 
 def _prefixes(name: str) -> list[str]:
@@ -308,20 +312,23 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-class _FeaturesOf(nn.Module):
-    """What is found of the stages' features, as a module for `functional_call`.
+@contextmanager
+def replaced(module: nn.Module, instead: Mapping[int, Tensor]) -> Iterator[None]:
+    """Other tensors in the place of a module's own, by their `id`, on the way back, too, when a checkpoint runs again.
 
-    A checkpoint runs a part again on the way back, when the stand-ins must still be in place.
+    Not by `torch.func.functional_call`, which does not put back those of a module that has two names.
     """
-
-    def __init__(self, stages: Stages, find: Callable[[list[Tensor]], list[set[str]]]):
-        super().__init__()
-        self.backbone = stages.backbone
-        self.stages = stages
-        self.find = find
-
-    def forward(self, x: Tensor) -> list[set[str]]:
-        return self.find(self.stages(x))
+    dictionaries: list[dict[str, Any]] = [
+        own for submodule in module.modules() for own in (submodule._parameters, submodule._buffers)
+    ]
+    places = [(own, name, tensor) for own in dictionaries for name, tensor in own.items() if id(tensor) in instead]
+    try:
+        for own, name, tensor in places:
+            own[name] = instead[id(tensor)]
+        yield
+    finally:
+        for own, name, tensor in places:
+            own[name] = tensor
 
 
 @contextmanager
@@ -347,13 +354,18 @@ def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     )
 
 
-def _refuse_lazy(backbone: nn.Module) -> None:
-    """Lazy layers would take their sizes from a probing image, for good."""
+def _check_tensors(backbone: nn.Module) -> None:
+    """Refuse lazy layers, which would take their sizes from a probing image, for good; and what can have no gradient."""
     for name, tensor in itertools.chain(backbone.named_parameters(), backbone.named_buffers()):
         if is_lazy(tensor):
             raise UsageError(
                 f"backbone={type(backbone).__name__}: {name} of a lazy layer gets its size from the first image that "
                 "the network sees. Call the network once on an image of the size that it is meant for, before this"
+            )
+        if tensor.is_inference():
+            raise UsageError(
+                f"backbone={type(backbone).__name__}: {name} was made within torch.inference_mode, and cannot be "
+                "trained: make it outside"
             )
 
 

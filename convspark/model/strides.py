@@ -1,7 +1,9 @@
 """Sides and strides, one number for each spatial axis, and the way from the deepest stride back to the image."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import SupportsIndex
 
 from ..errors import UsageError
 
@@ -19,9 +21,13 @@ def sides_of(value: int | Sequence[int], dims: int, name: str) -> Sides:
     """One side for all axes, or one for each.
 
     Raises:
-        UsageError: another number of sides than the images have; `name` is the argument to blame.
+        UsageError: no whole numbers above 0, or another number of sides than the images have; `name` is the argument to
+            blame.
     """
-    sides = (value,) * dims if isinstance(value, int) else tuple(value)
+    parts = (value,) * dims if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    sides = tuple(index(part) for part in parts if isinstance(part, SupportsIndex))  # NumPy's are whole numbers, too
+    if len(sides) < len(parts) or any(side < 1 for side in sides):
+        raise UsageError(f"{name}={value!r}: expected whole numbers of pixels, 1 or more")
     if len(sides) != dims:
         raise UsageError(f"{name}={value!r}: expected {dims} sides, as the backbone's images have")
     return sides

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import paths_as_texts
 
 _MOST = 8
 
 
+@paths_as_texts
 def reconstruct(
     run: str,
     pictures: list[str],

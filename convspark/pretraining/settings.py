@@ -1,5 +1,6 @@
 """The settings of `pretrain`, and its result; nothing here needs torch."""
 
+import shlex
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -96,7 +97,7 @@ class PretrainSettings(SpreadSettings):
 
     @classmethod
     def from_weights(cls, run: str) -> str | None:
-        return f"convspark pretrain IMAGES --init {run} --epochs N"
+        return f"convspark pretrain IMAGES --init {shlex.quote(run)} --epochs N"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def _inline(path: Path, widest: int, quality: int) -> Inline | None:
     from PIL import Image  # not before it is needed: `--help` is quick
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):

@@ -24,6 +24,8 @@ _PICTURES = 4_000_000
 """Bytes of all pictures of a page, which is to stay below 5 MB."""
 
 _MOST_RUNS = 8
+_LONGEST_WAIT = 1e6
+"""Seconds."""
 
 Known = Mapping[str, type[Settings]]
 """Command -> the class of its settings, which has their defaults."""
@@ -109,8 +111,8 @@ def report(
     page = Path(out) if out is not None else RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html")
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"out is {str(out)!r}: expected a file that ends in .html")
-    if every < 1:
-        raise UsageError(f"every is {every:g}: expected one second or more")
+    if not 1 <= every <= _LONGEST_WAIT:
+        raise UsageError(f"every is {every:g}: expected one second or more, up to {_LONGEST_WAIT:g}")
     _again(lambda: write_page(paths, page, known, round(every) if watch else 0), watch, every)
     return page, len(paths)
 

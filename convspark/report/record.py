@@ -156,7 +156,7 @@ def read_record(path: Path) -> Record:
     kind = "?"
     try:
         if not config.is_file():  # a pipe would be waited for
-            raise FileNotFoundError
+            raise FileNotFoundError(config)
         kind = kind_of(config)
         content = read_yaml(config)
         if not isinstance(content, dict):

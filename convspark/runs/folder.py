@@ -102,7 +102,7 @@ class RunFolder:
         if settings is not Settings and folder.kind != settings.kind:
             raise UsageError(
                 f"{str(path)!r} is a run of `convspark {folder.kind}`, not of {settings.kind}; "
-                f"`{going_on(folder.kind, path)}` goes on with it"
+                f"`{folder.going_on}` goes on with it"
             )
         return folder
 
@@ -115,7 +115,7 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
         if there:
-            hint = f"go on with `{going_on(self.kind, self.path)}`, or " if self.config.is_file() else ""
+            hint = f"go on with `{self.going_on}`, or " if self.config.is_file() else ""
             raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
 
     def check_there(self) -> None:
@@ -128,8 +128,8 @@ class RunFolder:
 
     @property
     def going_on(self) -> str:
-        """The command that goes on with the run."""
-        return going_on(self._command, self.path)
+        """The command that goes on with the run, as a shell takes it."""
+        return going_on(self.kind if self.config.is_file() else self._command, self.path)
 
     @property
     def kind(self) -> str:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from ..model.stages import replaced
 from ..sparse import PatchGrid
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,9 @@ class _Recorded:
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
             # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream.
             leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
-            self.loss = functional_call(calling, leaves, (self._images, recorded))
-            self.gradients = torch.autograd.grad(self.loss, list(leaves.values()), allow_unused=True)
+            with replaced(calling, {id(p): leaves[name] for name, p in trained.items()}):
+                self.loss = calling(self._images, recorded)
+                self.gradients = torch.autograd.grad(self.loss, list(leaves.values()), allow_unused=True)
         self.loss = self.loss.detach()
 
     def still_holds(self) -> bool:

@@ -50,7 +50,7 @@ from ..data import (
 )
 from ..errors import ConvsparkError, DataError, UsageError
 from ..files import write_text
-from .folder import RunFolder, going_on
+from .folder import RunFolder
 from .processes import ALONE, Processes
 
 logger = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def reopen_images(
     if len(missing) > 5:
         raise DataError(
             f"the images of the run {folder.path} are no longer where they were, for example {missing[0]}; "
-            f"put them back, or say where they are now: {going_on('pretrain', folder.path)} --images FOLDER"
+            f"put them back, or say where they are now: {folder.going_on} --images FOLDER"
         )
     _tell_changed(folder, [*train, *(held_out_images if isinstance(held_out_images, list) else ())])
     return Images(train, held_out_images, [], _described(images), pixels, sizes)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 import yaml
 
 from ..errors import UsageError
+from ..files import paths_as_texts
 from ..names import some
 
 P = ParamSpec("P")
@@ -76,6 +77,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     signature = _signature(settings)
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @paths_as_texts
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             made = settings(*args, **kwargs)

@@ -36,6 +36,11 @@ class PatchGrid:
     process_group: ProcessGroup | None = None
 
     def __init__(self, visible: Tensor):
+        if not isinstance(visible, Tensor):
+            raise UsageError(
+                f"visible must be a bool tensor (B, h, w), True = visible, but is a {type(visible).__name__}. "
+                "torch.as_tensor makes one of an array or a list."
+            )
         if visible.dtype != torch.bool or visible.dim() < 2:
             raise UsageError(
                 f"visible must be a bool tensor (B, h, w), True = visible, but is {visible.dtype} of shape "

@@ -241,6 +241,19 @@ def as_same_kind(values: Tensor, like: GridTensor, layout: Layout) -> GridTensor
 # -------------------------------------------------------------------------------- images and patches
 
 
+def check_operands(images: object, grid: object) -> None:
+    """Raise UsageError unless these are a tensor and a grid, or None for a grid yet to be drawn."""
+    if not isinstance(images, Tensor):
+        raise UsageError(
+            f"images are a {type(images).__name__}: expected a tensor (B, C, H, W) of numbers as the network takes them"
+        )
+    if grid is not None and not isinstance(grid, PatchGrid):
+        raise UsageError(
+            f"grid is a {type(grid).__name__}: expected a PatchGrid, which PatchGrid(mask) makes of a bool tensor "
+            "(B, h, w), True = visible"
+        )
+
+
 def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     """Cut the visible patches out of images. Inverse of `scatter`.
 
@@ -261,6 +274,7 @@ def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     Raises:
         UsageError: the images do not fit the grid.
     """
+    check_operands(images, grid)
     dims = len(grid.shape)
     if images.dim() != dims + 2 or images.shape[0] != grid.batch_size:
         raise UsageError(

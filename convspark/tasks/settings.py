@@ -1,5 +1,6 @@
 """The settings that all tasks share, and checks of them; nothing here needs torch."""
 
+import shlex
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal
 
@@ -32,7 +33,7 @@ class TaskSettings(SpreadSettings):
 
     @classmethod
     def from_weights(cls, run: str) -> str | None:
-        return f"convspark {cls.kind} {run} ..."
+        return f"convspark {cls.kind} {shlex.quote(run)} ..."
 
     def check(self) -> None:
         """Raise UsageError for what can be seen to be wrong without reading anything."""

@@ -1,6 +1,7 @@
 """Other libraries' layouts, loaded by those that are installed, and held to their own names."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -222,3 +223,21 @@ def test_cards_claim_no_training_that_is_not_known_of(tmp_path):
     card = (tmp_path / "timm" / "README.md").read_text()
     assert "SparK" not in card and "spark" not in card.replace("convspark", "") and "was trained" not in card
     assert read_facts(tmp_path / "timm") == {"weights of": str(tmp_path / "w.pth")}
+
+
+def test_an_export_draws_no_numbers_and_says_in_code_where_it_is(tmp_path):
+    place = tmp_path / 'a "quoted"\nfolder'
+    state = torch.get_rng_state()
+    written = export("random:test_resnet", out=str(place), size=64)
+    assert torch.equal(torch.get_rng_state(), state)
+    card = (place / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict = {"timm": timm}
+    exec(code[1] if code else "", names)
+    for loaded in (names["backbone"], eval(written.use, {"timm": timm})):
+        assert loaded.num_classes == 0
+
+
+def test_a_target_that_is_not_known_is_refused():
+    with pytest.raises(UsageError, match="to is 'pytorch': expected timm or torchvision"):
+        export("random:resnet18", to="pytorch")  # type: ignore[arg-type]

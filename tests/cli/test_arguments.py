@@ -139,6 +139,7 @@ def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):
     [
         (["--bach-size", "3"], r"--bach-size is not known \(did you mean --batch-size\?\)"),
         (["--batch_size", "3"], r"did you mean --batch-size\?"),
+        (["--BATCH-SIZE", "3"], r"did you mean --batch-size\?"),
         (["--batch", "3"], r"did you mean --batch-size\?"),
         (["--dry-rum"], r"did you mean --dry-run\?"),
         (["--batch-size", "x"], "--batch-size is 'x': expected a whole number"),

@@ -1,6 +1,7 @@
 """Every command of the README and the pages under docs/ is understood, and runs unless it says what it needs."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,16 @@ def test_every_command_is_understood(page: Path, only_parsed: None) -> None:
         if words[0] in COMMANDS:
             with pytest.raises(_UnderstoodError):
                 print(words, main(words))
+
+
+def test_no_command_stands_in_a_comment_or_is_broken_in_two() -> None:
+    named = re.compile(rf"(?<!`)\bconvspark\s+(?:{'|'.join(COMMANDS)})\b")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "sh":
+                understood = [" ".join(words) for words in block.commands]
+                commands = [line for line in understood if named.search(line)]
+                assert len(commands) == len(named.findall(block.text)), f"{page.name}:\n{block.text}"
 
 
 def test_blocks_are_fenced_so_that_they_are_seen() -> None:

@@ -261,3 +261,47 @@ def test_wrong_arguments_are_usage_errors():
     with pytest.raises(UsageError, match="size is 100x64"):
         check(thin_resnet(), size=(100, 64))
     assert convspark.check is check
+
+
+class Odd(nn.Module):
+    """Its first parameter is not of the type that it computes in, and a module's attributes are no numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1))
+        self.body[1].kernel_size, self.body[1].stride = "same", (1, "x")
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_networks_with_odd_parts_are_shown():
+    report = check(Odd(), measure=False)
+    assert report.exact and {row.kind for row in report.modules} >= {"ReLU", "Conv2d 3x3 /2"}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_step_is_measured_within_no_grad_and_of_a_frozen_network(frozen):
+    network = Odd()
+    for parameter in network.body.parameters():
+        parameter.requires_grad_(not frozen)
+    with torch.set_grad_enabled(frozen):
+        report = check(network, size=8)
+    assert report.cost is not None and report.cost.visible.seconds > 0
+    assert all(p.grad is None and p.requires_grad is not frozen for p in network.body.parameters())
+
+
+def test_what_cannot_be_run_is_a_verdict():
+    class Raises(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            raise RuntimeError("no")
+
+    assert "RuntimeError: no" in str(check(Raises()).reason)
+    assert "lazy layers" in str(check(nn.Sequential(nn.LazyConv2d(8, 3, 2, 1))).reason)
+    with pytest.raises(UsageError, match="--channels"):
+        check(thin_resnet(), channels=4)

@@ -99,6 +99,8 @@ def test_masks_of_a_function(tmp_path, monkeypatch):
         masks_named("drawn_in_columns:wrong")(2, (4, 5), 0.5, seeded())
     with pytest.raises(UsageError, match="left an image all visible or all masked"):
         masks_named("drawn_in_columns:all_seen")(2, (4, 5), 0.5, seeded())
+    with pytest.raises(UsageError, match=r"cannot be called with \(images, shape, mask_ratio, generator\)"):
+        masks_named("os:getcwd")(2, (4, 5), 0.5, seeded())
     with pytest.raises(UsageError, match="a int: expected a function"):
         masks_named("drawn_in_columns:number")
     with pytest.raises(UsageError, match="has no 'column'; did you mean columns"):

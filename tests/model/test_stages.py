@@ -329,3 +329,30 @@ def test_two_threads_do_not_mix_their_features():
         assert found is not None
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_shared_modules_and_tied_weights_keep_their_parameters():
+    shared, tied = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    tied.weight = shared.weight
+    network = nn.Sequential(conv(3, 8, 2), shared, nn.ReLU(), shared, tied, conv(8, 16, 2))
+    before = {name: id(p) for name, p in network.named_parameters(remove_duplicate=False)}
+    stages = Stages(network)
+    stages.first_stage_of_parameters()
+    assert {name: id(p) for name, p in network.named_parameters(remove_duplicate=False)} == before
+    assert all(isinstance(p, nn.Parameter) for p in network.parameters()) and stages.untrained == []
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    kept = shared.weight.detach().clone()
+    stages(torch.randn(2, 3, 16, 16))[-1].sum().backward()
+    optimizer.step()
+    assert not torch.equal(shared.weight, kept) and tied.weight is shared.weight
+
+
+def test_networks_without_weights_that_train_are_refused_in_words():
+    with pytest.raises(UsageError, match=r"lazy layers.*call it once on an image"):
+        Stages(nn.Sequential(nn.LazyConv2d(8, 3, 2, 1), nn.ReLU()))
+    with torch.inference_mode():
+        made_within = conv(3, 8, 2)
+        with pytest.raises(UsageError, match="leave that mode"):
+            Stages(conv(3, 8, 2))
+    with pytest.raises(UsageError, match=r"made within torch\.inference_mode"):
+        Stages(made_within)

@@ -3,10 +3,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import convspark
+from convspark import SparK
 from convspark.errors import UsageError
 from convspark.model.strides import MAX_STAGES, as_setting, as_text, decodable, divides, sides_of, upsampling
 
@@ -53,3 +58,27 @@ def test_sides():
         sides_of([8, 16], 3, "patch_size")
     assert (as_setting((32, 32)), as_setting((8, 16))) == (32, [8, 16])
     assert (as_text((32, 32)), as_text((8, 16, 16))) == ("32", "8x16x16")
+
+
+@pytest.mark.parametrize("value", [0, -32, 32.0, "32", (32, 0), (32, "x"), None])
+def test_sides_that_are_no_whole_numbers_are_refused(value):
+    with pytest.raises(UsageError, match=r"image_size=.*whole numbers of pixels"):
+        sides_of(value, 2, "image_size")
+
+
+def test_sides_may_be_of_numpy_and_torch():
+    assert sides_of(np.int64(32), 2, "x") == (32, 32) == sides_of(np.array([32, 32]), 2, "x")  # type: ignore[arg-type]
+    assert sides_of(torch.Size([32, 64]), 2, "x") == (32, 64)
+
+
+@pytest.mark.parametrize("thing", [None, 5, nn.Conv2d, lambda: nn.Conv2d(3, 8, 3)])
+def test_what_is_no_module_is_refused(thing):
+    for use in (SparK, convspark.check):
+        with pytest.raises(UsageError, match=r"expected a torch\.nn\.Module, built"):
+            use(thing)
+
+
+def test_channels_are_a_whole_number():
+    for channels in (0, -1, "3", 3.0):
+        with pytest.raises(UsageError, match=r"in_chans is .*above 0"):
+            SparK(nn.Conv2d(3, 8, 3, 2, 1), in_chans=channels)

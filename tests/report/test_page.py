@@ -1,6 +1,7 @@
 """The page about runs: one file, nothing fetched, nothing of a name obeyed, whatever the folders hold."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -243,10 +244,36 @@ def test_a_page_that_fails_fails_nothing_else(tmp_path, caplog):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
 def test_a_browser_draws_the_curves(tmp_path):
-    found, _ = report([str(make(tmp_path / "run"))], KNOWN)
+    run = make(tmp_path / "run")
+    cells = ("gradient_norm", 1e16, 1e16 + 2, 1e16)  # a browser must not count from 0 up to these in steps of 0.5
+    lines = [f"{line},{cell}" for line, cell in zip(METRICS.splitlines(), cells, strict=True)]
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    found, _ = report([str(run)], KNOWN)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = ["chromium", *flags, found.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     lines = sum(len(chart["lines"]) for chart in Page(found).charts)
-    assert len(re.findall("<polyline", done.stdout)) == lines == 6
+    assert len(re.findall("<polyline", done.stdout)) == lines == 7
     assert len(re.findall(r'<span class="key', done.stdout)) == lines and "<b>0.68</b>" in done.stdout
+
+
+def test_pipes_among_the_files_of_a_run_are_not_waited_for(tmp_path):
+    run = make(tmp_path / "run")
+    os.mkfifo(run / "pictures" / "epoch_2.png")
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    (record,) = write_page([run], tmp_path / "page.html", KNOWN)
+    assert record.torn == ["config.yaml"] and len(Page(tmp_path / "page.html").of("img")) == 2
+    assert main(["runs", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("every", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_time_that_cannot_be_waited_is_refused(tmp_path, every):
+    with pytest.raises(UsageError, match="one second or more, up to 1e"):
+        report([str(make(tmp_path / "run"))], KNOWN, every=every)
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    run = make(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"config\.yaml is no folder"):
+        report([str(run)], KNOWN, out=str(run / "config.yaml" / "page.html"))

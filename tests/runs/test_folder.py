@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from convspark.errors import UsageError
-from convspark.files import beside, write_text, written_whole
+import convspark
+from convspark.errors import ConvsparkError, UsageError
+from convspark.files import beside, paths_as_texts, write_text, written_whole
+from convspark.pretraining.settings import PretrainSettings
 from convspark.runs import folder as run_folder
 from convspark.runs.folder import RunFolder, write_environment
 
@@ -110,3 +115,34 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, 
     monkeypatch.setattr(run_folder, "default_path", lambda name: tmp_path / "file" / name)
     with pytest.raises(UsageError, match="cannot be made"):
         RunFolder.create_named("net")
+
+
+def test_commands_to_type_are_as_a_shell_takes_them(tmp_path):
+    place = tmp_path / "my runs" / "it's $HOME"
+    folder = RunFolder.create(place, PretrainSettings)
+    assert shlex.split(folder.going_on) == ["convspark", "pretrain", "--resume", str(place)]
+    folder.config.write_text("kind: finetune\n")
+    with pytest.raises(UsageError) as raised:
+        RunFolder.open(place, PretrainSettings)
+    command = re.search(r"`(convspark [^`]+)` goes on", str(raised.value))
+    assert command is not None and shlex.split(command[1])[-1] == str(place)
+
+
+@pytest.mark.parametrize(
+    "name", ["export", "probe", "embed", "finetune", "detect", "segment", "load", "figures", "reconstruct", "scan"]
+)
+def test_functions_take_paths(name, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    more = {"figures": ([nowhere],), "reconstruct": ([nowhere],), "embed": (nowhere,)}.get(name, ())
+    with pytest.raises(ConvsparkError, match="nowhere"):  # as for a text; not an AttributeError
+        getattr(convspark, name)(nowhere, *more)
+
+
+def test_paths_in_lists_and_settings(tmp_path):
+    assert paths_as_texts(lambda *a, **k: (a, k))(Path("a"), [Path("b"), 1], c=(0.9, 0.95)) == (
+        ("a", ["b", 1]),
+        {"c": (0.9, 0.95)},
+    )
+    with pytest.raises(ConvsparkError, match="no_such_weights"):
+        convspark.pretrain(tmp_path, init=tmp_path / "no_such_weights", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

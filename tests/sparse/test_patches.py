@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from convspark import PatchGrid, VisiblePatches, gather, scatter
+from convspark import PatchGrid, SparK, VisiblePatches, gather, scatter
 from convspark.errors import UsageError
 from convspark.sparse.plans import Plan
 
@@ -165,3 +165,17 @@ def test_activation_checkpointing_gives_the_same_gradients():
 def test_describes_itself():
     x = gather(torch.zeros(1, 3, 4, 4), PatchGrid(torch.ones(1, 2, 2, dtype=torch.bool)))
     assert "VisiblePatches(shape=(4, 3, 2, 2)" in repr(x) and "1 images of 2×2 patches" in f"{x}"
+
+
+def test_what_is_no_tensor_or_no_grid_is_refused_in_words():
+    images, mask = torch.randn(2, 3, 8, 8), torch.ones(2, 2, 2, dtype=torch.bool)
+    model = SparK(nn.Conv2d(3, 4, 2, 2), image_size=8, patch_size=4, decoder_width=4, prove=False)
+    for use in (gather, model):
+        with pytest.raises(UsageError, match="grid is a Tensor: expected a PatchGrid, which PatchGrid"):
+            use(images, mask)
+        with pytest.raises(UsageError, match="images are a ndarray: expected a tensor"):
+            use(images.numpy(), PatchGrid(mask))
+    with pytest.raises(UsageError, match=r"images of torch\.uint8: expected floats"):
+        model(images.byte())
+    with pytest.raises(UsageError, match=r"is a list\. torch\.as_tensor"):
+        PatchGrid([[[True]]])

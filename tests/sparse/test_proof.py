@@ -455,3 +455,38 @@ def test_a_network_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training and all(p.grad is None for p in network.parameters())
     assert before.keys() == network.state_dict().keys() and state.shape == torch.get_rng_state().shape
+
+
+class Patchify(nn.Module):
+    """Patches of 32 pixels to single positions; notes how many of them its norm sees in training, and sets a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 32, 32), nn.BatchNorm2d(8)
+        self.register_buffer("calls", torch.zeros(()))
+        self.counts = []
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        out = self.stem(x)
+        if self.training and isinstance(out, VisiblePatches):
+            self.counts.append(out.shape[0])
+        return self.norm(out)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64), (96, 96)])
+def test_batch_norms_see_several_positions_however_few_patches_an_image_has(size):
+    network = Patchify()
+    SparK(network, image_size=size, decoder_width=32)
+    assert min(network.counts) >= 4  # over two, a network amplifies roundings up to what counts as a mistake
+    assert network.calls.dtype == torch.float32
+
+
+def test_autocast_around_it_changes_no_verdict():
+    with torch.autocast("cpu", torch.bfloat16):
+        SparK(Patchify(), image_size=64, decoder_width=32)
+
+
+def test_a_network_without_values_cannot_be_proved():
+    with pytest.raises(NotExactError, match=r"device meta.*weights first"):
+        SparK(Patchify().to("meta"), image_size=64)

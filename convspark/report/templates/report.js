@@ -17,8 +17,9 @@
     const rough = (high - low) / about || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+    const found = [], first = Math.ceil(low / step - 1e-9);
+    // Counted from 0: values that differ in their last bit alone are more steps from 0 than whole numbers go.
+    for (let n = 0; n <= about + 1 && (first + n) * step <= high + 1e-9 * step; n++) found.push((first + n) * step);
     return found;
   };
 

@@ -217,9 +217,9 @@ def prove(
 ) -> Proof:
     """What each new `SparK` does: that the network is exact as it will be trained.
 
-    `examine` in training mode, with gradients, on two images of three patches a side; then, with every patch visible,
-    at the very size of the run, which a network may branch on; then a step as it is, dropout and all, so that what is
-    refused is refused now.
+    `examine` in training mode, with gradients, on two images of three patches a side, or more of fewer patches; then,
+    with every patch visible, at the very size of the run, which a network may branch on; then a step as it is, dropout
+    and all, so that what is refused is refused now.
 
     Returns:
         The verdict, exact.
@@ -228,7 +228,9 @@ def prove(
         NotExactError: the results differ; names the first module whose output does. Or a function was refused.
     """
     of_size = partial(_Trial, forward, module, in_chans, image_size, patch_size)
-    small = of_size(2, most=3)
+    patches = math.prod(max(1, min(side // p, 3)) for side, p in zip(image_size, patch_size, strict=True))
+    # One shows nothing. Batch norms over two or three positions amplify roundings: the others have some nine patches.
+    small = of_size(1 + max(1, round(9 / patches)), most=3)
     with _whatever_happens(module):
         proof = _judged(small, True, tolerance)
         if proof.exact:
@@ -327,6 +329,11 @@ class _Trial:
         shape = [max(min(side // p, most or side), 1) for side, p in zip(image_size, patch_size, strict=True)]
         sides = [h * p for h, p in zip(shape, patch_size, strict=True)]
         self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        if self.device.type == "meta":
+            raise NotExactError(
+                f"{type(module).__name__} is on the device meta, where tensors have no values, so that nothing can be "
+                "proved: give it its weights first (to_empty, load_state_dict)"
+            )
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(images, in_chans, *sides, generator=generator, dtype=torch.float64)
         self.images = pixels.to(self.device)
@@ -342,7 +349,8 @@ class _Trial:
     def set_up(self, training: bool) -> Iterator[None]:
         """The network as it is compared: in float64, in one mode; random state is left as it was."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with in_float64(self.module, training, dropout=True), torch.random.fork_rng(devices):
+        as_it_is = torch.autocast(self.device.type, enabled=False)
+        with in_float64(self.module, training, dropout=True), torch.random.fork_rng(devices), as_it_is:
             yield
 
     def unseen_draws(self) -> str | None:
@@ -498,6 +506,7 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     registered = [(owner, dict(owner._buffers)) for owner in module.modules()]  # a network may put others there
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
+    own_buffers = [(owner._buffers, dict(owner._buffers)) for owner in module.modules()]
     modes = [(owner, owner.training) for owner in module.modules()]
     generator = torch.Generator().manual_seed(3)
     # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
@@ -520,6 +529,9 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
         for tensor, data, requires_grad in originals:
             tensor.data = data
             tensor.requires_grad_(requires_grad)
+        for current, before in own_buffers:  # a network may have set others
+            for name, buffer in before.items():
+                current[name] = buffer
         for owner, mode in modes:
             owner.training = mode
 

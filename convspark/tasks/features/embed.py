@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UsageError
+from ...files import paths_as_texts
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class EmbedResult:
         return f"{self.pictures} pictures, {self.channels} numbers each{left_out}: {self.file}"
 
 
+@paths_as_texts
 def embed(
     weights: str | None = None,
     images: str | None = None,

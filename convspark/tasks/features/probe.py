@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import UsageError
+from ...files import paths_as_texts
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class ProbeReport:
         return "\n".join(lines)
 
 
+@paths_as_texts
 def probe(
     weights: str | None = None,
     data: str | None = None,
