@@ -14,7 +14,7 @@ from ..names import some
 from . import remote
 from .addresses import absolute, is_url, within
 from .decode import picture_suffixes
-from .files import PATH_COLUMNS, SKIPPED_FOLDERS, beside, csv_rows, names_in
+from .files import PATH_COLUMNS, beside, csv_rows, is_left_out, names_in
 from .parquet import ParquetShard
 from .places import blaming, is_missing, is_shard, list_pictures
 from .shards import in_words, labels_of, parts_of
@@ -214,14 +214,14 @@ def _folders(root: str) -> dict[str, str]:
         return {}
     if is_url(root):
         folders = {os.path.basename(url): url for url in remote.folders_in(root)}
-        return {name: url for name, url in folders.items() if name not in SKIPPED_FOLDERS}
+        return {name: url for name, url in folders.items() if not is_left_out(name)}
     if not os.path.isdir(root):
         return {}
-    entries = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not path.name.startswith("."))
+    entries = sorted(path for path in Path(os.path.abspath(root)).iterdir() if not is_left_out(path.name))
     broken = [str(path) for path in entries if path.is_symlink() and not os.path.exists(path)]
     if broken:
         raise DataError(f"data: links that lead nowhere: {some(broken, repr)}; correct or remove them")
-    return {path.name: str(path) for path in entries if os.path.isdir(path) and path.name not in SKIPPED_FOLDERS}
+    return {path.name: str(path) for path in entries if os.path.isdir(path)}
 
 
 def _is_list(data: str) -> bool:

@@ -355,7 +355,7 @@ def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
 
 
 def _check_tensors(backbone: nn.Module) -> None:
-    """Refuse lazy layers, which would take their sizes from a probing image, for good; and what can have no gradient."""
+    """Refuse lazy layers, which would take their sizes from a probing image, and what can have no gradient."""
     for name, tensor in itertools.chain(backbone.named_parameters(), backbone.named_buffers()):
         if is_lazy(tensor):
             raise UsageError(
