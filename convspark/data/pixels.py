@@ -51,7 +51,7 @@ class Pixels:
                 raise UsageError(f"bands is {list(self.bands)}: expected numbers of bands, counted from 1, as in 3,2,1")
             if len(self.bands) != self.channels:
                 raise UsageError(
-                    f"bands names {len(self.bands)} bands, but the images have {self.channels} channels: add "
+                    f"bands are {len(self.bands)}, but the channels of the images {self.channels}: add "
                     f"--channels {len(self.bands)}"
                 )
         if (self.low is None) != (self.high is None):

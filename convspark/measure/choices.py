@@ -191,7 +191,7 @@ def choose(
 
 def _network(pictures: Known, machine: Machine) -> tuple[str, str]:
     if machine.kind != "cuda":
-        return "resnet18", "without an NVIDIA GPU; resnet50 takes more than twice as long"
+        return "resnet18", "without an NVIDIA GPU; resnet50 takes about twice as long"
     if pictures.count < FEW:
         return "resnet18", f"{pictures.count:,} pictures are few; larger networks learn few by heart"
     return "resnet50", "the usual network, and the smallest of the paper's"

@@ -229,9 +229,10 @@ class Maker:
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray], float]:
         """Originals, masked and reconstructed ones to show, (H, W, 3) each, and the loss."""
         grid, model = self.grid(ratio), whole.model
-        output = model.reconstruct(self.images, grid)
+        images = self.images.to(model.stages.dtype)
+        output = model.reconstruct(images, grid)
         with torch.no_grad(), evaluating(model):
-            loss = float(model(self.images, grid).loss)
+            loss = float(model(images, grid).loss)
         original, painted = self._displayable([self.images, output.reconstruction])
         mask = pixel_mask(grid, self.images.shape[2:]).numpy()
         return original, _masked(original, mask), painted, loss

@@ -112,7 +112,7 @@ def lines(choices: Choices) -> str:
 def test_lines():
     assert lines(choose(Known(50, *TINY), TWO_CORES)).startswith(
         "Chosen for these pictures and this machine; a flag that you give replaces its line:\n"
-        "  --model resnet18                   without an NVIDIA GPU; resnet50 takes more than twice as long\n"
+        "  --model resnet18                   without an NVIDIA GPU; resnet50 takes about twice as long\n"
         "  --size 32                          as large as the pictures usually are (shorter side 32), a multiple of 8\n"
         "  --model-args {output_stride: 8}    patches of 8 pixels, 4x4 of them; of 32 there would be too few\n"
     )
