@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..errors import UsageError
 from ..files import written_whole
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def save(kind: str, place: str, arrays: Mapping[str, np.ndarray], stamp: str = "
     try:
         with written_whole(_file(kind, place)) as temporary:
             np.savez(temporary, allow_pickle=False, **arrays, stamp=np.array(stamp), place=np.array(_ascii(place)))
-    except (OSError, RuntimeError) as error:  # full, not allowed, or no home folder
+    except (OSError, RuntimeError, UsageError) as error:  # full, not allowed, or no home folder
         _log.info("what was found out about %s is not kept: %s", place, error)
 
 

@@ -302,6 +302,6 @@ def test_what_cannot_be_run_is_a_verdict():
             raise RuntimeError("no")
 
     assert "RuntimeError: no" in str(check(Raises()).reason)
-    assert "lazy layers" in str(check(nn.Sequential(nn.LazyConv2d(8, 3, 2, 1))).reason)
+    assert "lazy layer" in str(check(nn.Sequential(nn.LazyConv2d(8, 3, 2, 1))).reason)
     with pytest.raises(UsageError, match="--channels"):
         check(thin_resnet(), channels=4)

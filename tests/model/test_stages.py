@@ -348,7 +348,7 @@ def test_shared_modules_and_tied_weights_keep_their_parameters():
 
 
 def test_networks_without_weights_that_train_are_refused_in_words():
-    with pytest.raises(UsageError, match=r"lazy layers.*call it once on an image"):
+    with pytest.raises(UsageError, match=r"lazy layer.*Call the network once on an image"):
         Stages(nn.Sequential(nn.LazyConv2d(8, 3, 2, 1), nn.ReLU()))
     with torch.inference_mode():
         made_within = conv(3, 8, 2)

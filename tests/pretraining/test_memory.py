@@ -86,7 +86,7 @@ def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
     found = estimate(str(pictures), device="cpu", **SMALL)
     assert found.device_bytes is None and "GiB on CPU" in str(found)
     gib = 2**30
-    monkeypatch.setattr(module, "_measure", lambda plan: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
+    monkeypatch.setattr(module, "_measure", lambda plan, here: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
     assert "12.0 of 80.0 GiB on CPU, 2 cores; about 84 images a pass would fit" in str(
         estimate(str(pictures), device="cpu", **SMALL)
     ).replace("1 cores", "2 cores")
