@@ -144,7 +144,7 @@ def _hears_ctrl_c():
 @pytest.mark.parametrize(
     ("where", "number", "words"),
     [
-        ("import", signal.SIGTERM, _NOTHING),
+        pytest.param("import", signal.SIGTERM, _NOTHING, marks=pytest.mark.slow),
         (
             "convspark.pretraining.plan:first_images",
             signal.SIGTERM,
