@@ -70,7 +70,7 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
         equal(found, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([1, 5, 16, 80]))
 def test_convolutions_over_all_channels_equal_the_plain_versions(case, dtype, outs):
     plan, grid, ins, generator = case

@@ -372,7 +372,7 @@ def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypat
     [
         # From the second step on, a ReLU's sign may hang on a rounding, after which LAMB takes other steps: with the
         # lean decoder it does here, with the paper's it does not.
-        ({"batch_size": 25, "epochs": 1}, 1, {"rtol": 1e-4, "atol": 1e-5}),
+        pytest.param({"batch_size": 25, "epochs": 1}, 1, {"rtol": 1e-4, "atol": 1e-5}, marks=pytest.mark.slow),
         # Eight steps of LAMB, each of up to 2 % of a layer's size, from gradients that differ by roundings.
         pytest.param({"decoder": "paper"}, 8, {"rtol": 1e-3, "atol": 1e-4}, marks=pytest.mark.slow),
     ],
