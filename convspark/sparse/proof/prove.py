@@ -506,7 +506,6 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     registered = [(owner, dict(owner._buffers)) for owner in module.modules()]  # a network may put others there
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
-    own_buffers = [(owner._buffers, dict(owner._buffers)) for owner in module.modules()]
     modes = [(owner, owner.training) for owner in module.modules()]
     generator = torch.Generator().manual_seed(3)
     # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
@@ -529,9 +528,6 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
         for tensor, data, requires_grad in originals:
             tensor.data = data
             tensor.requires_grad_(requires_grad)
-        for current, before in own_buffers:  # a network may have set others
-            for name, buffer in before.items():
-                current[name] = buffer
         for owner, mode in modes:
             owner.training = mode
 
