@@ -77,36 +77,36 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            if folder != root and _is_run(folder):
-                _log.warning("%s is a run of convspark: its own pictures are left out", shown(folder))
-                continue
-            entries = os.scandir(folder)
+            with os.scandir(folder) as listing:
+                entries = [*listing]
         except OSError as error:
             if folder == root:
                 raise DataError(f"images: folder {root!r} cannot be read: {error.strerror}") from None
             _log.warning("folder %s cannot be read (%s): its pictures are left out", shown(folder), error.strerror)
             continue
-        with entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()
-                if _leads_to(entry.is_dir):
-                    if entry.name not in _SKIPPED_FOLDERS:
-                        folders.append(entry.path)
-                elif suffix in suffixes:
-                    # A link that leads nowhere is a bad file, not a missing one.
-                    if _leads_to(entry.is_file) or entry.is_symlink():
-                        pictures.append(entry.path)
-                elif not suffix and sniff(entry.path):
+        if folder != root and _is_run({entry.name for entry in entries}):
+            _log.warning("%s is a run of convspark: its own pictures are left out", shown(folder))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if _leads_to(entry.is_dir):
+                if not is_left_out(entry.name):
+                    folders.append(entry.path)
+            elif suffix in suffixes:
+                # A link that leads nowhere is a bad file, not a missing one.
+                if _leads_to(entry.is_file) or entry.is_symlink():
                     pictures.append(entry.path)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    nowhere.append(entry.path)
-                elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
-                    inside.append(entry.path)
-                elif _leads_to(entry.is_file):
-                    whole = ".nii.gz" if entry.name.lower().endswith(".nii.gz") else suffix
-                    other[whole or "without suffix"] += 1
+            elif not suffix and sniff(entry.path):
+                pictures.append(entry.path)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                nowhere.append(entry.path)
+            elif shards is not None and suffix in SHARD_SUFFIXES and _leads_to(entry.is_file):
+                inside.append(entry.path)
+            elif _leads_to(entry.is_file):
+                whole = ".nii.gz" if entry.name.lower().endswith(".nii.gz") else suffix
+                other[whole or "without suffix"] += 1
     if nowhere:
         _log.warning(
             "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])
@@ -154,12 +154,9 @@ def _unquoted(line: str) -> str:
     return line
 
 
-def _is_run(folder: str) -> bool:
-    """Whether a run was carried out there, whose pictures are of others among these."""
-    return any(
-        all(os.path.exists(os.path.join(folder, name)) for name in names)
-        for names in (("config.yaml", "environment.json"), ("compare.yaml",))
-    )
+def _is_run(names: set[str]) -> bool:
+    """Whether a run was carried out in a folder with these names in it, whose pictures are of others among these."""
+    return {"config.yaml", "environment.json"} <= names or "compare.yaml" in names
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
