@@ -149,9 +149,9 @@ def find_weights(weights: str | None, model: str | None = None, partial: bool = 
     """What WEIGHTS stands for.
 
     Args:
-        weights: a run folder, an export folder, a timm name, a .safetensors or .pth file (`FILE:PREFIX` for a part
-            of it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random weights, and
-            images as it takes them.
+        weights: a run folder, an export folder, a timm name, a .safetensors, .pth or .ckpt file (`FILE:PREFIX`
+            for a part of it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random
+            weights, and images as it takes them.
         model: the network's name, where the weights do not name it.
         partial: see `Origin`.
 
@@ -294,7 +294,7 @@ def _of_file(path: Path, model: str | None) -> Origin:
         except UsageError:
             if model is None:  # else the config may be of other weights
                 raise
-    content = read_checkpoint(path) if path.suffix in (".pth", ".pt") else None
+    content = read_checkpoint(path) if path.suffix in (".pth", ".pt", ".ckpt") else None
     if isinstance(content, Mapping) and _is_record(content.get("network")):
         return Origin.from_record(content["network"], str(path), model)
     model = model or papers_network(path, content)

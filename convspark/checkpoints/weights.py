@@ -354,7 +354,7 @@ def check_timm_name(name: str) -> None:
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
         raise UsageError(
             f"there is no file or folder {name!r}, nor does timm know a network of that name{hint}. Expected a run "
-            "folder, an export, a .safetensors or .pth file, or a timm name such as resnet50.a1_in1k"
+            "folder, an export, a .safetensors, .pth or .ckpt file, or a timm name such as resnet50.a1_in1k"
         )
     tags = [cfg.partition(".")[2] for cfg in timm.list_models(f"{architecture}.*", pretrained=True)]
     if "." in name and tag not in tags:

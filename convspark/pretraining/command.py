@@ -29,7 +29,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         mask_ratio: share of the patches that is masked.
         masks: how masks are drawn: random (patches one by one); blocks (rectangles of patches); a .npy file of K masks
             (K, h, w), nonzero where visible; or package.module:function, see docs/ablation.md.
-        init: start from these weights: a run, an export, a .safetensors or .pth file, or a timm name such as
+        init: start from these weights: a run, an export, a .safetensors, .pth or .ckpt file, or a timm name such as
             resnet50.a1_in1k. Recommended if there are few images.
         partial: go on even if `init` leaves most of the network, or all tensors of one kind, random.
         out: run folder to make; by default runs/MODEL-DATE-TIME.

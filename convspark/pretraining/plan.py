@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.origin import Origin
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
 from ..data import Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
@@ -116,6 +117,9 @@ class Plan:
         untrained = frozenset(f"backbone.{name}" for name in self.model.untrained)
         make = partial(_make_optimizer, self.model, untrained, s.optimizer, self.betas, s.gradient_clip)
         module = PretrainModule(self.model, make, self.schedule(), s.seed, s.gradient_clip)
+        if isinstance(s.model, str):
+            record = Origin("", s.model, None, s.model_args or {}, s.size, s.channels, self.mean, self.std)
+            module.described = replace(record, pixels=self.images.pixels).as_record()
         if s.compile:
             module.step_loss = compiled(self.model)
         elif s.cuda_graph and self.device.type == "cuda":

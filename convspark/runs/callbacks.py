@@ -249,6 +249,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         checkpoint["convspark_epoch"] = pl_module.epoch_state()
+        if pl_module.described is not None:
+            checkpoint["network"] = dict(pl_module.described)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -1,6 +1,6 @@
 """The Lightning module of any training: rates, random numbers and the loss of a step, and what is measured after."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -40,9 +40,12 @@ class TrainingModule(pl.LightningModule):
         train_loss: mean loss of the epoch's steps so far.
         measured: by name, what was measured after the last epoch; empty where nothing is held out.
         measures: those names, the columns of `metrics.csv`.
+        described: how its network is built and pictures are read (`checkpoints.Origin.as_record`), kept in checkpoints,
+            so that one is enough to take the weights from; None if the network has no name.
     """
 
     measures: tuple[str, ...] = ()
+    described: Mapping[str, Any] | None = None
 
     def __init__(self, make_optimizer: Callable[[], torch.optim.Optimizer], schedule: Schedule, seed: int = 0) -> None:
         super().__init__()

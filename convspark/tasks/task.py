@@ -219,6 +219,7 @@ class Task(ABC, Generic[S, R]):
         if s.gradient_clip is not None:
             gradient_clip = s.gradient_clip or None
         best = KeepBest(run.folder)
+        module.described = self.origin.as_record()
         fit(
             module,
             run.folder,

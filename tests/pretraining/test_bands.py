@@ -1,6 +1,7 @@
 """Pictures of several bands, from the files to the tasks: read in the same way everywhere."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_the_run_keeps_what_was_measured(run: Path) -> None:
     pixels = Pixels(4, tuple(BANDS), None, tuple(config["low"]), tuple(config["high"]))
     assert find_weights(str(run)).pixels == find_weights(str(run / "export")).pixels == pixels
     assert find_weights(f"random:{run}").pixels == pixels and find_weights(f"random:{run}").is_random
+
+
+def test_a_checkpoint_alone_says_how_its_network_is_built_and_fed(run: Path, tmp_path: Path) -> None:
+    alone = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "mine.ckpt")
+    ours, runs = find_weights(str(alone)), find_weights(str(run))
+    assert ours.as_record() == runs.as_record()
+    state, expected = ours.build().state_dict(), runs.build().state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 @pytest.mark.parametrize("weights", ["", "export"])

@@ -14,7 +14,8 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune a network to classify your own labelled pictures, and measure it.
 
     Args:
-        weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors or .pth file, or random:MODEL.
+        weights: run folder, export folder, timm name (resnet50.a1_in1k), .safetensors, .pth or .ckpt file, or
+            random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; CSV list of
             path,label[,split]; or tar files, parquet files or a saved dataset with labels (docs/transfer.md).
         model: the network's name, if the weights do not name it: timm name, torchvision:NAME, package.module:factory.

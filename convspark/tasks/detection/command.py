@@ -10,7 +10,7 @@ def detect(settings: DetectSettings) -> DetectResult:
     """Train a detector (Faster R-CNN or Mask R-CNN with a feature pyramid) on annotated pictures, and measure it.
 
     Args:
-        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        weights: run folder, export folder, timm name, .safetensors, .pth or .ckpt file, or random:MODEL.
         train: COCO .json file, folder of Pascal VOC .xml files, or .txt list of them from VOC's ImageSets.
         val: the same for the pictures to measure with.
         images: folder of the pictures.

@@ -45,7 +45,7 @@ def embed(
     """Write one feature vector for each picture into a .npz file, for search, clustering or classifiers of your own.
 
     Args:
-        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        weights: run folder, export folder, timm name, .safetensors, .pth or .ckpt file, or random:MODEL.
         images: the same as for pretrain (docs/data.md): folder, list, tar or parquet files, and so on; or one picture.
             Pictures that cannot be read are left out.
         out: file to write.

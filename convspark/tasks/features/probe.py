@@ -66,7 +66,7 @@ def probe(
     """Classify by frozen features: nearest neighbours and logistic regression, beside the random initialisation.
 
     Args:
-        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        weights: run folder, export folder, timm name, .safetensors, .pth or .ckpt file, or random:MODEL.
         data: folder with a folder for each class, plain or under train/, val/ and test/; CSV list of
             path,label[,split]; or tar files, parquet files or a saved dataset with labels (docs/transfer.md).
         model: the network's name, if the weights do not name it.

@@ -10,7 +10,7 @@ def segment(settings: SegmentSettings) -> SegmentResult:
     """Train a network to tell the class of every pixel, and measure it by IoU and Dice.
 
     Args:
-        weights: run folder, export folder, timm name, .safetensors or .pth file, or random:MODEL.
+        weights: run folder, export folder, timm name, .safetensors, .pth or .ckpt file, or random:MODEL.
         images: folder of pictures; or tar files, parquet files or a saved dataset of pictures and masks.
         masks: folder of 8-bit mask files named like the pictures (0 and 255, or 0, 1, 2, … with 255 for pixels that do
             not count); or a COCO .json file. Leave it out if the masks are in the same files as the pictures:
