@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
 RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
-# Tests run in so many processes, each of one thread and up to 3 GB.
-WORKERS ?= 2
+# Tests run in so many processes, each of one thread and up to 3 GB: one more than two cores, as some tests wait.
+WORKERS ?= 3
 BESIDE := -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-slow test-oldest docs benchmarks lint clean

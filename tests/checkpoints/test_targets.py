@@ -172,7 +172,7 @@ def test_onnx_keeps_the_classifier_and_its_card_says_what_it_was_trained_on(clas
     assert "convspark finetune a \\| b" in card and f"| weights of | {folder} |" in card
 
 
-@pytest.mark.parametrize("given", ["", "/model.safetensors"])
+@pytest.mark.parametrize("given", [pytest.param("", marks=pytest.mark.slow), "/model.safetensors"])
 def test_onnx_of_a_network_of_four_channels(tmp_path, given):
     onnxruntime = pytest.importorskip("onnxruntime")
     made = timm.create_model("resnet10t", num_classes=0, in_chans=4).eval()

@@ -125,7 +125,7 @@ class Own(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_of_a_module_of_any_channels(channels, picture, tmp_path):
     norm = {"mean": [0.5] * channels, "std": [0.3] * channels}
     if channels == 5:

@@ -144,11 +144,12 @@ def _hears_ctrl_c():
 @pytest.mark.parametrize(
     ("where", "number", "words"),
     [
-        pytest.param("import", signal.SIGTERM, _NOTHING, marks=pytest.mark.slow),
-        (
+        ("import", signal.SIGTERM, _NOTHING),
+        pytest.param(
             "convspark.pretraining.plan:first_images",
             signal.SIGTERM,
             "Stopped. To go on:\n  convspark pretrain --resume {out}",
+            marks=pytest.mark.slow,
         ),
     ],
 )

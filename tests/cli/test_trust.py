@@ -78,8 +78,13 @@ def test_code_that_a_file_names_is_not_imported(line, foreign, capsys):
     assert f"names '{NETWORK}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trusting", ["--trust-code", f"--model {NETWORK}", f"--model={NETWORK}"])
-@pytest.mark.parametrize("line", ["pretrain --resume pretrain", "embed export pictures"])
+@pytest.mark.parametrize(
+    ("line", "trusting"),
+    [
+        ("pretrain --resume pretrain", "--trust-code"),
+        *(("embed export pictures", flags) for flags in ("--trust-code", f"--model {NETWORK}", f"--model={NETWORK}")),
+    ],
+)
 def test_it_is_where_the_user_says_so(line, trusting, foreign):
     main([*line.split(), *trusting.split()])
     assert foreign.exists()

@@ -60,7 +60,9 @@ def test_a_crop_is_torchvisions_resized_crop() -> None:
         torch.testing.assert_close(transform(PHOTO, counter), torchvision_normalised(expected), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("height", "width"), [(300, 300), (300, 450), (500, 200)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(500, 200), *(pytest.param(300, width, marks=pytest.mark.slow) for width in (300, 450))]
+)
 def test_crops_are_spread_like_torchvisions(height: int, width: int) -> None:
     count, scale, ratio = 1500, (0.3, 1.0), (3 / 4, 4 / 3)
     image = coordinates(height, width)

@@ -142,7 +142,7 @@ types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums m
 types |= dict.fromkeys(("momentum", "eps"), "fp32")
 types |= {"around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
-for capability in (80, 90):
+for capability in map(int, sys.argv[2:]):
     for kernel, given in asked:
         names = [name for name in kernel.arg_names if name not in given]
         signature = {name: types.get(name, "i32") for name in names}
@@ -159,15 +159,16 @@ for capability in (80, 90):
 """
 
 
-def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path):
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capability):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(tmp_path)],
+        [sys.executable, "-c", COMPILED, str(tmp_path), str(capability)],
         capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == 22
+    assert len(found) == 11
     for one in found:
         assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
 

@@ -1,4 +1,5 @@
-"""Every recipe trains with its own settings but for sizes, and by default with a tiny network in place of its own."""
+"""Every recipe trains with its own settings but for sizes; by default one of each kind, with a tiny network in place of
+its own."""
 
 import csv
 import json
@@ -23,7 +24,10 @@ OF = {
     command: [one for one in all_recipes().values() if one.command == command]
     for command in ("pretrain", "finetune", "detect")
 }
-TINY = [pytest.param(False, id="tiny"), pytest.param(True, id="whole", marks=pytest.mark.slow)]
+ONE_OF_A_KIND = {  # by whose tiny networks each command and each kind of settings is tried by default
+    *("resnet50_imagenet", "convnext_small_imagenet", "small_data"),
+    *("resnet50_imagenet_finetune", "convnext_small_imagenet_finetune", "resnet50_coco"),
+}
 
 
 def network_of(recipe, whole):
@@ -31,6 +35,21 @@ def network_of(recipe, whole):
     if whole:
         return recipe.name.partition("_384")[0].partition("_imagenet")[0].partition("_coco")[0]
     return "test_convnext" if recipe.name.startswith("convnext") else "test_resnet"
+
+
+def steps(command):
+    """The test for each recipe of a command, by a tiny network and by the recipe's own."""
+    cases = [
+        pytest.param(
+            one,
+            whole,
+            id=f"{one.name}-{'whole' if whole else 'tiny'}",
+            marks=[pytest.mark.slow] * (whole or one.name not in ONE_OF_A_KIND),
+        )
+        for one in OF[command]
+        for whole in (False, True)
+    ]
+    return pytest.mark.parametrize(("recipe", "whole"), cases)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +90,7 @@ def kept(folder):
     return yaml.safe_load((Path(folder) / "config.yaml").read_text())
 
 
-@pytest.mark.parametrize("whole", TINY)
-@pytest.mark.parametrize("recipe", OF["pretrain"], ids=lambda one: one.name)
+@steps("pretrain")
 def test_pre_training(recipe, whole, labelled, tmp_path):
     small = {"size": 64, "batch_size": 4, "epochs": 1, "warmup_epochs": 0, "keep_epochs": None, "held_out": 0}
     small |= {"decoder_width": 32, "device_batch_size": 2, "picture_epochs": 0}
@@ -87,8 +105,7 @@ def test_pre_training(recipe, whole, labelled, tmp_path):
         assert config["learning_rate"] == pytest.approx(recipe.settings["base_learning_rate"] * 4 / 256)
 
 
-@pytest.mark.parametrize("whole", TINY)
-@pytest.mark.parametrize("recipe", OF["finetune"], ids=lambda one: one.name)
+@steps("finetune")
 def test_fine_tuning(recipe, whole, labelled, tmp_path):
     small = {"size": 64, "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "device_batch_size": 4}
     if not whole:
@@ -104,8 +121,7 @@ def test_fine_tuning(recipe, whole, labelled, tmp_path):
         assert convspark.finetune(resume=str(out), device="cpu").top1 == result.top1
 
 
-@pytest.mark.parametrize("whole", TINY)
-@pytest.mark.parametrize("recipe", OF["detect"], ids=lambda one: one.name)
+@steps("detect")
 def test_detection(recipe, whole, squares, tmp_path, monkeypatch):
     small = {"size": 64, "short_sides": (32, 96), "batch_size": 2, "device_batch_size": 1, "warmup_steps": 0}
     small |= {"epochs": 2, "milestones": [1], "steps": recipe.settings.get("steps") and 2}

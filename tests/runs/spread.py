@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -84,11 +85,11 @@ CASES = {
 }
 
 
-def in_float64() -> None:
+def in_float64(patch: pytest.MonkeyPatch) -> None:
     """Train in float64, and export in float32 again."""
     for room in (module, classifying, segmenting):
         real = room.channels_last
-        room.channels_last = lambda images, real=real: real(images).to(PRECISION[0])  # type: ignore[attr-defined]
+        patch.setattr(room, "channels_last", lambda images, real=real: real(images).to(PRECISION[0]))
     make, fit = plan.Plan.module, Task.fit
 
     def planned(self):
@@ -100,7 +101,8 @@ def in_float64() -> None:
         PRECISION[0] = torch.float64
         return fit(self, run, trained.double(), *args, **kwargs)
 
-    plan.Plan.module, Task.fit = planned, fitted  # type: ignore[method-assign]
+    patch.setattr(plan.Plan, "module", planned)
+    patch.setattr(Task, "fit", fitted)
     for job, network in (
         (train.Pretraining, lambda job: job.plan.model),
         (Classification, lambda job: job._module),
@@ -112,21 +114,26 @@ def in_float64() -> None:
             network(self).float()
             return finish(self, run)
 
-        job.finish = finished  # type: ignore[method-assign]
+        patch.setattr(job, "finish", finished)
 
 
 PRECISION = [torch.float32]
 
 
 def main(pictures: str, labelled: str, out: str, *cases: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, pictures, labelled, out, *cases)
+
+
+def run(patch: pytest.MonkeyPatch, pictures: str, labelled: str, out: str, *cases: str) -> None:
     join = TrainingModule.join_losses
 
     def joined(self):
         join(self)
         losses.append(self.train_loss)
 
-    TrainingModule.join_losses = joined  # type: ignore[method-assign]
-    in_float64()
+    patch.setattr(TrainingModule, "join_losses", joined)
+    in_float64(patch)
     for case in cases:
         losses.clear()
         measured = CASES[case](pictures, labelled, f"{out}/{case}")

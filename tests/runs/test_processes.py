@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from labelled_pictures import write_pictures
 from PIL import Image
 from safetensors.torch import load_file
+from spread import main as run_here
 
 from convspark.cli.main import main
 from convspark.errors import UsageError
@@ -57,12 +59,18 @@ def spread(count: int, out: Path, pictures: Path, labelled: Path, *cases: str) -
     """The losses of each case, of so many processes."""
     out.mkdir()
     assert launch([sys.executable, str(SCRIPT), str(pictures), str(labelled), str(out), *cases], count) == 0
+    return losses_of(out, cases)
+
+
+def losses_of(out: Path, cases: Sequence[str]) -> dict[str, list[float]]:
     return {case: json.loads((out / f"{case}.json").read_text()) for case in cases}
 
 
 @pytest.fixture(scope="module")
 def alone(pictures, labelled, tmp_path_factory) -> dict[str, list[float]]:
-    return spread(1, tmp_path_factory.mktemp("alone") / "out", pictures, labelled, *REFERENCE)
+    out = tmp_path_factory.mktemp("alone")
+    run_here(str(pictures), str(labelled), str(out), *REFERENCE)
+    return losses_of(out, REFERENCE)
 
 
 def check_equal(found: dict[str, list[float]], expected: dict[str, list[float]]) -> None:

@@ -88,6 +88,10 @@ def test_evaluation_mode_is_exact():
     assert_exact(build("seresnet18", **THIN), (3, 3, 64, 96), (2, 3), training=False)
 
 
+# The smallest of their families, and yet so large that each takes seconds.
+LARGE = {"selecsls42", "focalnet_tiny_srf", "rdnet_tiny", "vgg11", "tresnet_m"}
+
+
 def smallest_of_each_further_family():
     """Of timm's files, the smallest network that the sweep found exact, unless the file has one above.
 
@@ -97,7 +101,8 @@ def smallest_of_each_further_family():
     for name, row in table()["networks"].items():
         if row["verdict"] == "exact":
             members.setdefault(row["family"], []).append((row["amplified"], row["parameters"], name))
-    return [min(found)[-1] for family, found in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
+    names = [min(found)[-1] for family, found in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in names]
 
 
 def family_of(name):

@@ -54,8 +54,11 @@ def test_other_deep_resnets_have_seven_steps_too(name):
 
 @pytest.mark.parametrize(
     "name",
-    "resnet18 convnext_atto efficientnet_b0 mobilenetv3_small_050 regnetx_002 densenet121 rexnet_100 xception41 vgg11 "
-    "rdnet_tiny resnetv2_50 hrnet_w18_small dla34".split(),
+    [
+        *"resnet18 convnext_atto efficientnet_b0 mobilenetv3_small_050 regnetx_002 densenet121 rexnet_100".split(),
+        *"resnetv2_50 hrnet_w18_small dla34".split(),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("xception41", "vgg11", "rdnet_tiny")),
+    ],
 )
 def test_any_network_is_grouped_from_stem_to_head_without_gaps(name):
     network = timm.create_model(name, num_classes=3)
