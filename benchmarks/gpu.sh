@@ -30,6 +30,7 @@ timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider tests/runs/
 part 50 encoder resnet50 --batch-sizes "$BATCH" --modes eager,graph
 CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
+CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
 part 40 step resnet50 --batch-sizes "$BATCH" --modes graph,eager
 CONVSPARK_KERNELS=batch_norm part 50 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes graph
 CONVSPARK_KERNELS=batch_norm part 50 profile resnet50 efficientnet_b0 convnext_small --batch-sizes "$BATCH" \

@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convspark.kernels import implicit_gemm, ops
+from convspark.kernels import implicit_gemm, max_pool, ops
 from convspark.kernels.cpu import build
 from convspark.sparse.faster import registered
 
@@ -110,19 +110,21 @@ def generic(kernels: bool = False) -> Iterator[None]:
             its tensors, and carried out by what there is for CPUs.
     """
     faster = registered()
-    library, convolutions, known = build.library, list(faster.convolutions), dict(ops._KERNELS)
+    library, known = build.library, dict(ops._KERNELS)
+    convolutions, max_pools = list(faster.convolutions), list(faster.max_pools)
     if kernels:
         of_gpus = {name: dtypes for (name, device), (dtypes, _) in known.items() if device == "cuda"}
         ops._KERNELS.clear()
         ops._KERNELS.update({(name, "cpu"): (dtypes, lambda: True) for name, dtypes in of_gpus.items()})
         faster.convolutions.insert(0, implicit_gemm.offer)
+        faster.max_pools.insert(0, max_pool.offer)
     else:
         build.library = lambda: None
     try:
         yield
     finally:
         build.library = library
-        faster.convolutions[:] = convolutions
+        faster.convolutions[:], faster.max_pools[:] = convolutions, max_pools
         ops._KERNELS.clear()
         ops._KERNELS.update(known)
 

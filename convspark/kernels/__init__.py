@@ -1,13 +1,13 @@
 """Faster ways to carry out the engine's plans, by kind of device. `sparse/` computes the same without any of them.
 
 What each gains of a whole step is measured by `benchmarks/kernels.py` and, on GPUs, `benchmarks/gpu.py`. What has not
-been seen to gain there is switched on by its name: CONVSPARK_KERNELS=batch_norm,implicit_gemm.
+been seen to gain there is switched on by its name: CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool.
 """
 
 from __future__ import annotations
 
 from ..sparse.faster import Faster
-from . import batch_norm, cpu, depthwise, gpu, implicit_gemm, pairs, rows
+from . import batch_norm, cpu, depthwise, gpu, implicit_gemm, max_pool, pairs, rows
 from .ops import is_chosen
 
 
@@ -19,5 +19,7 @@ def register(faster: Faster) -> None:
         faster.convolutions.append(implicit_gemm.offer)
     faster.convolutions += [depthwise.offer, pairs.offer]
     faster.sums.append(rows.offer)
+    if is_chosen("max_pool"):
+        faster.max_pools.append(max_pool.offer)
     if is_chosen("batch_norm"):
         faster.batch_norms.append(batch_norm.offer)

@@ -18,12 +18,17 @@ BatchNorm = Callable[..., Tensor]
 """Values (N, C, ...), running mean and variance, weight, bias, momentum, eps: as `functional.batch_norm` trains."""
 
 
+MaxPool = Callable[..., Tensor | None]
+"""Values (N, C, *patch), grid, plan, what lies outside the image -> (N, C, *out), or None."""
+
+
 @dataclass
 class Faster:
     """What the package's kernels offer, in the order in which they are asked."""
 
     convolutions: list[Kernel] = field(default_factory=list)
     sums: list[SumKernel] = field(default_factory=list)
+    max_pools: list[MaxPool] = field(default_factory=list)
     batch_norms: list[Callable[[Tensor], BatchNorm | None]] = field(default_factory=list)
     is_loaded: bool = False
 

@@ -31,8 +31,9 @@ def test_an_encoder_step_costs_no_more_than_it_did(name, operators, bytes_, flop
 def test_with_the_kernels_for_gpus_little_more_than_what_is_visible_moves():
     ways = traffic("resnet50", "encoder", (DENSE, VISIBLE), batch_size=2, kernels=True)
     of_dense = shares(ways[VISIBLE], ways[DENSE])
-    assert of_dense["operators"] <= 1.13 and 20 / 49 <= of_dense["flops"] <= 0.409 and of_dense["bytes"] <= 0.53
-    assert {"convolve", "convolve_input_gradient", "convolve_weight_gradient"} <= set(ways[VISIBLE].launched)
+    assert of_dense["operators"] <= 1.123 and 20 / 49 <= of_dense["flops"] <= 0.409 and of_dense["bytes"] <= 0.511
+    convolutions = {"convolve", "convolve_input_gradient", "convolve_weight_gradient"}
+    assert convolutions | {"max_pool", "max_pool_gradient"} <= set(ways[VISIBLE].launched)
     assert (
         "convolve" not in traffic("resnet10t", "encoder", (VISIBLE,), batch_size=1)[VISIBLE].launched
     )  # nothing stays

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convspark.kernels import batch_norm, implicit_gemm, ops
+from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
 from convspark.kernels.gpu import operators
 from convspark.sparse import PatchGrid, gather
 from convspark.sparse.faster import registered
@@ -113,12 +113,32 @@ def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
         equal(found, ops.PLAIN["sum_rows"](rows, slots, entries, patches, beyond), dtype)
 
 
+@settings(max_examples=25, deadline=None)
+@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]), st.booleans())
+def test_max_pooling_equals_the_plain_version(case, dtype, outside, ties):
+    plan, grid, channels, generator = case
+    around = grid.around(plan.reach).slots
+    rows, grad = (
+        torch.randn(grid.num_visible * n, channels, generator=generator).to(DEVICE, dtype)
+        for n in (plan.positions, plan.outputs)
+    )
+    if ties:
+        rows = rows.round()
+    pooled, taken = operators.max_pool(rows, around, *plan.sizes, outside)
+    expected, first = ops.PLAIN["max_pool"](rows, around, *plan.sizes, outside)
+    assert torch.equal(pooled, expected)
+    if not rows.is_cuda:  # where PyTorch too names the first of several
+        assert torch.equal(taken, first)
+    ours = operators.max_pool_gradient(grad, taken, around, *plan.sizes)
+    equal(ours, ops.PLAIN["max_pool_gradient"](grad, taken, around, *plan.sizes), dtype)
+
+
 COMPILED = """
 import json, pathlib, re, subprocess, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from convspark.kernels.gpu import gemm, kernels, norms
+from convspark.kernels.gpu import gemm, kernels, norms, pool
 
 constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
 affine = {"WEIGHTED": True, "BIASED": True}
@@ -131,6 +151,8 @@ asked = [
     (gemm.convolve, product | {"BIASED": True, "of_in": 1}),  # as weights lie that have channels last
     (gemm.convolve, product | {"BIASED": False, "of_out": 1}),  # for the gradient of its input
     (gemm.matrices, product),
+    (pool.largest, constants | {"ROWS": 32}),
+    (pool.gradient, constants | {"ROWS": 32}),
     (norms.moments, constants | {"ROWS": 32}),
     (norms.join, {"PARTS": 64, "CHANNELS": 16, "WIDE": triton.language.float32, "RUNNING": True}),
     (norms.normalise, constants | affine),
@@ -140,7 +162,7 @@ asked = [
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
 types |= dict.fromkeys(("momentum", "eps"), "fp32")
-types |= {"around": "*i32", "entries": "*i64", "outside": "fp32"}
+types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 for capability in map(int, sys.argv[2:]):
     for kernel, given in asked:
@@ -168,7 +190,7 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capa
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == 11
+    assert len(found) == 13
     for one in found:
         assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
 
@@ -211,11 +233,12 @@ class Small(nn.Sequential):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",), ("convolve",)])
+@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",), ("convolve",), ("max_pool",)])
 def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monkeypatch):
     """By the operators' plain versions, on a device that says that it has kernels."""
     called = []
     monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
+    monkeypatch.setattr(registered(), "max_pools", [max_pool.offer])
     monkeypatch.setattr(registered(), "convolutions", [implicit_gemm.offer, *registered().convolutions])
 
     def train(kernels):
@@ -253,7 +276,7 @@ class _Called(TorchDispatchMode):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
+    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool")
     assert not operators._wrong(DEVICE)
     right = operators.depthwise
     monkeypatch.setattr(operators, "depthwise", lambda *given: right(*given) * 1.05)

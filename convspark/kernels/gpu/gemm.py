@@ -10,7 +10,7 @@ numbers' type has some. A tap that no row of the tile sees, masked or outside th
 import triton
 import triton.language as tl
 
-from .kernels import _look_up
+from .kernels import look_up
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def convolve(
     valid, in_outs = row < count, result < outs
     total = tl.zeros((ROWS, OUTS), WIDE)
     for entry in range(most):
-        source, slot = _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
+        source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = slot < patches
         if tl.max(there.to(tl.int32), 0) != 0:
             for start in range(0, ins, INS):
@@ -62,7 +62,7 @@ def matrices(
     for start in range(0, size, ROWS):
         row = first + start + tl.arange(0, ROWS)
         valid = row < count
-        source, slot = _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
+        source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = slot < patches
         if tl.max(there.to(tl.int32), 0) != 0:
             seen = rows + source[None, :] * ins + channel[:, None]

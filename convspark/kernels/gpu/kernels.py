@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX: tl.constexpr):
+def look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX: tl.constexpr):
     """Of an entry of each row: the row that it sees, and the slot where it looks, `patches` or more where nothing is.
 
     `row`, `entry` and `valid` are of one shape; an entry is two int32, the patch (-1: none) and the position in it.
@@ -42,7 +42,7 @@ def sums(
     if BIASED:
         total += tl.load(bias + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
     for entry in range(most):
-        source, slot = _look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
+        source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = (slot < patches)[:, None] & wide_enough[None, :]
         value = tl.load(rows + source[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
         if OUTSIDE:
@@ -71,7 +71,7 @@ def products(
         to_row = grad + row.to(INDEX)[:, :, None] * channels + channel[None, None, :]
         slope = tl.load(to_row, mask=valid[:, :, None] & wide_enough[None, None, :], other=0).to(WIDE)
         listed = valid & (entry < most)[None, :]
-        source, slot = _look_up(
+        source, slot = look_up(
             around, entries, row, entry[None, :], listed, results, block, patches, positions, most, INDEX
         )
         there = (slot < patches)[:, :, None] & wide_enough[None, None, :]

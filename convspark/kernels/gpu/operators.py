@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +63,7 @@ def _wrong(device: torch.device) -> list[str]:
         rows, grad = random(patches * plan.positions, 48), random(patches * plan.outputs, 48)
         weight, bias = random(48, 1, 3, 3), random(48)
         full, other, slopes = random(40, 48, 3, 3), random(40), random(patches * plan.outputs, 40)
-        cases: list[tuple[Callable[..., Tensor], tuple[Any, ...]]] = [
+        cases: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
             (sum_rows, (rows, around, seen_by_tap(plan, device), patches, 0.0)),
             (depthwise, (rows, weight, bias, around, *plan.sizes)),
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
@@ -74,8 +75,15 @@ def _wrong(device: torch.device) -> list[str]:
                 (convolve_input_gradient, (slopes, full, around, *plan.sizes)),
                 (convolve_weight_gradient, (slopes, rows, around, *plan.sizes)),
             ]
+        if is_chosen("max_pool"):
+            taken = PLAIN["max_pool"](rows, around, *plan.sizes, -math.inf)[1]
+            cases += [
+                (max_pool, (rows, around, *plan.sizes, -math.inf)),
+                (max_pool_gradient, (grad, taken, around, *plan.sizes)),
+            ]
         for run, arguments in cases:
-            one, other = run(*arguments), PLAIN[run.__name__](*arguments)
+            both = run(*arguments), PLAIN[run.__name__](*arguments)
+            one, other = (of[0] if isinstance(of, tuple) else of for of in both)  # of a pooling, the largest
             if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
                 deviating.append(f"{run.__name__} in {dtype}")
     return deviating
@@ -203,6 +211,43 @@ def _tile_of_product(rows: Tensor, ins: int, outs: int) -> dict[str, int]:
     """Rows and channels of a program; matrix units want 16 of each at least."""
     at_once = 128 if rows.element_size() == 2 else 32
     return {"ROWS": at_once, "INS": min(32, max(16, _power_of_2(ins))), "OUTS": min(64, max(16, _power_of_2(outs)))}
+
+
+# ---------------------------------------------------------------- max pooling
+
+
+def max_pool(rows: Tensor, around: Tensor, *sizes_and_outside) -> tuple[Tensor, Tensor]:
+    from . import pool
+
+    *sizes, outside = sizes_and_outside
+    plan, rows, patches, channels = Plan.of(sizes), rows.contiguous(), around.shape[0], rows.shape[1]
+    out = rows.new_empty(patches * plan.outputs, channels)
+    taken = torch.empty_like(out, dtype=torch.int8)
+    _look(pool.largest, (out, taken, rows), around, seen_by_tap(plan, around.device), float(outside))
+    return out, taken
+
+
+def max_pool_gradient(grad: Tensor, taken: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    from . import pool
+
+    plan = Plan.of(sizes)
+    out = grad.new_empty(around.shape[0] * plan.positions, grad.shape[1])
+    _look(pool.gradient, (out, grad.contiguous(), taken), around, seeing_by_tap(plan, around.device))
+    return out
+
+
+def _look(run: Any, tensors: tuple[Tensor, Tensor, Tensor], around: Tensor, entries: Tensor, *more: float) -> None:
+    """Run a kernel of pooling, (out, ..., what is read)."""
+    out, read = tensors[0], tensors[-1]
+    (results, most, _), patches, channels = entries.shape, around.shape[0], out.shape[1]
+    if not out.numel():
+        return
+    at_once, side = _tile(channels, 2048)
+    run[_ceil(len(out), at_once), _ceil(channels, side)](
+        *tensors, around, entries.view(torch.int64), len(out), channels, patches, _positions(read, patches),
+        around.shape[1], results, most, *more,
+        WIDE=_wide(out), INDEX=_index(read, out), ROWS=at_once, CHANNELS=side,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- batch norms
@@ -338,6 +383,8 @@ for _kernel in (
     convolve,
     convolve_input_gradient,
     convolve_weight_gradient,
+    max_pool,
+    max_pool_gradient,
     batch_moments,
     normalise,
     normalise_slopes,
