@@ -89,7 +89,7 @@ def test_evaluation_mode_is_exact():
 
 
 def smallest_of_each_further_family():
-    """Of timm's files, the smallest network that the sweep found exact, unless the file has one above.
+    """For each file of timm, the smallest network that the sweep found exact, unless SMALL has one of that file.
 
     One that does not amplify roundings, where there is one: its gradients are compared more strictly here.
     """
@@ -97,7 +97,7 @@ def smallest_of_each_further_family():
     for name, row in table()["networks"].items():
         if row["verdict"] == "exact":
             members.setdefault(row["family"], []).append((row["amplified"], row["parameters"], name))
-    return [min(found)[-1] for family, found in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
+    return [min(rows)[-1] for family, rows in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
 
 
 def family_of(name):
