@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests, and where the larger truths that are not part of the project lie."""
+"""Fixtures shared by all tests, and the folder of larger test data, which is not part of the project."""
 
 import gc
 import os
@@ -23,14 +23,14 @@ if not torch.cuda.is_available():
 
 
 def pytest_configure() -> None:
-    """Signals as a terminal has them: a shell that starts this in the background has Ctrl-C ignored, and so would be
-    what runs within it."""
+    """Signals as in a terminal: a shell switches Ctrl-C off for tests that it starts in the background, and processes
+    that they start would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: without it, each of Python's collections of garbage takes a tenth of the time."""
+    """Python's garbage collector need not look at what was imported: each of its runs takes a tenth of the time."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and go on, beside the same runs undisturbed: equal bit for bit.
+"""Runs that are killed at random moments and resumed end as the same runs undisturbed, equal bit for bit.
 
 Prints what was tried and how much of it was identical:
 
@@ -68,7 +68,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def arguments(command: str, data: Path) -> list[str]:
-    """Of a run of a second or a few."""
+    """Arguments of a run of a few seconds."""
     machine = f"--device cpu --precision fp32 --checkpoint-minutes {OFTEN}"
     images, scenes = str(data / "labelled"), str(data / "scenes.json")
     pretraining = "--model test_resnet --size 64 --batch-size 6 --epochs 4 --held-out 0.1 --decoder-width 32"
@@ -126,46 +126,46 @@ def started_by(process: int) -> list[int]:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All that a run leaves: weights, averages, the optimiser's state."""
-    found: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        found |= {f"{file.relative_to(folder)} {name}": value for name, value in load_file(file).items()}
+        values |= {f"{file.relative_to(folder)} {name}": value for name, value in load_file(file).items()}
     for file in sorted([*folder.rglob("last.ckpt"), *folder.rglob("detector.pth")]):
         left = [(str(file.relative_to(folder)), torch.load(file, weights_only=True))]
         while left:
             name, value = left.pop()
             if isinstance(value, torch.Tensor):
-                found[name] = value
+                values[name] = value
             elif isinstance(value, dict):
                 left += [(f"{name} {key}", inner) for key, inner in value.items() if key not in ("loops", "callbacks")]
             elif isinstance(value, list):
                 left += [(f"{name} {key}", inner) for key, inner in enumerate(value)]
-    return found
+    return values
 
 
 def figures(folder: Path) -> dict[str, object]:
-    """All that a run has measured, without what is of the clock."""
-    found: dict[str, object] = {}
+    """All that a run has measured, without what depends on the clock."""
+    contents: dict[str, object] = {}
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open() as opened:
             rows = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(opened)]
-        found[str(file.relative_to(folder))] = rows
+        contents[str(file.relative_to(folder))] = rows
     for file in sorted([*folder.rglob("results.json"), *folder.rglob("compare.json")]):
         content = json.loads(file.read_text())
-        found[str(file.relative_to(folder))] = {k: v for k, v in content.items() if k not in ("seconds", "folder")}
-    return found
+        contents[str(file.relative_to(folder))] = {k: v for k, v in content.items() if k not in ("seconds", "folder")}
+    return contents
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
-    told = []
+    faults = []
     for read in (figures, tensors):
         one, other = read(ours), read(theirs)
         assert one, f"{ours} holds nothing to compare"
-        told += [f"{name} is there once only" for name in one.keys() ^ other.keys()]
+        faults += [f"{name} is there once only" for name in one.keys() ^ other.keys()]
         for name in one.keys() & other.keys():
             a, b = one[name], other[name]
             same = a.equal(b) if isinstance(a, torch.Tensor) else a == b
-            told += [] if same else [f"{name} differs"]
-    return told
+            faults += [] if same else [f"{name} differs"]
+    return faults
 
 
 def left_over(folder: Path) -> list[str]:
@@ -179,7 +179,7 @@ def killed_once(command: str, line: list[str], out: Path, moment: float) -> tupl
     if code != -signal.SIGKILL:
         return False, ""
     config = out / ("compare.yaml" if command == "compare" else "config.yaml")
-    together = ["--devices", "2"] if "--devices" in line else []  # on another number, rounding differs
+    together = ["--devices", "2"] if "--devices" in line else []  # with another number, rounding differs
     again = [command, "--resume", str(out), *together] if config.is_file() else start
     code, _ = carried_out(again)
     return True, "" if code == 0 else f"`{' '.join(again[:2])}` ended with {code}"
@@ -215,9 +215,9 @@ def test_killed_at_random_moments_runs_end_as_undisturbed_ones(data, tmp_path, c
                 wrong += [f"{out.name}, killed after {moment:.2f} of {seconds:.2f} s: {fault}" for fault in faults[:3]]
             table.setdefault(command, {})[way] = f"{identical} of {KILLS}"
             with capsys.disabled():
-                told = ", ".join(f"{moment:.2f}" for moment in moments)
+                shown = ", ".join(f"{moment:.2f}" for moment in moments)
                 print(
-                    f"\n{command}, {way}: {identical} of {KILLS} identical; {seconds:.2f} s, killed at {told}", end=""
+                    f"\n{command}, {way}: {identical} of {KILLS} identical; {seconds:.2f} s, killed at {shown}", end=""
                 )
     with capsys.disabled():
         print(f"\n\n{'killed, gone on, identical':28}" + "".join(f"{way:>14}" for way in WAYS))

@@ -8,7 +8,7 @@ from convspark.seeds import Use, counted, counted_seed
 
 
 def test_a_number_stands_for_one_use_and_for_good():
-    """Another one would give other runs under the same seed: these are numpy's own for the numbers of the first day."""
+    """Another number would give other runs under the same seed. Compared with numpy's draws for the first numbers."""
     assert len({int(use) for use in Use}) == len(Use.__members__)
     words = {Use.CROP: 1, Use.ORDER: 2, Use.STAND_IN: 3, Use.HOLD_OUT: 4, Use.LABELS: 5, Use.STATISTICS: 6}
     for use, word in words.items():

@@ -53,8 +53,8 @@ def _assert_equal_dense(network, images, everything, run):
         dense = _seeded(run, network, images)
     with _left_as_it_was(network):
         patches = _seeded(run, network, gather(images, PatchGrid(everything)))
-    for expected, found in zip(dense, patches, strict=True):
-        assert relative(expected, scatter(found)) < TOLERANCE, "differs from the dense network"
+    for expected, ours in zip(dense, patches, strict=True):
+        assert relative(expected, scatter(ours)) < TOLERANCE, "differs from the dense network"
 
 
 def _assert_equal_oracle(network, images, visible, run):
@@ -101,13 +101,13 @@ def _step(network: nn.Module, run: Callable[[Tensor], list[Tensor]], images: Ten
     return _Step([f.detach() for f in maps], gradients, buffers)
 
 
-def _assert_equal_gradients(expected, found, reaction_to_roundings):
+def _assert_equal_gradients(expected, gradients, reaction_to_roundings):
     """Relative to each gradient itself; of a network that amplifies roundings, to what they do to the truth."""
     largest = max((g.abs().max() for g in expected.values()), default=torch.tensor(1.0))
     # A bias in front of a norm has gradient 0 up to rounding: nothing to be relative to but the other gradients.
     floor = 1e-6 * largest
     scale = {name: g.abs().max().clamp(min=floor) for name, g in expected.items()}
-    off = {name: float((g - found[name]).abs().max() / scale[name]) for name, g in expected.items()}
+    off = {name: float((g - gradients[name]).abs().max() / scale[name]) for name, g in expected.items()}
     if max(off.values(), default=0) <= TOLERANCE:
         return
     noisy = reaction_to_roundings()
@@ -128,8 +128,8 @@ def _assert_no_leak(network, images, visible, run):
         clean = _seeded(run, network, gather(images, grid))
     with _left_as_it_was(network):
         dirty = _seeded(run, network, gather(spoilt, grid))
-    for expected, found in zip(clean, dirty, strict=True):
-        assert torch.equal(expected.values, found.values), "depends on masked pixels"
+    for expected, other in zip(clean, dirty, strict=True):
+        assert torch.equal(expected.values, other.values), "depends on masked pixels"
 
 
 @contextmanager
@@ -147,9 +147,9 @@ def _seeded(run, network, x):
     return run(network, x)
 
 
-def relative(expected: Tensor, found: Tensor) -> float:
-    assert expected.shape == found.shape
+def relative(expected: Tensor, actual: Tensor) -> float:
+    assert expected.shape == actual.shape
     if not expected.numel():
         return 0.0
     scale = expected.abs().max().clamp(min=1e-30)
-    return float(((expected - found).abs().max() / scale).detach())
+    return float(((expected - actual).abs().max() / scale).detach())

@@ -20,8 +20,8 @@ def line(arm: str, seed: int, right: str) -> dict:
 
 def test_arms_are_compared_in_pairs():
     lines = [line("a", 0, "0111"), line("a", 1, "0111"), line("b", 0, "0011"), line("b", 1, "1001"), line("a", 2, "0")]
-    found = arms.compared(lines, "a", "b")
-    assert found is not None and found.points == [25.0, 25.0] and found.low is not None and found.low < 25
+    gain = arms.compared(lines, "a", "b")
+    assert gain is not None and gain.points == [25.0, 25.0] and gain.low is not None and gain.low < 25
     assert arms.compared(lines, "a", "c") is None
     table = arms.table(lines[:4], ["a", "b", "c"], "b")
     assert "| a | 2 | 75.0 ± 0.0 % | +25.0 ± 0.0 |" in table and "| b | 2 | 50.0 ± 0.0 % | | |" in table
@@ -40,10 +40,10 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
     write_pictures(data / "val", 4, seed=1)
     small = {"decoder_width": 32, "batch_size": 8, "workers": 0, "precision": "fp32", "mask_ratio": 0.5}
     budget = Budget(data, "colours", "test_resnet", 64, 1, 1, (0.5, 1.0), small, {"workers": 0, "precision": "fp32"})
-    file, made = tmp_path / "record.jsonl", [Arm("all of it"), Arm(RANDOM), Arm("1 level", {"levels": 1})]
-    arms.run_all(file, budget, made, 1, tmp_path / "runs")
+    file, planned = tmp_path / "record.jsonl", [Arm("all of it"), Arm(RANDOM), Arm("1 level", {"levels": 1})]
+    arms.run_all(file, budget, planned, 1, tmp_path / "runs")
     lines = records.read(file)
-    assert [(one["arm"], one["fraction"]) for one in lines] == [(a.name, f) for a in made for f in (0.5, 1.0)]
+    assert [(one["arm"], one["fraction"]) for one in lines] == [(a.name, f) for a in planned for f in (0.5, 1.0)]
     assert all(one["pictures"] == 12 and len(arms._of_hex(one["right"])) == 12 for one in lines)
     assert [one["labels"] for one in lines[:2]] == [18, 36]
     assert lines[0]["loss"] != lines[4]["loss"] and "loss" not in lines[2]
@@ -53,7 +53,7 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("convspark.pretrain", refuse)
     monkeypatch.setattr("convspark.finetune", refuse)
-    arms.run_all(file, budget, made, 1, tmp_path / "runs")
+    arms.run_all(file, budget, planned, 1, tmp_path / "runs")
     assert records.read(file) == lines and json.dumps(lines)
-    shown = arms.report(lines, [arm.name for arm in made], "all of it")
+    shown = arms.report(lines, [arm.name for arm in planned], "all of it")
     assert shown.count("| 1 level | 1 |") == 2 and "12 val pictures" in shown

@@ -21,9 +21,9 @@ from convspark.measure.bench import DENSE, VISIBLE
     ],
 )
 def test_an_encoder_step_costs_no_more_than_it_did(name, operators, bytes_, flops):
-    """Two images, whose weights and their gradients are a larger part of the bytes than of eight."""
-    found = traffic(name, "encoder", (DENSE, VISIBLE), batch_size=2)
-    of_dense = shares(found[VISIBLE], found[DENSE])
+    """With two images, weights and their gradients are a larger share of the bytes than with eight."""
+    ways = traffic(name, "encoder", (DENSE, VISIBLE), batch_size=2)
+    of_dense = shares(ways[VISIBLE], ways[DENSE])
     assert of_dense["operators"] <= operators and of_dense["bytes"] <= bytes_ and of_dense["flops"] <= flops
     assert of_dense["flops"] >= 20 / 49 and of_dense["bytes"] >= 20 / 49  # what is visible is computed
 
@@ -36,7 +36,7 @@ def test_with_the_kernels_for_gpus_little_more_than_what_is_visible_moves():
     assert convolutions | {"max_pool", "max_pool_gradient"} <= set(ways[VISIBLE].launched)
     assert (
         "convolve" not in traffic("resnet10t", "encoder", (VISIBLE,), batch_size=1)[VISIBLE].launched
-    )  # nothing stays
+    )  # the kernels were chosen for that one call
 
 
 def test_counts_are_those_of_a_calculation_by_hand():

@@ -72,7 +72,7 @@ def test_a_file_in_an_export_is_told_by_it(tmp_path, monkeypatch):
     assert (origin.model, origin.size, origin.mean) == ("resnet10t", "64x96", (0.5, 0.4, 0.3))
     assert torch.equal(origin.build(seed=7).conv1[0].weight, network.conv1[0].weight)
     named = find_weights(str(tmp_path / "export" / "model.safetensors"), "resnet10t")
-    assert (named.mean, named.size) == (origin.mean, origin.size)  # the name adds nothing, and takes nothing away
+    assert (named.mean, named.size) == (origin.mean, origin.size)  # by the network's name, too
     (tmp_path / "config.json").write_text('{"model_type": "other"}')
     # A file named like a network is a file all the same.
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("weights", "message"),
     [
         (None, "weights are missing"),
         ("resnet5O", "no file or folder 'resnet5O', nor does timm .*did you mean"),
@@ -146,6 +146,6 @@ def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
         ("resnet18.a1_in2k", "timm has no weights 'a1_in2k' of resnet18: it has a1_in1k"),
     ],
 )
-def test_nothing_of_that_name(given, message):
+def test_nothing_of_that_name(weights, message):
     with pytest.raises(UsageError, match=message):
-        find_weights(given)
+        find_weights(weights)

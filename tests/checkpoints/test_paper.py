@@ -77,12 +77,12 @@ def test_settings_can_be_given(golden_dir, kind):
 @pytest.mark.parametrize("suffix", [WHOLE, BACKBONE])
 def test_the_backbone_alone(golden_dir, kind, suffix):
     backbone = BUILD[kind]()
-    found = paper.backbone_state_dict(golden_dir / (kind + suffix), backbone)
-    missing, unexpected = backbone.load_state_dict(found, strict=False)
+    weights = paper.backbone_state_dict(golden_dir / (kind + suffix), backbone)
+    missing, unexpected = backbone.load_state_dict(weights, strict=False)
     assert not unexpected and all(name.startswith(("fc.", "head.")) for name in missing)
     if suffix == WHOLE:
         whole = paper.load(golden_dir / (kind + WHOLE), BUILD[kind]()).backbone.state_dict()
-        assert all(torch.equal(value, whole[name]) for name, value in found.items())
+        assert all(torch.equal(value, whole[name]) for name, value in weights.items())
 
 
 def test_both_files_of_a_convnext_have_the_same_keys_once_read(golden_dir):

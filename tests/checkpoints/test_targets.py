@@ -1,4 +1,4 @@
-"""Other libraries' layouts, loaded by those that are installed, and held to their own names."""
+"""Exports for other libraries: loaded by those that are installed; for the rest, names are compared."""
 
 import copy
 import re
@@ -22,12 +22,12 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 def network(name, **options):
     torch.manual_seed(0)
-    made = timm.create_model(name, num_classes=0, **options).eval()
-    for module in made.modules():
+    backbone = timm.create_model(name, num_classes=0, **options).eval()
+    for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
-    return made
+    return backbone
 
 
 def test_a_resnet_becomes_torchvisions(tmp_path):
@@ -81,7 +81,7 @@ def test_what_cannot_be_read_back_is_not_kept(tmp_path, monkeypatch):
 def test_names_are_those_of_the_other_libraries(tmp_path):
     written = targets.export_detectron2(network("resnet50"), "resnet50", tmp_path / "d.pth")
     state = torch.load(written.file, weights_only=True)["model"]
-    # As in detectron2's own checkpoints of its ResNet-50, behind `backbone.bottom_up.`.
+    # As in detectron2's own checkpoints of its ResNet-50, after `backbone.bottom_up.`.
     for name in (
         "stem.conv1.weight",
         "stem.conv1.norm.running_var",
@@ -110,9 +110,9 @@ def test_onnx_takes_any_number_of_images(tmp_path):
     backbone = network("resnet10t")
     written = targets.export_onnx(backbone, tmp_path / "r.onnx", (64, 64))
     session = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": IMAGES[:1].numpy()})
+    (features,) = session.run(None, {"images": IMAGES[:1].numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(found, backbone(IMAGES[:1]).numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(features, backbone(IMAGES[:1]).numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -146,58 +146,58 @@ def test_the_command_writes_once(tmp_path, capsys):
 def classifier(tmp_path):
     """The export of a classifier, as a fine-tuning leaves it."""
     torch.manual_seed(0)
-    made = timm.create_model("resnet10t", num_classes=3).eval()
+    model = timm.create_model("resnet10t", num_classes=3).eval()
     facts = {
         "fine-tuned on": "9 labelled pictures (pictures)",
         "command": "`convspark finetune a | b`",
         "top-1": "50 %",
     }
     norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
-    export_timm(made, tmp_path / "export", card=facts, classes=["a", "b", "c"], **norm)
+    export_timm(model, tmp_path / "export", card=facts, classes=["a", "b", "c"], **norm)
     assert read_facts(tmp_path / "export") == facts
-    return made, str(tmp_path / "export"), facts
+    return model, str(tmp_path / "export"), facts
 
 
 def test_onnx_keeps_the_classifier_and_its_card_says_what_it_was_trained_on(classifier, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    made, folder, _ = classifier
+    model, folder, _ = classifier
     written = export(folder, to="onnx", out=str(tmp_path / "c.onnx"))
-    (found,) = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"]).run(
+    (logits,) = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"]).run(
         None, {"images": IMAGES.numpy()}
     )
     with torch.no_grad():
-        np.testing.assert_allclose(found, made(IMAGES).numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(logits, model(IMAGES).numpy(), rtol=1e-3, atol=1e-4)
     card = (tmp_path / "c.onnx.md").read_text()
     assert "in the order of the outputs: a, b, c" in card and "| top-1 | 50 % |" in card
     assert "convspark finetune a \\| b" in card and f"| weights of | {folder} |" in card
 
 
-@pytest.mark.parametrize("given", [pytest.param("", marks=pytest.mark.slow), "/model.safetensors"])
-def test_onnx_of_a_network_of_four_channels(tmp_path, given):
+@pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "/model.safetensors"])
+def test_onnx_of_a_network_of_four_channels(tmp_path, file):
     onnxruntime = pytest.importorskip("onnxruntime")
-    made = timm.create_model("resnet10t", num_classes=0, in_chans=4).eval()
-    export_timm(made, tmp_path / "export", mean=(0.5,) * 4, std=(0.2,) * 4, image_size=(64, 64))
-    model = "resnet10t" if given else None
-    written = export(f"{tmp_path}/export{given}", model=model, to="onnx", out=str(tmp_path / "four.onnx"))
+    backbone = timm.create_model("resnet10t", num_classes=0, in_chans=4).eval()
+    export_timm(backbone, tmp_path / "export", mean=(0.5,) * 4, std=(0.2,) * 4, image_size=(64, 64))
+    model = "resnet10t" if file else None
+    written = export(f"{tmp_path}/export{file}", model=model, to="onnx", out=str(tmp_path / "four.onnx"))
     session = onnxruntime.InferenceSession(written.file, providers=["CPUExecutionProvider"])
     images = torch.rand(3, 4, 64, 64)
     with torch.no_grad():
         np.testing.assert_allclose(
-            session.run(None, {"images": images.numpy()})[0], made(images).numpy(), rtol=1e-3, atol=1e-4
+            session.run(None, {"images": images.numpy()})[0], backbone(images).numpy(), rtol=1e-3, atol=1e-4
         )
 
 
 def test_a_copy_for_timm_keeps_classifier_and_card(classifier, tmp_path):
-    made, folder, facts = classifier
+    model, folder, facts = classifier
     written = export(folder, to="timm", out=str(tmp_path / "copy"))
     loaded = timm.create_model(f"local-dir:{written.file}", pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(loaded(IMAGES), made(IMAGES))
+        assert torch.equal(loaded(IMAGES), model(IMAGES))
     assert read_facts(tmp_path / "copy") == {"weights of": folder, **facts}
 
 
 def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_path, caplog):
-    """By a run that has not ended, or by the card of an export, which an export of the export has, too."""
+    """They are read from a run that has not ended, or from the card of an export, which copies of it have, too."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("# Again: convspark pretrain --config config.yaml\nmodel: efficientnet_b0\n")

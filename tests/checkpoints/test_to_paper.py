@@ -1,4 +1,4 @@
-"""The paper's files in every layout: used as any weights are, and written so that its code has them back."""
+"""The paper's files in every layout: used as any weights are, and written so that the paper's code reads them."""
 
 import logging
 
@@ -47,7 +47,7 @@ def place(tmp_path, monkeypatch):
 
 
 def in_layout(golden_dir, kind: str, layout: str, folder) -> str:
-    """One of the authors' files, wrapped otherwise."""
+    """One of the authors' files, saved in one of the layouts."""
     whole = layout.startswith("whole")
     content = torch.load(golden_dir / (WHOLE if whole else ENCODER).format(kind), weights_only=True)
     content = {"whole bare": lambda: content["module"], "encoder in module": lambda: {"module": content}}.get(
@@ -96,13 +96,13 @@ def test_what_is_written_is_what_the_authors_wrote(golden_dir, kind, layout, pla
     assert main(line) == 0
     assert "2 files, read back, every tensor equal" in capsys.readouterr().out
     written = place / "written"
-    assert {each.name for each in written.iterdir()} == {WHOLE.format(kind), ENCODER.format(kind), "README.md"}
+    assert {file.name for file in written.iterdir()} == {WHOLE.format(kind), ENCODER.format(kind), "README.md"}
     theirs = torch.load(golden_dir / ENCODER.format(kind), weights_only=True)
     same(torch.load(written / ENCODER.format(kind), weights_only=True), dict(theirs), "encoder")
     ours = torch.load(written / WHOLE.format(kind), weights_only=True)
     theirs = torch.load(golden_dir / WHOLE.format(kind), weights_only=True)
     same(ours["module"], dict(theirs["module"]), "module")
-    # The authors' code takes a file without an optimiser's state for one to start a new optimiser with.
+    # Where a file has no optimiser's state, the authors' code starts with a new optimiser.
     kept = set(theirs) - {"optimizer"} - ({"epoch"} if layout == "whole bare" else set())
     assert set(ours) == kept
     assert all(type(ours[key]) is type(theirs[key]) for key in kept - {"module"})
@@ -184,7 +184,7 @@ def test_a_run_from_the_authors_weights_becomes_their_files(golden_dir, place, r
     ):
         assert torch.equal(module[theirs].flatten(), trained[ours].flatten()), theirs
     assert len(module) == len(trained) + 4  # three dead buffers, and config
-    # Beside the run itself, the file paints the same picture.
+    # The file gives the same picture as the run itself.
     assert main(["reconstruct", str(run), "picture.png", "-o", "run.png", "--trust-code"]) == 0
     assert (
         main(
@@ -199,8 +199,8 @@ def test_a_run_with_the_lean_decoder_becomes_an_encoder_and_says_why(golden_dir,
     init = in_layout(golden_dir, "convnext", "encoder", place)
     run = run_of("lean", init, "networks_of_the_paper:convnext")
     assert main(["export", str(run), "--to", "paper", "--trust-code", "--out", "written"]) == 0
-    told = capsys.readouterr().out
-    assert "1 file, read back" in told and "its decoder is the lean one" in told and "--decoder paper" in told
+    output = capsys.readouterr().out
+    assert "1 file, read back" in output and "its decoder is the lean one" in output and "--decoder paper" in output
     assert "its decoder is the lean one" in (place / "written" / "README.md").read_text()
     written = torch.load(place / "written" / ENCODER.format("convnext"), weights_only=True)
     theirs = torch.load(golden_dir / ENCODER.format("convnext"), weights_only=True)

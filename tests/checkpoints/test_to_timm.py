@@ -19,7 +19,7 @@ NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 96)}
 def randomised(name: str, **options) -> nn.Module:
     torch.manual_seed(2)
     model = timm.create_model(name, **options)
-    for tensor in model.state_dict().values():  # a filter that is not in there is a constant of the network's class
+    for tensor in model.state_dict().values():  # filters that are not in it are constants of the class
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 0.9)
         if tensor.ndim > 1:  # so that sums of many positive products stay finite through many layers
@@ -69,7 +69,7 @@ def test_classifier_is_left_out_and_other_weights_credentials_too(tmp_path):
 
 
 def test_a_network_whose_first_convolution_does_not_take_the_images_channels(tmp_path):
-    """tresnet begins with space to depth: 48 channels of 3."""
+    """tresnet begins with space to depth, which makes 48 channels of 3."""
     torch.manual_seed(0)
     backbone = timm.create_model("tresnet_m", num_classes=0)
     report = export_timm(backbone, tmp_path / "export", **NORM)
@@ -112,7 +112,7 @@ def test_card_names_what_was_not_trained(tmp_path):
     assert "| epochs | 7 |" in card and f"local-dir:{tmp_path / 'export'}" in card
     options = NORM | {"untrained": ["layer4.0.x"], "card": {"pre-trained on": "9 images"}}
     plain = export_timm(randomised("test_resnet", num_classes=0), tmp_path / "plain", **options)
-    assert plain.untrained == []  # names that do not exist are nobody's
+    assert plain.untrained == []  # names that the network does not have are left out
     assert "Every tensor in this folder was trained" in (tmp_path / "plain" / "README.md").read_text()
 
 

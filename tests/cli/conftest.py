@@ -11,7 +11,7 @@ from convspark.cli.main import main
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """26 random pictures, one in each nested folder of two."""
+    """26 random pictures, by turns in two nested folders."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for index in range(26):

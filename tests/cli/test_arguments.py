@@ -42,10 +42,10 @@ def function(
 
 @pytest.fixture
 def command() -> Command:
-    made = Command("try", function, positional=("images",), groups={"numbers": ("batch_size", "rate")})
-    made.add_config()
-    made.add_switch("--dry-run", help="do nothing")
-    return made
+    example = Command("try", function, positional=("images",), groups={"numbers": ("batch_size", "rate")})
+    example.add_config()
+    example.add_switch("--dry-run", help="do nothing")
+    return example
 
 
 @pytest.mark.parametrize(
@@ -214,5 +214,5 @@ def test_lists_have_a_single_flag(command):
 
 
 def test_numbers_of_a_tuple_need_no_brackets(command):
-    given = parse(command, "--betas", "0.9,0.95", "folder,with,commas")
-    assert given["betas"] == (0.9, 0.95) and given["images"] == "folder,with,commas"
+    values = parse(command, "--betas", "0.9,0.95", "folder,with,commas")
+    assert values["betas"] == (0.9, 0.95) and values["images"] == "folder,with,commas"

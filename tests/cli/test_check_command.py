@@ -24,7 +24,7 @@ def bad():
     return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 8, 2, 2), Shift())
 
 
-made = good()
+built = good()
 number = 7
 """
 
@@ -35,7 +35,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["good", "made"])
+@pytest.mark.parametrize("name", ["good", "built"])
 def test_a_network_of_ones_own(own, capsys, name):
     assert main(["check", f"mynets_of_test:{name}", "--size", "16x24"]) == 0
     out = capsys.readouterr().out

@@ -52,10 +52,10 @@ def test_dry_run_tells_settings_memory_and_time_and_leaves_nothing(folder, quick
 
 def test_dry_run_of_several_processes_is_of_the_part_of_one(folder, quick, monkeypatch, capsys):
     sizes, drawn = [], estimate.counted_grid
-    monkeypatch.setattr(estimate, "counted_grid", lambda *given: sizes.append(len(given[1])) or drawn(*given))
+    monkeypatch.setattr(estimate, "counted_grid", lambda *args: sizes.append(len(args[1])) or drawn(*args))
     assert main(["pretrain", str(folder), *quick, "--dry-run", "--json", "--devices", "2"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {*sizes} == {4} and told["steps"] == 4 and "for each of 2 processes" in told["device"]
+    plan = json.loads(capsys.readouterr().out)
+    assert {*sizes} == {4} and plan["steps"] == 4 and "for each of 2 processes" in plan["device"]
     assert main(["pretrain", str(folder), *quick, "--dry-run", "--devices", "3"]) == 2
     assert "3 processes cannot share evenly" in capsys.readouterr().err
 
@@ -94,10 +94,10 @@ def test_bad_input_of_pretrain(folder, finished, quick, tmp_path, capsys, argume
     (places["UNREADABLE"] / "a.jpg").write_bytes(b"")
     places["TYPO"] = tmp_path / "typo.yaml"
     places["TYPO"].write_text("batchsize: 8")
-    given = [str(places.get(word, word)) for word in arguments]
-    # What the case is about comes last, so that it counts; --resume takes no settings beside it.
-    beside = [] if "--resume" in given else quick
-    assert main(["pretrain", *beside, *given]) == code
+    line = [str(places.get(word, word)) for word in arguments]
+    # Of two flags of one name the last counts: that of the case; with --resume there are no others.
+    defaults = [] if "--resume" in line else quick
+    assert main(["pretrain", *defaults, *line]) == code
     captured = capsys.readouterr()
     assert words in captured.err and "Traceback" not in captured.err and not captured.out
 

@@ -44,19 +44,19 @@ CASES = [
 
 @pytest.fixture
 def script(tmp_path, monkeypatch, capsys):
-    """Of a shell, in a folder with two files, which is the current one."""
+    """Writes a shell's script to a file; the current folder holds two files."""
     (tmp_path / "pictures.csv").touch()
     (tmp_path / "settings.yaml").touch()
     monkeypatch.chdir(tmp_path)
 
-    def made(shell: str) -> Path:
+    def write(shell: str) -> Path:
         assert main(["completion", shell]) == 0
         (tmp_path / "of").mkdir()
         file = tmp_path / "of" / "_convspark"
         file.write_text(capsys.readouterr().out)
         return file
 
-    return made
+    return write
 
 
 def test_bash(script):
@@ -121,8 +121,8 @@ def test_zsh(script):
 
 def test_no_shell(capsys):
     assert main(["completion"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"convspark completion {shell}" in told for shell in ("bash", "zsh", "fish"))
+    text = capsys.readouterr().out
+    assert all(f"convspark completion {shell}" in text for shell in ("bash", "zsh", "fish"))
     assert main(["completion", "tcsh"]) == 2
     assert "'tcsh': expected bash or zsh or fish" in capsys.readouterr().err
 
@@ -131,5 +131,5 @@ def test_the_script_is_made_without_torch():
     code = (
         "import sys; from convspark.cli import main; main.main(['completion', 'bash']); print('torch' in sys.modules)"
     )
-    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert made.stdout.splitlines()[-1] == "False"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "False"

@@ -27,14 +27,14 @@ def written(folder: Path) -> tuple[list[str], dict]:
     """Names of the figures, each of which is there twice and in the page, and what figures.json holds."""
     content = json.loads((folder / "figures.json").read_text())
     page = (folder / "README.md").read_text()
-    names = [each["name"] for each in content["figures"]]
+    names = [figure["name"] for figure in content["figures"]]
     files = {f"{name}.{ending}" for name in names for ending in ("pdf", "png")}
-    assert {each.name for each in folder.iterdir()} == files | {"README.md", "figures.json"}
-    for each in content["figures"]:
-        with Image.open(folder / f"{each['name']}.png") as picture:
+    assert {path.name for path in folder.iterdir()} == files | {"README.md", "figures.json"}
+    for figure in content["figures"]:
+        with Image.open(folder / f"{figure['name']}.png") as picture:
             assert picture.width == 1400
-        assert f"![]({each['name']}.png)" in page and each["caption"][:40] in page
-        assert (each["paper"] or "has no such figure") in page
+        assert f"![]({figure['name']}.png)" in page and figure["caption"][:40] in page
+        assert (figure["paper"] or "has no such figure") in page
     return names, content
 
 
@@ -45,11 +45,11 @@ def picture(folder) -> str:
 
 def test_of_a_name(picture, tmp_path, capsys):
     assert main(["figures", "test_resnet", picture, "-o", str(tmp_path / "f"), "--size", "64"]) == 0
-    told = capsys.readouterr().out
-    assert "no reconstructions: the weights are random, and have no decoder" in told and "README.md" in told
+    output = capsys.readouterr().out
+    assert "no reconstructions: the weights are random, and have no decoder" in output and "README.md" in output
     names, content = written(tmp_path / "f")
     assert names == THREE and (content["weights"], content["size"]) == ("random", [64, 64])
-    pattern, shades, _ = (each["numbers"] for each in content["figures"])
+    pattern, shades, _ = (figure["numbers"] for figure in content["figures"])
     assert pattern["filled_visible"] == [0.5] * len(pattern["layers"])  # 2 of 4 patches
     assert pattern["filled_dense"][-1] == 1
     assert sum(shades["whole"]) == pytest.approx(1) and shades["moved_by_zeros"] > shades["moved_by_leaving_out"]
@@ -57,7 +57,7 @@ def test_of_a_name(picture, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def kept(folder, quick, tmp_path_factory) -> Path:
-    """A run of three epochs, which were kept."""
+    """A run that kept the checkpoints of its three epochs."""
     out = tmp_path_factory.mktemp("kept") / "run"
     more = ["--epochs", "3", "--keep-epochs", "1", "--picture-epochs", "0", "--mask-ratio", "0.5"]
     assert main(["pretrain", str(folder), "--out", str(out), *quick, *more]) == 0
@@ -69,7 +69,7 @@ def test_of_a_run(kept, folder, tmp_path):
     names, content = written(tmp_path)
     assert names == [*THREE, "reconstructions", "epochs"]
     assert content["mask_ratio"] == 0.5 and len(content["pictures"]) == 4 and content["left_out"] is None
-    ratios, epochs = (each["numbers"] for each in content["figures"][3:])
+    ratios, epochs = (figure["numbers"] for figure in content["figures"][3:])
     assert (ratios["ratios"], epochs["epochs"]) == ([0.25, 0.75], [1, 2, 3])
     # By hand: the loss of each checkpoint, with the masks that `reconstruct` draws.
     whole = load_whole(kept)
@@ -109,7 +109,7 @@ def test_of_a_file_of_the_papers(golden_dir, picture, tmp_path):
     network = timm.models.resnet.ResNet(block, (1, 1, 1, 1), channels=(8, 16, 32, 64), stem_width=8, num_classes=0)
     file = str(golden_dir / "resnet_basic_withdecoder_1kpretrained_spark_style.pth")
     done = figures(file, [picture], model=network, output=str(tmp_path))
-    assert [each.name for each in done.figures] == [*THREE, "reconstructions"]
+    assert [figure.name for figure in done.figures] == [*THREE, "reconstructions"]
     assert done.figures[3].numbers["ratios"] == [0.3, 0.6, 0.9]
 
 
@@ -140,7 +140,7 @@ def test_of_a_module_of_any_channels(channels, picture, tmp_path):
 def test_of_a_model(picture, tmp_path):
     model = SparK(Own(3), image_size=32, mask_ratio=0.5, prove=False)
     done = figures(model, [picture], output=str(tmp_path), ratios=[0.5])
-    assert [each.name for each in done.figures] == [*THREE, "reconstructions"]
+    assert [figure.name for figure in done.figures] == [*THREE, "reconstructions"]
     assert model.mask_ratio == 0.5 and model.training
 
 

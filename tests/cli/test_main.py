@@ -36,7 +36,7 @@ def test_unknown_commands_are_usage_errors(capsys, word, nearest):
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_loads_no_torch_and_takes_less_than_a_second(arguments):
-    """Of the processor's time, whatever else the machine does."""
+    """A second of the processor's time, whatever else the machine does."""
     code = (
         "import sys, time\nfrom convspark.cli.main import main\n"
         f"assert main({arguments!r}) == 0\n"
@@ -137,7 +137,7 @@ _NOTHING = "Stopped convspark pretrain; nothing was written"
 
 
 def _hears_ctrl_c():
-    """Shells switch it off for what they start in the background, and a process hands that on."""
+    """Shells switch Ctrl-C off for what they start in the background, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -75,10 +75,10 @@ def test_a_part_of_a_file(command, places, begun, tmp_path):
     with pytest.raises(_Begun):
         main([*line(command, places, f"{places / 'two.pth'}:other"), "--out", str(tmp_path / "run")])
     expected = torch.load(places / "two.pth")
-    found = {tuple(value.flatten()[:9].tolist()) for value in begun[0].state_dict().values()}
+    starts = {tuple(value.flatten()[:9].tolist()) for value in begun[0].state_dict().values()}
     for part, there in (("one", False), ("other", True)):
         first = expected[f"{part}.net.layer3.0.conv1.weight"].flatten()[:9]
-        assert (tuple(first.tolist()) in found) == there
+        assert (tuple(first.tolist()) in starts) == there
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,5 +90,5 @@ def test_a_file_of_too_little(command, places, begun, tmp_path, capsys):
         main([*asked, "--partial"])
     first = torch.load(places / "part.pth")["layer1.0.conv1.weight"]
     assert any(value.shape == first.shape and torch.equal(value, first) for value in begun[0].state_dict().values())
-    with pytest.raises(_Begun):  # it was asked for once and for all
+    with pytest.raises(_Begun):  # the run's settings keep --partial
         main([command, "--resume", str(tmp_path / "run")])

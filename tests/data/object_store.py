@@ -1,4 +1,4 @@
-"""An object store in a process of its own, and before it a server that passes requests on and makes faults."""
+"""An object store in a process of its own, and a server in front of it that passes requests on and makes faults."""
 
 import http.client
 import os
@@ -93,9 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        behind = http.client.HTTPConnection("127.0.0.1", self.server.port)
-        behind.request(self.command, self.path, body, dict(self.headers))
-        answer = behind.getresponse()
+        store = http.client.HTTPConnection("127.0.0.1", self.server.port)
+        store.request(self.command, self.path, body, dict(self.headers))
+        answer = store.getresponse()
         content = answer.read()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
-        behind.close()
+        store.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on  # noqa: N815  so the library calls them
 
@@ -122,5 +122,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 def credentials(port: int) -> dict[str, str]:
     """Environment that leads to a store on a port of this machine."""
-    made = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    return {**os.environ, **made, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    settings = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    return {**os.environ, **settings, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}

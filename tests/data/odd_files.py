@@ -224,7 +224,7 @@ _SHAPE = (21, 37)
 
 
 def tiff_cases(every: int = 1) -> list[Case]:
-    """TIFF files of every type of sample, in every layout and byte order; or one of `every` so many."""
+    """TIFF files of every type of sample, in every layout and byte order; or only one of every `every`."""
     cases: list[Case] = []
     turns = itertools.count()
 

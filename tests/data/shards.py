@@ -11,13 +11,13 @@ from PIL import Image
 
 def pictures(count: int, suffixes: tuple[str, ...] = ("jpg", "png", "webp")) -> dict[str, bytes]:
     """Files of noise, by name; each of its own size."""
-    made: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for i in range(count):
         suffix, file = suffixes[i % len(suffixes)], io.BytesIO()
         noise = np.random.default_rng(i).integers(0, 256, (20 + i % 7, 30 + i % 5, 3), np.uint8)
         Image.fromarray(noise).save(file, {"jpg": "JPEG"}.get(suffix, suffix))
-        made[f"{i:06}.{suffix}"] = file.getvalue()
-    return made
+        files[f"{i:06}.{suffix}"] = file.getvalue()
+    return files
 
 
 def write_tar(path: Path, files: Mapping[str, bytes], **options: int) -> Path:

@@ -192,7 +192,7 @@ def test_large_photographs_are_decoded_small(tmp_path: Path) -> None:
 
 
 def test_crops_of_a_picture_do_not_depend_on_which_others_share_its_decoding(tmp_path: Path) -> None:
-    """Of 520 x 480 pixels a large crop could come from a half, a small one only from the whole."""
+    """Of 520 x 480 pixels a large crop could come from a copy of half the size, a small one only from the whole."""
     coarse = np.random.default_rng(0).integers(0, 256, (60, 65, 3), np.uint8)
     Image.fromarray(coarse).resize((520, 480), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg")
     decoded: list[Picture] = []
@@ -205,7 +205,7 @@ def test_crops_of_a_picture_do_not_depend_on_which_others_share_its_decoding(tmp
     transform = Transform(size=160, scale=(0.2, 1.0))
     dataset = PretrainImages([str(tmp_path / "a.jpg")], transform, crops_per_image=4)
     factors = [[transform.shrink(480, 520, (0, 1, epoch, i)) >= 2 for i in range(4)] for epoch in range(20)]
-    assert any(any(each) and not all(each) for each in factors) and any(all(each) for each in factors)
+    assert any(any(row) and not all(row) for row in factors) and any(all(row) for row in factors)
     for epoch in range(20):
         decoded.clear()
         together = dataset.__getitems__([(epoch, i) for i in range(8)])  # 4 to 7: the picture's second visit

@@ -43,8 +43,8 @@ def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
     (tree / "linked").symlink_to(elsewhere)
     (tree / "loop").symlink_to(tree)
     (tree / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")  # to be counted as a bad file, not passed over
-    found = [os.path.relpath(path, tree) for path in list_pictures(tree)]
-    assert "linked/z.jpg" in found and "gone.jpg" in found and len(found) == 10
+    names = [os.path.relpath(path, tree) for path in list_pictures(tree)]
+    assert "linked/z.jpg" in names and "gone.jpg" in names and len(names) == 10
 
 
 ODD_NAMES = [
@@ -66,10 +66,10 @@ def test_names_of_any_kind_come_back_from_a_list(tmp_path: Path) -> None:
     assert names_in(text) == ODD_NAMES and len(text.splitlines()) == len(ODD_NAMES)
     for name in ODD_NAMES:
         Image.new("RGB", (2, 2)).save(tmp_path / name)
-    found = list_pictures(tmp_path)
-    assert sorted(os.path.basename(path) for path in found) == sorted(ODD_NAMES)
-    (tmp_path / "list.txt").write_text(as_lines(found))
-    assert list_pictures(tmp_path / "list.txt") == found and scan(found).good == found
+    paths = list_pictures(tmp_path)
+    assert sorted(os.path.basename(path) for path in paths) == sorted(ODD_NAMES)
+    (tmp_path / "list.txt").write_text(as_lines(paths))
+    assert list_pictures(tmp_path / "list.txt") == paths and scan(paths).good == paths
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0"), min_size=1)))
@@ -80,7 +80,7 @@ def test_any_names_come_back_from_a_list(names: list[str]) -> None:
 def test_links_and_pipes_of_all_kinds(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None is waited for, none is passed over without a word."""
+    """No pipe is waited for, and nothing is left out without a word."""
     folder = tmp_path / "p"
     folder.mkdir()
     for i in range(140):
@@ -107,9 +107,9 @@ def test_links_and_pipes_of_all_kinds(
         (folder / name).symlink_to(target)
     (folder / "one").symlink_to("two")
     (folder / "two").symlink_to("one")
-    found = list_pictures(folder)
-    bad = {os.path.basename(path): reason for path, reason in scan(found).bad}
-    assert len(found) == 146 and bad == {
+    paths = list_pictures(folder)
+    bad = {os.path.basename(path): reason for path, reason in scan(paths).bad}
+    assert len(paths) == 146 and bad == {
         "itself.png": "a link that leads in a circle",
         "nowhere.png": "a link that leads nowhere",
         "to_pipe.png": "a pipe, socket or device, not a picture",

@@ -1,4 +1,4 @@
-"""The quick look says yes to nothing that Pillow does not open, and to what most pictures are."""
+"""The quick look passes no file that Pillow cannot open, and passes most pictures."""
 
 import io
 from pathlib import Path

@@ -74,10 +74,10 @@ def listed(root: Path) -> Path:
 def parquet(root: Path, *, noted: bool = True) -> Path:
     """As the Hub has it: a part is the beginning of a file's name, a class a number; in two files each."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    for part, made in _datasets(datasets).items():
+    for part, dataset in _datasets(datasets).items():
         for i in range(2):
             file = root / f"{part}-0000{i}-of-00002.parquet"
-            half = made.shard(2, i, contiguous=True)
+            half = dataset.shard(2, i, contiguous=True)
             half.to_parquet(file) if noted else _without_notes(half, file)
     return root
 
@@ -98,20 +98,20 @@ def saved(root: Path) -> Path:
 
 def _datasets(datasets):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
-    made = {}
+    parts = {}
     for part, rows in PARTS.items():
         columns = {
             "image": [{"bytes": content, "path": None} for content, _ in rows],
             "label": [CLASSES.index(label) for _, label in rows],
         }
-        made[{"val": "validation"}.get(part, part)] = datasets.Dataset.from_dict(columns, features=features)
-    return made
+        parts[{"val": "validation"}.get(part, part)] = datasets.Dataset.from_dict(columns, features=features)
+    return parts
 
 
-def _without_notes(made, file: Path) -> None:
+def _without_notes(dataset, file: Path) -> None:
     from pyarrow import parquet as writer
 
-    writer.write_table(made.data.table.replace_schema_metadata(None), file)
+    writer.write_table(dataset.data.table.replace_schema_metadata(None), file)
 
 
 def far(make: Callable[[Path], Path]) -> Callable[[Path], str]:
@@ -147,9 +147,9 @@ def test_all_forms_are_the_same_examples(tmp_path: Path, form: str) -> None:
     data = read_labelled(str(FORMS[form](tmp_path / "data")))
     assert data.classes == CLASSES and not data.bad and not data.val_is_split
     for part, rows in PARTS.items():
-        found = getattr(data, part)
-        assert [CLASSES[label] for _, label in found] == [label for _, label in rows]
-        source = FileSource([address for address, _ in found])
+        examples = getattr(data, part)
+        assert [CLASSES[label] for _, label in examples] == [label for _, label in rows]
+        source = FileSource([address for address, _ in examples])
         for place, (content, _) in enumerate(rows):
             with source.open(place) as file:
                 assert file.read() == content
@@ -160,9 +160,9 @@ def test_a_split_is_drawn_alike(tmp_path: Path, form: str) -> None:
     whole = FORMS[form](tmp_path / "data")
     one = str(whole / "train") if form != "parquet" else str(whole / "train*.parquet")
     expected = read_labelled(str(folder(tmp_path / "folder") / "train"), 0.4, 3).with_fraction(0.5, 3)
-    found = read_labelled(one, 0.4, 3).with_fraction(0.5, 3)
+    data = read_labelled(one, 0.4, 3).with_fraction(0.5, 3)
     for part in ("train", "val"):
-        ours, theirs = getattr(found, part), getattr(expected, part)
+        ours, theirs = getattr(data, part), getattr(expected, part)
         assert [label for _, label in ours] == [label for _, label in theirs]
         pictures = [FileSource([address for address, _ in pairs]) for pairs in (ours, theirs)]
         for i in range(len(ours)):
@@ -173,14 +173,14 @@ def test_lists_of_files_that_tell_classes(tmp_path: Path) -> None:
     tars(tmp_path)
     shards = [f"train/{i}.tar" for i in range(2)]
     (tmp_path / "shards.txt").write_text("\n".join(shards))
-    found = list_labelled(str(tmp_path / "shards.txt"))
-    assert [one.label for one in found] == [label for _, label in PARTS["train"]]
-    (tmp_path / "pictures.txt").write_text("# chosen\n" + "\n".join(one.address for one in found[3:5]))
-    assert list_labelled(str(tmp_path / "pictures.txt")) == found[3:5]
+    labelled = list_labelled(str(tmp_path / "shards.txt"))
+    assert [one.label for one in labelled] == [label for _, label in PARTS["train"]]
+    (tmp_path / "pictures.txt").write_text("# chosen\n" + "\n".join(one.address for one in labelled[3:5]))
+    assert list_labelled(str(tmp_path / "pictures.txt")) == labelled[3:5]
 
 
 def test_labels_in_tars_of_any_bytes(tmp_path: Path) -> None:
-    """With a byte order mark or without; what is no UTF-8 is not mixed up."""
+    """With a byte order mark or without; labels that are no UTF-8 stay apart."""
     labels = [b"red", "\ufeffred".encode(), "gr\u00fcn".encode("latin-1"), "gr\u00e8n".encode("latin-1")]
     members = {f"{i}.png": _picture(i) for i in range(6)} | {f"{i}.cls": label for i, label in enumerate(labels)}
     members |= {"4.json": '\ufeff{"label": "red"}'.encode(), "5.json": b'{"label": "\\ud800"}'}
@@ -188,8 +188,8 @@ def test_labels_in_tars_of_any_bytes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of the 6 pictures .* have no label: 'tar://5.png"):
         list_labelled(str(path))
     del members["5.png"]
-    found = list_labelled(str(write_tar(tmp_path / "b.tar", members)))
-    assert [one.label for one in found] == ["red", "red", "gr\udcfcn", "gr\udce8n", "red"]
+    labelled = list_labelled(str(write_tar(tmp_path / "b.tar", members)))
+    assert [one.label for one in labelled] == ["red", "red", "gr\udcfcn", "gr\udce8n", "red"]
 
 
 def test_a_list_in_parquet(tmp_path: Path) -> None:
@@ -200,10 +200,10 @@ def test_a_list_in_parquet(tmp_path: Path) -> None:
     names = [f"train/{label}/{i:03}.png" for i, (_, label) in enumerate(PARTS["train"])]
     numbers = [CLASSES.index(label) for _, label in PARTS["train"]]
     write(tmp_path / "list.parquet", file_name=names, label=numbers, split=["train"] * 14 + ["val"])
-    found = list_labelled(str(tmp_path / "list.parquet"))
+    labelled = list_labelled(str(tmp_path / "list.parquet"))
     parts = ["train"] * 14 + ["val"]
     expected = zip(names, numbers, parts, strict=True)
-    assert found == [LabelledPicture(str(tmp_path / name), str(number), part) for name, number, part in expected]
+    assert labelled == [LabelledPicture(str(tmp_path / name), str(number), part) for name, number, part in expected]
 
 
 def test_a_list_in_parquet_without_rows(tmp_path: Path) -> None:

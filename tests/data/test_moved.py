@@ -32,7 +32,7 @@ def test_a_folder_that_was_moved_or_renamed(old: Path, tmp_path: Path, caplog: p
         assert at_new_place(paths, sizes, str(new)) == names(new)
     assert f"30 pictures are taken from {new}, where they were in {old}; all have their sizes" in caplog.text
     assert at_new_place(paths, [], f"{new}/") == names(new)  # of a run that did not keep sizes
-    # of a list of some in one folder, their folder is that which held them, or one above it
+    # of a list of pictures from one folder, the new place may be that folder or one above it
     cats = [path for path in paths if "cats" in path]
     assert at_new_place(cats, [], str(new / "cats")) == names(new / "cats") == at_new_place(cats, [], str(new))
     assert at_new_place(paths, sizes, str(tmp_path / "list.txt"), names(new)[::-1]) == names(new)
@@ -52,11 +52,11 @@ def test_others_are_refused(old: Path, tmp_path: Path, caplog: pytest.LogCapture
     shutil.copytree(old, new)
     changed = new / Path(paths[3]).relative_to(old)
     changed.write_bytes(b"x" * 99)
-    for known in (sizes, []):  # those that are still there tell it, too
+    for known in (sizes, []):  # where no sizes were kept, those of the files at the old place
         with pytest.raises(DataError, match=rf"1 of the 30 pictures .* are others .*{changed} has 99 bytes, it had"):
             at_new_place(paths, known, str(new))
     shutil.rmtree(old)
-    assert at_new_place(paths, [], str(new)) == names(new)  # nothing tells it any more
+    assert at_new_place(paths, [], str(new)) == names(new)  # no size is known any more
     changed.unlink()
     with caplog.at_level("INFO"):
         assert len(at_new_place(paths, sizes, str(new))) == 30

@@ -20,7 +20,7 @@ from convspark.errors import DataError
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # what these libraries say of each other is not ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # these libraries' warnings of each other
 
 FILES = pictures(40, ("jpg",))
 BUCKETS = itertools.count()
@@ -47,7 +47,7 @@ def bucket(store: Faulty, tmp_path, monkeypatch: pytest.MonkeyPatch) -> str:
     files.mkdir(name)
     names = list(FILES)
     for shard in range(4):
-        part = {each: FILES[each] for each in names[shard * 10 : shard * 10 + 10]}
+        part = {member: FILES[member] for member in names[shard * 10 : shard * 10 + 10]}
         files.put(str(write_tar(tmp_path / f"{shard}.tar", part)), f"{name}/{shard}.tar")
     return f"s3://{name}"
 
@@ -93,7 +93,7 @@ class _Files:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_pass_are_overcome_and_counted(bucket, store, tmp_path, monkeypatch, fault) -> None:
     source = FileSource(list_pictures(bucket))
-    # s3fs tries some of it again by itself: what is left of that when our time is over counts as one attempt.
+    # s3fs repeats some requests itself: all that it tries within our limit of time counts as one attempt.
     monkeypatch.setattr(remote.PATIENCE, "seconds", 1.5)
     store.fault, store.lasts = ("1.tar", fault), lambda: remote.ATTEMPTS.repeated < 1
     same_pictures(_Part(source, [12, 13]), [FILES["000012.jpg"], FILES["000013.jpg"]], tmp_path)

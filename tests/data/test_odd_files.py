@@ -30,8 +30,8 @@ def check(folder: Path, cases: list[odd_files.Case]) -> None:
             continue
         readable.append(str(path))
         try:
-            found = np.asarray(decode(path)).astype(int)
-            if found.shape[:2] != expected.shape[:2] or np.abs(found - expected).max() > 1:
+            pixels = np.asarray(decode(path)).astype(int)
+            if pixels.shape[:2] != expected.shape[:2] or np.abs(pixels - expected).max() > 1:
                 wrong.append(f"{name}: wrong pixels")
             elif upright_size(str(path)) != expected.shape[:2]:
                 wrong.append(f"{name}: its size is another than that of its pixels")
@@ -56,13 +56,13 @@ def test_other_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["u1", "i2", "u4", "f4", "f8"])
 @pytest.mark.parametrize("how", [{}, {"tile": (16, 32)}, {"planar": True}, {"compression": DEFLATE}, {"big": True}])
 def test_the_files_are_what_tifffile_reads(order: str, kind: str, how: dict) -> None:
-    """The writer of the cases above is not its own truth."""
+    """The writer of the cases above, compared with another library."""
     samples = (np.random.default_rng(0).random((21, 37, 3)) * 200).astype(kind)
-    found = tifffile.imread(io.BytesIO(tiff(samples, order=order, **how)))
-    np.testing.assert_array_equal(np.moveaxis(found, 0, -1) if how.get("planar") else found, samples)
+    read = tifffile.imread(io.BytesIO(tiff(samples, order=order, **how)))
+    np.testing.assert_array_equal(np.moveaxis(read, 0, -1) if how.get("planar") else read, samples)
     if kind[0] != "f":
-        found = tifffile.imread(io.BytesIO(tiff(samples[..., :1], order=order, compression=DEFLATE, predictor=2)))
-        np.testing.assert_array_equal(found, samples[..., 0])
+        read = tifffile.imread(io.BytesIO(tiff(samples[..., :1], order=order, compression=DEFLATE, predictor=2)))
+        np.testing.assert_array_equal(read, samples[..., 0])
 
 
 @pytest.mark.parametrize("how", [{}, {"tile": (16, 32)}, {"planar": True}, {"compression": LZW}])
@@ -187,7 +187,7 @@ def test_more_pixels_than_may_be_are_refused_before_they_are_decoded(tmp_path: P
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(BadPictureError, match="too large"):
         decode(tmp_path / "a.tif")
-    for sides in ((1 << 30, 16), (16, 1 << 30)):  # of tiles, of the whole of which the bytes would be made
+    for sides in ((1 << 30, 16), (16, 1 << 30)):  # of a tile, for all of which memory would be taken
         tiles = {322: ("I", [sides[0]]), 323: ("I", [sides[1]])}
         (tmp_path / "a.tif").write_bytes(tiff(np.ones((8, 9, 1), np.uint16), tile=(16, 16), more=tiles))
         with pytest.raises(BadPictureError, match="too large"):

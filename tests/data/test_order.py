@@ -1,4 +1,4 @@
-"""Orders that heed what lies together."""
+"""Orders in which pictures of one block stay near each other."""
 
 import numpy as np
 from hypothesis import given

@@ -17,10 +17,10 @@ def test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the demo must not reach for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    found = demo_photographs()
-    names = [name for name, _ in found]
-    assert len(found) >= 12 and len(set(names)) == len(names)
-    assert all(picture.mode == "RGB" and min(picture.size) >= 300 for _, picture in found)
+    pictures = demo_photographs()
+    names = [name for name, _ in pictures]
+    assert len(pictures) >= 12 and len(set(names)) == len(names)
+    assert all(picture.mode == "RGB" and min(picture.size) >= 300 for _, picture in pictures)
 
 
 def test_absent_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

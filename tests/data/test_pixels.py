@@ -57,9 +57,9 @@ def stored(
         return file.samples(file.layout.axis(wanted, asked)).transpose(2, 0, 1)
 
 
-def same(found: np.ndarray, written: np.ndarray) -> None:
-    assert found.dtype == written.dtype and found.shape == written.shape
-    assert found.tobytes() == written.tobytes()
+def same(read: np.ndarray, written: np.ndarray) -> None:
+    assert read.dtype == written.dtype and read.shape == written.shape
+    assert read.tobytes() == written.tobytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,7 +82,7 @@ def test_tiffs_of_any_layout_bit_for_bit(tmp_path: Path, kind: str) -> None:
 
 
 def test_what_tifffile_writes_of_an_array_with_its_bands_last(tmp_path: Path) -> None:
-    """Eleven pages of 13 x 5, unless one reads what it says beside them."""
+    """Eleven pages of 13 x 5: only the description that it writes tells that they are a picture of 5 bands."""
     array, path = values("u2"), tmp_path / "a.tif"
     tifffile.imwrite(path, array.transpose(1, 2, 0))
     with tifffile.TiffFile(path) as written:
@@ -135,7 +135,7 @@ def test_arrays_bit_for_bit(tmp_path: Path, kind: str, suffix: str) -> None:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Threads that change at every chance, also while Python cleans up, which it does all the time."""
+    """Threads that take turns at every chance, also during garbage collection, which runs all the time."""
 
     def change(*_: object) -> None:
         time.sleep(0)
@@ -177,13 +177,13 @@ def test_which_axis_is_told_or_refused(tmp_path: Path) -> None:
 def test_arrays_of_yes_and_no(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 2, (4, 9, 8)).astype(bool)
     np.save(tmp_path / "a.npy", array)
-    found = Pixels(4).read(tmp_path / "a.npy")
-    assert isinstance(found, Tensor)
-    np.testing.assert_array_equal(found.numpy(), array)
+    picture = Pixels(4).read(tmp_path / "a.npy")
+    assert isinstance(picture, Tensor)
+    np.testing.assert_array_equal(picture.numpy(), array)
 
 
 def test_arrays_that_are_cut_off_or_say_too_much(tmp_path: Path) -> None:
-    """Nothing is held in memory of what is not there, or is not the array's."""
+    """Bytes that are announced and missing, or that follow the array, take no memory."""
     several = np.zeros((10, 20, 20, 4))
     np.save(tmp_path / "a.npy", several)
     os.truncate(tmp_path / "a.npy", 5000)
@@ -248,9 +248,9 @@ def test_a_colour_of_sixteen_bits_that_stands_for_transparent(tmp_path: Path, ba
     seen = (array != array[:, :1, :1]).any(0)
     key = b"tRNS", array[:, 0, 0].astype(">u2").tobytes()
     (tmp_path / "a.png").write_bytes(odd_files.png(array.transpose(1, 2, 0), 16, 2 if bands == 3 else 0, key))
-    found = Pixels(bands, stored=True).read(tmp_path / "a.png")
-    assert isinstance(found, Tensor)
-    np.testing.assert_allclose(found.numpy(), np.where(seen, array / 65535, np.nan), rtol=1e-6)
+    picture = Pixels(bands, stored=True).read(tmp_path / "a.png")
+    assert isinstance(picture, Tensor)
+    np.testing.assert_allclose(picture.numpy(), np.where(seen, array / 65535, np.nan), rtol=1e-6)
 
 
 @pytest.mark.parametrize("in_words", [False, True])
@@ -289,11 +289,11 @@ def test_bands_and_scale(tmp_path: Path) -> None:
     array = values("u2")
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="separate")
     low, high = (1000.0, 0.0, 30000.0), (50000.0, 65535.0, 30001.0)
-    found = Pixels(3, (4, 1, 1), low=low, high=high).read(tmp_path / "a.tif")
+    picture = Pixels(3, (4, 1, 1), low=low, high=high).read(tmp_path / "a.tif")
     chosen = zip((3, 0, 0), low, high, strict=True)
     expected = [((array[i].astype(np.longdouble) - a) / (b - a)).clip(0, 1) for i, a, b in chosen]
-    assert isinstance(found, Tensor)
-    np.testing.assert_allclose(found.numpy(), np.stack(expected).astype(float), atol=1e-6)
+    assert isinstance(picture, Tensor)
+    np.testing.assert_allclose(picture.numpy(), np.stack(expected).astype(float), atol=1e-6)
     shares = Pixels(5).read(tmp_path / "a.tif")
     assert isinstance(shares, Tensor)
     np.testing.assert_allclose(shares.numpy(), array / 65535, atol=1e-7)
@@ -309,10 +309,10 @@ def test_what_is_missing_becomes_the_mean(tmp_path: Path) -> None:
     options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "separate"}
     tifffile.imwrite(tmp_path / "a.tif", array, extratags=[nodata], **options)
     pixels = Pixels(2, low=(0.0, 0.0), high=(10.0, 10.0))
-    found = pixels.read(tmp_path / "a.tif")
-    assert isinstance(found, Tensor)
-    assert found.isnan().nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [1, 3, 3]]
-    image = HeldOutTransform(size=4, mean=(0.3, 0.7), std=(0.5, 0.1))(found)
+    picture = pixels.read(tmp_path / "a.tif")
+    assert isinstance(picture, Tensor)
+    assert picture.isnan().nonzero().tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [1, 3, 3]]
+    image = HeldOutTransform(size=4, mean=(0.3, 0.7), std=(0.5, 0.1))(picture)
     assert image.isfinite().all()
     assert image[0, 0, :3].abs().max() < 1e-6 and image[1, 3, 3].abs() < 1e-5
     torch.testing.assert_close(image[0, 1:], torch.full((3, 4), 1.0))
@@ -321,14 +321,14 @@ def test_what_is_missing_becomes_the_mean(tmp_path: Path) -> None:
     integers = np.full((6, 6, 3), 7, np.int16)
     integers[2, 2] = -9999, 5, -9999
     (tmp_path / "b.tif").write_bytes(tiff(integers, photometric=RGB, more={42113: ("s", b"-9999\0")}))
-    found = Pixels(3, stored=True).read(tmp_path / "b.tif")
-    assert isinstance(found, Tensor) and found.isnan().nonzero().tolist() == [[0, 2, 2], [2, 2, 2]]
+    picture = Pixels(3, stored=True).read(tmp_path / "b.tif")
+    assert isinstance(picture, Tensor) and picture.isnan().nonzero().tolist() == [[0, 2, 2], [2, 2, 2]]
 
     rgba = np.full((3, 3, 4), 200, np.uint8)
     rgba[1, 1, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "c.png")
-    found = Pixels(3, stored=True).read(tmp_path / "c.png")
-    assert isinstance(found, Tensor) and found.isnan().nonzero().tolist() == [[channel, 1, 1] for channel in range(3)]
+    picture = Pixels(3, stored=True).read(tmp_path / "c.png")
+    assert isinstance(picture, Tensor) and picture.isnan().nonzero().tolist() == [[c, 1, 1] for c in range(3)]
     bands = Pixels(4).read(tmp_path / "c.png")  # where opacity is a channel, it is one like the others
     assert isinstance(bands, Tensor) and float(bands[3, 1, 1]) == 0 and not bands.isnan().any()
 
@@ -364,21 +364,21 @@ def test_statistics(tmp_path: Path) -> None:
     paths = list_pictures(tmp_path, bands=True)
     pixels = fitting(paths, Pixels(3))
     assert not pixels.is_plain
-    found = measure(paths, pixels)
+    stats = measure(paths, pixels)
     every = np.stack(arrays).reshape(-1, 3).astype(float)
-    assert found.files == found.total == 4 and found.pixels == 2400 and found.kinds == {"float32": 4}
-    np.testing.assert_allclose(found.missing, [0, 30 / 2400, 0])
-    np.testing.assert_allclose(found.minimum, np.nanmin(every, 0))
+    assert stats.files == stats.total == 4 and stats.pixels == 2400 and stats.kinds == {"float32": 4}
+    np.testing.assert_allclose(stats.missing, [0, 30 / 2400, 0])
+    np.testing.assert_allclose(stats.minimum, np.nanmin(every, 0))
     low, high = np.nanquantile(every, (0.001, 0.999), axis=0)
-    assert found.low is not None and found.high is not None
-    np.testing.assert_allclose([found.low, found.high], [low, high], rtol=1e-6)
+    assert stats.low is not None and stats.high is not None
+    np.testing.assert_allclose([stats.low, stats.high], [low, high], rtol=1e-6)
     scaled = ((every - low) / (high - low)).clip(0, 1)
-    np.testing.assert_allclose([found.mean, found.std], [np.nanmean(scaled, 0), np.nanstd(scaled, 0)], rtol=1e-5)
+    np.testing.assert_allclose([stats.mean, stats.std], [np.nanmean(scaled, 0), np.nanstd(scaled, 0)], rtol=1e-5)
     # What is trained on has mean 0 and deviation 1.
-    transform = HeldOutTransform(size=(20, 30), mean=found.mean, std=found.std)
-    images = torch.stack([transform(found.scaled(pixels).read(path)) for path in paths])
+    transform = HeldOutTransform(size=(20, 30), mean=stats.mean, std=stats.std)
+    images = torch.stack([transform(stats.scaled(pixels).read(path)) for path in paths])
     assert images.mean((0, 2, 3)).abs().max() < 0.02 and (images.std((0, 2, 3)) - 1).abs().max() < 0.02
-    assert found.scaled(pixels).low == tuple(found.low)
+    assert stats.scaled(pixels).low == tuple(stats.low)
     kept = measure(paths, Pixels(3, low=(0.0,) * 3, high=(200.0,) * 3))
     assert kept.low == [0.0] * 3 and kept.mean[0] == pytest.approx(np.mean(every[:, 0].clip(0, 200) / 200), rel=1e-5)
 
@@ -389,18 +389,18 @@ def test_statistics_of_plain_pictures(tmp_path: Path) -> None:
         Image.fromarray(array).save(tmp_path / f"{i}.png")
     paths = list_pictures(tmp_path, bands=True)
     assert fitting(paths, Pixels(3)).is_plain
-    found = measure(paths, Pixels(3))
+    stats = measure(paths, Pixels(3))
     every = np.stack(arrays).reshape(-1, 3) / 255
-    assert found.low is None and found.scaled(Pixels(3)).is_plain
-    np.testing.assert_allclose([found.mean, found.std], [every.mean(0), every.std(0)], rtol=1e-6)
+    assert stats.low is None and stats.scaled(Pixels(3)).is_plain
+    np.testing.assert_allclose([stats.mean, stats.std], [every.mean(0), every.std(0)], rtol=1e-6)
 
 
 def test_a_band_that_tells_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     array = np.ones((8, 8, 2), np.uint16)
     array[0, 0, 0] = 3
     np.save(tmp_path / "a.npy", array)
-    found = measure([str(tmp_path / "a.npy")], Pixels(2))
-    assert found.low == [1, 1] and found.high is not None and found.high[1] == 2 and found.std[1] == 1
+    stats = measure([str(tmp_path / "a.npy")], Pixels(2))
+    assert stats.low == [1, 1] and stats.high is not None and stats.high[1] == 2 and stats.std[1] == 1
     assert "channel 2: it carries no information" in caplog.text
     np.save(tmp_path / "a.npy", np.where(array == 1, np.nan, array))
     with pytest.raises(DataError, match="channel 2 has no value in any of 1 files"):
@@ -488,10 +488,10 @@ def test_arrays_of_bytes_are_read_as_they_are_stored(channels: int, name: str, t
     paths = list_pictures(tmp_path, bands=True)
     assert [path.rpartition("/")[2] for path in paths] == [f"{name}[0]", f"{name}[1]"]
     pixels = fitting(paths, Pixels(channels))
-    found = measure(paths, pixels)
-    assert found.low is not None and found.high is not None
+    stats = measure(paths, pixels)
+    assert stats.low is not None and stats.high is not None
     low, high = np.quantile(np.tile(array.reshape(-1, channels), (2, 1)), (0.001, 0.999), axis=0)
-    read = found.scaled(pixels).read(paths[0])
+    read = stats.scaled(pixels).read(paths[0])
     assert isinstance(read, torch.Tensor)
     np.testing.assert_allclose(read.permute(1, 2, 0), ((array - low) / (high - low)).clip(0, 1), atol=1e-5)
 
@@ -499,9 +499,9 @@ def test_arrays_of_bytes_are_read_as_they_are_stored(channels: int, name: str, t
 def test_one_large_value_everywhere_has_a_scale(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((8, 8), 1e20, np.float32))
     paths = list_pictures(tmp_path, bands=True)
-    found = measure(paths, Pixels(1, stored=True))
-    assert found.mean == pytest.approx([0.0], abs=1e-3) and found.std == [1.0]
-    assert found.scaled(Pixels(1)).low == pytest.approx((1e20,))
+    stats = measure(paths, Pixels(1, stored=True))
+    assert stats.mean == pytest.approx([0.0], abs=1e-3) and stats.std == [1.0]
+    assert stats.scaled(Pixels(1)).low == pytest.approx((1e20,))
 
 
 def test_a_scale_is_of_finite_numbers() -> None:

@@ -41,9 +41,9 @@ def test_pictures(unpack: Callable[[str, int], Path], name: str, every: int) -> 
             assert small.full_size == (picture.height, picture.width)
             height, width = picture.height // 2, picture.width // 2
             full = np.asarray(picture, float)[: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3)
-            mean, found = full.mean((1, 3)), np.asarray(small.picture, float)[:height, :width]
+            mean, shrunk = full.mean((1, 3)), np.asarray(small.picture, float)[:height, :width]
             # nearly the mean of each four pixels: far nearer than one of the four is
-            assert np.abs(found - mean).mean() < 0.4 * np.abs(full[:, 0, :, 0] - mean).mean() + 0.5
+            assert np.abs(shrunk - mean).mean() < 0.4 * np.abs(full[:, 0, :, 0] - mean).mean() + 0.5
         else:
             assert not path.endswith((".jpg", ".JPEG"))
 

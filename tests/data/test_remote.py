@@ -1,4 +1,4 @@
-"""Bytes behind URLs: the same as of files, whatever is asked of them."""
+"""Files at URLs are read like those on the disk."""
 
 import io
 import os
@@ -60,7 +60,7 @@ def test_pictures_shards_and_lists(memory: str, tmp_path: Path) -> None:
     array = "memory:///folder/photos/array.npy"
     assert list_pictures(f"{memory}/photos", bands=True) == [array, *single]
     assert list_pictures(array, bands=True) == [array]
-    assert list_pictures(f"{memory}/photos/deep/*.webp") == [each for each in single if each.endswith(".webp")]
+    assert list_pictures(f"{memory}/photos/deep/*.webp") == [url for url in single if url.endswith(".webp")]
     listed = [f"{memory}/photos/deep/{name}" for name in names]
     assert list_pictures(f"{memory}/list.txt") == list_pictures(f"{memory}/list.csv") == listed
     inside = list_pictures(f"{memory}/a.tar")
@@ -78,7 +78,7 @@ def test_parquet(memory: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_plain_server_that_changes_is_read_anew(tmp_path: Path) -> None:
-    """One like Python's own, which tells the time of a file and no tag of its content."""
+    """A server like Python's own tells the time of a file, but no tag of its content."""
     pytest.importorskip("aiohttp", reason="aiohttp is not installed")
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
     names = list(FILES)[:4]
@@ -122,32 +122,32 @@ def test_files_behind_urls_read_like_files(block: int, reads: list[tuple[int, in
 
 
 def failing(times: int, error: Exception) -> tuple[list[int], object]:
-    made: list[int] = []
+    calls: list[int] = []
 
     def act() -> str:
-        made.append(1)
-        if len(made) <= times:
+        calls.append(1)
+        if len(calls) <= times:
             raise error
         return "done"
 
-    return made, act
+    return calls, act
 
 
 def test_attempts_are_counted_and_end() -> None:
     attempts = remote.Attempts()
-    made, act = failing(3, ConnectionResetError("gone"))
+    calls, act = failing(3, ConnectionResetError("gone"))
     assert attempts.make(act, "a") == "done" and attempts.repeated == 3  # type: ignore[arg-type]
-    made, act = failing(99, ValueError("odd"))
+    calls, act = failing(99, ValueError("odd"))
     with pytest.raises(remote.UnreachableError, match="4 times: ValueError: odd"):
         attempts.make(act, "a")  # type: ignore[arg-type]
     # The next one at the same place is not tried so often.
     with pytest.raises(remote.UnreachableError, match="cannot be read: ValueError: odd"):
         attempts.make(act, "a")  # type: ignore[arg-type]
-    assert len(made) == 5 and attempts.repeated == 6
-    made, act = failing(99, FileNotFoundError())
+    assert len(calls) == 5 and attempts.repeated == 6
+    calls, act = failing(99, FileNotFoundError())
     with pytest.raises(FileNotFoundError):
         attempts.make(act, "b")  # type: ignore[arg-type]
-    assert len(made) == 1
+    assert len(calls) == 1
 
 
 def test_nothing_is_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

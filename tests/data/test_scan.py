@@ -55,14 +55,14 @@ def test_every_cut_is_found_and_no_whole_picture_turned_away(tmp_path: Path, suf
     for share in np.linspace(0.02, 0.95, 20):
         paths.append(str(tmp_path / f"{share:.4f}.{suffix}"))
         Path(paths[-1]).write_bytes(content[: int(len(content) * share)])
-    found = {path for path, _ in scan(paths, most_bad=1.0).bad}
+    bad = {path for path, _ in scan(paths, most_bad=1.0).bad}
     for path in paths:
         try:
             decode(path)
-            assert path not in found
+            assert path not in bad
         except DataError:
-            assert path in found
-    assert good not in found
+            assert path in bad
+    assert good not in bad
 
 
 def test_a_thumbnails_end_is_not_the_pictures(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_hold_out() -> None:
 @pytest.mark.parametrize("count", [0, 1, _THREADS, _THREADS + 1, _THREADS + 2, 2 * (_THREADS + 1 + _TRUSTED) + 3])
 def test_results_come_in_order_by_either_way(count: int, several_are_quicker: bool, monkeypatch) -> None:
     clock = iter(range(10_000))
-    if several_are_quicker:  # by a clock on which all parts take as long
+    if several_are_quicker:  # by a clock on which all parts take equally long
         monkeypatch.setitem(_mapped.__globals__, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     chunks = [range(start, start + 3) for start in range(count)]
     assert list(_mapped(sum, chunks)) == [sum(chunk) for chunk in chunks]

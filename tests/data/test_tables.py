@@ -33,7 +33,7 @@ def write(file: Path, /, **columns: Any) -> Path:
 @pytest.mark.parametrize("as_struct", [False, True], ids=["bytes", "struct"])
 def test_rows_are_the_files(arrow: Any, tmp_path: Path, as_struct: bool) -> None:
     content = list(FILES.values())
-    cells = [{"bytes": each, "path": None} for each in content] if as_struct else content
+    cells = [{"bytes": picture, "path": None} for picture in content] if as_struct else content
     path = write(tmp_path / "a.parquet", label=list(range(25)), image=cells, mask=[b"x"] * 25)
     addresses = list_pictures(path)
     assert addresses == [f"parquet://image/{row}::{path}" for row in range(25)]
@@ -109,19 +109,19 @@ def hub() -> Any:
 
 
 def dataset_of(hub: Any, content: list[bytes]) -> Any:
-    rows = {"label": list(range(len(content))), "image": [{"bytes": each, "path": None} for each in content]}
+    rows = {"label": list(range(len(content))), "image": [{"bytes": picture, "path": None} for picture in content]}
     return hub.Dataset.from_dict(rows, features=hub.Features({"label": hub.Value("int64"), "image": hub.Image()}))
 
 
 def test_saved_datasets(hub: Any, tmp_path: Path) -> None:
     content = list(FILES.values())
-    made = dataset_of(hub, content)
-    made.save_to_disk(tmp_path / "saved", num_shards=3)
+    dataset = dataset_of(hub, content)
+    dataset.save_to_disk(tmp_path / "saved", num_shards=3)
     addresses = list_pictures(tmp_path / "saved")
     assert addresses[3] == f"dataset://image/3::{tmp_path / 'saved'}"
     same_pictures(FileSource(addresses), content, tmp_path)
     assert scan(addresses).good == addresses
-    made.select([4, 2, 7]).save_to_disk(tmp_path / "chosen")
+    dataset.select([4, 2, 7]).save_to_disk(tmp_path / "chosen")
     same_pictures(FileSource(list_pictures(tmp_path / "chosen")), [content[i] for i in (4, 2, 7)], tmp_path)
 
 
@@ -172,12 +172,12 @@ def test_datasets_in_python(hub: Any, tmp_path: Path) -> None:
     large = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)).save(large, "JPEG")
     content = [*FILES.values(), b"no picture", large.getvalue()]
-    made = dataset_of(hub, content)
-    source = adapt(made)
-    same_pictures(adapt(Subset(made, range(25))), content[:25], tmp_path)
+    dataset = dataset_of(hub, content)
+    source = adapt(dataset)
+    same_pictures(adapt(Subset(dataset, range(25))), content[:25], tmp_path)
     assert isinstance(source.read(26, lambda height, width: 4.0), Shrunk)  # as from a file
     with pytest.raises(BadPictureError, match=r"item 25.*not a picture"):
         source.read(25)
-    chosen = adapt(Subset(made, [24, 3]))
+    chosen = adapt(Subset(dataset, [24, 3]))
     same_pictures(chosen, [content[24], content[3]], tmp_path)
     assert chosen.name(0) == "item 24"

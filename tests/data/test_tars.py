@@ -70,8 +70,8 @@ def test_every_way_to_name_several(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "data/list.txt").write_text("000.tar\n001.tar\n002.tar\n")
     (tmp_path / "written.txt").write_text("\n".join(every))
     monkeypatch.chdir(tmp_path)
-    given = ["data", "data/{000..002}.tar", "data/*.tar", shards, "data/list.txt", "written.txt", every]
-    for images in given:
+    ways = ["data", "data/{000..002}.tar", "data/*.tar", shards, "data/list.txt", "written.txt", every]
+    for images in ways:
         assert list_pictures(images) == every, images
     assert list_pictures("data/{000..001}.tar") == every[:8]
     with pytest.raises(DataError, match=r"003\.tar' does not exist"):
@@ -79,7 +79,7 @@ def test_every_way_to_name_several(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_cut_off_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is whole is used; a picture that is cut off is bad, one that is gone is told."""
+    """What is whole is used; a picture that is cut off is bad; that others may be missing is logged."""
     path = write_tar(tmp_path / "a.tar", FILES)
     with tarfile.open(path) as tar:
         last, before = tar.getmembers()[-1], tar.getmembers()[-2]
@@ -101,13 +101,13 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar.gz").read_bytes())
     (tmp_path / "c.tar").write_bytes(b"words" * 1000)
     write_tar(tmp_path / "d.tar", {"a.txt": b"x"})
-    told = {
+    refusals = {
         "a.tar.gz": "without compression",
         "b.tar": "is no tar file",
         "c.tar": "is no tar",
         "d.tar": "no picture in",
     }
-    for name, words in told.items():
+    for name, words in refusals.items():
         with pytest.raises(DataError, match=words):
             list_pictures(tmp_path / name)
 

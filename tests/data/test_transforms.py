@@ -13,7 +13,7 @@ from convspark.data.transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransf
 from convspark.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)
-# Pillow's resampling of bytes and torch's differ where a value lies between two: by 1 of 255, of which 0.23 are a std.
+# Pillow's and torch's resampling of bytes may round differently, by 1 of 255: here in units of the smallest std.
 ROUNDING = 1.01 / 255 / min(IMAGENET_STD)
 PHOTO = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
 
@@ -174,7 +174,7 @@ def test_a_crop_of_a_shrunk_photograph_is_nearly_that_of_the_whole(tmp_path: Pat
             truth = levels(transform, whole, counter)
             gap = np.abs(levels(transform, picture, counter) - truth).mean()
             assert gap < 10 and gap < 0.4 * np.abs(levels(transform, whole, counter + 100) - truth).mean(), name
-        # What is compared over time keeps a margin of pixels.
+        # Held-out pictures, which are compared over time, are decoded at twice the size.
         gap = np.abs(levels(held_out, decode(path, held_out.shrink), 0) - levels(held_out, whole, 0)).mean()
         assert gap < 3.5, name
 

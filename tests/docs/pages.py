@@ -24,7 +24,7 @@ class Block:
 
     Attributes:
         language: sh, python, text, or a directive's name in braces.
-        needs: what a test has not; then it is read, and not run.
+        needs: what a test does not have; such a block is read, and not run.
     """
 
     language: str

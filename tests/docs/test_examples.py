@@ -30,17 +30,17 @@ def test_example_of_figures(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (80, 80), "teal").save(tmp_path / "PICTURE.jpg")
     monkeypatch.chdir(tmp_path)
     exec(*python_of(ROOT / "docs" / "figures.md"), {})
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("mask-pattern", "features"):
-        assert name in told and (tmp_path / "figures" / f"{name}.pdf").is_file()
+        assert name in output and (tmp_path / "figures" / f"{name}.pdf").is_file()
 
 
 @pytest.mark.slow
 def test_the_compiled_example_of_networks():
     names = {"timm": timm}
     exec(next(block for block in python_of(ROOT / "docs" / "networks.md") if "torch.compile" in block), names)
-    behind = {f"backbone.{name}" for name in names["model"].untrained}
-    assert all(p.grad is not None for name, p in names["model"].named_parameters() if name not in behind)
+    untrained = {f"backbone.{name}" for name in names["model"].untrained}
+    assert all(p.grad is not None for name, p in names["model"].named_parameters() if name not in untrained)
 
 
 @pytest.fixture
@@ -88,21 +88,21 @@ def test_example_of_an_operator_that_looks_around(taught, with_mask):
     with pytest.raises(NotExactError, match=r"torch\.ops\.torchvision\.deform_conv2d"):
         run(x)
     taught(1)
-    found, expected = scatter(run(x)), run(zeroed) * seen
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(y.square().sum(), list(deform.parameters())) for y in (found, expected)]
+    ours, expected = scatter(run(x)), run(zeroed) * seen
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), list(deform.parameters())) for y in (ours, expected)]
     torch.testing.assert_close(*gradients)
 
 
 def test_example_of_a_meaning_of_its_own(taught):
     taught(2)
     x, zeroed, seen = patches_and_images()
-    found = torch.ops.mine.median_pool(x)
+    pooled = torch.ops.mine.median_pool(x)
     for image in (0, 1):
         values = zeroed[image][:, seen[image, 0]]
-        assert torch.equal(found.values[image], values.median(1).values)
-    assert (found.values[2] == 0).all()
-    assert (x * found[:, :, None, None]).shape == x.shape
+        assert torch.equal(pooled.values[image], values.median(1).values)
+    assert (pooled.values[2] == 0).all()
+    assert (x * pooled[:, :, None, None]).shape == x.shape
 
 
 def test_the_page_of_recipes_tells_what_the_recipes_do():

@@ -30,7 +30,7 @@ def afresh(monkeypatch, tmp_path):
 
 @pytest.fixture
 def brief(monkeypatch, tmp_path):
-    """A source that is compiled at once, where nothing of it is called."""
+    """A source that is compiled quickly, where the kernels are not called."""
     source = tmp_path / "brief.cpp"
     source.write_text('extern "C" int answer() { return 42; }\n')
     monkeypatch.setattr(build, "_SOURCE", source)
@@ -145,10 +145,10 @@ def test_compiling_that_is_impossible_leaves_the_work_to_pytorch(compiler, tmp_p
     visible = torch.tensor([[[True, False], [True, True]]])
     images, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 3, 3)
     grid = PatchGrid(visible)
-    found = functional.conv2d(gather(images, grid), weight, None, 1, 1, 1, 4)
+    ours = functional.conv2d(gather(images, grid), weight, None, 1, 1, 1, 4)
     mask = visible[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected = gather(functional.conv2d(images * mask, weight, None, 1, 1, 1, 4), grid)
-    torch.testing.assert_close(found.values, expected.values)
+    torch.testing.assert_close(ours.values, expected.values)
 
 
 @needs_kernel
@@ -176,9 +176,9 @@ def test_kernels_for_other_processors_compute_the_same(processor, needs, monkeyp
             exact = functional.conv2d(images.double() * mask, weight.double(), None, 1, 1, 1, groups)
             dense = gather(exact, grid).values
             slope = torch.randn(run.shape, generator=generator).to(dtype)
-            found = run, *torch.autograd.grad(run, (images, weight), slope)
+            ours = run, *torch.autograd.grad(run, (images, weight), slope)
             expected = dense, *torch.autograd.grad(dense, (images, weight), slope.double())
-            for one, other in zip(found, expected, strict=True):
+            for one, other in zip(ours, expected, strict=True):
                 tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
                 scale = other.double().abs().max()
                 assert (one.double() - other.double()).abs().max() < tolerance * scale, (groups, width, dtype)

@@ -1,6 +1,6 @@
 """The compiled kernel of depthwise convolutions: numbers, threads, operators.
 
-That it computes what the dense convolution does is in test_neighbourhood.py, with all other convolutions.
+That it computes what the dense convolution does is tested in test_neighbourhood.py, with all other convolutions.
 """
 
 import pytest
@@ -41,11 +41,11 @@ def case(channels=72, patch=4, kernel=5):
 def test_bfloat16_is_float32_rounded_once(stride):
     values, weight, bias, grid = case()
     lower = [t.bfloat16() for t in (values, weight, bias)]
-    for found, wide in zip(
+    for narrow, wide in zip(
         convolved(*lower, grid, stride), convolved(*(t.float() for t in lower), grid, stride), strict=True
     ):
-        assert found.dtype == torch.bfloat16
-        assert torch.equal(found, wide.bfloat16())
+        assert narrow.dtype == torch.bfloat16
+        assert torch.equal(narrow, wide.bfloat16())
 
 
 @needs_kernel
@@ -55,10 +55,10 @@ def test_bfloat16_rounds_to_even_and_keeps_what_is_no_number():
     grid = PatchGrid(torch.ones(1, 32, 32, dtype=torch.bool))
     sees = Plan((1, 1), (1, 1), (1, 1), (1, 1), (0, 0))
     weight = torch.full((64, 1, 1, 1), 1.0078125, dtype=torch.bfloat16)
-    found = convolved_by(values, weight, None, way(grid, sees))
+    out = convolved_by(values, weight, None, way(grid, sees))
     expected = (values.float() * weight.float().view(1, -1, 1, 1)).bfloat16()
-    assert torch.equal(found.isnan(), expected.isnan())
-    assert torch.equal(found.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
 
 
 @needs_kernel
@@ -85,8 +85,8 @@ def test_mixed_precision_casts_as_autocast_does():
     values, weight, _, grid = case()
     with torch.autocast("cpu", torch.bfloat16):
         assert offered(values, weight, grid)
-        found = convolved(values, weight, None, grid)
-    assert found[0].dtype == torch.bfloat16 and found[1].dtype == found[2].dtype == torch.float32
+        results = convolved(values, weight, None, grid)
+    assert results[0].dtype == torch.bfloat16 and results[1].dtype == results[2].dtype == torch.float32
     with torch.autocast("cpu", torch.float16):
         assert not offered(values, weight, grid)
     assert not offered(values.double(), weight, grid)  # left to PyTorch, which says what is wrong

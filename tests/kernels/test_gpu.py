@@ -1,4 +1,4 @@
-"""The kernels for GPUs: on one where there is one, else by Triton's interpreter; compiled for what is not here."""
+"""The kernels for GPUs: on a GPU where there is one, else by Triton's interpreter; and compiled for other GPUs."""
 
 import json
 import logging
@@ -66,8 +66,8 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
         ("depthwise_input_gradient", (grad, weight, around)),
         ("depthwise_weight_gradient", (grad, rows, around)),
     ):
-        found = getattr(run, name)(*arguments, *plan.sizes)
-        equal(found, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
+        ours = getattr(run, name)(*arguments, *plan.sizes)
+        equal(ours, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,7 +80,7 @@ def test_convolutions_over_all_channels_equal_the_plain_versions(case, dtype, ou
     weight, bias = (
         torch.randn(size, generator=generator).to(DEVICE, dtype) for size in ((outs, ins, *plan.kernel), (outs,))
     )
-    if grid.num_visible % 2:  # wherever its numbers lie
+    if grid.num_visible % 2:  # in another order in memory
         weight = weight.movedim(1, -1).contiguous().movedim(-1, 1)
     for name, arguments in (
         ("convolve", (rows, weight, bias, around)),
@@ -109,8 +109,8 @@ def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
     ):
         rows = torch.randn(patches * read, channels, generator=generator).to(DEVICE, dtype)
         beyond = outside if entries.shape[1] == 1 else 0.0
-        found = operators.sum_rows(rows, slots, entries, patches, beyond)
-        equal(found, ops.PLAIN["sum_rows"](rows, slots, entries, patches, beyond), dtype)
+        ours = operators.sum_rows(rows, slots, entries, patches, beyond)
+        equal(ours, ops.PLAIN["sum_rows"](rows, slots, entries, patches, beyond), dtype)
 
 
 @settings(max_examples=25, deadline=None)
@@ -165,19 +165,19 @@ types |= dict.fromkeys(("momentum", "eps"), "fp32")
 types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 for capability in map(int, sys.argv[2:]):
-    for kernel, given in asked:
-        names = [name for name in kernel.arg_names if name not in given]
+    for kernel, fixed in asked:
+        names = [name for name in kernel.arg_names if name not in fixed]
         signature = {name: types.get(name, "i32") for name in names}
         target = GPUTarget("cuda", capability, 32)
-        even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - given.keys()
+        even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
         aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
         hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
-        source = ASTSource(kernel, signature | dict.fromkeys(given, "constexpr"), given, hints)
+        source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
         file = pathlib.Path(sys.argv[1], "kernel.cubin")
         file.write_bytes(triton.compile(source, target=target).asm["cubin"])
-        told = subprocess.run([cuobjdump, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        found = {what: int(n) for what, n in re.findall(r"(REG|STACK|LOCAL):(\\d+)", told)}
-        print(json.dumps({"kernel": kernel.__name__, "capability": capability} | found))
+        usage = subprocess.run([cuobjdump, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+        counts = {what: int(n) for what, n in re.findall(r"(REG|STACK|LOCAL):(\\d+)", usage)}
+        print(json.dumps({"kernel": kernel.__name__, "capability": capability} | counts))
 """
 
 
@@ -189,9 +189,9 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capa
         capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    found = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(found) == 13
-    for one in found:
+    compiled = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(compiled) == 13
+    for one in compiled:
         assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
 
 
@@ -205,20 +205,20 @@ def test_batch_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rows, grad = (torch.randn(count, channels, generator=draw).add(mean).to(DEVICE, dtype) for _ in range(2))
     weight, bias, before, spread = (torch.rand(channels, generator=draw).to(DEVICE, wide) + 0.5 for _ in range(4))
-    given = (weight, bias) if affine else (None, None)
+    parameters = (weight, bias) if affine else (None, None)
 
     statistics = before.clone(), spread.clone()
     moments = operators.batch_moments(rows, *statistics, 0.1, 1e-5)
-    found = operators.normalise(rows, *moments, *given)
+    normalised = operators.normalise(rows, *moments, *parameters)
     sums = operators.normalise_slopes(grad, rows, *moments)
-    to_rows = operators.normalise_gradient(grad, rows, *moments, given[0], sums)
+    to_rows = operators.normalise_gradient(grad, rows, *moments, parameters[0], sums)
 
     expected = before.double(), spread.double()
     leaves = [t.double().requires_grad_() for t in (rows, weight, bias)]
     out = functional.batch_norm(leaves[0], *expected, *(leaves[1:] if affine else (None, None)), True, 0.1, 1e-5)
     slopes = torch.autograd.grad(out, leaves, grad.double(), allow_unused=True)
     exactness = max(EXACTNESS[dtype], EXACTNESS[wide]) * (10 if mean else 1)
-    pairs = [(found, out.detach()), (to_rows, slopes[0]), *zip(statistics, expected, strict=True)]
+    pairs = [(normalised, out.detach()), (to_rows, slopes[0]), *zip(statistics, expected, strict=True)]
     for one, other in [*pairs, *([(sums[0], slopes[2]), (sums[1], slopes[1])] if affine else [])]:
         scale = max(float(other.abs().max()), float(grad.abs().max()) * (count if other is slopes[1] else 1))
         torch.testing.assert_close(one.double(), other, rtol=exactness, atol=exactness * scale)
@@ -252,8 +252,8 @@ def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monk
         images.requires_grad_()
         with _Called(called):
             out = network(gather(images, grid)).values
-            found = torch.autograd.grad(out.sin().sum(), [images, *network.parameters()])
-        return [out.detach(), *found, *network.buffers()]
+            gradients = torch.autograd.grad(out.sin().sum(), [images, *network.parameters()])
+        return [out.detach(), *gradients, *network.buffers()]
 
     without = train(())
     assert not called
@@ -279,7 +279,7 @@ def test_kernels_that_compute_something_else_are_found(monkeypatch):
     monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool")
     assert not operators._wrong(DEVICE)
     right = operators.depthwise
-    monkeypatch.setattr(operators, "depthwise", lambda *given: right(*given) * 1.05)
+    monkeypatch.setattr(operators, "depthwise", lambda *arguments: right(*arguments) * 1.05)
     operators.depthwise.__name__ = "depthwise"
     assert operators._wrong(DEVICE) == ["depthwise in torch.float32", "depthwise in torch.bfloat16"]
 

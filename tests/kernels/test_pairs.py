@@ -1,6 +1,6 @@
 """Convolutions by pairs of visible positions: which pairs there are, threads, dtypes, operators.
 
-That they compute what the dense convolution does is in test_neighbourhood.py, with all other convolutions.
+That they compute what the dense convolution does is tested in test_neighbourhood.py, with all other convolutions.
 """
 
 import pytest
@@ -110,13 +110,13 @@ def test_groups_of_any_width_convolve_as_dense_ones_do(groups, inputs, outputs, 
     def ours(values, weight, bias):
         return convolve(values, weight, bias, groups, GRID, kernel(patch), across)
 
-    found = []
+    results = []
     for run in (ours, dense):
         leaves = [t.clone().requires_grad_() for t in (values, weight, bias)]
         out = run(*leaves)
-        found.append((out.detach(), *torch.autograd.grad(out, leaves, slopes)))
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, slopes)))
     exactness = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
-    torch.testing.assert_close(*found, **exactness)
+    torch.testing.assert_close(*results, **exactness)
 
 
 def on_the_map(values):
@@ -152,8 +152,8 @@ def test_a_single_patch_in_any_order_in_memory(value_format):
     dense = torch.nn.functional.conv2d(values, weight, padding=1)
     torch.testing.assert_close(out, dense)
     slopes = torch.randn_like(out)
-    found, expected = (torch.autograd.grad(result, [values, weight], slopes) for result in (out, dense))
-    torch.testing.assert_close(found, expected)
+    gradients, expected = (torch.autograd.grad(result, [values, weight], slopes) for result in (out, dense))
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_there_is_a_kernel_for_full_precision_only():
@@ -186,10 +186,10 @@ def test_operators_are_described_rightly_to_the_compiler():
     torch.library.opcheck(
         run.pairs_weight_gradient, (grads, rows, results, sources, ends, 2), test_utils=("test_faketensor",)
     )
-    found = run.pairs(GRID.around(sees.reach).slots, True, *sees.sizes)
+    real = run.pairs(GRID.around(sees.reach).slots, True, *sees.sizes)
     with torch._subclasses.FakeTensorMode() as mode:
         fake = run.pairs(mode.from_tensor(GRID.around(sees.reach).slots), True, *sees.sizes)
-    assert [(f.shape, f.dtype) for f in fake] == [(t.shape, t.dtype) for t in found]
+    assert [(f.shape, f.dtype) for f in fake] == [(t.shape, t.dtype) for t in real]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

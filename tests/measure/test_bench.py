@@ -23,7 +23,7 @@ from convspark.measure.bench import bench
     ],
 )
 def test_three_ways_of_the_same_network(name):
-    """Whole steps, too, of the first: behind the encoder they are all alike."""
+    """Of the first network whole steps, too: after the encoder all networks' steps are alike."""
     parts = ("encoder", "step") if name == "resnet10t" else ("encoder",)
     report = bench(name, size=96, batch_size=1, repeats=1, precision="fp32", decoder_width=64, parts=parts)
     assert report.not_imitated is None, report.not_imitated

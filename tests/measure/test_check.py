@@ -78,7 +78,7 @@ def test_a_refusal_advises_the_coarser_patch():
 
 
 class Coordinates(nn.Module):
-    """Acts by the size of what it sees: runs, and is wrong."""
+    """Depends on the size of what it sees: runs, and is wrong."""
 
     def forward(self, x):
         return x * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype).sum()

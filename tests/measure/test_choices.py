@@ -49,17 +49,17 @@ FINE = {"output_stride": 8}, {"output_stride": 16}
     ],
 )
 def test_choices(count, kind, machine, model, size, batch_size, epochs):
-    found = choose(Known(count, *kind), machine)
-    s = found.settings
+    picks = choose(Known(count, *kind), machine)
+    s = picks.settings
     assert (s["model"], s["size"], s["batch_size"]) == (model, size, batch_size)
     assert s["epochs"] == pytest.approx(epochs, rel=0.04, abs=0)
     assert s.get("model_args") == {32: FINE[0], 64: FINE[1], 96: FINE[1]}.get(size)
     patch = s.get("model_args", {}).get("output_stride", 32)
     assert size % patch == 0 and (size // patch) ** 2 >= 16
-    assert all(each.why and len(str(each)) < 120 for each in found.chosen)
-    assert found == choose(Known(count, *kind), machine)
-    assert found.seconds < 1.1 * 36_000 or (s["epochs"] == 1 and any("That is long" in line for line in found.lines()))
-    assert any(f"--init {model}.a1_in1k" in line for line in found.lines()) == (count < 1000)
+    assert all(choice.why and len(str(choice)) < 120 for choice in picks.chosen)
+    assert picks == choose(Known(count, *kind), machine)
+    assert picks.seconds < 1.1 * 36_000 or (s["epochs"] == 1 and any("That is long" in line for line in picks.lines()))
+    assert any(f"--init {model}.a1_in1k" in line for line in picks.lines()) == (count < 1000)
 
 
 def test_what_was_said_counts():
@@ -79,8 +79,8 @@ def test_what_was_said_counts():
     [(32, 375, 128), (32, 100, 96), (32, 40, 64), (16, 40, 32), (64, 375, 256), (7, 375, 126)],
 )
 def test_a_given_network_keeps_its_patches(patch, short, size):
-    found = choose(Known(3000, short, short**2), TWO_CORES, network=Network(1.0, patch)).settings
-    assert found["size"] == size and "model_args" not in found
+    settings = choose(Known(3000, short, short**2), TWO_CORES, network=Network(1.0, patch)).settings
+    assert settings["size"] == size and "model_args" not in settings
 
 
 def test_patches_that_were_given_stay():
@@ -93,8 +93,8 @@ def test_batches_divide_among_processes_and_passes():
 
 
 def test_crops_are_examples_and_few_pictures_stay_few():
-    found = choose(Known(3000, *PHOTOS, crops=4), H100).settings
-    assert (found["model"], found["batch_size"], found["epochs"]) == ("resnet18", 256, 200)
+    settings = choose(Known(3000, *PHOTOS, crops=4), H100).settings
+    assert (settings["model"], settings["batch_size"], settings["epochs"]) == ("resnet18", 256, 200)
 
 
 def test_grey_pictures_are_told_of():
@@ -119,6 +119,6 @@ def test_lines():
 
 
 def test_all_of_them_are_flags():
-    found = choose(Known(50, *TINY), TWO_CORES).chosen
-    parsed = command().parse(["FOLDER", *(word for each in found for word in (f"--{each.flag}", each.text))])
-    assert all(parsed[each.flag.replace("-", "_")] == each.value for each in found)
+    chosen = choose(Known(50, *TINY), TWO_CORES).chosen
+    parsed = command().parse(["FOLDER", *(word for choice in chosen for word in (f"--{choice.flag}", choice.text))])
+    assert all(parsed[choice.flag.replace("-", "_")] == choice.value for choice in chosen)

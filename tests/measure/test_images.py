@@ -50,8 +50,8 @@ def test_what_is_there(folder: Path, tmp_path: Path) -> None:
     assert report.sizes == {"height": [40, 120, 120], "width": [75, 150, 200], "short": [40, 120, 120]}
     assert [(Path(path).name, reason[:9]) for path, reason in report.unreadable] == [("cut.png", "truncated")]
     assert [[Path(path).name for path in group] for group in report.duplicates] == [["2.png", "twin.png"]]
-    found = sorted([Path(path).name for path in group] for group in report.near_duplicates)
-    assert found == [["0.png", "small.jpg"], ["1.png", "bright.png"]]
+    groups = sorted([Path(path).name for path in group] for group in report.near_duplicates)
+    assert groups == [["0.png", "small.jpg"], ["1.png", "bright.png"]]
     assert [Path(path).name for path in report.blank] == ["blank.bmp"]
     kept = {Path(path).name for path in list_pictures(keep)}
     assert kept == {*(f"{i}.png" for i in range(6)), "grey.tif", "blank.bmp"}
@@ -81,10 +81,10 @@ def test_bands_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     np.save(tmp_path / "other.npy", rng.normal(size=(40, 50)))
     sheet = str(tmp_path / "sheet.png")
     assert main(["scan", str(tmp_path), "--json", "-o", sheet]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["bands"] == {"6": 4, "1": 1} and found["others"] == 1 and found["statistics"]["bands"] == 6
-    np.testing.assert_allclose(found["statistics"]["low"], np.quantile(scenes.reshape(-1, 6), 0.001, axis=0), rtol=1e-5)
-    flags = {each["flag"]: each["value"] for each in found["advice"]}
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bands"] == {"6": 4, "1": 1} and facts["others"] == 1 and facts["statistics"]["bands"] == 6
+    np.testing.assert_allclose(facts["statistics"]["low"], np.quantile(scenes.reshape(-1, 6), 0.001, axis=0), rtol=1e-5)
+    flags = {choice["flag"]: choice["value"] for choice in facts["advice"]}
     assert flags["channels"] == 6 and flags["stats"] == "auto" and flags["size"] == 40
     assert main(["scan", str(tmp_path), "-o", sheet]) == 0
     assert "1 pictures of other bands cannot be read with these" in capsys.readouterr().out
@@ -115,13 +115,13 @@ def test_advice_is_what_pretrain_takes(size: tuple[int, int], flags: dict[str, A
     machine = Machine("cuda", 16, 108, 40 << 30, is_bf16=True)
     for bands, is_plain, is_grey in ((3, True, False), (3, True, True), (1, False, True), (13, False, False)):
         advice = advise([size] * 9, bands, machine, is_plain=is_plain, is_grey=is_grey, pictures=100)
-        assert {each.flag: each.value for each in advice}.items() >= flags.items()
-        line = shlex.join(["FOLDER", *(word for each in advice for word in (f"--{each.flag}", each.text))])
+        assert {choice.flag: choice.value for choice in advice}.items() >= flags.items()
+        line = shlex.join(["FOLDER", *(word for choice in advice for word in (f"--{choice.flag}", choice.text))])
         settings = command().parse(shlex.split(line))
         assert settings.channels == (1 if is_grey else bands)
         assert settings.stats == (None if is_plain else "auto")
         assert all(getattr(settings, flag.replace("-", "_")) == value for flag, value in flags.items())
-        assert all(each.why for each in advice)
+        assert all(choice.why for choice in advice)
 
 
 def test_the_hash_is_of_the_cosine_transform() -> None:
@@ -137,15 +137,15 @@ def test_the_hash_is_of_the_cosine_transform() -> None:
 def test_near_duplicates_are_all_pairs_within_seven_bits() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 600, np.uint64)
-    for place in range(100):  # others of these, of 0 to 11 bits
+    for place in range(100):  # these with 0 to 11 other bits
         bits = rng.choice(64, place % 12, replace=False).astype(np.uint64)
         hashes[300 + place] = hashes[place] ^ np.bitwise_xor.reduce(np.uint64(1) << bits, initial=np.uint64(0))
     for byte in range(8):  # one bit in each byte but this one
         hashes[400 + byte] = hashes[200 + byte] ^ np.uint64(0x0101010101010101 & ~(255 << 8 * byte))
     thumb = rng.integers(0, 256, (1, 16, 16), np.uint8)
-    found = near_duplicates(hashes.tolist(), np.repeat(thumb, 600, 0))
+    pairs = near_duplicates(hashes.tolist(), np.repeat(thumb, 600, 0))
     expected = [[place, 300 + place] for place in range(100) if place % 12 <= 7]
-    assert found == expected + [[200 + byte, 400 + byte] for byte in range(8)]
+    assert pairs == expected + [[200 + byte, 400 + byte] for byte in range(8)]
     # Those that do not look alike are none, whatever their hashes; nor are blank ones.
     thumbs = rng.integers(0, 256, (600, 16, 16), np.uint8)
     thumbs[300] = 255 - thumbs[0]

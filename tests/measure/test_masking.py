@@ -48,13 +48,13 @@ class Ones(nn.Module):
 def test_the_pattern_spreads_as_far_as_kernels_reach():
     images = torch.rand(2, 3, 32, 32) + 0.1
     layers = mask_pattern(Stages(Ones(), image_size=32), images, PatchGrid(VISIBLE))
-    assert [each.name for each in layers] == [f"layers.{i}" for i in (0, 1, 3, 4, 5)]  # 1x1 looks at nothing around
+    assert [layer.name for layer in layers] == [f"layers.{i}" for i in (0, 1, 3, 4, 5)]  # 1x1 looks at nothing around
     mask = VISIBLE.numpy().repeat(8, 1).repeat(8, 2)
     expected = []
     for kernel, stride in Ones.LAYERS:
         mask = looked_at(mask, kernel, stride)
         expected += [mask] if kernel > 1 else []
-    shares = [float(each.mean()) for each in expected]
+    shares = [float(mask.mean()) for mask in expected]
     assert VISIBLE.float().mean() < shares[0] < shares[-1] < 1
     for layer, dense in zip(layers, expected, strict=True):
         side = 8 * layer.visible.shape[1] // 32
@@ -69,10 +69,10 @@ def test_a_mean_over_the_image_fills_all_of_it_at_once():
         if name.endswith("bias"):  # as in trained networks: a scale of 0 would stay 0
             nn.init.normal_(parameter)
     images = torch.randn(1, 3, 128, 128)
-    layers = {each.name: each for each in mask_pattern(Stages(network), images, PatchGrid(VISIBLE[:1]))}
+    layers = {layer.name: layer for layer in mask_pattern(Stages(network), images, PatchGrid(VISIBLE[:1]))}
     assert 0.1 < layers["maxpool"].dense.mean() < 0.5
     assert layers["layer1.1.conv1"].dense.all()  # after the first squeeze-and-excite
-    assert all(each.visible.mean() == 0.1875 for each in layers.values())
+    assert all(layer.visible.mean() == 0.1875 for layer in layers.values())
 
 
 class Functional(nn.Module):
@@ -89,7 +89,7 @@ class Functional(nn.Module):
 def test_stages_stand_for_layers_where_there_are_none():
     stages = Stages(Functional(), image_size=16)
     layers = mask_pattern(stages, torch.randn(2, 3, 16, 16), PatchGrid(VISIBLE))
-    assert [each.name for each in layers] == stages.names
+    assert [layer.name for layer in layers] == stages.names
     mask = looked_at(VISIBLE.numpy().repeat(4, 1).repeat(4, 2), 3, 2)
     assert np.array_equal(layers[0].dense, mask)
 
@@ -111,7 +111,7 @@ def test_features_are_the_networks_own(name):
     awaken(network)
     stages = Stages(network)
     images, grid = torch.randn(1, 3, 128, 128), PatchGrid.random(1, (4, 4), generator=torch.Generator().manual_seed(0))
-    found = stage_maps(stages, images, grid)
+    features = stage_maps(stages, images, grid)
     seen = pixel_mask(grid, (128, 128))[:, None]
     network.eval()
     with torch.no_grad():
@@ -119,33 +119,33 @@ def test_features_are_the_networks_own(name):
         zeros = network.forward_intermediates(images * seen, intermediates_only=True, norm=False)
         with MaskAndMultiply(grid):
             visible = network.forward_intermediates(images * seen, intermediates_only=True, norm=False)
-    for each, *maps in zip(reversed(found), *map(reversed, (whole, zeros, visible)), strict=False):
-        there = grid.visible.numpy().repeat(each.whole.shape[1] // 4, 1).repeat(each.whole.shape[1] // 4, 2)
+    for feature, *maps in zip(reversed(features), *map(reversed, (whole, zeros, visible)), strict=False):
+        there = grid.visible.numpy().repeat(feature.whole.shape[1] // 4, 1).repeat(feature.whole.shape[1] // 4, 2)
         expected = [value.double().pow(2).mean(1).sqrt().numpy() for value in maps]
-        np.testing.assert_allclose(each.whole, expected[0], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(each.zeros, expected[1], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(each.visible[there], expected[2][there], rtol=1e-3, atol=1e-5)
-        assert np.isnan(each.visible[~there]).all()
-    assert [each.stride for each in found] == [(4, 4), (8, 8), (16, 16), (32, 32)]
+        np.testing.assert_allclose(feature.whole, expected[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(feature.zeros, expected[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(feature.visible[there], expected[2][there], rtol=1e-3, atol=1e-5)
+        assert np.isnan(feature.visible[~there]).all()
+    assert [feature.stride for feature in features] == [(4, 4), (8, 8), (16, 16), (32, 32)]
 
 
 def test_histograms_are_numpys():
     images = torch.randn(2, 3, 16, 16)
-    found = intensities(images, PatchGrid(VISIBLE), bins=10)
+    histograms = intensities(images, PatchGrid(VISIBLE), bins=10)
     pixels = images.numpy().transpose(0, 2, 3, 1)
     seen = VISIBLE.numpy().repeat(4, 1).repeat(4, 2)
-    assert found.edges[0] == pixels.min() and found.edges[-1] == pixels.max()
+    assert histograms.edges[0] == pixels.min() and histograms.edges[-1] == pixels.max()
     zeros = np.where(seen[..., None], pixels, 0)
-    for shares, values in ((found.whole, pixels), (found.zeros, zeros), (found.visible, pixels[seen])):
-        counts, _ = np.histogram(values, bins=found.edges.astype(np.float32))
+    for shares, values in ((histograms.whole, pixels), (histograms.zeros, zeros), (histograms.visible, pixels[seen])):
+        counts, _ = np.histogram(values, bins=histograms.edges.astype(np.float32))
         np.testing.assert_allclose(shares, counts / values.size)
-    middle = np.digitize(0, found.edges) - 1
+    middle = np.digitize(0, histograms.edges) - 1
     masked = 1 - seen.mean()
-    assert found.zeros[middle] > masked > 0.5
+    assert histograms.zeros[middle] > masked > 0.5
     # What is moved to 0 came from where the masked pixels were.
-    gone = np.histogram(pixels[~seen], bins=found.edges.astype(np.float32))[0] / pixels.size
-    assert found.moved(found.zeros) == pytest.approx(masked - gone[middle])
-    assert found.moved(found.whole) == 0
+    gone = np.histogram(pixels[~seen], bins=histograms.edges.astype(np.float32))[0] / pixels.size
+    assert histograms.moved(histograms.zeros) == pytest.approx(masked - gone[middle])
+    assert histograms.moved(histograms.whole) == 0
 
 
 def test_scales_that_hide_their_blocks_are_waken():

@@ -55,7 +55,7 @@ def test_zero_encoding_is_the_dense_network_on_zeros(images, grid):
 
 
 def test_zero_encoding_takes_what_patches_cannot_run_on():
-    """Nothing is to be proved of a dense network."""
+    """There is nothing to prove of a dense network."""
 
     class Reversed(nn.Module):
         def __init__(self):
@@ -122,7 +122,7 @@ def test_loss_on_all(images, grid):
     model = model_of(loss_on="all", target="raw").eval()
     out = model(images, grid)
     torch.testing.assert_close(out.loss, F.mse_loss(out.prediction, images))
-    brighter = torch.where(pixels_of(grid), images, 2 * images)  # more to get wrong where they are masked
+    brighter = torch.where(pixels_of(grid), images, 2 * images)  # twice the target where they are masked
     only_masked, everywhere = model_of(target="raw").eval(), model
     assert only_masked(brighter, grid).loss > 1.2 * everywhere(brighter, grid).loss
 

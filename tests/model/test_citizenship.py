@@ -45,22 +45,22 @@ def gradients(module):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys() and found
+def assert_same(actual, expected, **tolerance):
+    assert actual.keys() == expected.keys() and actual
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(actual[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("name", THIN)
 def test_timms_own_checkpointing_changes_no_gradient(name):
     images, grid = batch(torch.float64)
-    found = []
+    runs = []
     for wanted in (False, True):
         model = spark(name).double()
         model.backbone.set_grad_checkpointing(wanted)
         model(images, grid).loss.backward()
-        found.append(gradients(model))
-    assert_same(found[1], found[0], rtol=1e-9, atol=1e-12)
+        runs.append(gradients(model))
+    assert_same(runs[1], runs[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("start", [lambda x: x.sum().backward(), lambda x: x.backward(torch.ones_like(x.values))])
@@ -69,18 +69,18 @@ def test_checkpoint_around_a_part_of_a_network(use_reentrant, start):
     """It runs again during the backward pass, on visible patches, whatever the backward pass starts from."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 3, 1, 1)).double()
     images, grid = batch(torch.float64)
-    found = []
+    runs = []
     for saving in (False, True):
         net.zero_grad()
         x = net[0](gather(images, grid))
         x = checkpoint(net[1:], x, use_reentrant=use_reentrant) if saving else net[1:](x)
         start(x)
-        found.append(gradients(net))
-    assert_same(found[1], found[0])
+        runs.append(gradients(net))
+    assert_same(runs[1], runs[0])
 
 
 class Checkpointed(nn.Module):
-    """Stages of which all but the first are run again on the way back; frozen ones, and one that nothing needs."""
+    """Stages, all but the first run again in the backward pass; one is frozen, and one module is never called."""
 
     def __init__(self, use_reentrant):
         super().__init__()
@@ -114,13 +114,13 @@ def test_networks_that_save_activations_are_found_out_and_trained_like_others(us
     grads = {name: p.grad for name, p in saving.backbone.named_parameters() if p.grad is not None}
     assert list(grads) == ["blocks.0.0.weight"] and grads["blocks.0.0.weight"].eq(1).all()
     images, grid = batch(torch.float64)
-    found = []
+    runs = []
     for way in (None, use_reentrant):
         torch.manual_seed(1)
         model = SparK(checkpointed(way), decoder_width=32).double()  # which proves the network first
         model(images, grid).loss.backward()
-        found.append(gradients(model))
-    assert_same(found[1], found[0], rtol=1e-9, atol=1e-12)
+        runs.append(gradients(model))
+    assert_same(runs[1], runs[0], rtol=1e-9, atol=1e-12)
 
 
 def test_gradients_from_patches_and_for_patches():
@@ -226,13 +226,13 @@ def test_threads_do_not_disturb_each_other():
     for stages in nets:
         batches = [batch(seed=seed) for seed in range(6)]
         with torch.no_grad():
-            expected = [[scatter(f) for f in stages(gather(*each))] for each in batches]
-        found: dict[int, list] = {}
+            expected = [[scatter(f) for f in stages(gather(*pair))] for pair in batches]
+        results: dict[int, list] = {}
 
-        def work(i, stages=stages, batches=batches, found=found):
+        def work(i, stages=stages, batches=batches, results=results):
             with torch.no_grad():
                 for _ in range(3):
-                    found[i] = [scatter(f) for f in stages(gather(*batches[i]))]
+                    results[i] = [scatter(f) for f in stages(gather(*batches[i]))]
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
         for thread in threads:
@@ -240,12 +240,12 @@ def test_threads_do_not_disturb_each_other():
         for thread in threads:
             thread.join()
         for i, maps in enumerate(expected):
-            for one, other in zip(maps, found[i], strict=True):
+            for one, other in zip(maps, results[i], strict=True):
                 torch.testing.assert_close(one, other)
 
 
 class UNet(nn.Module):
-    """A network that nothing is announced of."""
+    """A network that does not announce its stages."""
 
     def __init__(self):
         super().__init__()
@@ -284,10 +284,10 @@ def test_functional_call_and_gradients_by_grad():
     net.eval()
     replaced = {name: p.detach() * 1.1 for name, p in net.named_parameters()}
     with torch.no_grad():
-        found = functional_call(net, replaced, (gather(images, grid),))
+        out = functional_call(net, replaced, (gather(images, grid),))
         for name, parameter in net.named_parameters():
             parameter.copy_(replaced[name])
-        torch.testing.assert_close(found.values, net(gather(images, grid)).values)
+        torch.testing.assert_close(out.values, net(gather(images, grid)).values)
     loss = scatter(stages(gather(images, grid))[-1]).sum()
     by_grad = torch.autograd.grad(loss, net.conv1[0].weight)[0]
     scatter(stages(gather(images, grid))[-1]).sum().backward()
@@ -299,10 +299,10 @@ def test_hooks_see_visible_patches_and_may_replace_them():
     images, grid = batch(torch.float64)
     handle = net.layer1.register_forward_hook(lambda _module, _args, output: output * 2)
     with torch.no_grad():
-        found = scatter(net.forward_features(gather(images, grid)))
+        features = scatter(net.forward_features(gather(images, grid)))
         truth = MaskAndMultiply(grid.visible)(net.forward_features, images)
     handle.remove()
-    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(features, truth)
 
 
 def test_operations_are_counted():
@@ -321,12 +321,12 @@ def test_operations_are_counted():
 
 
 def test_frozen_parts_get_no_gradient_and_the_rest_the_same():
-    found = []
+    runs = []
     images, grid = batch(torch.float64)
     for frozen in (False, True):
         model = spark().double()
         model.backbone.layer1.requires_grad_(not frozen)
         model(images, grid).loss.backward()
-        found.append(gradients(model))
-    rest = {name: g for name, g in found[0].items() if not name.startswith("backbone.layer1.")}
-    assert_same(found[1], rest)
+        runs.append(gradients(model))
+    rest = {name: g for name, g in runs[0].items() if not name.startswith("backbone.layer1.")}
+    assert_same(runs[1], rest)

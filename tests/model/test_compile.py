@@ -63,7 +63,7 @@ def model_of(backbone: nn.Module) -> SparK:
 
 @pytest.fixture(autouse=True)
 def nothing_compiled_before():
-    """Dynamo takes sizes in which a function's earlier models differed for ones that change."""
+    """Dynamo takes a size for one that changes if it differed in models that the same function ran before."""
     torch._dynamo.reset()
 
 
@@ -94,9 +94,9 @@ def test_one_graph_for_all_masks_that_computes_the_same(build):
     compiled = torch.compile(model.forward, fullgraph=True, backend=counter)
     images = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
     for grid in grids(model, 2, 5):
-        expected, found = results(twin, twin, images, grid), results(model, compiled, images, grid)
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
+        expected, ours = results(twin, twin, images, grid), results(model, compiled, images, grid)
+        assert len(ours) == len(expected)
+        for one, other in zip(ours, expected, strict=True):
             torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-8, atol=1e-10)
     assert counter.frame_count == 1
 
@@ -201,7 +201,7 @@ ONE_AS_ANOTHER = {
 def eagerly_and_compiled(*functions: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """What they return, and what they return compiled as one graph.
 
-    Of each, patches and, of each image, the mean of what it makes of them: patches, or else it is refused.
+    For each function: the patches plus each image's mean of its result, which must be patches, or else it is refused.
     """
 
     def beside_means(images: Tensor, grid: PatchGrid) -> list[Tensor]:
@@ -251,12 +251,12 @@ def test_what_dynamo_takes_out_of_the_patches_is_refused_where_it_meets_them(fun
 
     for run, refused in ((beside_means, "more than one row"), (alone, "under torch")):
         try:
-            found = torch.compile(run, fullgraph=True, backend="eager")(images, grid)
+            compiled = torch.compile(run, fullgraph=True, backend="eager")(images, grid)
         except Exception as error:
             if not re.search(f"{refused}|does not know how to trace", str(error)):
                 raise
         else:
-            torch.testing.assert_close(found, run(images, grid))
+            torch.testing.assert_close(compiled, run(images, grid))
 
 
 class Sometimes(nn.Module):

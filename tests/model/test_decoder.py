@@ -16,12 +16,12 @@ from convspark.model.lean_decoder import Grow, LeanDecoder
 from convspark.model.norms import BatchNorm
 
 
-def decoding_macs(made: type[Decoder] | type[LeanDecoder]) -> float:
+def decoding_macs(kind: type[Decoder] | type[LeanDecoder]) -> float:
     """Multiplications of a decoder of width 768 and the projections of a ResNet-50's stages, an image at 224 px."""
     with torch.device("meta"):
-        decoder = made(768, [[(2, 2)]] * 3 + [[(2, 2)] * 2], out_channels=3)
+        decoder = kind(768, [[(2, 2)]] * 3 + [[(2, 2)] * 2], out_channels=3)
         stages = zip((2048, 1024, 512, 256), range(4), strict=True)
-        kernel = made.projection_kernel
+        kernel = kind.projection_kernel
         projections = [Densify(c, 768 >> i, "batch", deepest=i == 0, kernel=kernel).project for c, i in stages]
         maps = [torch.empty(1, c, 7 << i, 7 << i) for i, c in enumerate((2048, 1024, 512, 256))]
         with FlopCounterMode(display=False) as counter:
@@ -46,10 +46,10 @@ def test_each_block_doubles_the_side(dims):
     assert decoder(maps).shape == (2, 5, *[16] * dims)
 
 
-@pytest.mark.parametrize("made", [Decoder, LeanDecoder])
+@pytest.mark.parametrize("kind", [Decoder, LeanDecoder])
 @pytest.mark.parametrize("factors", [[(1, 2)], [(7, 7)], [(2, 1), (3, 5)], [(2, 2)] * 4, [(1, 2, 2), (2, 1, 3)]])
-def test_each_block_multiplies_each_side_by_its_factor(made, factors):
-    decoder = made(16, [factors], out_channels=3)
+def test_each_block_multiplies_each_side_by_its_factor(kind, factors):
+    decoder = kind(16, [factors], out_channels=3)
     sides = (3, 4, 5)[: len(factors[0])]
     expected = [side * math.prod(factor[axis] for factor in factors) for axis, side in enumerate(sides)]
     assert decoder([torch.randn(2, 16, *sides)]).shape == (2, 3, *expected)

@@ -108,25 +108,25 @@ def work(rank, folder):
     torch.set_num_threads(1)
     meet = datetime.timedelta(seconds=120)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=meet)
-    found = {}
+    results = {}
     try:
         for case in CASES:
             name, split, visible_of = case
             images, visible = batch(visible_of)
             model = DistributedDataParallel(model_of(networks()[name], name))
-            found[case] = step(model, part(images, rank, split), part(visible, rank, split))
+            results[case] = step(model, part(images, rank, split), part(visible, rank, split))
         for empty in ("second", "both"):
             images, visible = half_empty(empty)
             grid = PatchGrid(part(visible, rank, 4)).across(dist.group.WORLD)
-            found[empty] = norm_alone(part(images, rank, 4), grid)
-        torch.save(found, f"{folder}/found{rank}")
+            results[empty] = norm_alone(part(images, rank, 4), grid)
+        torch.save(results, f"{folder}/results{rank}")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """What each of two processes found, by case: this one, and another."""
+    """What each of two processes computed, by case: this one, and another."""
     folder = tmp_path_factory.mktemp("processes")
     other = mp.get_context("spawn").Process(target=work, args=(1, str(folder)))
     other.start()
@@ -136,13 +136,13 @@ def processes(tmp_path_factory):
         assert other.exitcode == 0
     finally:
         other.kill()
-    return [torch.load(folder / f"found{rank}") for rank in range(WORLD)]
+    return [torch.load(folder / f"results{rank}") for rank in range(WORLD)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_two_processes_take_the_step_of_one_with_the_joint_batch(processes, case):
     name, _, visible_of = case
-    parts = [found[case] for found in processes]
+    parts = [results[case] for results in processes]
     loss, gradients, buffers = step(model_of(networks()[name], name), *batch(visible_of))
 
     assert torch.isclose(sum(p[0] for p in parts) / WORLD, loss, rtol=1e-12)
@@ -157,7 +157,7 @@ def test_two_processes_take_the_step_of_one_with_the_joint_batch(processes, case
 
 @pytest.mark.parametrize("empty", ["second", "both"])
 def test_a_process_that_shows_nothing_takes_part(processes, empty):
-    first, second = (found[empty] for found in processes)
+    first, second = (results[empty] for results in processes)
     assert second[0].numel() == 0 and not second[1].any()
     images, visible = half_empty(empty)
     expected = norm_alone(images[:4], PatchGrid(visible[:4]))

@@ -273,8 +273,8 @@ class Fuse(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(24, 8, 3, padding=1)
 
-    def forward(self, given: list, weight: float) -> Tensor:
-        first, (second, named) = given
+    def forward(self, maps: list, weight: float) -> Tensor:
+        first, (second, named) = maps
         return self.conv(torch.cat([first, second, named["gate"].sigmoid()], 1)) * weight
 
 
@@ -442,7 +442,7 @@ def test_names_that_cannot_be(own_module, name, options, message):
 
 
 class SpaceToDepth(nn.Module):
-    """Which begins with no convolution: 12 channels are made of 3."""
+    """Begins with no convolution, but makes 12 channels of 3."""
 
     def __init__(self, channels: int = 3):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Stages: found where people who know the network would put them, and nothing behind the deepest is run."""
+"""Stages: found where people who know the network would put them, and nothing after the deepest is run."""
 
 import copy
 import pickle
@@ -40,7 +40,7 @@ class UNet(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """A network of which nothing is announced."""
+    """A network that does not announce its stages."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -325,9 +325,9 @@ def test_two_threads_do_not_mix_their_features():
             thread.start()
         for thread in threads:
             thread.join()
-    for found, expected in zip(together, alone, strict=True):
-        assert found is not None
-        for ours, theirs in zip(found, expected, strict=True):
+    for features, expected in zip(together, alone, strict=True):
+        assert features is not None
+        for ours, theirs in zip(features, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 

@@ -20,9 +20,9 @@ strides = st.integers(2, 3).flatmap(lambda dims: st.lists(st.tuples(*[side] * di
 
 
 @given(strides)
-def test_what_is_decodable_is_a_chain_down_to_the_deepest(found):
-    chain = decodable(found)
-    real = [stride for stride in found if math.prod(stride) > 1]
+def test_what_is_decodable_is_a_chain_down_to_the_deepest(candidates):
+    chain = decodable(candidates)
+    real = [stride for stride in candidates if math.prod(stride) > 1]
     if not real:
         assert chain == []
         return
@@ -33,8 +33,8 @@ def test_what_is_decodable_is_a_chain_down_to_the_deepest(found):
 
 
 @given(strides)
-def test_going_up_multiplies_to_the_strides(found):
-    chain = decodable(found)
+def test_going_up_multiplies_to_the_strides(candidates):
+    chain = decodable(candidates)
     if not chain:
         return
     ways = upsampling(chain)

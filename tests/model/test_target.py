@@ -17,7 +17,7 @@ P = (4, 6)
 
 @pytest.fixture
 def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rectangular images of five channels, a prediction, and a mask with other numbers in each image."""
+    """Rectangular images of five channels, a prediction, and a mask; each image shows another number of patches."""
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(3, 5, 2 * P[0], 3 * P[1], generator=generator, dtype=torch.float64) * 3 + 1
     prediction = torch.randn(images.shape, generator=generator, dtype=torch.float64)

@@ -74,15 +74,15 @@ def worst(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> tuple[float, str]:
 
 
 def gradients(model: SparK) -> dict[str, Tensor]:
-    """Gradients under the paper's names; those of parameters behind the deepest stage must be absent."""
+    """Gradients under the paper's names; those of parameters after the deepest stage must be absent."""
     names = paper.model_names(model)
-    behind = {f"backbone.{name}" for name in model.untrained}
-    found = {}
+    untrained = {f"backbone.{name}" for name in model.untrained}
+    by_name = {}
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (name in behind), name
+        assert (parameter.grad is None) == (name in untrained), name
         if parameter.grad is not None:
-            found[names[name]] = parameter.grad
-    return found
+            by_name[names[name]] = parameter.grad
+    return by_name
 
 
 def statistics(model: SparK) -> dict[str, Tensor]:

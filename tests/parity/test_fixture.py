@@ -46,10 +46,10 @@ def test_loss_and_prediction(model, expected):
 
 
 def test_features(model, expected):
-    features = [scatter(each) for each in model.out.features]
+    features = [scatter(stage) for stage in model.out.features]
     assert relative(features[-1], expected["features.deepest"]) < TOLERANCE
-    for i, each in enumerate(features):
-        assert relative(make_fixture.two_sums(each), expected[f"features.{i}"]) < TOLERANCE, f"stage {i}"
+    for i, feature in enumerate(features):
+        assert relative(make_fixture.two_sums(feature), expected[f"features.{i}"]) < TOLERANCE, f"stage {i}"
 
 
 @pytest.mark.parametrize(("what", "prefix"), [(gradients, "grad."), (statistics, "after.")])

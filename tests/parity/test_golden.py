@@ -40,7 +40,7 @@ def test_features_prediction_and_loss(golden):
     [
         (torch.float64, GRADIENTS),
         # In float32, one of the decoder's 140,000 ReLU6 inputs may round to the other side of 0: with one thread,
-        # one does in one network, and changes the gradients behind it by 9e-4. Without such an accident, 3e-5.
+        # one does in one network, and changes the gradients computed from it by 9e-4. Without such an accident, 3e-5.
         (torch.float32, 2e-3),
     ],
     ids=["float64", "float32"],
@@ -67,7 +67,7 @@ def test_running_statistics_and_reconstruction_after_a_step(golden):
     shown = model.reconstruct(images, grid)
     assert torch.equal(shown.masked, golden["output.eval_masked_image"])
     assert relative(shown.reconstruction, golden["output.eval_reconstruction"]) < FORWARD
-    assert model.training and all(each.training for each in model.modules())
+    assert model.training and all(module.training for module in model.modules())
     for name, value in statistics(model).items():
         assert torch.equal(value, ours[name]), f"{name}: showing a reconstruction is no training"
 

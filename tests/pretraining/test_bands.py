@@ -34,13 +34,13 @@ SIDE = 64
 def arrays() -> dict[str, np.ndarray]:
     """Ten smooth (64, 64, 5) int16 of two kinds, with values that are missing."""
     rng = np.random.default_rng(0)
-    made: dict[str, np.ndarray] = {}
+    files: dict[str, np.ndarray] = {}
     for i in range(10):
         coarse = rng.normal(0, 1, (5, 4, 4))
         fine = [np.asarray(Image.fromarray(band).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for band in coarse]
         array = np.stack(fine, 2) * (300, 20, 100, 1000, 50) + (3000, 100 + 100 * (i % 2), 0, 7000, 20)
-        made[f"{'ab'[i % 2]}/{i}.npy"] = array.round().astype(np.int16)
-    return made
+        files[f"{'ab'[i % 2]}/{i}.npy"] = array.round().astype(np.int16)
+    return files
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_the_same_values(run: Path, folder: Path, tmp_path: P
     assert (run / "config.yaml").read_text() == before
     out = tmp_path / "again"
     assert main(["pretrain", "--config", str(run / "config.yaml"), "--out", str(out)]) == 0
-    rows = [(each / "metrics.csv").read_text().splitlines()[-1].split(",") for each in (run, out)]
+    rows = [(place / "metrics.csv").read_text().splitlines()[-1].split(",") for place in (run, out)]
     assert rows[0][:3] == rows[1][:3]
     assert not (out / "statistics.json").exists()
 
@@ -186,7 +186,7 @@ def test_what_is_passed_is_not_measured_and_the_rest_is(folder: Path) -> None:
 
 
 def test_arrays_of_bytes(tmp_path: Path) -> None:
-    """Which `decode` does not read."""
+    """`decode` does not read them."""
     rng = np.random.default_rng(0)
     for i in range(4):
         np.save(tmp_path / f"{i}.npy", rng.integers(0, 256, (64, 64, 3), np.uint8))
@@ -195,7 +195,7 @@ def test_arrays_of_bytes(tmp_path: Path) -> None:
 
 
 class FourBands(torch.nn.Module):
-    """Of four channels, which only the network itself says."""
+    """Takes four channels, which nothing but the network itself tells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class FourBands(torch.nn.Module):
 def test_channels_to_show_are_those_of_the_network(tmp_path: Path) -> None:
     images = TensorDataset(torch.rand(4, 4, 64, 64))
     flags: dict[str, Any] = {"size": 64, "epochs": 1, "mean": [0.5] * 4, "std": [0.3] * 4}
-    flags["held_out"] = torch.rand(3, 4, 64, 64)  # a Dataset too, whose truth value nobody can tell
+    flags["held_out"] = torch.rand(3, 4, 64, 64)  # a tensor is a Dataset, too; its truth value is an error
     plan = make_plan(Run(PretrainSettings(images, model=FourBands(), show=[4], **flags)))
     assert "3 held out" in "".join(plan.describe())
     with pytest.raises(UsageError, match=r"show is \[5\].*from 1 to 4"):

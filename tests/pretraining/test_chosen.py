@@ -41,7 +41,7 @@ def fifty(tmp_path_factory):
 
 @pytest.fixture
 def short(monkeypatch):
-    """A night that is over after three epochs; and a network that is no more than a beginning."""
+    """Rules by which a run is over after three epochs, on a machine of two cores."""
     monkeypatch.setattr(choices, "_LEAST_STEPS", 12)
     monkeypatch.setattr(choices, "_EPOCHS_OF_FEW", 1)
     monkeypatch.setattr(plan, "machine_of", lambda device, precision: Machine("cpu", 2))

@@ -10,7 +10,7 @@ EPOCHS = 40
 
 
 def kinds(upto=EPOCHS, epochs=EPOCHS, **columns):
-    """What is said after so many epochs of the whole run's; columns are functions of the epoch."""
+    """What is said after `upto` of the run's epochs; columns are functions of the epoch."""
     good = {
         "epoch": float,
         "train_loss": lambda e: 0.3 + 1 / (e + 1),
@@ -39,7 +39,9 @@ def test_a_loss_that_stays_is_flat_and_the_advice_depends_on_where_it_is():
     assert "--learning-rate three times" in kinds(20, train_loss=lambda e: 0.999)["flat"]
     assert "larger network" in kinds(20, train_loss=lambda e: max(0.5, 1 - 0.1 * e))["flat"]
     assert kinds(7, train_loss=lambda e: 0.999) == {}  # too early to tell
-    assert kinds(38, train_loss=lambda e: max(0.5, 1 - 0.015 * e)) == {}  # so late it is the schedule that ends it
+    assert (
+        kinds(38, train_loss=lambda e: max(0.5, 1 - 0.015 * e)) == {}
+    )  # so late, it is the schedule that makes it flat
 
 
 def test_a_held_out_loss_that_turns_up():

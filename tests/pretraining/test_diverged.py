@@ -99,7 +99,7 @@ def test_infinities_that_a_network_begins_with_are_its_own_and_those_of_statisti
     assert module._weights_are_finite()
     module.network.running_var[2] = torch.inf
     assert not module._weights_are_finite()
-    module.network.running_var[2] = 3e38  # whose square float32 does not have
+    module.network.running_var[2] = 3e38  # its square is too large for float32
     assert module._weights_are_finite()
     with torch.no_grad():
         module.network.weight[0] = torch.nan

@@ -83,8 +83,8 @@ def test_images_that_fit_are_those_that_the_memory_has_room_for():
 def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
     from convspark.pretraining import estimate as module
 
-    found = estimate(str(pictures), device="cpu", **SMALL)
-    assert found.device_bytes is None and "GiB on CPU" in str(found)
+    cost = estimate(str(pictures), device="cpu", **SMALL)
+    assert cost.device_bytes is None and "GiB on CPU" in str(cost)
     gib = 2**30
     monkeypatch.setattr(module, "_measure", lambda plan, here: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
     assert "12.0 of 80.0 GiB on CPU, 2 cores; about 84 images a pass would fit" in str(
@@ -106,7 +106,7 @@ def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
     ],
 )
 def test_several_processes_are_advised_without_a_trial(batch, a_pass, processes, says):
-    """Whose steps wait for each other: those that had enough memory are not there for it."""
+    """Their steps wait for each other: those that had enough memory would not take part in a trial."""
     train = SimpleNamespace(
         order=SimpleNamespace(batch_size=batch, images_a_pass=a_pass),
         here=SimpleNamespace(are_several=True, count=processes),

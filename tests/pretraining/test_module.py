@@ -1,4 +1,4 @@
-"""What is counted instead of drawn."""
+"""Seeds and masks are computed from counters, not drawn one after the other."""
 
 import torch
 
@@ -16,7 +16,7 @@ def test_seeds_differ_in_every_word_and_fit_a_generator():
         (0, Use.HELD_OUT_MASK, 0),
         (0, Use.MASK, 0, 0),
     ]
-    seeds = {counted_seed(*each) for each in words}
+    seeds = {counted_seed(*key) for key in words}
     assert len(seeds) >= len(words) - 1  # trailing zeros may count for nothing
     assert all(0 <= seed < 2**63 for seed in seeds)
 

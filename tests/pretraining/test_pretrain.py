@@ -134,7 +134,7 @@ def test_export_loads_in_plain_timm(finished):
 def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert config.pop("kind") == "pretrain"
-    assert set(config) == {each.name for each in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
+    assert set(config) == {field.name for field in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
     unresolved = {name for name, value in config.items() if value is None}
     optional = {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
     optional |= {"device_batch_size", "levels"}
@@ -234,10 +234,10 @@ def test_datasets_are_passed_again_where_a_run_goes_on(pictures, small, tmp_path
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_signals_leave_a_checkpoint_and_the_handlers_as_they_were(small, tmp_path, number):
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt, match="Stopped after step"):
         pretrain(Pictures(stop_at=9, number=number), out=str(tmp_path / "run"), **small)
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -359,11 +359,11 @@ def test_bad_files_are_skipped_counted_and_listed(pictures, small, tmp_path):
 
 def test_estimate_writes_nothing_and_counts(pictures, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = estimate(str(pictures), **small)
-    assert found.steps == 8 and found.step_seconds > 0 and found.memory_bytes > 2**20
-    assert found.total_seconds >= 8 * found.step_seconds
-    assert "patches of 32: 2 of 4 visible" in str(found)
-    json.dumps(found.as_dict())
+    cost = estimate(str(pictures), **small)
+    assert cost.steps == 8 and cost.step_seconds > 0 and cost.memory_bytes > 2**20
+    assert cost.total_seconds >= 8 * cost.step_seconds
+    assert "patches of 32: 2 of 4 visible" in str(cost)
+    json.dumps(cost.as_dict())
     assert not list(tmp_path.iterdir())
 
 
@@ -406,7 +406,7 @@ def test_an_estimate_of_compiled_steps_runs_them_compiled(pictures, small, monke
     calls = []
 
     def trace(function, **options):
-        return lambda *given: calls.append(options) or function(*given)
+        return lambda *arguments: calls.append(options) or function(*arguments)
 
     monkeypatch.setattr(torch, "compile", trace)
     assert estimate(str(pictures), compile=True, **small).step_seconds > 0

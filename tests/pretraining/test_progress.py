@@ -36,16 +36,16 @@ def test_plain_lines_where_there_is_no_terminal(pictures, small, tmp_path, caplo
 def test_very_many_short_epochs_have_a_line_for_some(pictures, small, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(progress, "_LINES", 2)
     pretrain(str(pictures), out=str(tmp_path / "run"), **small | {"epochs": 6, "watch_epochs": 0, "picture_epochs": 0})
-    told = [record.message for record in caplog.records if record.message.startswith("epoch ")]
-    assert [line.split()[1] for line in told] == ["1/6", "3/6", "6/6"]
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/6", "3/6", "6/6"]
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 7
 
 
 def test_measuring_that_takes_long_is_told(pictures, small, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     pretrain(str(pictures), out=str(tmp_path / "run"), **small)
-    told = [record.message for record in caplog.records if "  measuring, " in record.message]
-    assert told == ["epoch 1/2  measuring, batch 1/1", "epoch 2/2  measuring, batch 1/1"]
+    lines = [record.message for record in caplog.records if "  measuring, " in record.message]
+    assert lines == ["epoch 1/2  measuring, batch 1/1", "epoch 2/2  measuring, batch 1/1"]
 
 
 def test_a_bar_on_a_terminal(pictures, small, tmp_path, monkeypatch):

@@ -30,9 +30,9 @@ def test_dead_are_channels_without_variation_over_pictures_and_positions():
     maps[:, 1] = 0
     maps[:, 4] = 3.5  # always on is as dead as always off
     maps[:, 6] = maps[:, 6].mean((1, 2), keepdim=True)  # the same everywhere in a picture, but not in all pictures
-    found = moments(maps).numpy()
+    values = moments(maps).numpy()
     deviations = maps.double().std((0, 2, 3), correction=0).numpy()
-    assert np.allclose(np.sqrt(found[:, 1].mean(0) - found[:, 0].mean(0) ** 2), deviations, atol=1e-6)
-    assert dead_share(found[:, 0], found[:, 1]) == 2 / 8
+    assert np.allclose(np.sqrt(values[:, 1].mean(0) - values[:, 0].mean(0) ** 2), deviations, atol=1e-6)
+    assert dead_share(values[:, 0], values[:, 1]) == 2 / 8
     assert dead_share(np.ones((3, 4)), np.ones((3, 4))) == 1.0
-    assert math.isclose(found[0, 0, 4], 3.5)
+    assert math.isclose(values[0, 0, 4], 3.5)

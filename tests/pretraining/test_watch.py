@@ -1,4 +1,4 @@
-"""Looks at the features while a run goes on: right, kept, and without a trace in what is trained."""
+"""Looks at the features while a run goes on: right, kept, and without effect on what is trained."""
 
 import csv
 from pathlib import Path
@@ -79,15 +79,15 @@ def watched(pictures, labelled, small, tmp_path_factory):
 
 def test_the_figures_are_those_of_probe(watched, labelled):
     report = probe(str(watched), str(labelled), seeds=1, device="cpu", workers=0)
-    found = rows(watched / "watch.csv")
-    assert [row["epoch"] for row in found] == ["0", "1", "2"] and [row["step"] for row in found] == ["0", "3", "6"]
-    for row, name in ((found[-1], str(watched)), (found[0], "random:test_resnet")):
+    looks = rows(watched / "watch.csv")
+    assert [row["epoch"] for row in looks] == ["0", "1", "2"] and [row["step"] for row in looks] == ["0", "3", "6"]
+    for row, name in ((looks[-1], str(watched)), (looks[0], "random:test_resnet")):
         for kind in ("knn", "linear"):
             expected = report.scores[name][kind]["top1"][0]
             assert float(row[kind]) == pytest.approx(expected, abs=1e-6) and 0.2 < expected < 1
-    assert found[-1]["knn_random"] == found[0]["knn"] and found[-1]["linear_random"] == found[0]["linear"]
-    assert found[-1]["rank_random"] == found[0]["rank"] != found[-1]["rank"]
-    assert all(1 <= float(row["rank"]) <= 8 and float(row["seconds"]) > 0 for row in found)
+    assert looks[-1]["knn_random"] == looks[0]["knn"] and looks[-1]["linear_random"] == looks[0]["linear"]
+    assert looks[-1]["rank_random"] == looks[0]["rank"] != looks[-1]["rank"]
+    assert all(1 <= float(row["rank"]) <= 8 and float(row["seconds"]) > 0 for row in looks)
     assert "watch, epoch 2: kNN " in (watched / "log.txt").read_text()
 
 
@@ -120,8 +120,8 @@ def test_a_probe_may_come_later(small, pictures, labelled, tmp_path, stopping):
     with stopping(4):
         pretrain(str(pictures), out=str(tmp_path / "run"), **small | {"watch_epochs": 1})
     pretrain(resume=str(tmp_path / "run"), probe=str(labelled))
-    found = rows(tmp_path / "run" / "watch.csv")
-    assert [bool(row["knn"]) for row in found] == [False, False, True] and found[-1]["knn_random"]
+    looks = rows(tmp_path / "run" / "watch.csv")
+    assert [bool(row["knn"]) for row in looks] == [False, False, True] and looks[-1]["knn_random"]
     assert "probe: " + str(labelled) in (tmp_path / "run" / "config.yaml").read_text()
 
 
@@ -149,17 +149,17 @@ def test_many_labelled_pictures_are_thinned_out(labelled, monkeypatch):
 
     monkeypatch.setattr(watch, "_MOST_TRAINED", 10)
     monkeypatch.setattr(watch, "_MOST_MEASURED", 16)
-    found = watch.ProbePictures.of(str(labelled), PLAIN, 0)
-    assert [[label for _, label in part].count(1) for part in (found.train, found.val)] == [5, 8]
-    assert len(found.train) == 10 and len(found.val) == 16
+    pictures = watch.ProbePictures.of(str(labelled), PLAIN, 0)
+    assert [[label for _, label in part].count(1) for part in (pictures.train, pictures.val)] == [5, 8]
+    assert len(pictures.train) == 10 and len(pictures.val) == 16
 
 
 def test_a_run_that_learns_nothing_is_warned_of_once(pictures, small, tmp_path):
     settings = small | {"epochs": 10, "learning_rate": 1e-9, "warmup_epochs": 0, "picture_epochs": 0, "watch_epochs": 0}
     run = pretrain(str(pictures), out=str(tmp_path / "run"), **settings | {"held_out": 0.3}).folder
-    found = rows(run / "warnings.csv")
-    assert [row["kind"] for row in found].count("flat") == 1
-    assert found[[row["kind"] for row in found].index("flat")]["epoch"] == "6"
+    warnings = rows(run / "warnings.csv")
+    assert [row["kind"] for row in warnings].count("flat") == 1
+    assert warnings[[row["kind"] for row in warnings].index("flat")]["epoch"] == "6"
     text = (run / "log.txt").read_text()
     assert text.count("the training loss is flat") == 1 and "--learning-rate three times" in text
 

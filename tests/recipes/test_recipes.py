@@ -53,7 +53,7 @@ STEPS_BELOW_THE_HEAD = {"resnet50": 7, "resnet101": 13, "resnet152": 14, "resnet
 
 @pytest.mark.parametrize("one", RECIPES, ids=lambda one: one.name)
 def test_a_recipe_is_taken_by_its_command_and_has_its_facts(one, capsys):
-    assert set(one.settings) <= {each.name for each in fields(SETTINGS[one.command])}
+    assert set(one.settings) <= {field.name for field in fields(SETTINGS[one.command])}
     settings = SETTINGS[one.command](**one.settings)
     if one.command == "pretrain":
         assert main(["pretrain", "--recipe", one.name, "--print_config"]) == 0

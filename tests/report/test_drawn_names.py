@@ -32,7 +32,7 @@ SHOWN = ["a$$b", r"$\frac{1$", "_under", "中文", r"\x1b[31m", r"new\nline", r"
 
 @pytest.fixture
 def texts(monkeypatch):
-    """What was drawn, of each text whether formulas are read in it."""
+    """The texts that were drawn, and whether formulas were read in them."""
     drawn = []
 
     def saved(figure, *args, **options):

@@ -32,7 +32,7 @@ def test_lines_are_the_shares_of_all_layers():
 
 def test_maps_tell_visible_filled_and_empty_positions():
     axes = pattern().axes
-    titles = [each.get_title() for each in axes if each.get_title()]
+    titles = [ax.get_title() for ax in axes if ax.get_title()]
     shown = [int(title.partition(".")[0]) - 1 for title in titles]
     assert shown[0] == 0 and shown[-1] == len(RISING) - 1 and shown == sorted(set(shown)) and len(shown) <= 6
     for column, layer in enumerate(shown):
@@ -59,8 +59,8 @@ def test_histograms_are_drawn_as_they_are():
         np.testing.assert_allclose(steps[0].values, 100 * expected)
         np.testing.assert_allclose(steps[1].values, 100 * whole)
         np.testing.assert_allclose(steps[0].edges, edges)
-    (told,) = figure.axes[1].texts
-    assert "72 %" in told.get_text() and "42 % of the distribution" in figure.axes[1].get_title()
+    (note,) = figure.axes[1].texts
+    assert "72 %" in note.get_text() and "42 % of the distribution" in figure.axes[1].get_title()
     assert not figure.axes[2].texts
 
 
@@ -98,7 +98,7 @@ def test_pdfs_are_vectors_with_letters_and_the_same_every_time(tmp_path):
         pdf, png = style.write(pattern(), tmp_path / "pattern")
     images = re.findall(rb"<<[^>]*/Subtype /Image[^>]*>>", pdf.read_bytes())
     sides = {int(side) for image in images for side in re.findall(rb"/(?:Width|Height) (\d+)", image)}
-    assert sides == {10}  # maps position by position, which a reader enlarges; all else is drawn
+    assert sides == {10}  # the maps alone are pixels, one a position; all else is vectors
     with Image.open(png) as page:
         assert page.width == 200 * style.WIDTH
 

@@ -43,15 +43,15 @@ def make(folder: Path, kind: str = "pretrain", done: bool = False, file: str = "
 
 
 def line(folder: Path):
-    (found,) = runs(str(folder)).runs
-    return found
+    (run,) = runs(str(folder)).runs
+    return run
 
 
 def test_a_line_tells_what_how_far_and_how_well(tmp_path):
     make(tmp_path / "run", done=True)
-    found = line(tmp_path)
-    assert (found.kind, found.state, found.network, found.data) == ("pretrain", "done", "resnet50", "/data/pictures")
-    assert (found.epoch, found.epochs, found.loss, found.best) == (3, 3, 0.6, "held out 0.6500")
+    run = line(tmp_path)
+    assert (run.kind, run.state, run.network, run.data) == ("pretrain", "done", "resnet50", "/data/pictures")
+    assert (run.epoch, run.epochs, run.loss, run.best) == (3, 3, 0.6, "held out 0.6500")
     (tmp_path / "run" / "watch.csv").write_text(WATCH)
     assert line(tmp_path).best == "linear 52.0 % (random 31.0)"
     (tmp_path / "run" / "warnings.csv").write_text("epoch,step,kind,text\n2,20,flat,it is\n")
@@ -106,8 +106,8 @@ def test_a_comparison_counts_its_fine_tunings_which_are_part_of_it(tmp_path):
     )
     make(run / "random-1-seed0", "finetune")
     (run / "random-1-seed0" / "results.json").write_text("{}")
-    found = line(tmp_path)
-    assert (found.epoch, found.epochs, found.network) == (1, 12, "runs/first")
+    comparison = line(tmp_path)
+    assert (comparison.epoch, comparison.epochs, comparison.network) == (1, 12, "runs/first")
     gains = [{"mean": 3.0, "other": "random", "fraction": 0.1}, {"mean": 1.25, "other": "random", "fraction": 1.0}]
     (run / "compare.json").write_text(json.dumps({"differences": gains}))
     assert (line(tmp_path).state, line(tmp_path).best) == ("done", "+1.2 points over random at 100 %")
@@ -122,9 +122,9 @@ def test_the_last_written_comes_first_and_other_folders_are_none(tmp_path, capsy
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "config.yaml").write_text("model: of another program\n")
     (tmp_path / "loop").symlink_to(tmp_path)
-    assert [Path(found.run).name for found in runs(str(tmp_path)).runs] == ["new", "middle", "old"]
+    assert [Path(entry.run).name for entry in runs(str(tmp_path)).runs] == ["new", "middle", "old"]
     assert main(["runs", str(tmp_path), "--json"]) == 0
-    assert [Path(each["run"]).name for each in json.loads(capsys.readouterr().out)["runs"]] == ["new", "middle", "old"]
+    assert [Path(run["run"]).name for run in json.loads(capsys.readouterr().out)["runs"]] == ["new", "middle", "old"]
     assert main(["runs", str(tmp_path)]) == 0
     assert "deep/er/middle" in capsys.readouterr().out.splitlines()[2]
 
@@ -157,12 +157,12 @@ def test_torn_files_are_named_and_stop_nothing(tmp_path, name, content):
     make(tmp_path / "whole", done=True)
     make(tmp_path / "torn", "finetune")
     (tmp_path / "torn" / name).write_bytes(content)
-    found = {Path(each.run).name: each for each in runs(str(tmp_path)).runs}
-    assert found["whole"].state == "done" and found["torn"].state in ("died", "done")
+    entries = {Path(entry.run).name: entry for entry in runs(str(tmp_path)).runs}
+    assert entries["whole"].state == "done" and entries["torn"].state in ("died", "done")
     str(runs(str(tmp_path)))
-    json.dumps(found["torn"].torn)
+    json.dumps(entries["torn"].torn)
     if name in ("config.yaml", "results.json", "metrics.csv") and content in (b"", b"{", b"\x00" * 100):
-        assert name in found["torn"].torn
+        assert name in entries["torn"].torn
 
 
 def test_a_folder_in_place_of_a_file(tmp_path):

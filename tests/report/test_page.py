@@ -73,9 +73,9 @@ class Page(HTMLParser):
 
 def test_it_holds_the_curves_the_settings_and_the_pictures(tmp_path):
     run = make(tmp_path / "run", mask_ratio=0.5)
-    found, count = report([str(run)], KNOWN)
-    assert found == run / "report.html" and count == 1
-    shown = Page(found)
+    file, count = report([str(run)], KNOWN)
+    assert file == run / "report.html" and count == 1
+    shown = Page(file)
     loss = next(chart for chart in shown.charts if chart["title"] == "Loss")
     assert {line["label"]: line["points"] for line in loss["lines"]} == {
         "training": [[1, 0.9], [2, 0.7], [3, 0.6]],
@@ -129,8 +129,8 @@ def test_names_with_markup_in_results_and_labels_of_curves(tmp_path):
 
 def test_several_runs_have_what_differs_on_top(tmp_path):
     runs = [make(tmp_path / "x" / "run"), make(tmp_path / "y" / "run", mask_ratio=0.75)]
-    found, count = report([str(run) for run in runs], KNOWN, out=str(tmp_path / "page.html"))
-    shown = Page(found)
+    file, count = report([str(run) for run in runs], KNOWN, out=str(tmp_path / "page.html"))
+    shown = Page(file)
     before, after = shown.words.split("Curves Over the epochs")
     assert count == 2 and "mask_ratio 0.6 0.75" in before and "model" not in before.split("What differs")[1]
     assert {line["colour"] for line in shown.charts[0]["lines"]} == {0, 1}
@@ -156,7 +156,7 @@ def test_a_folder_of_runs_stands_for_them(tmp_path):
 def test_what_cannot_be_used(tmp_path, capsys, arguments, words):
     (tmp_path / "empty").mkdir()
     places = {"MISSING": tmp_path / "missing", "EMPTY": tmp_path / "empty", "RUN": make(tmp_path / "run")}
-    assert main(["report", *(str(places.get(each, each)) for each in arguments)]) == 2
+    assert main(["report", *(str(places.get(word, word)) for word in arguments)]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -237,7 +237,7 @@ def test_watching_writes_it_again_until_the_run_is_over(tmp_path, monkeypatch):
 
 def test_a_page_that_fails_fails_nothing_else(tmp_path, caplog):
     run = make(tmp_path / "run")
-    (run / "report.html").mkdir()  # a disk that does not take it would do likewise
+    (run / "report.html").mkdir()  # fails as a full disk would
     write_page_at_last(RunFolder(run), KNOWN["pretrain"])
     assert "could not be written" in caplog.text
 
@@ -248,11 +248,11 @@ def test_a_browser_draws_the_curves(tmp_path):
     cells = ("gradient_norm", 1e16, 1e16 + 2, 1e16)  # a browser must not count from 0 up to these in steps of 0.5
     lines = [f"{line},{cell}" for line, cell in zip(METRICS.splitlines(), cells, strict=True)]
     (run / "metrics.csv").write_text("\n".join(lines) + "\n")
-    found, _ = report([str(run)], KNOWN)
+    file, _ = report([str(run)], KNOWN)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = ["chromium", *flags, found.as_uri()]
+    command = ["chromium", *flags, file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    lines = sum(len(chart["lines"]) for chart in Page(found).charts)
+    lines = sum(len(chart["lines"]) for chart in Page(file).charts)
     assert len(re.findall("<polyline", done.stdout)) == lines == 7
     assert len(re.findall(r'<span class="key', done.stdout)) == lines and "<b>0.68</b>" in done.stdout
 

@@ -1,4 +1,4 @@
-"""When several processes write a checkpoint: what all wish is known a step late, and is wished once."""
+"""When several processes write a checkpoint: what one of them asks for is known to all a step later, and done once."""
 
 from pathlib import Path
 from types import SimpleNamespace

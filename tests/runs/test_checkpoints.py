@@ -19,11 +19,11 @@ def content(step=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    found = RunFolder(tmp_path)
-    found.checkpoints.mkdir()
-    torch.save(content(1), found.previous_checkpoint)
-    torch.save(content(2), found.last_checkpoint)
-    return found
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    torch.save(content(1), run.previous_checkpoint)
+    torch.save(content(2), run.last_checkpoint)
+    return run
 
 
 def zeroed(path, at, count=64):
@@ -83,11 +83,11 @@ def test_without_a_last_checkpoint_the_one_before_is_taken(folder):
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(change, said, tmp_path):
-    path, found = tmp_path / "last.ckpt", content()
-    expected = dict(found["state_dict"])
-    torch.save(found, path)
+    path, checkpoint = tmp_path / "last.ckpt", content()
+    expected = dict(checkpoint["state_dict"])
+    torch.save(checkpoint, path)
     check_content(path, expected)
-    change(found)
-    torch.save(found, path)
+    change(checkpoint)
+    torch.save(checkpoint, path)
     with pytest.raises(ConvsparkError, match=said):
         check_content(path, expected)

@@ -44,8 +44,8 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch):
     assert devices.choose_device("cuda:1") == torch.device("cuda", 1)
     assert devices.choose_precision("auto", torch.device("cuda", 0)) == "bf16"
     assert devices.describe_device(torch.device("cuda", 0)) == "NVIDIA H100 (cuda:0, 1 more unused)"
-    told = devices.describe_precision("bf16", torch.device("cuda", 0))
-    assert told == "bf16, channels last, what stays fp32 by TF32"
+    words = devices.describe_precision("bf16", torch.device("cuda", 0))
+    assert words == "bf16, channels last, what stays fp32 by TF32"
 
 
 @pytest.mark.parametrize(

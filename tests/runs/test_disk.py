@@ -92,7 +92,7 @@ def test_a_full_disk(command, data, tmp_path, capfd):
 
 
 def failing(monkeypatch, number, after):
-    """From the `after`-th of those files on that are written whole, the disk fails."""
+    """The disk fails from the `after`-th file on that is written as a whole."""
     written = []
 
     def fsync(descriptor):

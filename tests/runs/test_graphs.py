@@ -23,9 +23,9 @@ def test_leaves_of_a_recording_have_the_gradients_of_the_parameters():
     calling = graphs._Calling(lambda images, grid: model(images, grid).loss, model)
     leaves = {name: p.detach().requires_grad_() for name, p in calling.named_parameters()}
     loss = functional_call(calling, leaves, (images, grid))
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     model(images, grid).loss.backward()
-    for one, parameter in zip(found, calling.parameters(), strict=True):
+    for one, parameter in zip(gradients, calling.parameters(), strict=True):
         assert (one is None) == (parameter.grad is None)
         if one is not None:
             torch.testing.assert_close(one, parameter.grad)
@@ -62,9 +62,9 @@ def test_what_a_recording_would_not_repeat_is_found(what, monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     monkeypatch.setattr(nn.functional, "dropout", lambda x: x)  # on CPUs it draws on the host
     model = Odd(what)
-    with graphs._watched(model) as found:
+    with graphs._watched(model) as reasons:
         model(torch.ones(2, 3, 4, 4))
-    assert found == ([what] if what else [])
+    assert reasons == ([what] if what else [])
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -7,18 +7,18 @@ from convspark.runs import numbers as of_run
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("size", "expected"),
     [(224, (224, 224)), ("224", (224, 224)), ("192x256", (192, 256)), ((64, 32), (64, 32)), (" 64 X 32 ", (64, 32))],
 )
-def test_sizes(given, expected):
-    assert of_run.parse_size(given) == expected
+def test_sizes(size, expected):
+    assert of_run.parse_size(size) == expected
     assert of_run.parse_size(of_run.format_size(expected)) == expected
 
 
-@pytest.mark.parametrize("given", [0, -1, "big", "224x", "1x2x3", (1, 2, 3), "0x5"])
-def test_refuses_what_is_no_size(given):
+@pytest.mark.parametrize("size", [0, -1, "big", "224x", "1x2x3", (1, 2, 3), "0x5"])
+def test_refuses_what_is_no_size(size):
     with pytest.raises(UsageError, match="192x256"):
-        of_run.parse_size(given)
+        of_run.parse_size(size)
 
 
 def test_counts_steps_with_the_last_batch_filled_up():
@@ -109,8 +109,8 @@ def test_steps_of_a_run_are_divided_among_its_epochs():
 )
 def test_passes_of_pairs(batch_size, processes, most, passes):
     """Pictures that are mixed in pairs: an even number in each pass of each process."""
-    found = of_run.count(1000, batch_size, 10, None, None, processes, device_batch_size=most, in_pairs=True)
-    assert found.accumulate == passes and found.batch_size // passes // processes % 2 == 0
+    numbers = of_run.count(1000, batch_size, 10, None, None, processes, device_batch_size=most, in_pairs=True)
+    assert numbers.accumulate == passes and numbers.batch_size // passes // processes % 2 == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several processes of a run: the same run, told, stopped and killed."""
+"""Several processes of a run: the same run as with one; what they say, and how they are stopped and killed."""
 
 import csv
 import json
@@ -73,8 +73,8 @@ def alone(pictures, labelled, tmp_path_factory) -> dict[str, list[float]]:
     return losses_of(out, REFERENCE)
 
 
-def check_equal(found: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
-    for case, losses in found.items():
+def check_equal(ours: dict[str, list[float]], expected: dict[str, list[float]]) -> None:
+    for case, losses in ours.items():
         assert len(losses) == 4 and losses[:3] == pytest.approx(expected[case][:3], rel=1e-10), case
         assert losses[3] == pytest.approx(expected[case][3], rel=1e-5), case  # of exported weights, in float32
 

@@ -31,7 +31,7 @@ PRETRAINED = PretrainSettings(
 )
 
 
-@pytest.mark.parametrize("settings", [PRETRAINED, *(each() for each in COMMANDS)], ids=lambda s: s.kind)
+@pytest.mark.parametrize("settings", [PRETRAINED, *(settings() for settings in COMMANDS)], ids=lambda s: s.kind)
 def test_reading_gives_back_what_was_written(settings, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(as_yaml(replace(settings, out="somewhere"), "Two\nlines"))
@@ -64,7 +64,7 @@ def test_a_file_that_is_torn_anywhere_is_refused(tmp_path):
 def test_a_foreign_key_or_value_is_named(line, words, tmp_path):
     file = tmp_path / "config.yaml"
     key = line.partition(":")[0]
-    file.write_text("".join(f"{each}\n" for each in as_yaml(PRETRAINED).splitlines() if not each.startswith(f"{key}:")))
+    file.write_text("".join(f"{row}\n" for row in as_yaml(PRETRAINED).splitlines() if not row.startswith(f"{key}:")))
     with file.open("a") as opened:
         opened.write(f"{line}\n")
     with pytest.raises(UsageError, match=words):
@@ -91,7 +91,7 @@ def test_a_comparison_of_old_is_read(tmp_path):
     settings = CompareSettings(
         "run", "data", against=["random", "imagenet"], fractions=[0.5, 1.0], settings={"mixup": 0}
     )
-    content = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    content = {field.name: getattr(settings, field.name) for field in fields(settings)}
     for name in ("out", "resume", "device", "workers"):
         del content[name]
     (tmp_path / "compare.yaml").write_text(json.dumps(content, indent=2))
@@ -143,14 +143,14 @@ def test_more_epochs_are_a_new_run_from_the_weights(settings, words):
         resumed(settings(epochs=7), settings(resume="RUN", epochs=9), Path("RUN"))
 
 
-@pytest.mark.parametrize("settings", COMMANDS, ids=lambda each: each.kind)
+@pytest.mark.parametrize("settings", COMMANDS, ids=lambda settings: settings.kind)
 def test_a_command_takes_its_settings_as_arguments_and_describes_each(settings):
     function = getattr(convspark, settings.kind)
     parameters = inspect.signature(function).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == {
-        each.name: each.default for each in fields(settings)
+        field.name: field.default for field in fields(settings)
     }
     lines = [line.strip().partition(":")[0] for line in (function.__doc__ or "").splitlines()]
-    assert {each.name for each in fields(settings)} <= set(lines)
+    assert {field.name for field in fields(settings)} <= set(lines)
     with pytest.raises(TypeError, match="learning_rat"):
         function(learning_rat=1)

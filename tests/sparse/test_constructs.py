@@ -181,7 +181,7 @@ def gradient(function, x):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_each_position_alone(name):
-    """All visible: the dense run. Some masked: of those that are visible, the same; gradients too."""
+    """With all visible: the dense run. With some masked: the same at visible positions; gradients too."""
     function, x = ROWS[name], images()
     expected = function(x)
     torch.testing.assert_close(scatter(function(gather(x, EVERYTHING))), expected)
@@ -197,15 +197,15 @@ def test_each_position_alone(name):
 
 @pytest.mark.parametrize("name", POOLED)
 def test_over_positions(name):
-    """All visible: the dense run. One image of two hidden to a single patch: that of an image of that patch alone."""
+    """With all visible: the dense run. With a single patch visible: the dense run on an image that is that patch."""
     function, x = POOLED[name], images()
     torch.testing.assert_close(as_dense(function(gather(x, EVERYTHING))), function(x))
     alone = x[:1, :, :4, :4]
     visible = torch.zeros(1, 2, 3, dtype=torch.bool)
     visible[0, 0, 0] = True
-    found = as_dense(function(gather(x[:1], PatchGrid(visible))))
+    pooled = as_dense(function(gather(x[:1], PatchGrid(visible))))
     expected = function(alone)
-    torch.testing.assert_close(found[..., :4, :4] if found.dim() == 4 else found, expected)
+    torch.testing.assert_close(pooled[..., :4, :4] if pooled.dim() == 4 else pooled, expected)
     if expected.is_floating_point():
         ours = gradient(lambda x: function(gather(x, PatchGrid(visible))), x[:1])
         torch.testing.assert_close(ours[..., :4, :4], gradient(function, alone))
@@ -253,8 +253,8 @@ def test_bins_go_back_to_the_size_of_the_map(mode):
     expected = torch.cat([x, *(F.interpolate(head(b), x.shape[2:], mode=mode) for b in bins)], 1)
     patches = gather(x, PatchGrid(visible))
     pooled = [F.adaptive_avg_pool2d(patches, k) for k in (2, 3)]
-    found = torch.cat([patches, *(F.interpolate(head(b), size=patches.shape[2:], mode=mode) for b in pooled)], 1)
-    torch.testing.assert_close(found.values, gather(expected, PatchGrid(visible)).values)
+    joined = torch.cat([patches, *(F.interpolate(head(b), size=patches.shape[2:], mode=mode) for b in pooled)], 1)
+    torch.testing.assert_close(joined.values, gather(expected, PatchGrid(visible)).values)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 3, 5, 2, 4), (0, 3, 5, 1, 2, 4)])
@@ -355,7 +355,7 @@ def test_changes_in_place_of_what_is_a_view_only_in_a_dense_network(copied, whic
 )
 @pytest.mark.parametrize("which", ["result", "part of the result", "source", "part of the source"])
 def test_changes_in_place_of_what_may_be_a_copy_in_a_dense_network(copied, which):
-    """To read the one after the other was changed, itself or through a view, is refused; the changed one is read."""
+    """Where one was changed, itself or through a view, reading the other is refused; the changed one can be read."""
     x = gather(images(), EVERYTHING)
     early, y = x.transpose(1, 2), copied(x)
     changed, others = (y, [x, early, x[:, :2]]) if "result" in which else (x, [y, y[None]])
@@ -422,7 +422,7 @@ def test_nothing_visible_takes_all_ways():
 def test_statistics_in_16_bits_are_as_good_as_dense_ones(kind, function):
     x = (images(patch=16) * 30 + 100).to(kind)
     exact = function(x.double())
-    dense, ours = (as_dense(function(given)).double() for given in (x, gather(x, EVERYTHING)))
+    dense, ours = (as_dense(function(maps)).double() for maps in (x, gather(x, EVERYTHING)))
     assert ours.isfinite().all()
     assert (ours - exact).abs().mean() <= 1.5 * (dense - exact).abs().mean() + 1e-6
 
@@ -465,11 +465,11 @@ def test_dropout_draws_once_an_image_and_as_the_dense_network(module):
     torch.manual_seed(3)
     expected = module(x.clone())
     torch.manual_seed(3)
-    found = module(gather(x, EVERYTHING))
+    dropped = module(gather(x, EVERYTHING))
     if isinstance(module, nn.AlphaDropout):  # each element draws for itself, in another order
-        assert math.isclose(float(found.values.mean()), float(expected.mean()), abs_tol=0.2)
+        assert math.isclose(float(dropped.values.mean()), float(expected.mean()), abs_tol=0.2)
     else:
-        torch.testing.assert_close(scatter(found), expected)
+        torch.testing.assert_close(scatter(dropped), expected)
 
 
 @pytest.mark.parametrize("after", [lambda x: x + 1, lambda x: x.sum(2), lambda x: x.mean(), lambda x: x.relu()])

@@ -93,7 +93,7 @@ LARGE = {"selecsls42", "focalnet_tiny_srf", "rdnet_tiny", "vgg11", "tresnet_m"}
 
 
 def smallest_of_each_further_family():
-    """Of timm's files, the smallest network that the sweep found exact, unless the file has one above.
+    """For each file of timm, the smallest network that the sweep found exact, unless SMALL has one of that file.
 
     One that does not amplify roundings, where there is one: its gradients are compared more strictly here.
     """
@@ -101,7 +101,7 @@ def smallest_of_each_further_family():
     for name, row in table()["networks"].items():
         if row["verdict"] == "exact":
             members.setdefault(row["family"], []).append((row["amplified"], row["parameters"], name))
-    names = [min(found)[-1] for family, found in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
+    names = [min(rows)[-1] for family, rows in sorted(members.items()) if family not in {family_of(n) for n in SMALL}]
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in names]
 
 

@@ -78,13 +78,13 @@ def test_so_do_visible_patches(draw):
         return DRAWS[draw](patches.relu()).values
 
     expected = whole(lambda _: encode(slice(None)), x)
-    found = []
+    outputs = []
     for number in range(2):
         part = part_of(8, 2, number)
         torch.manual_seed(3)
         with Jointly(*part):
-            found.append(encode(slice(part.first, part.first + part.images)))
-    assert torch.equal(torch.cat(found), expected)
+            outputs.append(encode(slice(part.first, part.first + part.images)))
+    assert torch.equal(torch.cat(outputs), expected)
 
 
 def test_memory_format_changes_nothing():
@@ -128,8 +128,8 @@ def test_a_network_of_many_layers():
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
 @settings(deadline=None)
-def test_parts_divide_a_batch(each, passes, processes):
-    batch = each * passes * processes
+def test_parts_divide_a_batch(count, passes, processes):
+    batch = count * passes * processes
     for number in range(passes):
         parts = [part_of(batch, passes, number, rank, processes) for rank in range(processes)]
         together = [place for part in parts for place in range(part.first, part.first + part.images)]

@@ -383,8 +383,8 @@ def test_a_scale_of_as_many_channels_as_patches_beside_stochastic_depth_is_none_
 
     images, visible = torch.rand(2, 4, 8, 8), torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]]).bool()
     with torch.no_grad():
-        found = Scaled()(gather(images, PatchGrid(visible)))
-    torch.testing.assert_close(found.values, gather(images * torch.arange(4.0)[:, None, None], found.grid).values)
+        result = Scaled()(gather(images, PatchGrid(visible)))
+    torch.testing.assert_close(result.values, gather(images * torch.arange(4.0)[:, None, None], result.grid).values)
 
 
 def test_a_scale_of_as_many_groups_as_patches_beside_stochastic_depth_is_none_itself():
@@ -401,8 +401,8 @@ def test_a_scale_of_as_many_groups_as_patches_beside_stochastic_depth_is_none_it
             return (x.unflatten(1, (4, 2)) * self.scale).flatten(1, 2)
 
     images, visible = torch.rand(2, 8, 8, 8), torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]]).bool()
-    found = Grouped()(gather(images, PatchGrid(visible)))
-    torch.testing.assert_close(found.values, gather(Grouped()(images), found.grid).values)
+    result = Grouped()(gather(images, PatchGrid(visible)))
+    torch.testing.assert_close(result.values, gather(Grouped()(images), result.grid).values)
 
 
 @pytest.mark.parametrize("form", ["torchvision", "own", "module", "method", "function", "submodule"])

@@ -61,16 +61,16 @@ def check(op, visible, patch, channels, generator, module=None):
         if "line up" in str(error) or "does not divide" in str(error):
             assume(False)
         raise  # refused for another reason than positions that do not line up with the patches
-    found = scatter(patches)
+    result = scatter(patches)
     expected = torch.where(
         whole_mask(visible, [n // h for n, h in zip(dense.shape[2:], visible.shape[1:], strict=True)]), dense, 0
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-11)
     weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     variables = [*(module.parameters() if module else [])]
     if not visible.any():
         return
-    ours = torch.autograd.grad((found * weight).sum(), [sparse_in, *variables])
+    ours = torch.autograd.grad((result * weight).sum(), [sparse_in, *variables])
     truth = torch.autograd.grad((expected * weight).sum(), [dense_in, *variables])
     for a, b in zip(ours, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
@@ -119,12 +119,12 @@ def test_what_a_plan_sees(drawn, taps, start, size, stride, dilation, groups, dt
         if not by_kernel:
             patched.setattr(build, "library", lambda: None)
         rows = flat_rows(gather(images, grid).values)
-        found = copy.there(rows, groups)
-        assert found.dtype == dtype
-        assert torch.equal(found.double(), expected.unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1))
-        if dtype == torch.int32 or not len(found):
+        values = copy.there(rows, groups)
+        assert values.dtype == dtype
+        assert torch.equal(values.double(), expected.unflatten(1, (groups, width)).transpose(0, 1).flatten(0, 1))
+        if dtype == torch.int32 or not len(values):
             return
-        slopes = torch.randint(-1, 2, found.shape, generator=generator).to(dtype)  # bfloat16 is exact up to 256
+        slopes = torch.randint(-1, 2, values.shape, generator=generator).to(dtype)  # bfloat16 is exact up to 256
         by_row = slopes.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1)
         (sums,) = torch.autograd.grad(expected, padded, by_row.double())
         sums = sums[:, :, far:-far, far:-far]
@@ -235,12 +235,12 @@ def test_depthwise_gradients_in_bfloat16(stride, dilation, patch, monkeypatch):
     grid = PatchGrid.random(2, (4, 4), generator=torch.Generator().manual_seed(0))
     conv = nn.Conv2d(32, 32, 3, stride, dilation, dilation, 32)
     images = torch.randn(2, 32, 4 * patch, 4 * patch)
-    found = []
+    gradients = []
     for dtype in (torch.float64, torch.bfloat16):
         mine = copy.deepcopy(conv).to(dtype)
         mine(gather(images.to(dtype), grid)).values.double().square().sum().backward()
-        found.append([p.grad.double() for p in mine.parameters()])
-    for expected, got in zip(*found, strict=True):
+        gradients.append([p.grad.double() for p in mine.parameters()])
+    for expected, got in zip(*gradients, strict=True):
         assert (expected - got).norm() < 0.02 * expected.norm()
 
 

@@ -124,8 +124,8 @@ def test_what_was_made_of_fake_tensors_is_not_kept():
         return copy.there(rows), copy.back(copy.there(rows))
 
     with FakeTensorMode():
-        assert all(isinstance(made, FakeTensor) for made in seen_and_seeing())
-    assert all(type(made) is torch.Tensor for made in seen_and_seeing())
+        assert all(isinstance(tensor, FakeTensor) for tensor in seen_and_seeing())
+    assert all(type(tensor) is torch.Tensor for tensor in seen_and_seeing())
 
 
 def test_two_threads_do_not_disturb_each_other():
@@ -136,18 +136,18 @@ def test_two_threads_do_not_disturb_each_other():
         visible = torch.rand(2, 2 + seed, 3, generator=generator) < 0.5
         work.append((torch.randn(2, 3, 8 * (2 + seed), 24, generator=generator).double(), visible))
     expected = [net(gather(images, PatchGrid(visible))).values for images, visible in work]
-    found = [None] * len(work)
+    results = [None] * len(work)
 
     def run(at):
         for _ in range(5):
-            found[at] = net(gather(work[at][0], PatchGrid(work[at][1]))).values
+            results[at] = net(gather(work[at][0], PatchGrid(work[at][1]))).values
 
     threads = [threading.Thread(target=run, args=(at,)) for at in range(len(work))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(e, f) for e, f in zip(expected, found, strict=True))
+    assert all(torch.equal(e, f) for e, f in zip(expected, results, strict=True))
 
 
 def test_activation_checkpointing_gives_the_same_gradients():

@@ -42,7 +42,7 @@ class Gate(nn.Module):
 
 
 class Joined(nn.Module):
-    """A kernel for each image, whose channels `view` joins to those of one: where they lie in memory must allow it."""
+    """A kernel for each image: `view` makes one image of all channels, which their order in memory must allow."""
 
     def forward(self, x):
         n, c, h, w = x.shape
@@ -303,8 +303,8 @@ SOME = torch.tensor([[[True, False], [True, True]], [[False, False], [False, Tru
 def test_the_oracle_runs_whatever_runs_densely(function):
     images = torch.randn(2, 3, 8, 8)
     expected = function(images.clone())
-    found = MaskAndMultiply(torch.ones(2, 2, 2, dtype=torch.bool))(function, images)
-    torch.testing.assert_close(found, expected)
+    result = MaskAndMultiply(torch.ones(2, 2, 2, dtype=torch.bool))(function, images)
+    torch.testing.assert_close(result, expected)
     assert MaskAndMultiply(SOME)(function, images) is not None
 
 
@@ -314,8 +314,8 @@ def test_the_oracle_by_hand():
     shown = SOME.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     zero_filled = images * shown
     means = zero_filled.sum((2, 3), keepdim=True) / shown.sum((2, 3), keepdim=True)
-    found = MaskAndMultiply(SOME)(lambda x: conv(x + x.mean((2, 3), keepdim=True)), images)
-    torch.testing.assert_close(found, shown * conv(shown * (images + means)))
+    result = MaskAndMultiply(SOME)(lambda x: conv(x + x.mean((2, 3), keepdim=True)), images)
+    torch.testing.assert_close(result, shown * conv(shown * (images + means)))
 
 
 class InTraining(nn.Module):

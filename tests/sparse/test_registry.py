@@ -218,15 +218,15 @@ FUNCTIONS = {
 ON_MAPS = {label: func for label, func in FUNCTIONS.items() if func.__name__ not in {*RANDOM, *ELSEWHERE}}
 
 
-def plain(found):
+def plain(result):
     """Patches put back, anything else without its grid."""
-    if isinstance(found, VisiblePatches):
-        return scatter(found)
-    return found.values if isinstance(found, PerImage) else found
+    if isinstance(result, VisiblePatches):
+        return scatter(result)
+    return result.values if isinstance(result, PerImage) else result
 
 
 def name_of(func):
-    """Of an attribute, which it is read by, that of the attribute."""
+    """A function's name; of one that reads an attribute, the attribute's name."""
     return func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
 
 
@@ -273,16 +273,16 @@ def compare(call, images, grid, where):
     expected = call(zero_filled)
     for layout in (torch.contiguous_format, torch.channels_last):
         x = gather(images.contiguous(memory_format=layout), grid)
-        found = call(x)
-        if expected is None or found is None:
+        result = call(x)
+        if expected is None or result is None:
             return
-        if isinstance(found, PerImage) or not isinstance(found, VisiblePatches):
-            assert found.shape == expected.shape and torch.equal(torch.as_tensor(found), expected), where
+        if isinstance(result, PerImage) or not isinstance(result, VisiblePatches):
+            assert result.shape == expected.shape and torch.equal(torch.as_tensor(result), expected), where
             continue
         shown = gather(expected, grid).values
-        assert found.dtype == expected.dtype, where
-        torch.testing.assert_close(found.values, shown, equal_nan=True, msg=lambda text: f"{where}: {text}")
-    if not (expected.is_floating_point() and grid.num_visible and isinstance(found, VisiblePatches)):
+        assert result.dtype == expected.dtype, where
+        torch.testing.assert_close(result.values, shown, equal_nan=True, msg=lambda text: f"{where}: {text}")
+    if not (expected.is_floating_point() and grid.num_visible and isinstance(result, VisiblePatches)):
         return
     ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
     mine = call(gather(ours, grid)).values
@@ -349,13 +349,13 @@ REDUCING = {
 }
 
 
-def _first(found):
-    return found[0] if isinstance(found, tuple) else found
+def _first(result):
+    return result[0] if isinstance(result, tuple) else result
 
 
 @pytest.mark.parametrize("label", REDUCING)
 def test_over_the_visible_positions_of_images(label):
-    """Of a rectangle of visible patches: what the dense function makes of the images that are that rectangle."""
+    """Over a rectangle of visible patches: what the dense function makes of images cut to that rectangle."""
     func = REDUCING[label]
     name = func.__name__
     if name in OVER_CHANNELS_ALONE:
@@ -370,12 +370,12 @@ def test_over_the_visible_positions_of_images(label):
             visible[:, :, columns] = True
             part = (..., slice(columns[0] * patch, columns[-1] * patch + patch))
             ours, theirs = images.clone().requires_grad_(), images[part].clone().requires_grad_()
-            expected, found = form(func, theirs), form(func, gather(ours, PatchGrid(visible)))
-            found = plain(found)[part] if isinstance(found, VisiblePatches) else plain(found)
-            torch.testing.assert_close(found, expected)
+            expected, result = form(func, theirs), form(func, gather(ours, PatchGrid(visible)))
+            result = plain(result)[part] if isinstance(result, VisiblePatches) else plain(result)
+            torch.testing.assert_close(result, expected)
             if expected.requires_grad:
                 slope = weights(*expected.shape)
-                (a,), (b,) = torch.autograd.grad(found, ours, slope), torch.autograd.grad(expected, theirs, slope)
+                (a,), (b,) = torch.autograd.grad(result, ours, slope), torch.autograd.grad(expected, theirs, slope)
                 torch.testing.assert_close(a[part], b)
                 assert not (a.abs().sum() - a[part].abs().sum()).abs() > 1e-9
 
@@ -427,11 +427,11 @@ def test_by_keyword():
             continue
         taken.append(label)
         with mode:
-            found = form(func, gather(images, grid))
-        if isinstance(found, VisiblePatches):
-            found, expected = found.values, gather(expected, grid).values
+            result = form(func, gather(images, grid))
+        if isinstance(result, VisiblePatches):
+            result, expected = result.values, gather(expected, grid).values
             torch.testing.assert_close(
-                found, expected, equal_nan=True, msg=lambda text, label=label: f"{label}: {text}"
+                result, expected, equal_nan=True, msg=lambda text, label=label: f"{label}: {text}"
             )
     assert len(taken) > 250, taken
 
@@ -443,12 +443,12 @@ def test_after_a_pad(label):
     func, images = ON_MAPS[label], weights(2, CHANNELS, 8, 12)
     form = form_of(func)
     try:
-        found = form(func, F.pad(gather(images, PatchGrid(MASKS["all"])), (1, 1, 1, 1)))
+        result = form(func, F.pad(gather(images, PatchGrid(MASKS["all"])), (1, 1, 1, 1)))
     except NotExactError:
         return
     expected = form(func, F.pad(images, (1, 1, 1, 1)))
-    if found is not None and expected is not None:
-        torch.testing.assert_close(plain(found), expected)
+    if result is not None and expected is not None:
+        torch.testing.assert_close(plain(result), expected)
 
 
 IN_PLACE = {
@@ -486,11 +486,11 @@ def test_in_place_before_and_after_a_view(label, kind):
     for run in (through_a_view, under_a_view):
         expected = run(images.clone())
         try:
-            found = run(gather(images, PatchGrid(MASKS["all"])).clone())
+            result = run(gather(images, PatchGrid(MASKS["all"])).clone())
         except NotExactError:
             assert "copy" in kind
             continue
-        torch.testing.assert_close(plain(found), expected)
+        torch.testing.assert_close(plain(result), expected)
 
 
 # ------------------------------------------------------------------------------------------------ 16 bits
@@ -506,7 +506,7 @@ def test_in_16_bits_as_good_as_the_dense_function(label, kind, monkeypatch):
         if form is None:
             continue
         monkeypatch.setitem(TYPES, "of", torch.float64)
-        many = form is OVER_IMAGES.get(func.__name__)  # patches, so that sums of them show what they are summed in
+        many = form is OVER_IMAGES.get(func.__name__)  # patches: sums of many show the type that they are summed in
         grid = PatchGrid(torch.ones(2, 8, 8, dtype=torch.bool) if many else MASKS["all"])
         images = 4 * weights(2, CHANNELS, *(n * 4 for n in grid.shape)) + 8
         exact = form(func, images.clone())
@@ -515,11 +515,11 @@ def test_in_16_bits_as_good_as_the_dense_function(label, kind, monkeypatch):
             dense = form(func, images.to(kind))
         except (RuntimeError, NotImplementedError):  # PyTorch has no such kernel
             continue
-        found = form(func, gather(images.to(kind), grid))
-        if exact is None or found is None or not exact.is_floating_point():
+        result = form(func, gather(images.to(kind), grid))
+        if exact is None or result is None or not exact.is_floating_point():
             continue
-        assert found.dtype == dense.dtype
-        found = plain(found)
-        ours, theirs = ((out.double() - exact).nan_to_num(posinf=0, neginf=0).abs().mean() for out in (found, dense))
+        assert result.dtype == dense.dtype
+        result = plain(result)
+        ours, theirs = ((out.double() - exact).nan_to_num(posinf=0, neginf=0).abs().mean() for out in (result, dense))
         assert ours <= 1.5 * theirs + 0.1 * torch.finfo(kind).eps * exact.nan_to_num(posinf=0, neginf=0).abs().mean()
-        assert not (found.isfinite() ^ dense.isfinite()).any()
+        assert not (result.isfinite() ^ dense.isfinite()).any()

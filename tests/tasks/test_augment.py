@@ -23,8 +23,8 @@ def theirs(policy, interpolation):
     """The policy as its library makes it for training."""
     if policy == "trivial":
         return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode(interpolation))
-    made = create_transform(64, is_training=True, auto_augment="v0", interpolation=interpolation, mean=PLAIN["mean"])
-    return next(part for part in made.transforms if isinstance(part, AutoAugment))
+    chain = create_transform(64, is_training=True, auto_augment="v0", interpolation=interpolation, mean=PLAIN["mean"])
+    return next(part for part in chain.transforms if isinstance(part, AutoAugment))
 
 
 def posterized(image, bits):

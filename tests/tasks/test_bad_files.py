@@ -43,7 +43,11 @@ def damage(file):
     [
         ("train", False, "no readable picture to train on is left in 'red'"),
         ("val", True, "no picture to validate with is left"),  # and none is taken from those to train on
-        ("test", True, "no picture to test with is left"),  # and no result is of those that weights are chosen by
+        (
+            "test",
+            True,
+            "no picture to test with is left",
+        ),  # and nothing is measured on those that weights are chosen by
         ("test", False, "no picture to test with is left"),
     ],
 )

@@ -83,18 +83,18 @@ def places(drawn):
     }
 
 
-def average_precisions(truth: Path, found: list[dict], kind: str) -> list[float]:
+def average_precisions(truth: Path, detections: list[dict], kind: str) -> list[float]:
     """AP, AP50 and AP75 by COCO's own code; images are counted from 0 in the file, from 1 in what was found."""
     coco = COCO()
     content = json.loads(truth.read_text())
-    for each in content["images"]:
-        each |= {"id": each["id"] + 1, "height": 64, "width": 80}
-    for each in content["annotations"]:
-        width, height = each["bbox"][2:]
-        each |= {"image_id": each["image_id"] + 1, "area": width * height, "iscrowd": 0}
+    for image in content["images"]:
+        image |= {"id": image["id"] + 1, "height": 64, "width": 80}
+    for thing in content["annotations"]:
+        width, height = thing["bbox"][2:]
+        thing |= {"image_id": thing["image_id"] + 1, "area": width * height, "iscrowd": 0}
     coco.dataset = content
     coco.createIndex()
-    run = COCOeval(coco, coco.loadRes(found), kind)
+    run = COCOeval(coco, coco.loadRes(detections), kind)
     run.evaluate()
     run.accumulate()
     run.summarize()
@@ -118,21 +118,21 @@ def test_a_detector_learns(drawn, tmp_path, request, task, width, epochs):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert losses[-1] < (0.5 if width == "whole" else 0.8) * losses[0]
-    found = json.loads((tmp_path / "run" / "detections.json").read_text())
-    assert {d["image_id"] for d in found} <= {1, 2, 3, 4}
-    assert all(("segmentation" in each) == (task == "masks") for each in found)
-    expected = average_precisions(drawn / "val.json", found, "segm" if task == "masks" else "bbox")
+    detections = json.loads((tmp_path / "run" / "detections.json").read_text())
+    assert {d["image_id"] for d in detections} <= {1, 2, 3, 4}
+    assert all(("segmentation" in entry) == (task == "masks") for entry in detections)
+    expected = average_precisions(drawn / "val.json", detections, "segm" if task == "masks" else "bbox")
     assert (result.ap, result.ap50, result.ap75) == pytest.approx(expected, abs=1e-6) and result.ap50 >= 0.1
     with Image.open(tmp_path / "run" / "pictures" / "predictions.png") as picture:
         assert picture.width > 300
     file = tmp_path / "run" / "detector.pth"  # whose backbone is WEIGHTS to other commands
     trained = torch.load(file, weights_only=True)["model"]["backbone.backbone.conv1.0.weight"]
-    for given in (tmp_path / "run", file):
-        assert torch.equal(find_weights(str(given)).build().conv1[0].weight, trained)
+    for weights in (tmp_path / "run", file):
+        assert torch.equal(find_weights(str(weights)).build().conv1[0].weight, trained)
     alone = shutil.copy(file, tmp_path / "alone.pth")  # no run, no annotations beside it
     detector = load(str(alone))
     assert isinstance(detector, Detector) and detector.classes == ["square"]
-    first = [d for d in found if d["image_id"] == 1]
+    first = [d for d in detections if d["image_id"] == 1]
     seen = detector(drawn / "val" / "0.png")
     for one, entry in zip(seen, first, strict=True):
         left, top, width, height = entry["bbox"]
@@ -179,11 +179,11 @@ def test_pictures_are_measured_once_after_the_last_epoch_and_again_when_going_on
     folder = str(tmp_path / "run")
     first = detect("random:resnet10t", **places(drawn), size=64, batch_size=2, epochs=1, out=folder, **COMMON)
     assert len(measured) == 4 == len(set(measured))
-    found = (tmp_path / "run" / "detections.json").read_text()
+    before = (tmp_path / "run" / "detections.json").read_text()
     again = detect(resume=folder)
     assert len(measured) == 8
     assert (again.ap, again.ap50) == (first.ap, first.ap50)
-    assert (tmp_path / "run" / "detections.json").read_text() == found
+    assert (tmp_path / "run" / "detections.json").read_text() == before
 
 
 def test_pictures_are_measured_at_the_size_asked_for(drawn):
@@ -257,13 +257,13 @@ def test_places_are_not_rounded_to_bfloat16(drawn):
     backbone = timm.create_model("resnet10t", num_classes=0)
     network = build_detector(backbone, scenes, 384, (0.5,) * 3, (0.2,) * 3, masks=False).train()
     network.transform.min_size = (384,)
-    given = []
-    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[1]))
+    rois = []
+    network.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, inputs: rois.extend(inputs[1]))
     box = torch.tensor([[600.2, 300.1, 601.3, 301.2]])
     with torch.autocast("cpu", torch.bfloat16):
         losses = network([torch.rand(3, 384, 640)], [{"boxes": box, "labels": torch.tensor([1])}])
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert {boxes.dtype for boxes in given} == {torch.float32} and any((boxes == box).all(1).any() for boxes in given)
+    assert {boxes.dtype for boxes in rois} == {torch.float32} and any((boxes == box).all(1).any() for boxes in rois)
 
 
 @pytest.mark.parametrize("task", ["boxes", "masks"])
@@ -286,7 +286,7 @@ def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
     file = tmp_path / "a.json"
     file.write_text(json.dumps({"images": images, "annotations": things, "categories": categories}))
     scenes = read_scenes(str(file), str(tmp_path), masks=task == "masks")
-    found = [
+    detections = [
         {
             "image_id": 1,
             "category_id": 1,
@@ -296,7 +296,7 @@ def test_more_objects_than_cocos_hundred_are_all_counted(tmp_path, task):
         }
         for i, (box, thing) in enumerate(zip(boxes, scenes.scenes[0].things, strict=True))
     ]
-    scores = average_precision(scenes, found, "segm" if task == "masks" else "bbox")
+    scores = average_precision(scenes, detections, "segm" if task == "masks" else "bbox")
     assert scores["ap"] == pytest.approx(1.0) and scores["by_class"] == {"bar": pytest.approx(1.0), "none": None}
 
 
@@ -395,12 +395,12 @@ def test_measures_are_scikit_learns():
     rng = np.random.default_rng(1)
     truth, predicted = rng.integers(0, 3, (2, 40, 50)), rng.integers(0, 3, (2, 40, 50))
     truth[0, :5] = IGNORED
-    found = overlap(pixel_counts(truth, predicted, 3))
+    scores = overlap(pixel_counts(truth, predicted, 3))
     a, b = truth[truth != IGNORED], predicted[truth != IGNORED]
-    assert found["iou_by_class"] == pytest.approx(jaccard_score(a, b, average=None))
-    assert found["dice_by_class"] == pytest.approx(f1_score(a, b, average=None))
-    assert found["iou"] == pytest.approx(jaccard_score(a, b, average="macro"))
-    assert found["accuracy"] == pytest.approx(np.mean(a == b))
+    assert scores["iou_by_class"] == pytest.approx(jaccard_score(a, b, average=None))
+    assert scores["dice_by_class"] == pytest.approx(f1_score(a, b, average=None))
+    assert scores["iou"] == pytest.approx(jaccard_score(a, b, average="macro"))
+    assert scores["accuracy"] == pytest.approx(np.mean(a == b))
 
 
 def test_the_loss_knows_nothing_of_ignored_pixels():
@@ -420,7 +420,7 @@ def test_the_loss_knows_nothing_of_ignored_pixels():
 
 def test_heads_with_norms_are_those_of_torchvisions_second_version(drawn):
     scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"), masks=True)
-    made = build_detector(
+    ours = build_detector(
         timm.create_model("test_resnet", num_classes=0), scenes, 64, (0.5,) * 3, (0.2,) * 3, masks=True, norm=True
     )
     theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=2)
@@ -433,8 +433,8 @@ def test_heads_with_norms_are_those_of_torchvisions_second_version(drawn):
         }
 
     # What the pyramid's first convolutions read is another network's.
-    assert shapes(made, "inner_blocks") == shapes(theirs, "inner_blocks")
-    assert {"backbone.fpn.inner_blocks.0.1.running_mean"} <= set(made.state_dict())
+    assert shapes(ours, "inner_blocks") == shapes(theirs, "inner_blocks")
+    assert {"backbone.fpn.inner_blocks.0.1.running_mean"} <= set(ours.state_dict())
 
 
 def test_objects_fit_or_cocos_usual_numbers(drawn):
@@ -456,7 +456,7 @@ def test_objects_fit_or_cocos_usual_numbers(drawn):
 
 @pytest.mark.usefixtures("small_heads")
 def test_passes_share_a_step_of_a_detector(drawn, tmp_path):
-    """The rates are of steps, and the loss is about that of the whole batch: means of samples, by passes."""
+    """Rates are those of steps, and the loss is about that of the whole batch: the mean over its passes."""
     rows = []
     for name, most in (("whole", None), ("passes", 1)):
         settings = {"epochs": 1, "size": 64, "batch_size": 4, "device_batch_size": most, "learning_rate": 1e-4}

@@ -82,11 +82,11 @@ def test_balanced_accuracy_and_f1_are_scikit_learns_where_a_class_has_no_picture
     scores = Scores(4)
     for part in (slice(10), slice(10, 25)):
         scores.update(logits[part], labels[part])
-    found, truth, predicted = scores.compute(), labels.numpy(), logits.argmax(1).numpy()
+    figures, truth, predicted = scores.compute(), labels.numpy(), logits.argmax(1).numpy()
     recalls = [float(np.mean(predicted[truth == label] == label)) for label in (0, 1)]
-    assert 2 in predicted and found["balanced"] == pytest.approx(np.mean(recalls))
-    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
-    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
+    assert 2 in predicted and figures["balanced"] == pytest.approx(np.mean(recalls))
+    assert figures["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert figures["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)))
 
 
 def test_a_run_goes_on_by_its_own_command_only(tuned, pictures, capsys):
@@ -166,7 +166,7 @@ def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimiz
 
 
 def test_a_collapse_is_told_while_it_goes_on_and_at_the_end(pictures, tmp_path, caplog):
-    # A rate at which LAMB's steps, each as long as its layer's weights, leave a network that is blind.
+    # A rate at which LAMB's steps, each as long as its layer's weights, leave a network that sees no difference.
     options = {"optimizer": "lamb", "learning_rate": 0.3, "warmup_epochs": 0.0, "epochs": 4}
     finetune("random:resnet10t", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
     assert caplog.text.count("calls every validation picture the same") == 1
@@ -351,7 +351,7 @@ def test_options_of_a_recipe_do_what_they_say(pictures, tmp_path, monkeypatch):
 
 
 def test_what_is_measured_is_squeezed_or_cropped(pictures, tmp_path):
-    """Of the same weights: pictures of 40 x 80 pixels look different."""
+    """With the same weights, pictures of 40 x 80 pixels have other losses."""
     for part in ("train", "val"):
         for path in (pictures / part).rglob("*.png"):
             wide = tmp_path / "wide" / path.relative_to(pictures)

@@ -110,12 +110,12 @@ def test_a_classifier_keeps_its_classes_and_takes_no_others(tmp_path, monkeypatc
     (data / "amber").mkdir()
     Image.new("RGB", (40, 40)).save(data / "amber" / "0.png")
     result = finetune(resume=str(run))
-    told = (
+    messages = (
         "no class 'amber'",
         "1 of the 11 pictures that the run trains",
         "2 of the 7 pictures that the run validates",
     )
-    assert all(each in caplog.text for each in told)
+    assert all(message in caplog.text for message in messages)
     with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert result.steps == 9 and [row["path"] for row in rows] == [
@@ -180,8 +180,8 @@ def test_masks_of_a_run_mean_what_they_meant(tmp_path, caplog):
     images, masks = labelled_maps(tmp_path, {"a": 1, "b": 255, "c": 255, "d": 4})
     a, b, c, d = (f"{images}/{name}.png" for name in "abcd")
     two = Split([a, b], [c], classes=["background", "class 1"], values=[0, 1])  # where 255 does not count
-    found = read_maps_again(images, masks, two, [b, c])
-    assert found.label_map(0)[0, 0] == 0 and found.label_map(0)[31, 31] == IGNORED and "no classes" not in caplog.text
+    maps = read_maps_again(images, masks, two, [b, c])
+    assert maps.label_map(0)[0, 0] == 0 and maps.label_map(0)[31, 31] == IGNORED and "no classes" not in caplog.text
     binary = replace(two, values=[0, 255])
     assert read_maps_again(images, masks, binary, [b, c]).label_map(1)[31, 31] == 1 and "no classes" not in caplog.text
     assert read_maps_again(images, masks, binary, [b, d]).label_map(1)[31, 31] == IGNORED
@@ -233,12 +233,12 @@ def test_a_detector_keeps_its_pictures_classes_and_anchors(tmp_path, monkeypatch
     (tmp_path / "t" / "t1.png").unlink()
     result = detect(resume=str(tmp_path / "run"))
     assert list(result.by_class) == ["cat", "emu"] and result.pictures == 1
-    told = (
+    messages = (
         "2 of the 8 pictures that the run trains on",
         "1 of the 3 pictures that the run validates with",
         "b.png: dam",
     )
-    assert all(each in caplog.text for each in told)
+    assert all(message in caplog.text for message in messages)
     assert "has ant, no classes of the run" in caplog.text and "t/t9.png" in caplog.text
     assert len(anchors) == 2 and anchors[0] == anchors[1]
 

@@ -41,8 +41,8 @@ def test_finetune(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["finetune", "random:test_resnet", str(tmp_path / "data"), "--out", str(out), *QUICK]) == 0
     assert r"\x1b[31mred" in said_nothing_hostile(capsys)
-    found = read_result(out)
-    assert found is not None and list(found.recall) == sorted(NAMES)
+    result = read_result(out)
+    assert result is not None and list(result.recall) == sorted(NAMES)
     assert json.loads((out / "export" / "config.json").read_text())["label_names"] == sorted(NAMES)
     assert (out / "confusion.png").is_file() and "\x1b" not in (out / "export" / "README.md").read_text()
     assert main(["finetune", "--resume", str(out)]) == 0  # its lists and classes come back
@@ -99,10 +99,10 @@ def test_blanks_around_a_path_in_a_csv_are_its_own_where_there_is_such_a_file(tm
     for name in (" blank .png", "line\r.png", "feed\x0c.png", "nel\x85.png", "end.png\u2028", "a,b.png"):
         (data / "red" / "0.png").rename(data / "red" / name)
         (data / "red" / "0.png").write_bytes((data / "red" / "1.png").read_bytes())
-    found = read_labelled(str(data), 0.5)
-    (tmp_path / "all.csv").write_bytes(os.fsencode(found.as_csv()))
+    labelled = read_labelled(str(data), 0.5)
+    (tmp_path / "all.csv").write_bytes(os.fsencode(labelled.as_csv()))
     again = read_labelled(str(tmp_path / "all.csv"))
-    assert (again.classes, again.train, again.val) == (found.classes, found.train, found.val)
+    assert (again.classes, again.train, again.val) == (labelled.classes, labelled.train, labelled.val)
     (tmp_path / "data.csv").write_text("path , label\n data/red/1.png , red\n data/blue/1.png,blue\n")
     with pytest.raises(DataError, match="a single picture"):
         read_labelled(str(tmp_path / "data.csv"))

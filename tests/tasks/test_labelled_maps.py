@@ -171,7 +171,7 @@ def test_a_class_that_is_called_background_is_the_background(tmp_path):
 
 
 def test_jpegs_are_no_masks(tmp_path):
-    """Which would have classes of their own at the edges of others."""
+    """They would have classes of their own at the edges of others."""
     pictures = write(tmp_path / "p", a=np.zeros((16, 16, 3)))
     (tmp_path / "m").mkdir()
     Image.fromarray(np.kron([[0, 3], [2, 1]], np.ones((8, 8))).astype(np.uint8)).save(tmp_path / "m" / "a.jpg")
@@ -198,8 +198,8 @@ def test_palettes_that_do_not_agree_are_told(tmp_path, caplog, same):
         mask.putpalette([*palette, 0, 0, ord(name)])  # what no pixel has does not matter
         mask.save(tmp_path / "m" / f"{name}.png")
     assert read_label_maps(pictures, str(tmp_path / "m")).classes == ["background", "class 1"]
-    told = r"value 1 is (255, 0, 0) in " in caplog.text and "m/a.png and (0, 255, 0) in " in caplog.text
-    assert told != same and "value 0" not in caplog.text
+    warned = r"value 1 is (255, 0, 0) in " in caplog.text and "m/a.png and (0, 255, 0) in " in caplog.text
+    assert warned != same and "value 0" not in caplog.text
 
 
 def test_a_class_that_is_written_in_two_ways_is_told(tmp_path, caplog):

@@ -66,16 +66,16 @@ def test_frozen_features_are_the_same(both):
         for place in ("folder", "tars")
     ]
     assert scores[0] == scores[1]
-    found = {}
+    features = {}
     for place in ("folder", "tars"):
         result = embed(
             "random:test_resnet", str(both / place), out=str(both / "f.npz"), size=32, device="cpu", workers=0
         )
         assert result.pictures == 18
         with np.load(both / "f.npz") as content:
-            found[place] = content["features"]
+            features[place] = content["features"]
             assert content["paths"].tolist() == list_pictures(both / place)
-    np.testing.assert_array_equal(found["folder"], found["tars"])
+    np.testing.assert_array_equal(features["folder"], features["tars"])
 
 
 def _deep(folder: Path) -> dict[str, bytes]:
@@ -103,7 +103,7 @@ def test_values_are_measured_in_tars_too(tmp_path):
     assert "low:" in config and run is not None
     page = reconstruct(str(tmp_path / "run"), [str(tmp_path / "a.tar")], output=str(tmp_path / "r.png"))
     files = reconstruct(str(tmp_path / "run"), [str(tmp_path / "deep")], output=str(tmp_path / "s.png"))
-    np.testing.assert_array_equal(*(np.asarray(Image.open(each)) for each in (page, files)))
+    np.testing.assert_array_equal(*(np.asarray(Image.open(file)) for file in (page, files)))
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_segmenter_from_tars_is_that_from_folders_and_goes_on_elsewhere(masked
 
 @pytest.mark.parametrize("kind", ["train and validation", "train and test", "no masks of val"])
 def test_folders_of_parts_in_both_folders(masked, kind):
-    """As many data sets are kept: p/train beside m/train, p/validation beside m/validation."""
+    """The layout of many data sets: p/train beside m/train, p/validation beside m/validation."""
     other = {"train and test": "test"}.get(kind, "validation")
     for folder in "pm":
         for part, new in (("train", "train"), ("val", other)):
@@ -182,9 +182,9 @@ def test_masks_in_tables_and_far_away(masked):
         for i in range(3)
     ]  # fmt: skip
     features = hub.Features({"image": hub.Image(), "annotation": hub.Image()})
-    made = hub.Dataset.from_list(rows, features=features)
-    made.save_to_disk(masked / "saved")
-    made.to_parquet(masked / "a.parquet")
+    dataset = hub.Dataset.from_list(rows, features=features)
+    dataset.save_to_disk(masked / "saved")
+    dataset.to_parquet(masked / "a.parquet")
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]

@@ -40,10 +40,10 @@ CONVNEXT_T |= {f"stages.2.blocks.{block}.": 4 - block // 3 for block in range(9)
 )
 def test_groups_are_the_papers(name, exponents):
     network, group_of, count = groups_of(name)
-    found = {id(p): g["lr_scale"] for g in decayed_groups(network, 0.7, group_of, count) for p in g["params"]}
+    scales = {id(p): g["lr_scale"] for g in decayed_groups(network, 0.7, group_of, count) for p in g["params"]}
     for parameter_name, parameter in network.named_parameters():
         (exponent,) = (e for start, e in exponents.items() if parameter_name.startswith(start))
-        assert found[id(parameter)] == pytest.approx(0.7**exponent), parameter_name
+        assert scales[id(parameter)] == pytest.approx(0.7**exponent), parameter_name
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet101", "resnet152"])
@@ -80,10 +80,10 @@ def test_other_networks_are_grouped_by_the_stage_that_first_depends_on_a_paramet
         1,
     ]
     assert group_of["backbone.layer4.1.bn2.bias"] == 3 and group_of["head.weight"] == 4
-    found = decayed_groups(network, 0.5, group_of, count)
-    assert {g["lr_scale"] for g in found} == {1.0, 0.5, 0.25, 0.125, 0.0625}
-    assert all(p.ndim > 1 for g in found if g["decays"] for p in g["params"])
-    assert sum(len(g["params"]) for g in found) == len(list(network.parameters()))
+    groups = decayed_groups(network, 0.5, group_of, count)
+    assert {g["lr_scale"] for g in groups} == {1.0, 0.5, 0.25, 0.125, 0.0625}
+    assert all(p.ndim > 1 for g in groups if g["decays"] for p in g["params"])
+    assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
 
 
 def test_what_a_network_calls_its_stages_is_not_taken_for_ours():

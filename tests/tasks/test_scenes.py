@@ -96,8 +96,8 @@ def test_voc_xml(folder):
 
 def voc(folder, stem, box, filename=None):
     sides = "".join(f"<{key}>{side}</{key}>" for key, side in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-    told = "" if filename is None else f"<filename>{filename}</filename>"
-    text = f"<annotation>{told}<object><name>cell</name><bndbox>{sides}</bndbox></object></annotation>"
+    element = "" if filename is None else f"<filename>{filename}</filename>"
+    text = f"<annotation>{element}<object><name>cell</name><bndbox>{sides}</bndbox></object></annotation>"
     (folder / f"{stem}.xml").write_text(text)
 
 
@@ -136,7 +136,7 @@ def test_xml_whose_objects_would_not_be_found_is_refused(folder, start):
 
 
 def test_which_files_of_a_folder_are_vocs(folder):
-    """Those of either case; not what macOS leaves on the disks of others."""
+    """With suffixes in either case; not the files that macOS leaves on other systems' disks."""
     (folder / "a.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
     (folder / "b.XML").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
     (folder / "._a.xml").write_bytes(b"\0\5\x16\7")
@@ -401,7 +401,7 @@ def test_pictures_outside_the_folder_are_never_opened(tmp_path):
         with pytest.raises(DataError, match=r"coco.json .* image 0 has the file_name .* leads out of the folder"):
             read_scenes(named(tmp_path, name), str(inside))
     for stem, name in (("a", "../secret.png"), ("a", str(tmp_path / "secret.png"))):
-        voc(inside, stem, (1, 1, 2, 2), name)  # of VOC's, whose tools write folders of theirs, the last part counts
+        voc(inside, stem, (1, 1, 2, 2), name)  # VOC's tools write folders of their own: the last part counts
         assert read_scenes(str(inside), str(inside)).pictures == [str(inside / "a.png")]
     for name in ("a..png", "c:a.png", "..a/b.png"):  # lead nowhere else
         with pytest.raises(DataError, match=r"1 of the 1 pictures .* are not in"):
@@ -608,11 +608,11 @@ def test_a_size_in_words_is_shown_as_such(folder):
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 @pytest.mark.parametrize("kind", ["coco", "voc"])
 def test_names_with_accents_as_other_systems_write_them(tmp_path, forms, kind):
-    on_disk, told = (unicodedata.normalize(form, "h\u00fctte") for form in forms)
+    on_disk, in_file = (unicodedata.normalize(form, "h\u00fctte") for form in forms)
     Image.new("RGB", (40, 30)).save(tmp_path / f"{on_disk}.png")
     if kind == "coco":
-        source = coco(tmp_path, [BOX], images=[{"id": 7, "file_name": f"x/{told}.png"}])
+        source = coco(tmp_path, [BOX], images=[{"id": 7, "file_name": f"x/{in_file}.png"}])
     else:
-        (tmp_path / f"{told}.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>", encoding="utf-8")
+        (tmp_path / f"{in_file}.xml").write_text(f"<annotation>{VOC_OBJECT}</annotation>", encoding="utf-8")
         source = str(tmp_path)
     assert read_scenes(source, str(tmp_path)).pictures == [str(tmp_path / f"{on_disk}.png")]

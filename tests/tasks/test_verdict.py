@@ -17,21 +17,21 @@ def compared(ours, theirs, gains=()):
 
 def test_the_interval_of_pictures_without_a_say_is_the_paired_t_tests():
     ours, theirs = [0.46, 0.42, 0.44, 0.47], [0.40, 0.39, 0.37, 0.43]
-    found = compared(ours, theirs)
+    result = compared(ours, theirs)
     interval = ttest_rel(100 * np.array(ours), 100 * np.array(theirs)).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.mean == pytest.approx(5.0)
-    text = sentence(found, 372, "test", 3007)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert result.mean == pytest.approx(5.0)
+    text = sentence(result, 372, "test", 3007)
     assert text.startswith("Pre-training on 3,007 images helped: +5.0 ± 1.8 points")
     assert "mean and standard deviation of 4 paired runs" in text and "10 % of the labels (307 pictures)" in text
 
 
 def test_seeds_that_agree_by_chance_leave_the_doubt_that_the_pictures_leave():
     gains = [{str(i): int(i < 12) - int(i >= 92) for i in range(100)}] * 2  # 12 pictures won, 8 lost, twice
-    found = compared([0.54, 0.54], [0.50, 0.50], gains)
+    result = compared([0.54, 0.54], [0.50, 0.50], gains)
     interval = ttest_1samp([100 * g for g in gains[0].values()], 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert sentence(found, 100, "test").startswith("Pre-training made no certain difference")
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert sentence(result, 100, "test").startswith("Pre-training made no certain difference")
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 6])
@@ -44,10 +44,10 @@ def test_equal_weights_are_rarely_said_to_differ(seeds):
         taste = 0.5 * rng.normal(0, 1, (2, 1, pictures))  # of one initialisation for some pictures
         luck = 0.2 * rng.normal(0, 1, (2, seeds, 1))
         right = ease + taste + luck + rng.normal(0, 1, (2, seeds, pictures)) > 0
-        gains = [{str(i): int(g) for i, g in enumerate(each)} for each in right[0].astype(int) - right[1]]
-        found = compared(*right.mean(2).tolist(), gains)
-        errors += not found.low <= 0 <= found.high
-    assert errors <= 0.075 * runs  # the expected 5 %, and twice the chance of so many runs
+        gains = [{str(i): int(g) for i, g in enumerate(row)} for row in right[0].astype(int) - right[1]]
+        result = compared(*right.mean(2).tolist(), gains)
+        errors += not result.low <= 0 <= result.high
+    assert errors <= 0.075 * runs  # the expected 5 %, and two standard deviations for so many runs
 
 
 def test_pairs_are_by_seed_whatever_their_order():
@@ -67,10 +67,10 @@ def test_pairs_are_by_seed_whatever_their_order():
     ],
 )
 def test_the_sentence_says_no_more_than_the_figures(ours, theirs, begins, holds):
-    found = compared(ours, theirs)
-    text = sentence(found, 372, "test")
+    result = compared(ours, theirs)
+    text = sentence(result, 372, "test")
     assert text.startswith(begins) and holds in text
-    table = markdown([score("pre-trained", ours), score("random", theirs)], [found], [text], "test", 372)
+    table = markdown([score("pre-trained", ours), score("random", theirs)], [result], [text], "test", 372)
     spread = f"mean ± standard deviation of {len(ours)} runs" if len(ours) > 1 else "of a single run"
     assert "| gain over random |" in table and text in table and spread in table
 
