@@ -188,6 +188,11 @@ def _of_tiff(tiff: Tiff) -> Stored:
         orientation=tiff.orientation,
         is_whole=all(page.is_whole for page in pages),
     )
+    if tiff.pictures_without_tags and bands == 1:
+        raise NotReadError(
+            f"a TIFF of {tiff.pictures_without_tags + 1} pictures in one page, as ImageJ writes files over 4 GB: save "
+            "each picture in its own file"
+        )
     if len(pages) == 1 or bands > 1:  # of several pictures of several bands the first is taken, as by `decode`
         return Stored(layout, tiff.samples)
     shape, axis = _pages_as(tiff.description, (len(pages), height, width))
