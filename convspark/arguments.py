@@ -94,7 +94,8 @@ def _as(hint: Any, value: Any) -> Any:
         raise _OtherTypeError
     if hint not in (int, float, str) or type(value) in (int, float, str):  # whole numbers do as numbers
         return value
-    return str.__str__(value) if hint is str else hint(cast("Any", value))  # NumPy's are no values of YAML's
+    other = cast("Any", value)  # NumPy's, which is no value of YAML's
+    return str.__str__(other) if hint is str else hint(other)
 
 
 def _as_several(origin: type, parts: tuple[Any, ...], value: Any) -> Any:
