@@ -10,16 +10,11 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 from .errors import UsageError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _PROBED = 64 << 20  # bytes
 
@@ -29,22 +24,6 @@ DISK_ERRORS = frozenset(
     if hasattr(errno, name)
 )
 """Error numbers of a disk that is full, may not be written, fails, or is gone."""
-
-
-def paths_as_texts(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: arguments that are `pathlib.Path`s, alone or in a list, reach the function as texts."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return function(*map(_as_text, args), **{name: _as_text(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
-
-    return call
-
-
-def _as_text(value: Any) -> Any:
-    if isinstance(value, list | tuple) and any(isinstance(part, os.PathLike) for part in value):
-        return [_as_text(part) for part in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import paths_as_texts, write_text
+from ..files import write_text
 from ..names import in_code
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 _Target = Literal["timm", "torchvision", "onnx", "detectron2", "mmdet", "paper"]
 
 
-@paths_as_texts
+@checked_arguments
 def export(
     run: str | None = None,
     *,

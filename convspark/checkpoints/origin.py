@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..arguments import checked_arguments
 from ..data import PLAIN, Pixels
 from ..errors import UsageError
 from ..model.networks import find_network
@@ -145,6 +146,7 @@ class Origin:
             )
 
 
+@checked_arguments
 def find_weights(weights: str | None, model: str | None = None, partial: bool = False) -> Origin:
     """What WEIGHTS stands for.
 

@@ -7,7 +7,7 @@ from .arguments import Command
 
 
 def command() -> Command:
-    return Command("embed", embed, positional=("weights", "images")).with_json()
+    return Command("embed", embed, types={"images": str | None}, positional=("weights", "images")).with_json()
 
 
 def run(arguments: Sequence[str]) -> int:

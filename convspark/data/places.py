@@ -165,13 +165,26 @@ def _at_url(url: str, bands: bool) -> list[str]:
 def _in_shard(path: str, bands: bool) -> list[str]:
     path = absolute(path)
     if not path.lower().endswith(".parquet"):
-        return addresses_in("tar", path)
+        return _in_tar(path, bands)
     with in_words(path):
         table = ParquetShard(path)
         listed = None if table.holds_pictures else list(filter(None, table.paths()))
     if listed == []:
         raise DataError(f"images: {path!r} holds no path: its column of paths is empty")
     return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)
+
+
+def _in_tar(path: str, bands: bool) -> list[str]:
+    addresses = addresses_in("tar", path)
+    if bands:
+        return addresses
+    suffixes = "|".join(map(re.escape, BAND_SUFFIXES))
+    is_array = re.compile(rf"({suffixes})(#\d+)?::{re.escape(path)}$", re.IGNORECASE).search
+    pictures = [address for address in addresses if not is_array(address)]
+    if addresses and not pictures:
+        message = "%s holds %d arrays and no pictures: tell how many bands they have, --channels N --stats auto"
+        _log.warning(message, path, len(addresses))
+    return pictures
 
 
 def is_shard(place: str) -> bool:

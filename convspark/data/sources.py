@@ -178,6 +178,11 @@ class DatasetSource:
         # What Pillow raises on damaged files. Other errors are mistakes in the dataset and must be seen.
         except (OSError, SyntaxError, Image.DecompressionBombError, BadPictureError) as error:
             raise BadPictureError(self.name(index), f"{type(error).__name__}: {error}") from error
+        masked = np.ma.count_masked(image) if isinstance(image, np.ma.MaskedArray) else 0
+        if masked:
+            raise BadPictureError(
+                self.name(index), f"{masked} values are masked; put a number in their place, as array.filled(0) does"
+            )
         tensor = _tensor_of(image)
         absent = (~tensor.isfinite()).flatten(1).sum(1)  # of each channel; a single one would end the training
         if absent.any():

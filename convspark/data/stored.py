@@ -33,6 +33,7 @@ BAND_SUFFIXES = frozenset({*ARRAY_SUFFIXES, ".gtif", ".gtiff", ".geotiff"})
 
 _MOST_BYTES_A_PIXEL = 24  # where there are `PIL.Image.MAX_IMAGE_PIXELS`
 _ITEM = re.compile(r"(.*\.np[yz])\[(\d+)\]$", re.DOTALL | re.IGNORECASE)
+_NPZ = re.compile(r"\.npz(?![a-z0-9])", re.IGNORECASE)  # of a file, in a tar, or before a URL's question mark
 # NumPy's type and the number of bands of Pillow's modes that hold what is stored; others are made RGB.
 _MODES = {
     "1": ("u1", 1),
@@ -145,7 +146,7 @@ def opened(path: str, content: bytes | None = None) -> Iterator[Stored]:
     name, item = item_of(path) if content is None else (path, None)
     with open_regular(name) if content is None else io.BytesIO(content) as file:
         head = file.read(6)
-        if head == b"\x93NUMPY" or (head[:4] == b"PK\3\4" and name.lower().endswith(".npz")):
+        if head == b"\x93NUMPY" or (head[:4] == b"PK\3\4" and _NPZ.search(name)):
             yield _of_array(file, name, item)
         elif (tiff := Tiff.read(file)) is not None and tiff.are_samples_read and not _is_looked_up(tiff):
             yield _of_tiff(tiff)
@@ -187,6 +188,11 @@ def _of_tiff(tiff: Tiff) -> Stored:
         orientation=tiff.orientation,
         is_whole=all(page.is_whole for page in pages),
     )
+    if tiff.pictures_without_tags and bands == 1:
+        raise NotReadError(
+            f"a TIFF of {tiff.pictures_without_tags + 1} pictures in one page, as ImageJ writes files over 4 GB: save "
+            "each picture in its own file"
+        )
     if len(pages) == 1 or bands > 1:  # of several pictures of several bands the first is taken, as by `decode`
         return Stored(layout, tiff.samples)
     shape, axis = _pages_as(tiff.description, (len(pages), height, width))
@@ -281,7 +287,8 @@ def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
     shape, kind, whole, load = _header(file, path)
     if len(shape) == 4:
         if item is None or item >= shape[0]:
-            raise NotReadError(f"an array of {' x '.join(map(str, shape))}, which holds {shape[0]} pictures")
+            only = ", which are read from files on this machine alone: save each in its own" if item is None else ""
+            raise NotReadError(f"an array of {' x '.join(map(str, shape))}, which holds {shape[0]} pictures{only}")
         shape = shape[1:]
     elif item is not None:
         raise NotReadError(f"an array of {' x '.join(map(str, shape))}, which holds a single picture")
@@ -300,7 +307,7 @@ def _of_array(file: BinaryIO, path: str, item: int | None) -> Stored:
         array = load()
         return np.array(array if item is None else array[item]).astype(native)
 
-    return Stored(Layout(shape, native, path.rpartition(".")[2].upper(), is_whole=whole), load_item)
+    return Stored(Layout(shape, native, "NPZ" if _NPZ.search(path) else "NPY", is_whole=whole), load_item)
 
 
 def _header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], np.dtype[Any], bool | None, Callable[[], Any]]:

@@ -15,6 +15,7 @@ from . import index, remote
 from .decode import begins_like_a_picture, picture_suffixes
 from .files import is_left_out
 from .names import Names
+from .stored import BAND_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.z
 
 @dataclass
 class Members:
-    """The pictures in a tar, in its order.
+    """The pictures in a tar, in its order, and the files of several bands.
 
     Attributes:
         names, offsets, sizes: of each; (N,) int64 in bytes.
@@ -130,7 +131,7 @@ def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:
         return False
     suffix = os.path.splitext(name)[1].lower()
     if suffix or not place[1]:
-        return suffix in picture_suffixes()
+        return suffix in picture_suffixes() or suffix in BAND_SUFFIXES
     return begins_like_a_picture(_read(file, place[0], 12))
 
 

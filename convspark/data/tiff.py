@@ -5,6 +5,8 @@ pixel has bytes, and what the bytes mean is worked out here.
 """
 
 import io
+import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,9 +114,24 @@ class Tiff:
         """What of the file is not in the picture, in words; None if all is."""
         if self._photometric == _RGB and len(self._extra) > self.has_opacity:
             return "have further bands, of which the first three are taken as red, green and blue"
-        if any(not _is_copy(tags) for tags in _directories(self.file, self.tags) if tags is not self.tags):
+        others = (tags for tags in _directories(self.file, self.tags) if tags is not self.tags)
+        if self.pictures_without_tags or not all(map(_is_copy, others)):
             return "hold several pictures, of which the first is taken"
         return None
+
+    @property
+    def pictures_without_tags(self) -> int:
+        """How many pictures follow the data of this one without tags of their own, as in ImageJ's files over 4 GB."""
+        one = self._number(_HEIGHT) * self._number(_WIDTH) * self.bands
+        said = 0
+        if images := re.search(r"^ImageJ=.*^images=(\d+)", self.description, re.M | re.S):
+            said = int(images[1])
+        elif shape := re.match(r'\{"shape": \[([\d, ]+)\], .*"truncated": true', self.description):  # tifffile's
+            said = math.prod(map(int, shape[1].split(","))) // max(1, one)
+        if said < 2 or self.tags.next:
+            return 0
+        room = self.file.seek(0, io.SEEK_END) - min(self._segments[0], default=0)
+        return max(0, min(said, 8 * room // max(1, one * self._bits[0])) - 1)
 
     def check(self) -> None:
         """Raises NotReadError if it is of a kind that is not read, and an error of Pillow's if it is too large."""

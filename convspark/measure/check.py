@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..arguments import checked_arguments
 from ..errors import NotExactError, UsageError
 from ..model.find_stages import CallBackbone
 from ..model.networks import check_module, find_network
@@ -71,6 +72,7 @@ class CheckReport:
         return "\n".join(_page(self))
 
 
+@checked_arguments
 def check(
     network: str | nn.Module,
     *,

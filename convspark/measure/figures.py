@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import paths_as_texts, write_text
+from ..files import write_text
 from ..names import shown_in_markdown
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Figures:
         return "\n".join([*lines, f"captions: {self.folder / 'README.md'}"])
 
 
-@paths_as_texts
+@checked_arguments
 def figures(
     network: Any,
     pictures: list[str],

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked_arguments
 from ..errors import DataError, UsageError
-from ..files import paths_as_texts
 from .choices import Choice
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ScanReport:
         return "\n".join(lines)
 
 
-@paths_as_texts
+@checked_arguments
 def scan(
     images: str | None = None,
     *,

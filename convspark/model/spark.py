@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.jointly import Jointly
@@ -98,6 +99,7 @@ class SparK(nn.Module):
         >>> model(images).loss.backward()
     """
 
+    @checked_arguments
     def __init__(
         self,
         backbone: nn.Module,

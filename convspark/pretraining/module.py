@@ -1,7 +1,7 @@
 """What a step of pre-training is: masks counted by (seed, step), the loss, and the loss on held-out images."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,11 +110,11 @@ class PretrainModule(TrainingModule):
         loss, deviation = (sum(batch[i] * batch.images for batch in measurements) / count for i in (0, 1))
         return {"held_out_loss": loss, "prediction_deviation": deviation}
 
-    def epoch_state(self) -> dict[str, float]:
+    def epoch_state(self) -> dict[str, Any]:
         gradients = {"norms": float(self._norms), "clipped": float(self._clipped), "steps": self._steps}
         return super().epoch_state() | gradients
 
-    def load_epoch_state(self, state: dict[str, float]) -> None:
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
         super().load_epoch_state(state)
         self._norms, self._clipped = float(state.get("norms", 0)), float(state.get("clipped", 0))
         self._steps = int(state.get("steps", 0))

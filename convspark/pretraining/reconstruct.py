@@ -6,13 +6,13 @@ The command line's `convspark reconstruct` is this function. Its module imports 
 from pathlib import Path
 from typing import Any
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import paths_as_texts
 
 _MOST = 8
 
 
-@paths_as_texts
+@checked_arguments
 def reconstruct(
     run: str,
     pictures: list[str],

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
 
 
@@ -66,6 +67,7 @@ class Recipe:
         return "".join(lines)
 
 
+@checked_arguments
 def recipe(name: str) -> dict[str, Any]:
     """The settings of a published run, as arguments.
 

@@ -18,13 +18,15 @@ from .labels import label, legend, of_any_letters
 def draw_label_maps(
     samples: Sequence[tuple[str, Picture, np.ndarray, np.ndarray]], classes: Sequence[str], path: str | os.PathLike[str]
 ) -> None:
-    """Draws rows of picture, true and predicted classes into a PNG file; the background is not coloured.
+    """Draws rows of picture, true and predicted classes into a PNG file; a class called background is not coloured.
 
     Args:
         samples: (name of the picture, the picture, true labels (H, W), predicted labels (H, W)). Of bands, the first
             three are shown, each from black to white.
     """
-    colours = colormaps["tab10" if len(classes) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
+    coloured = [value for value, name in enumerate(classes) if (value, name) != (0, "background")]
+    palette = colormaps["tab10" if len(coloured) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    colours = {value: palette[place % len(palette)] for place, value in enumerate(coloured)}
     figure = Figure(figsize=(9, 3.2 * len(samples)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(samples), 3, squeeze=False)
@@ -33,15 +35,17 @@ def draw_label_maps(
         titles = (label(name), "truth", "predicted")
         for axes, labels, title in zip(row, (None, truth, predicted), titles, strict=True):
             view = values.copy()
-            for value in range(1, len(classes)) if labels is not None else ():
-                view[labels == value] = 0.45 * view[labels == value] + 0.55 * np.array(
-                    colours[(value - 1) % len(colours)]
-                )
+            for value, colour in colours.items() if labels is not None else ():
+                view[labels == value] = 0.45 * view[labels == value] + 0.55 * np.array(colour)
             axes.imshow(view)
             axes.set_title(title, fontsize=9, parse_math=False)
             axes.set_axis_off()
-    handles = [Rectangle((0, 0), 1, 1, color=colours[i % len(colours)]) for i in range(len(classes) - 1)]
-    legend(figure, handles, classes[1:], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
+    names = [classes[value] for value in coloured]
+    if len(coloured) < len(classes):
+        handles.append(Rectangle((0, 0), 1, 1, fill=False, edgecolor="grey"))
+        names.append(f"{classes[0]} (not coloured)")
+    legend(figure, handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     with written_whole(path) as temporary, of_any_letters():
         figure.savefig(temporary, format="png")
 

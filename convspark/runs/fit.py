@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
+from ..errors import ConvsparkError
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints
 from .checkpoints import check_content
 from .device import quick_products
@@ -99,7 +100,7 @@ def fit(
     module.read_from(train, held_out)
     last = here.from_first(last)
     if last is not None:
-        check_content(last, module.state_dict())
+        check_content(last, module.state_dict(), module.configure_optimizers())
         logger.info("going on from %s", last)
     # Torch sets its handler for loading processes that die only once; Lightning puts back those from before its start.
     signal_handling._set_SIGCHLD_handler()  # pyright: ignore[reportPrivateUsage]
@@ -115,6 +116,13 @@ def fit(
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
     except torch.OutOfMemoryError:
         too_large = True
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if last is None or module.has_begun or isinstance(error, ConvsparkError):
+            raise
+        raise ConvsparkError(
+            f"{last} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by another "
+            "version? Put the run's own checkpoint there, or start a new run"
+        ) from error
     finally:
         end_workers(train, held_out)
     if too_large:

@@ -42,6 +42,7 @@ class TrainingModule(pl.LightningModule):
         measures: those names, the columns of `metrics.csv`.
         described: how its network is built and pictures are read (`checkpoints.Origin.as_record`), kept in checkpoints,
             so that one is enough to take the weights from; None if the network has no name.
+        has_begun: whether all that a checkpoint held is back in its place.
     """
 
     measures: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class TrainingModule(pl.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.measured: dict[str, float] = {}
+        self.has_begun = False
         self._make_optimizer = make_optimizer
         self._train: TrainLoader | None = None
         self._held_out: MeasuringLoader | None = None
@@ -107,6 +109,7 @@ class TrainingModule(pl.LightningModule):
         return self._make_optimizer()
 
     def on_train_start(self) -> None:
+        self.has_begun = True
         # Statistics and averages; other buffers may hold infinities on purpose, as masks do.
         state = self.state_dict()
         buffers = ((name, value) for name, value in self.named_buffers() if name in state and value.is_floating_point())
@@ -198,19 +201,25 @@ class TrainingModule(pl.LightningModule):
             f"--learning-rate ({self.schedule.peak_lr / 2:.2g}), a longer --warmup-epochs, or --precision fp32"
         )
 
-    def epoch_state(self) -> dict[str, float]:
+    def epoch_state(self) -> dict[str, Any]:
         """Running sums of an epoch that is not over, for a checkpoint in its midst, and what tells runs apart; each
         process calls it."""
         self.join_losses()
-        return {"sum": float(self._sum), "count": self._count, "of_steps": self.schedule.steps, "seed": self.seed}
+        return {"sum": float(self._sum), "count": self._count, **self._told_apart_by}
 
-    def load_epoch_state(self, state: dict[str, float]) -> None:
-        own = self.schedule.steps, self.seed
-        there = state.get("of_steps", own[0]), state.get("seed", own[1])
+    @property
+    def _told_apart_by(self) -> dict[str, Any]:
+        optimizer = type(self._make_optimizer()).__name__
+        return {"of_steps": self.schedule.steps, "seed": self.seed, "optimizer": optimizer}
+
+    def load_epoch_state(self, state: dict[str, Any]) -> None:
+        own = self._told_apart_by
+        there = own | {key: state[key] for key in own if key in state}  # older versions did not write all
         if there != own:
             raise ConvsparkError(
-                f"the checkpoint is of another run, one of {there[0]} steps with the seed {there[1]}, where this one "
-                f"has {own[0]} and {own[1]}: put the run's own checkpoint there, or start a new run"
+                f"the checkpoint is of another run, one of {there['of_steps']} steps of {there['optimizer']} with the "
+                f"seed {there['seed']}, where this one has {own['of_steps']} of {own['optimizer']} and {own['seed']}: "
+                "put the run's own checkpoint there, or start a new run"
             )
         self._sum, self._count = float(state["sum"]), int(state["count"])
 

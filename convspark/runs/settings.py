@@ -13,8 +13,8 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 import yaml
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import paths_as_texts
 from ..names import some
 
 P = ParamSpec("P")
@@ -77,7 +77,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     signature = _signature(settings)
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
-        @paths_as_texts
+        @checked_arguments
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             made = settings(*args, **kwargs)

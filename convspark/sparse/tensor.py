@@ -275,6 +275,8 @@ def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
         UsageError: the images do not fit the grid.
     """
     check_operands(images, grid)
+    if grid is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise UsageError("grid is None: expected a PatchGrid, such as PatchGrid.random draws")
     dims = len(grid.shape)
     if images.dim() != dims + 2 or images.shape[0] != grid.batch_size:
         raise UsageError(
@@ -326,7 +328,10 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
         if isinstance(fill, (int, float)) and fill == 0:
             return images
         visible = visible_positions(grid, patch)
-        filling = fill if isinstance(fill, Tensor) else images.new_tensor(fill)
+        try:
+            filling = fill if isinstance(fill, Tensor) else images.new_tensor(fill)
+        except (TypeError, ValueError):
+            raise UsageError(f"fill is {fill!r}: expected a number, or a tensor of one a channel, (C, 1, 1)") from None
         return torch.where(visible, images, filling.to(images.dtype))
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import paths_as_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,7 @@ def _image_of(picture: Any) -> "Image.Image":
     return to_rgb(picture)
 
 
-@paths_as_texts
+@checked_arguments
 def load(run: str, *, model: str | None = None, device: str = "auto") -> Detector | Segmenter:
     """The detector or the segmenter that a run has trained.
 

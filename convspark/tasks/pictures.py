@@ -131,17 +131,15 @@ class _Folder:
         return []
 
     def like(self, picture: Annotated) -> list[str]:
-        """The pictures whose path ends with most parts of its name; or that have one of its stems, the first that any
-        has.
+        """The pictures of its file name, or else of one of its stems, the first that any has; of several, those whose
+        folders end like its own the longest.
         """
         parts = PurePosixPath(composed(picture.name.replace("\\", "/"))).parts
-        alike = [
-            (_common_end(parts, path.parts), str(path)) for path in self._by_name.get(parts[-1] if parts else "", [])
-        ]
-        if alike:
-            return [path for length, path in alike if length == max(alike)[0]]
-        stems = [stem for stem in map(composed, picture.stems) if stem in self._by_stem]
-        return [str(path) for path in self._by_stem[stems[0]]] if stems else []
+        alike = self._by_name.get(parts[-1] if parts else "", [])
+        for stem in () if alike else map(composed, picture.stems):
+            alike = alike or self._by_stem.get(stem, [])
+        ends = [_common_end(parts[:-1], [composed(part) for part in path.parts[:-1]]) for path in alike]
+        return [str(path) for end, path in zip(ends, alike, strict=True) if end == max(ends)]
 
     @cached_property
     def _paths(self) -> list[PurePosixPath]:

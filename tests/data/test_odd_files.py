@@ -146,6 +146,25 @@ def test_a_deep_png_is_turned_upright(tmp_path: Path, after: bool) -> None:
     assert upright_size(str(tmp_path / "a.png")) == (10, 6)
 
 
+@pytest.mark.parametrize("imagej", [True, False])
+def test_pictures_without_tags_of_their_own_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, imagej: bool
+) -> None:
+    """As ImageJ writes more than 4 GB: the tags of the first picture, and the samples of all."""
+    path, array = tmp_path / "a.tif", np.arange(3 * 40 * 30, dtype=np.uint16).reshape(3, 40, 30)
+    tifffile.imwrite(path, array, imagej=imagej, truncate=True, photometric="minisblack")
+    with tifffile.TiffFile(path) as written:
+        assert written.series[0].shape == array.shape
+    assert scan([str(path)]).good == [str(path)]
+    assert "1 of 1 files hold several pictures, of which the first is taken" in caplog.text
+    with pytest.raises(BadPictureError, match="a TIFF of 3 pictures in one page"):
+        Pixels(1, stored=True).read(path)
+    caplog.clear()
+    path.write_bytes(path.read_bytes()[: -2 * array[0].nbytes])  # the description alone says three
+    assert scan([str(path)]).good == [str(path)] and "several" not in caplog.text
+    assert Pixels(1, stored=True).read(path).shape == (1, 40, 30)
+
+
 def test_an_orientation_that_is_none_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 9

@@ -123,6 +123,14 @@ def test_values_that_are_no_numbers_make_a_bad_picture_that_is_named(value):
         source.read(1)
 
 
+def test_masked_values_are_not_taken_for_what_lies_under_the_mask() -> None:
+    values = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    source = adapt([np.ma.masked_array(values), np.ma.masked_less(values, 5)])
+    assert torch.equal(source.read(0), torch.from_numpy(values).permute(2, 0, 1))
+    with pytest.raises(BadPictureError, match=r"item 1.*5 values are masked; put a number in their place"):
+        source.read(1)
+
+
 def test_a_dictionary_of_datasets_is_no_dataset() -> None:
     """As `datasets.load_dataset` gives without `split`."""
     with pytest.raises(UsageError, match=r"has the parts train, test; expected one of them, as in dataset\['train'\]"):

@@ -1,6 +1,7 @@
 """Pictures in tars come out as from files of their own."""
 
 import gzip
+import io
 import os
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from data.shards import pictures, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convspark.data import FileSource, decode, list_pictures, scan
+from convspark.data import FileSource, Pixels, decode, list_pictures, scan
 from convspark.data.addresses import Within, absolute, expanded, within
 from convspark.data.decode import BadPictureError
 from convspark.errors import DataError
@@ -41,6 +42,30 @@ def test_members_are_the_files(tmp_path: Path, kind: int) -> None:
     assert addresses == [f"tar://{name}::{path}" for name in long]
     same_pictures(FileSource(addresses), list(long.values()), tmp_path)
     assert scan(addresses).good == addresses
+
+
+def test_arrays_are_pictures_where_bands_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arrays = {f"{i}.{suffix}": np.random.default_rng(i).random((9, 8, 5)) for i, suffix in enumerate(("npy", "npz"))}
+    contents: dict[str, bytes] = {}
+    for name, array in arrays.items():
+        file = io.BytesIO()
+        (np.savez if name.endswith("npz") else np.save)(file, array)
+        contents[name] = file.getvalue()
+    path = write_tar(tmp_path / "a.tar", {**contents, **FILES})
+    assert [within(address).inner for address in list_pictures(path)] == list(FILES)
+    every = list_pictures(path, bands=True)
+    assert [within(address).inner for address in every] == [*arrays, *FILES]
+    source = FileSource(every[:2], pixels=Pixels(5))
+    for index, array in enumerate(arrays.values()):
+        assert np.array_equal(source.read(index), np.moveaxis(array, 2, 0).astype(np.float32))
+    with pytest.raises(DataError, match="no picture in"):
+        list_pictures(write_tar(tmp_path / "b.tar", contents))
+    assert "holds 2 arrays and no pictures: tell how many bands they have" in caplog.text
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 9, 8, 5)))
+    (several,) = list_pictures(write_tar(tmp_path / "c.tar", {"a.npy": file.getvalue()}), bands=True)
+    with pytest.raises(BadPictureError, match="2 pictures, which are read from files on this machine alone"):
+        FileSource([several], pixels=Pixels(5)).read(0)
 
 
 def test_names_without_suffix_links_and_repetitions(tmp_path: Path) -> None:

@@ -77,14 +77,27 @@ def test_other_images_than_a_run_was_begun_with_are_noticed(stopped, tmp_path):
         pretrain(resume=str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("key", ["of_steps", "seed"])
+@pytest.mark.parametrize("key", ["of_steps", "seed", "optimizer"])
 def test_the_checkpoint_of_another_run_of_the_same_network_is_refused(key, stopped, tmp_path):
     shutil.copytree(stopped[0], tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = torch.load(file)
-    content["convspark_epoch"][key] += 1
+    content["convspark_epoch"][key] += "W" if key == "optimizer" else 1
     torch.save(content, file)
     with pytest.raises(ConvsparkError, match="the checkpoint is of another run, one of"):
+        pretrain(resume=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("convspark_epoch", "sum"), pytest.param("loops", "fit_loop", marks=pytest.mark.slow)]
+)
+def test_a_checkpoint_without_a_part_is_refused(part, key, stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(file)
+    del content[part][key]
+    torch.save(content, file)
+    with pytest.raises(ConvsparkError, match=r"last.ckpt cannot be gone on from \(KeyError: .*was it changed"):
         pretrain(resume=str(tmp_path / "run"))
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -65,6 +66,22 @@ def test_legends(tmp_path, texts, monkeypatch):
     for name in SHOWN[:-1]:
         assert texts.count((name, False)) == 3 and (name, True) not in texts
     assert ("$a$$.png", False) in texts and ("$a$$.png, truth: 0", False) in texts
+
+
+@pytest.mark.parametrize("first", ["background", "class 1"])
+def test_every_class_but_the_background_is_coloured(tmp_path, texts, monkeypatch, first):
+    """A first class of another name is one like the others, in pictures and legend."""
+    views = []
+    monkeypatch.setattr(Axes, "imshow", lambda _, view: views.append(view))
+    maps = np.array([[0, 1], [2, 255]], np.uint8)
+    draw_label_maps([("a", Image.new("RGB", (2, 2)), maps, maps)], [first, "b", "c"], tmp_path / "l.png")
+    has_colour = views[1].any(axis=2).tolist()
+    assert has_colour == [[first != "background", True], [True, False]]
+    assert len({tuple(pixel) for pixel in views[1].reshape(4, 3).tolist()}) == (3 if first == "background" else 4)
+    names = [text for text, _ in texts]
+    assert ("background (not coloured)" in names) == (first == "background") and ("class 1" in names) == (
+        first != "background"
+    )
 
 
 def test_a_picture_that_fails_is_told_and_a_full_disk_is_an_error(tmp_path, caplog, monkeypatch):

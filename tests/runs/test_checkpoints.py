@@ -14,7 +14,8 @@ from convspark.runs.folder import RunFolder
 
 def content(step=0):
     state = nn.Linear(300, 300).state_dict()
-    return {"state_dict": state, "optimizer_states": [], "convspark_epoch": {}, "global_step": step}
+    parts = {"optimizer_states": [], "convspark_epoch": {}, "loops": {}, "callbacks": {}}
+    return {"state_dict": state, "global_step": step, **parts}
 
 
 @pytest.fixture
@@ -80,14 +81,29 @@ def test_without_a_last_checkpoint_the_one_before_is_taken(folder):
         (lambda c: c["state_dict"].update(more=torch.ones(1)), "another network"),
         (lambda c: c["state_dict"].update(weight=torch.ones(3, 300)), "weight among them"),
         (lambda c: c.update(hook=zipfile.ZipFile), "cannot be read"),
+        (lambda c: c.update(state_dict=[]), "not a checkpoint of a run"),
+        (lambda c: c.pop("loops"), "not a checkpoint of a run"),
+        (lambda c: c.pop("callbacks"), "not a checkpoint of a run"),
+        (lambda c: c.update(convspark_epoch=None), "not a checkpoint of a run"),
+        (lambda c: c["state_dict"].update(weight="words"), "weight among them"),
+        (lambda c: c.update(optimizer_states=[]), "another optimiser"),
+        (lambda c: c["optimizer_states"][0].pop("param_groups"), "another optimiser"),
+        (lambda c: c["optimizer_states"][0]["param_groups"].append({"params": [7]}), "another optimiser"),
+        (lambda c: c["optimizer_states"][0]["state"][0].pop("exp_avg"), "another optimiser"),
+        (lambda c: c["optimizer_states"][0]["state"][1].update(exp_avg=torch.ones(3)), "another optimiser"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(change, said, tmp_path):
     path, checkpoint = tmp_path / "last.ckpt", content()
     expected = dict(checkpoint["state_dict"])
+    parameters = [nn.Parameter(tensor) for tensor in expected.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    checkpoint["optimizer_states"] = [optimizer.state_dict()]
     torch.save(checkpoint, path)
-    check_content(path, expected)
+    check_content(path, expected, torch.optim.AdamW(parameters))
     change(checkpoint)
     torch.save(checkpoint, path)
     with pytest.raises(ConvsparkError, match=said):
-        check_content(path, expected)
+        check_content(path, expected, torch.optim.AdamW(parameters))

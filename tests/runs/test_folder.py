@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import convspark
+from convspark.arguments import checked_arguments
 from convspark.errors import ConvsparkError, UsageError
-from convspark.files import beside, paths_as_texts, write_text, written_whole
+from convspark.files import beside, write_text, written_whole
 from convspark.pretraining.settings import PretrainSettings
 from convspark.runs import folder as run_folder
 from convspark.runs.folder import RunFolder, write_environment
@@ -139,7 +140,7 @@ def test_functions_take_paths(name, tmp_path):
 
 
 def test_paths_in_lists_and_settings(tmp_path):
-    assert paths_as_texts(lambda *a, **k: (a, k))(Path("a"), [Path("b"), 1], c=(0.9, 0.95)) == (
+    assert checked_arguments(lambda *a, **k: (a, k))(Path("a"), [Path("b"), 1], c=(0.9, 0.95)) == (
         ("a", ["b", 1]),
         {"c": (0.9, 0.95)},
     )

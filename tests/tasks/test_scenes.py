@@ -5,6 +5,7 @@ import io
 import json
 import os
 import unicodedata
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from convspark.errors import DataError, UsageError
 from convspark.tasks.detection.data import read_scenes
 from convspark.tasks.detection.masks import decode_mask
 from convspark.tasks.detection.network import average_precision
+from convspark.tasks.detection.train import Detection
 
 
 @pytest.fixture
@@ -141,6 +143,20 @@ def test_which_files_of_a_folder_are_vocs(folder):
     (folder / "b.XML").write_text(f"<annotation>{VOC_OBJECT}</annotation>")
     (folder / "._a.xml").write_bytes(b"\0\5\x16\7")
     assert [len(scene.things) for scene in read_scenes(str(folder), str(folder)).scenes] == [1, 1]
+
+
+@pytest.mark.parametrize("filename", ["0.png", "0.bmp", None])
+def test_voc_files_in_subfolders_belong_to_the_pictures_there(folder, filename):
+    boxes = {"": (1, 1, 2, 2), "a": (1, 1, 4, 4), "b/c": (1, 1, 6, 6), ".trash": (1, 1, 9, 9)}
+    pictures = folder / "pictures"
+    for place, box in boxes.items():
+        for side in (folder / "xml" / place, pictures / place):
+            side.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(pictures / place / "0.png")
+        voc(folder / "xml" / place, "0", box, filename if place else "0.png")
+    scenes = read_scenes(str(folder / "xml"), str(pictures)).scenes
+    there = {scene.path: scene.things[0].box for scene in scenes}
+    assert there == {str(pictures / place / "0.png"): (0, 0, *boxes[place][2:]) for place in ("", "a", "b/c")}
 
 
 @pytest.mark.parametrize(("word", "expected"), [("1", True), ("True", True), ("0", False), ("Unspecified", False)])
@@ -577,6 +593,15 @@ def test_annotations_of_no_picture_and_of_none_that_is_whole_are_told(folder):
 def test_where_all_objects_are_crowds_that_is_said(folder):
     with pytest.raises(DataError, match=r"holds no annotated object but 2 crowds \(`iscrowd`\)"):
         read_scenes(coco(folder, [BOX | {"iscrowd": 1}, BOX | {"iscrowd": True}]), str(folder))
+
+
+@pytest.mark.parametrize(("crowds", "words"), [(0, "2 to validate with"), (3, "3 crowds or difficult objects")])
+def test_a_log_counts_crowds_apart(folder, crowds, words):
+    things = [BOX | {"id": i, "iscrowd": int(i < crowds)} for i in range(4)]
+    scenes, val = read_scenes(coco(folder, things), str(folder)), read_scenes(coco(folder, [BOX]), str(folder))
+    task = MagicMock(scenes=scenes, val=val, learning_rate=1.0, layer_decay=1.0)
+    line = Detection.describe(task)[1]
+    assert words in line and f" 2 with {4 - crowds} objects of 2 classes" in line
 
 
 @pytest.mark.parametrize(

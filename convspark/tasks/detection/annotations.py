@@ -1,5 +1,6 @@
 """Annotation files, as they are written: COCO JSON and Pascal VOC XML, before anything is known of the pictures."""
 
+import glob
 import json
 import math
 import reprlib
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ...data.decode import open_regular
+from ...data.files import is_left_out
 from ...data.tiff import NotReadError
 from ...errors import DataError
 from ...names import shown, some
@@ -68,7 +70,7 @@ def read_annotations(path: Path) -> tuple[list[Annotated], list[str]]:
     whole picture is 1, 1, width, height.
 
     Args:
-        path: COCO .json file; folder of VOC .xml files, or a .txt list of their names in VOC's ImageSets.
+        path: COCO .json file; folder of VOC .xml files, flat or nested; .txt list of their names in VOC's ImageSets.
 
     Raises:
         DataError: it is neither, or an entry lacks or garbles something; names file and entry.
@@ -185,7 +187,9 @@ def _short(value: Any) -> str:
 
 def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
     if path.is_dir():
-        files = sorted(file for file in path.glob("*") if file.suffix.lower() == ".xml" and file.name[0] != ".")
+        folder = path
+        names_below = glob.glob("**/*", root_dir=path, recursive=True)  # follows links, as the pictures' folder does
+        files = sorted(path / name for name in names_below if name.lower().endswith(".xml") and not is_left_out(name))
     else:
         folder = next((p / "Annotations" for p in path.resolve().parents if (p / "Annotations").is_dir()), None)
         if path.suffix != ".txt" or folder is None:
@@ -216,7 +220,10 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
         names.update(entry.kind for entry in entries)
         name = (root.findtext("filename") or "").strip()
         stated = PurePosixPath(name.replace("\\", "/"))
-        pictures.append(Annotated(name or file.stem, size, entries, (stated.name, stated.stem, file.stem)))
+        stems = stated.name, stated.stem, file.stem
+        if len(stated.parts) < 2:  # a/0.xml and b/0.xml may both say 0.jpg
+            name = str(PurePosixPath(file.relative_to(folder).parent.as_posix(), name or file.stem))
+        pictures.append(Annotated(name, size, entries, stems))
     return pictures, sorted(names)
 
 

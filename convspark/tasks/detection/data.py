@@ -68,6 +68,12 @@ class Scenes:
         """The places of pictures that a run trained on and that are not there any more."""
         return [place for place, scene in enumerate(self.scenes) if scene.size == _NO_SIZE]
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many objects count, and how many are crowds."""
+        crowds = [thing.crowd for scene in self.scenes for thing in scene.things]
+        return crowds.count(False), crowds.count(True)
+
     def part(self, pictures: Sequence[str]) -> "Scenes":
         """Of some pictures, in their order; those that are not here are without size and objects."""
         by_path = {scene.path: scene for scene in self.scenes}

@@ -134,12 +134,14 @@ class Detection(Task[DetectSettings, DetectResult]):
 
     def describe(self) -> list[str]:
         n, size = self.numbers, self.settings.size
-        things = sum(not thing.crowd for scene in self.scenes.scenes for thing in scene.things)
+        (things, crowds), (_, crowds_of_val) = self.scenes.counts, self.val.counts
+        crowds += crowds_of_val
+        left_out = f"; {crowds} crowds or difficult objects in these do not count" if crowds else ""
         return [
             f"network   {self.origin.model}, weights of {self.origin.weights}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",
-            f"pictures  {len(self.scenes.scenes)} with {things} objects of {len(self.scenes.classes)} classes to train "
-            f"on, {len(self.val.scenes)} to validate with",
+            f"pictures  {len(self.scenes.scenes)} with {things} objects of {len(self.scenes.classes)} "
+            f"classes to train on, {len(self.val.scenes)} to validate with{left_out}",
             f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {size} pixels",
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]

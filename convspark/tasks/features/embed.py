@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...arguments import checked_arguments
 from ...errors import UsageError
-from ...files import paths_as_texts
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ class EmbedResult:
         return f"{self.pictures} pictures, {self.channels} numbers each{left_out}: {self.file}"
 
 
-@paths_as_texts
+@checked_arguments
 def embed(
     weights: str | None = None,
-    images: str | None = None,
+    images: str | list[str] | None = None,
     *,
     out: str = "features.npz",
     model: str | None = None,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...arguments import checked_arguments
 from ...errors import UsageError
-from ...files import paths_as_texts
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class ProbeReport:
         return "\n".join(lines)
 
 
-@paths_as_texts
+@checked_arguments
 def probe(
     weights: str | None = None,
     data: str | None = None,
