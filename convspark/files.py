@@ -27,11 +27,14 @@ DISK_ERRORS = frozenset(
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def written_whole(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix), moved over it when the block ends well and removed when not.
 
     Missing folders are made. A reader sees the old file or the new one, also when the writer is killed or the machine
     stops: the content is on the disk before the name is. The file has the permissions that files usually get here.
+
+    Args:
+        new: raise FileExistsError instead of replacing a file: of several processes, one writes it.
     """
     target = Path(path)
     try:
@@ -49,10 +52,22 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.chmod(usual)  # some writers (safetensors) let nobody but the owner read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            if not (new and _linked(temporary, target)):
+                os.replace(temporary, target)
     finally:
         with suppress(OSError):  # where that fails, too, what went wrong before says more
             temporary.unlink(missing_ok=True)
+
+
+def _linked(path: Path, name: Path) -> bool:
+    """Give a file a second name, which must be new; False on a disk whose files have one."""
+    try:
+        os.link(path, name)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -127,9 +142,13 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file, whole or not at all; file names in it that are not UTF-8 are written byte for byte."""
-    with written_whole(path) as temporary:
+def write_text(path: str | os.PathLike[str], text: str, *, new: bool = False) -> None:
+    """Write a text file, whole or not at all; file names in it that are not UTF-8 are written byte for byte.
+
+    Args:
+        new: raise FileExistsError where there is one.
+    """
+    with written_whole(path, new=new) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

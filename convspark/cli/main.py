@@ -13,9 +13,9 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from .._version import __version__
-from ..errors import ConvsparkError
+from ..errors import ConvsparkError, UsageError
 from ..names import shown, shown_text
-from ..runs.processes import EndedElsewhereError, Processes
+from ..runs.processes import ALONE, EndedElsewhereError, Processes
 from ..trust import trust_code
 
 # Each module has a `command()`, what it takes, and a `run(arguments) -> exit code`; it is imported when called.
@@ -98,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EndedElsewhereError as error:
         return error.exit_code  # the process that failed says what happened
     except ConvsparkError as error:
-        here = Processes.here()
+        here = ALONE
+        with contextlib.suppress(UsageError):  # that this process cannot be known may be the error
+            here = Processes.here()
         _say(f"error{'' if here.is_first else f' (process {here.rank})'}: {shown_text(error)}")
         return error.exit_code
     except KeyboardInterrupt as interrupt:

@@ -29,8 +29,8 @@ def load(kind: str, place: str, stamp: str = "") -> dict[str, np.ndarray] | None
         with _file(kind, place).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["stamp"]) == stamp and str(arrays["place"]) == _ascii(place):
                 return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, torn, or of something else
-        pass
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, RuntimeError):
+        pass  # not there, torn, of something else, or no home folder
     return None
 
 

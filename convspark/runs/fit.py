@@ -88,7 +88,8 @@ def fit(
             accumulate_grad_batches=train.accumulate,
             gradient_clip_val=gradient_clip,
             callbacks=[watch, metrics, warned, *progress, *callbacks, checkpoints, signals],
-            plugins=[WholeCheckpoints(folder)],
+            # Not what Lightning sees in the environment: it wants a job of SLURM's to have as many processes as tasks.
+            plugins=[WholeCheckpoints(folder), _Connected(here)],
             logger=make_tracker(tracker, folder) if here.is_first else False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -135,7 +136,6 @@ def _strategy(here: Processes, device: torch.device) -> dict[str, Any]:
     if not here.are_several:
         return {}
     strategy = DDPStrategy(
-        cluster_environment=_Connected(here),
         process_group_backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         broadcast_buffers=False,  # they are the same by themselves: batch norms go over all processes
         find_unused_parameters=True,
@@ -144,7 +144,7 @@ def _strategy(here: Processes, device: torch.device) -> dict[str, Any]:
 
 
 class _Connected(ClusterEnvironment):
-    """Processes that are connected already, each with one device, whichever machine it is on."""
+    """Processes that are connected already (or one), each with one device, whichever machine it is on."""
 
     def __init__(self, here: Processes) -> None:
         super().__init__()

@@ -57,7 +57,8 @@ def launch(command: Sequence[str], devices: int, nodes: int = 1) -> int:
     (NODE_RANK).
     """
     environment = {**os.environ, **_of_node(nodes)}
-    first, count = int(environment.get("NODE_RANK", 0)) * devices, devices * nodes
+    environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # of a torchrun that started this one alone
+    first, count = int(environment["NODE_RANK"]) * devices, devices * nodes
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or else each step's bookkeeping is logged
     started = [
@@ -132,6 +133,11 @@ def _of_node(nodes: int) -> dict[str, str]:
         raise UsageError(
             f"nodes is {nodes}, and the environment lacks {' and '.join(missing)}: on each of the machines, set "
             "MASTER_ADDR to the first one's address and NODE_RANK to 0, 1, ... Or start by torchrun, or by SLURM's srun"
+        )
+    if not os.environ["NODE_RANK"].isdecimal() or int(os.environ["NODE_RANK"]) >= nodes:
+        raise UsageError(
+            f"NODE_RANK is {os.environ['NODE_RANK']!r} in the environment, and nodes is {nodes}: expected 0 on the "
+            f"first of the machines, and so on up to {nodes - 1}"
         )
     return {"MASTER_PORT": os.environ.get("MASTER_PORT", "29400")}
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import traceback
@@ -596,6 +597,9 @@ def _advice(error: BaseException) -> str | None:
             f"{loading} ran out of shared memory{size}. In a container, start it with `docker run --shm-size 8g`; "
             "anywhere, --workers 0 goes without these processes"
         )
+    unusable = re.search(r"unable to .*</torch_.*>.*: (.*) \(\d+\)", text)
+    if unusable is not None:
+        return f"{loading} cannot use shared memory, /dev/shm ({unusable[1]}): --workers 0 goes without them"
     if "items of ancdata" in text or ("Too many open files" in text and "worker" in text):
         return f"{loading} opened too many files: --workers 0 goes without them, or type `ulimit -n 65536` first"
     if "DataLoader worker" in text and "signal: Killed" in text:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +19,16 @@ from ..errors import ConvsparkError, UsageError
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _PORT = "29400"
 _GRACE = 5.0  # seconds
+_PATIENCE = 20.0  # seconds
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_SRUN = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 
 
 class EndedElsewhereError(ConvsparkError):
@@ -45,20 +54,34 @@ class Processes:
 
     @classmethod
     def here(cls) -> Processes:
-        """As this process was started: by torchrun (or `--devices`), by SLURM's srun, or alone."""
+        """As this process was started: by torchrun (or `--devices`), by SLURM's srun, or alone.
+
+        Raises:
+            UsageError: what the environment says of it is no number, or contradicts itself.
+        """
         return cls._of(os.environ)
 
     @classmethod
-    def _of(cls, environment: Any) -> Processes:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        if all(name in environment for name in names):
-            rank, count, local = (int(environment[name]) for name in names)
-            return cls(rank, count, local, int(environment.get("LOCAL_WORLD_SIZE", count)))
-        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            node, local = int(environment["SLURM_NODEID"]), int(environment["SLURM_LOCALID"])
-            tasks = _tasks_of_nodes(environment["SLURM_STEP_TASKS_PER_NODE"])
-            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), local, tasks[node])
+    def _of(cls, environment: Mapping[str, str]) -> Processes:
+        names = _TORCHRUN[:3]
+        if all(environment.get(name) for name in names):
+            rank, count, local = (_number(environment, name, _TORCHRUN) for name in names)
+            on_machine = count if not environment.get(_TORCHRUN[3]) else _number(environment, _TORCHRUN[3], _TORCHRUN)
+            return cls(rank, count, local, on_machine)._checked(_TORCHRUN)
+        if environment.get(_SRUN[0]) and _number(environment, _SRUN[0], _SRUN) > 1:
+            count, rank, node, local = (_number(environment, name, _SRUN) for name in _SRUN[:4])
+            tasks = _tasks_of_nodes(environment.get(_SRUN[4], ""))
+            return cls(rank, count, local, tasks[node] if 0 <= node < len(tasks) else 0)._checked(_SRUN)
         return cls()
+
+    def _checked(self, names: Sequence[str]) -> Processes:
+        """Itself; UsageError where the variables that say so contradict each other."""
+        if 0 <= self.rank < self.count and 0 <= self.local_rank < self.local_count <= self.count:
+            return self
+        raise UsageError(
+            f"the environment says that this is process {self.rank} of {self.count}, and {self.local_rank} of "
+            f"{self.local_count} on this machine, counted from 0, which cannot be. {_unset(names)}"
+        )
 
     @property
     def is_first(self) -> bool:
@@ -158,9 +181,15 @@ def joined(device: str) -> Iterator[Processes]:
     _meet()
     if on_gpus:
         torch.cuda.set_device(gpu_of(here))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpus else "gloo", init_method="env://", rank=here.rank, world_size=here.count
-    )
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    with _waiting_told(here), _signals_end_it():
+        try:
+            dist.init_process_group(backend, init_method="env://", rank=here.rank, world_size=here.count)
+        except (ValueError, dist.DistNetworkError, dist.DistStoreError) as error:
+            raise UsageError(
+                f"{_meeting_of(here)} failed: {str(error).splitlines()[0]}. MASTER_ADDR and MASTER_PORT say where: the "
+                f"first process's machine, and a free port there. {_unset(_started_by())}"
+            ) from error
     # Only where all is well: else it might wait for processes that are gone.
     atexit.register(dist.destroy_process_group)
     try:
@@ -230,13 +259,64 @@ class Agreement:
 
 def _meet() -> None:
     """Set where the processes find each other, if the environment does not say it."""
-    if "MASTER_ADDR" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-        slurm = SLURMEnvironment(auto_requeue=False)
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST")
+    if "MASTER_ADDR" not in os.environ and nodes and _started_by() == _SRUN:
+        os.environ["MASTER_ADDR"] = re.split("[ ,]", re.sub(r"\[(\w+)[^]]*\]", r"\1", nodes))[0]  # of node[07-09,12]
+        job = re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", ""))[-4:]
+        os.environ.setdefault("MASTER_PORT", str(15000 + int(job or 0)))  # so that two jobs on a node have two
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", _PORT)
+
+
+def _meeting_of(here: Processes) -> str:
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return f"the meeting of process {here.rank} with {here.count - 1} more at {at}"
+
+
+def _started_by() -> tuple[str, ...]:
+    """The names of the variables that say that there are several processes."""
+    return _TORCHRUN if all(os.environ.get(name) for name in _TORCHRUN[:3]) else _SRUN
+
+
+def _unset(names: Sequence[str]) -> str:
+    return f"If this is to be the only process, unset {names[0]}"
+
+
+@contextmanager
+def _waiting_told(here: Processes) -> Iterator[None]:
+    """Say after a while that the others are waited for: a variable left over in the environment has no others."""
+    words = f"{_meeting_of(here)}: still waiting for them. {_unset(_started_by())}"
+    notice = threading.Timer(_PATIENCE, logger.error, [words])
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Within it, what asks this process to stop ends it at once: PyTorch waits for the others in C++, for half an hour,
+    where no handler of Python's is called."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    is_main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+    before = {number: handler for number in numbers if is_main and callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _number(environment: Mapping[str, str], name: str, names: Sequence[str]) -> int:
+    text = environment.get(name, "")
+    if re.fullmatch(r"-?[0-9]{1,9}", text):
+        return int(text)
+    problem = f"has {name} = {text!r}: expected a whole number" if text else f"lacks {name}, beside {names[0]}"
+    raise UsageError(f"the environment {problem}. {_unset(names)}")
 
 
 def _tasks_of_nodes(text: str) -> list[int]:

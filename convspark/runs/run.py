@@ -112,7 +112,11 @@ class Run(Generic[S]):
             out = self.settings.out
             kind = type(settings)
             self._folder = RunFolder.create_named(name, kind) if out is None else RunFolder.create(out, kind)
-            self._write_config(settings)
+            try:
+                self._write_config(settings, new=True)
+            except FileExistsError:  # another process has begun it since this one looked
+                self._folder.check_new()
+                raise
         try:
             with self._locks:
                 self._locks.enter_context(held(self._folder.config, _PATIENCE))
@@ -144,9 +148,9 @@ class Run(Generic[S]):
             # The file was replaced, so its lock is taken anew; a process that only tests it may have it for a moment.
             self._locks.enter_context(held(self.folder.config, _PATIENCE))
 
-    def _write_config(self, settings: S) -> None:
+    def _write_config(self, settings: S, new: bool = False) -> None:
         again = f"Again, elsewhere: convspark {settings.kind} --config {settings.file}"
-        write_text(self.folder.config, as_yaml(settings, f"The settings of this run, resolved. {again}"))
+        write_text(self.folder.config, as_yaml(settings, f"The settings of this run, resolved. {again}"), new=new)
 
     def keep(self, result: Any, file: str = "results.json") -> None:
         """Write a result, a dataclass, into the folder."""

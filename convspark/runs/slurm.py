@@ -12,7 +12,7 @@ def slurm_job() -> str | None:
 
 def was_started_again() -> bool:
     """Whether this job ran before."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return os.environ.get("SLURM_RESTART_COUNT", "").lstrip("0").isdecimal()
 
 
 def requeue(job: str) -> str:

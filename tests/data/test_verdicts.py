@@ -113,3 +113,11 @@ def test_nowhere_to_keep_an_index_is_no_obstacle(folder, monkeypatch) -> None:
     (folder.parent / "file").touch()
     monkeypatch.setattr(index, "cache_folder", lambda: folder.parent / "file" / "x")
     assert len(look(folder).good) == 40
+
+
+def test_neither_is_a_user_without_a_home(folder, monkeypatch) -> None:
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(index, "cache_folder", nowhere)
+    assert len(look(folder).good) == 40

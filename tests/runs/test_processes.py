@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,9 +21,10 @@ from spread import main as run_here
 
 from convspark.cli.main import main
 from convspark.errors import UsageError
+from convspark.runs import processes
 from convspark.runs.launch import launch
 from convspark.runs.numbers import count
-from convspark.runs.processes import Agreement, Processes, check_count
+from convspark.runs.processes import Agreement, Processes, check_count, joined
 
 SCRIPT = Path(__file__).with_name("spread.py")
 REFERENCE = ["resnet", "drawing", "finetune", "segment"]
@@ -244,6 +247,84 @@ def test_how_a_process_was_started(environment, expected):
     assert Processes._of(environment) == expected
 
 
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}
+SRUN |= {"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (TORCHRUN | {"RANK": "abc"}, "has RANK = 'abc': expected a whole number. If .* unset RANK"),
+        (TORCHRUN | {"RANK": "2"}, "process 2 of 2, and 0 of 2 on this machine.*cannot be.*unset RANK"),
+        (TORCHRUN | {"RANK": "-1"}, "process -1 of 2"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, "process 0 of 2, and 2 of 2 on"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "0 of 0 on"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "0 of 4 on"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"}, "process 0 of 0"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "lacks SLURM_PROCID, beside SLURM_STEP_NUM_TASKS"),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS = 'many'.*unset SLURM_STEP_NUM_TASKS"),
+        (SRUN | {"SLURM_NODEID": "2"}, "1 of 0 on"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": ""}, "1 of 0 on"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_refused(environment, words, monkeypatch, capsys):
+    with pytest.raises(UsageError, match=words):
+        Processes._of(environment)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["pretrain", "pictures"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, {"RANK": "3"}])
+def test_variables_that_are_empty_or_alone_mean_nothing(environment):
+    assert Processes._of(environment) == Processes()
+
+
+def test_tasks_of_slurms_meet_on_the_first_node_of_their_step(monkeypatch):
+    more = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "123456", "SLURM_STEP_NODELIST": "node[07-08],gpu3"}
+    for name, value in (SRUN | more).items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    processes._meet()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "18456")
+
+
+@pytest.mark.parametrize(("port", "words"), [("abc", "invalid literal"), ("80000", "80000")])
+def test_processes_that_cannot_meet_say_where_and_why(port, words, monkeypatch):
+    for name, value in (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, value)
+    message = f"process 0 with 1 more at 127.0.0.1:{port} failed: .*{words}.*unset RANK"
+    with pytest.raises(UsageError, match=message), joined("cpu"):
+        pass
+
+
+def test_who_waits_for_others_says_so_and_can_be_stopped(monkeypatch, caplog):
+    for name, value in (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+
+    def meet(*_args, **_kwargs):
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    of_terms = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    monkeypatch.setattr(processes, "_PATIENCE", 0.0)
+    try:
+        with pytest.raises(KeyboardInterrupt), joined("cpu"):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, of_terms)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "process 0 with 1 more at 127.0.0.1:1: still waiting" in caplog.text and "unset RANK" in caplog.text
+
+
 def test_alone_all_is_known_at_once():
     here = Processes()
     assert here.gathered(3) == [3] and here.from_first(3) == 3
@@ -270,6 +351,14 @@ def test_bad_numbers_of_processes(arguments, code, words, capsys, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert main(["pretrain", "pictures", *arguments]) == code
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("node", ["2", "-1", "first", ""])
+def test_nodes_are_counted_from_0(node, capsys, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("NODE_RANK", node)
+    assert main(["pretrain", "pictures", "--devices", "2", "--nodes", "2"]) == 2
+    assert f"NODE_RANK is {node!r} in the environment, and nodes is 2: expected 0" in capsys.readouterr().err
 
 
 def test_other_commands_want_one_process(monkeypatch, capsys):

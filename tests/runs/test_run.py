@@ -1,6 +1,7 @@
 """A run: begun once, in a folder for itself."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,32 @@ def test_reads_and_checks_without_writing_and_goes_on_with_what_was_begun(tmp_pa
     assert again.goes_on and again.settings.epochs == 3 and again.settings.workers == 2
     with pytest.raises(UsageError, match=f"segment --resume {tmp_path}"):
         Run(asked)
+
+
+def test_of_two_that_begin_at_the_same_moment_one_does(tmp_path, monkeypatch):
+    others = []
+
+    def create(*place):
+        folder = create_folder(*place)
+        if not others:  # between the look at the folder and the first file in it
+            others.append(folder)
+            begin(SegmentSettings(out=str(folder.path), epochs=3))
+        return folder
+
+    create_folder = running.RunFolder.create
+    monkeypatch.setattr(running.RunFolder, "create", create)
+    with pytest.raises(UsageError, match=f"exists already: go on with `convspark segment --resume {tmp_path}/run`"):
+        begin(SegmentSettings(out=str(tmp_path / "run"), epochs=4))
+    assert Run(SegmentSettings(resume=str(tmp_path / "run"))).settings.epochs == 3
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", "log.txt"}
+
+
+def test_begins_where_files_have_one_name(tmp_path, monkeypatch):
+    def link(*_names):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    assert begin(SegmentSettings(out=str(tmp_path / "run"), epochs=3)).folder.config.is_file()
 
 
 def test_a_run_that_another_process_carries_out_is_left_alone(tmp_path, monkeypatch):

@@ -85,6 +85,19 @@ def test_what_to_do_about_processes_that_load_is_said(failure, words, monkeypatc
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("open shared memory object </torch_1_2_3> in read-write mode: No such file or directory (2)", "No such file"),
+        ("resize file </torch_1_2_3> to the right size: File too large (27)", "File too large"),
+    ],
+)
+def test_shared_memory_that_cannot_be_used(words, why):
+    message = rf"cannot use shared memory, /dev/shm \({why}.*--workers 0"
+    with pytest.raises(ConvsparkError, match=message), workers_explained():
+        raise RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: unable to {words}\n")
+
+
 def test_what_torch_learns_of_a_crash_while_it_is_explained_counts(monkeypatch):
     advice = loading._advice
 
