@@ -129,7 +129,7 @@ def test_a_stage_is_what_its_container_makes_of_it():
 
 
 @pytest.mark.parametrize(
-    ("build", "behind"),
+    ("build", "after"),
     [
         (lambda: timm.create_model("resnet18"), "fc"),
         (lambda: torchvision.models.resnet18(), "fc"),
@@ -137,19 +137,19 @@ def test_a_stage_is_what_its_container_makes_of_it():
         (lambda: timm.create_model("rexnet_100"), "features.16"),
     ],
 )
-def test_nothing_runs_behind_the_deepest_stage(build, behind):
+def test_nothing_runs_behind_the_deepest_stage(build, after):
     class Forbidden(nn.Module):
         def forward(self, x):
             raise AssertionError("this must not be run")
 
     network = build()
     stages = Stages(network)
-    network.set_submodule(behind, Forbidden())
+    network.set_submodule(after, Forbidden())
     assert len(stages(torch.zeros(2, 3, 64, 64))) == 4
 
 
 @pytest.mark.parametrize(
-    ("build", "behind"),
+    ("build", "after"),
     [
         (lambda: timm.create_model("resnet18"), {"fc"}),
         (lambda: timm.create_model("convnext_atto"), {"head.norm", "head.fc"}),
@@ -160,9 +160,9 @@ def test_nothing_runs_behind_the_deepest_stage(build, behind):
         (UNet, {"up2.0", "up2.1", "up1.0", "up1.1", "leave"}),
     ],
 )
-def test_untrained_are_the_tensors_behind_the_deepest_stage(build, behind):
+def test_untrained_are_the_tensors_behind_the_deepest_stage(build, after):
     network = build()
-    expected = [name for name in network.state_dict() if name.rpartition(".")[0] in behind]
+    expected = [name for name in network.state_dict() if name.rpartition(".")[0] in after]
     assert sorted(Stages(network).untrained) == sorted(expected)
 
 
