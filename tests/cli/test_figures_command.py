@@ -137,6 +137,7 @@ def test_of_a_module_of_any_channels(channels, picture, tmp_path):
     assert done.left_out == "a module has no decoder; pass a SparK"
 
 
+@pytest.mark.slow
 def test_of_a_model(picture, tmp_path):
     model = SparK(Own(3), image_size=32, mask_ratio=0.5, prove=False)
     done = figures(model, [picture], output=str(tmp_path), ratios=[0.5])
@@ -144,6 +145,7 @@ def test_of_a_model(picture, tmp_path):
     assert model.mask_ratio == 0.5 and model.training
 
 
+@pytest.mark.slow
 def test_channels_of_a_name(picture, tmp_path):
     line = ["figures", "test_resnet", picture, "--channels", "1", "--size", "64", "-o", str(tmp_path)]
     assert main(line) == 0

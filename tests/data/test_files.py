@@ -33,7 +33,7 @@ def test_folder(tree: Path) -> None:
         "0123abcd", "a.png", "b.JPG", "deep/d.tiff", "deep/er/c.webp", "m.mpo", "with space/e f.jpeg", "ü.jpg"
     ]  # fmt: skip
     assert [os.path.relpath(path, tree) for path in list_pictures(tree)] == expected
-    assert list_pictures(str(tree) + "/") == list_pictures(str(tree) + "/")
+    assert list_pictures(f"{tree}/") == list_pictures(tree)
 
 
 def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_windows_are_mixed_and_differ() -> None:
     assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
     for start in range(0, 18_000, 256):
         assert 5 <= len(np.unique(blocks[orders[0][start : start + 256]])) <= 17  # of any batch
-    assert np.abs(np.diff(orders[0][:2000])).min() >= 1 and np.median(np.abs(np.diff(orders[0]))) > 256
+    assert np.median(np.abs(np.diff(orders[0]))) > 256
 
 
 def test_an_epoch_goes_on_in_its_midst() -> None:

@@ -76,12 +76,16 @@ def test_every_torchvision_convnet_is_exact(name):
     assert report.exact, report.reason
 
 
-@pytest.mark.parametrize("name", NO_PADDING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != NO_PADDING[-1])) for n in NO_PADDING]
+)
 def test_networks_without_padding_are_refused(name):
     assert "padded" in str(check(f"torchvision:{name}", measure=False).reason)
 
 
-@pytest.mark.parametrize("name", ["maxvit_t", "swin_t", "swin3d_t", "vit_b_32"])
+@pytest.mark.parametrize(
+    "name", ["swin_t", *(pytest.param(n, marks=pytest.mark.slow) for n in ("maxvit_t", "swin3d_t", "vit_b_32"))]
+)
 def test_transformers_are_refused(name):
     assert "self-attention" in str(check(f"torchvision:{name}", measure=False).reason)
 

@@ -211,7 +211,13 @@ def test_named_stages_that_cannot_be(names, message):
         Stages(torchvision.models.resnet18(), stages=names)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_0_rw_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coatnet_0_rw_224",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")),
+    ],
+)
 def test_networks_with_attention_are_refused(name):
     network = timm.create_model(name)
     with pytest.raises(UsageError, match=r"is not a convolutional network: it has self-attention .* resnet50"):

@@ -167,7 +167,7 @@ def test_what_is_known_of_machines_and_networks():
         assert choices._GMAC[name] == pytest.approx(gmac, rel=0.02)
 
 
-@pytest.mark.parametrize(("seconds", "is_told"), [(7000.0, True), (2000.0, False)])
+@pytest.mark.parametrize(("seconds", "is_told"), [(7000.0, True), pytest.param(2000.0, False, marks=pytest.mark.slow)])
 def test_a_pace_far_slower_than_guessed_is_told(fifty, short, tmp_path, monkeypatch, caplog, seconds, is_told):
     """By a clock that says how long a step takes; a night has ten hours, the run twelve steps, in three epochs."""
     clock = itertools.count(0.0, seconds)

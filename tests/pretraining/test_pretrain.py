@@ -147,6 +147,7 @@ def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_number_of_workers_changes_nothing(finished, pictures, small, tmp_path):
     again = pretrain(str(pictures), out=str(tmp_path / "again"), **{**small, "workers": 2})
     assert again.train_loss == finished.train_loss

@@ -450,11 +450,15 @@ def test_what_a_single_image_has_not_is_compared_on_two():
 def test_a_network_is_left_as_it_was():
     network = timm.create_model("resnet10t").eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = torch.get_rng_state()
-    SparK(network, image_size=160, decoder_width=32)
+    states = []
+    for proved in (True, False):
+        torch.manual_seed(0)
+        SparK(network, image_size=160, decoder_width=32, prove=proved)
+        states.append(torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training and all(p.grad is None for p in network.parameters())
-    assert before.keys() == network.state_dict().keys() and state.shape == torch.get_rng_state().shape
+    assert before.keys() == network.state_dict().keys()
+    assert torch.equal(*states)  # which the decoder's weights moved, and the proof did not
 
 
 class Patchify(nn.Module):

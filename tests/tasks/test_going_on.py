@@ -93,7 +93,7 @@ def labels_by_folder(rows):
     return all(Path(row["path"]).parent.name == row["label"] for row in rows)
 
 
-@pytest.mark.parametrize("folders", ["kept", "removed"])
+@pytest.mark.parametrize("folders", ["kept", pytest.param("removed", marks=pytest.mark.slow)])
 def test_a_classifier_keeps_its_classes_and_takes_no_others(tmp_path, monkeypatch, caplog, folders):
     data = write_pictures(tmp_path / "data", 8)
     for i in range(2, 8):
