@@ -136,8 +136,8 @@ def mixes_positions(name: str, row: dict[str, Any]) -> str | None:
 # ---------------------------------------------------------------------------------------------- the sweep
 
 
-def sweep(names: list[str], table: dict[str, Any], workers: int) -> None:
-    """Try the names that the table lacks, saving after each."""
+def sweep(names: list[str], table: dict[str, Any], workers: int, measured: str) -> None:
+    """Try the names that the table lacks, saving after each; `measured` says when and with what."""
     from rich.progress import Progress
 
     memory = total_memory() // workers
@@ -164,13 +164,14 @@ def sweep(names: list[str], table: dict[str, Any], workers: int) -> None:
                             except Exception as error:
                                 row = failure("failed", f"{type(error).__name__}: {error}")
                             del running[future]
-                            table["networks"][name] = row
+                            table["networks"][name] = row | {"measured": measured}
                             save(table)
                             bar.advance(task)
                 except BrokenProcessPool:  # out of memory, most likely: one at a time shows which
                     for name in running.values():
                         if workers == 1:
-                            table["networks"][name] = failure("too large", "its proof was killed, out of memory")
+                            row = failure("too large", "its proof was killed, out of memory")
+                            table["networks"][name] = row | {"measured": measured}
                             save(table)
                             bar.advance(task)
                         else:
@@ -213,6 +214,8 @@ def page(table: dict[str, Any]) -> str:
     other = {name: what for name, row in rows.items() if (what := mixes_positions(name, row))}
     convolutional = {name: row for name, row in rows.items() if name not in other}
     exact = [name for name, row in convolutional.items() if row["verdict"] == "exact"]
+    counts = Counter(row["measured"] for row in rows.values())
+    measured = ", ".join(f"{how} ({count} names)" for how, count in sorted(counts.items()))
     families: dict[str, list[str]] = defaultdict(list)
     for name, row in convolutional.items():
         families[row["family"]].append(name)
@@ -227,7 +230,7 @@ def page(table: dict[str, Any]) -> str:
         "their reasons; "
         f"{len(other)} further names relate positions to each other (attention and the like) and are no convnets.",
         "",
-        f"Measured {table['date']} with torch {table['torch']}; `python -m benchmarks.coverage` makes this page. "
+        f"Measured {measured}; `python -m benchmarks.coverage` makes this page. "
         "Random weights, three images of two by three patches.",
         "",
         "| family (timm's file) | names | exact | largest deviation | patch |",
@@ -288,19 +291,14 @@ def main() -> None:
     import torch
 
     table: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.exists() else {"networks": {}}
-    known = {"timm": timm.__version__, "torch": torch.__version__.partition("+")[0]}
-    if any(table.get(key, value) != value for key, value in known.items()):
-        table = {"networks": {}}  # other versions: other networks
-    table = {
-        **known,
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m benchmarks.coverage",
-        **{"networks": table["networks"]},
-    }
+    if table.get("timm", timm.__version__) != timm.__version__:
+        table = {"networks": {}}  # another version: other networks
+    table = {"timm": timm.__version__, "command": "python -m benchmarks.coverage", "networks": table["networks"]}
+    measured = f"{datetime.date.today().isoformat()} with torch {torch.__version__.partition('+')[0]}"
     names = [name for name in timm.list_models() if fnmatch.fnmatch(name, options.only)]
     if options.fresh:
         table["networks"] = {name: row for name, row in table["networks"].items() if name not in names}
-    sweep(names, table, options.workers)
+    sweep(names, table, options.workers, measured)
     PAGE.write_text(page(table), encoding="utf-8")
     print(f"{TABLE.relative_to(ROOT)} and {PAGE.relative_to(ROOT)} written: {len(table['networks'])} names")
 
