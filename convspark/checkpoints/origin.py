@@ -80,20 +80,26 @@ class Origin:
             model: another name of the network.
 
         Raises:
-            UsageError: the network is of somebody's own code, which nobody has allowed.
+            UsageError: the network is of somebody's own code, which nobody has allowed; or it is no such record.
         """
+        try:
+            known = _Record(**{name: record[name] for name in _RECORDED})
+            pixels = Pixels.of_dict(known.pixels)
+        except (KeyError, TypeError, UsageError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise UsageError(f"{weights} does not say which network it holds: {reason}") from None
         if model is None:
-            check_code(record["model"], weights)
+            check_code(known.model, weights)
         return cls(
             weights,
-            model or record["model"],
+            model or known.model,
             weights,
-            record["model_args"],
-            record["size"],
-            record["channels"],
-            record["mean"],
-            record["std"],
-            pixels=Pixels.of_dict(record["pixels"]),
+            known.model_args,
+            known.size,
+            known.channels,
+            tuple(known.mean),
+            tuple(known.std),
+            pixels=pixels,
         )
 
     def build(self, seed: int = 0, drop_path: float = 0.0, *, classifier: bool = False) -> nn.Module:
@@ -307,8 +313,24 @@ def _of_file(path: Path, model: str | None) -> Origin:
 
 def _is_record(network: object) -> bool:
     """Whether it is what `Origin.as_record` makes; other code keeps weights by that name."""
-    fields = ("model", "model_args", "size", "channels", "mean", "std", "pixels")
-    return isinstance(network, Mapping) and all(name in network for name in fields)
+    return isinstance(network, Mapping) and all(name in network for name in _RECORDED)
+
+
+@checked_arguments
+@dataclass(frozen=True)
+class _Record:
+    """What `Origin.as_record` makes."""
+
+    model: str
+    model_args: dict[str, Any]
+    size: int | str | None
+    channels: int
+    mean: list[float]
+    std: list[float]
+    pixels: dict[str, Any]
+
+
+_RECORDED = ("model", "model_args", "size", "channels", "mean", "std", "pixels")
 
 
 _STYLE = r"_(?:withdecoder_)?1k(?:pretrained|finetuned)"  # what comes after the network in the paper's names of files

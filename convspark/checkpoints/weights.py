@@ -189,7 +189,7 @@ def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mappin
 
 
 def _check_values(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Raise UsageError for tensors whose numbers are missing, coded, or not finite where the network's own are."""
+    """Raise UsageError for tensors whose numbers are missing, coded, all 0, or not finite where the network's are."""
     coded = [
         f"{name} ({'without data' if tensor.is_meta else f'{tensor.dtype}, {tensor.layout}'.replace('torch.', '')})"
         for name, tensor in tensors.items()
@@ -204,6 +204,11 @@ def _check_values(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], sour
     broken = [n for n, tensor in tensors.items() if _is_finite(own[n]) and not _is_finite(tensor.to(own[n].dtype))]
     if broken:
         raise UsageError(f"{source} holds numbers that are not finite (NaN, infinity), in {summarise(broken)}")
+    weights = [name for name, tensor in tensors.items() if tensor.ndim > 1 and own[name].any()]
+    if weights and not any(tensors[name].any() for name in weights):
+        raise UsageError(
+            f"{source} holds nothing but zeros: it was not written to its end, or is of no trained network"
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:

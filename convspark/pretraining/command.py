@@ -64,7 +64,7 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         gradient_clip: largest norm of the gradient of a step; larger ones are cut to it.
         accumulate: number of forward passes into which a step's batch is divided, to fit it into memory; by default
             one, or as many as device_batch_size needs.
-        device_batch_size: largest number of images in a forward pass on each device.
+        device_batch_size: largest number of images in a forward pass on each device, if accumulate is left out.
         held_out: share of the images that is not trained on, to measure a loss with; or a folder of such images.
         held_out_most: largest number of images that this share may be.
         check: how images are checked at the start: quick reads the header and the end of each file, full decodes all,

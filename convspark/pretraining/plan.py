@@ -48,6 +48,7 @@ from ..runs.numbers import (
     format_size,
     normalisation,
     parse_size,
+    tell_of_large_passes,
 )
 from ..runs.optimizer import OptimizerKind, build_optimizer, default_learning_rate, parameter_groups
 from ..runs.processes import ALONE, Processes
@@ -272,6 +273,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         processes,
         device_batch_size=s.device_batch_size,
     )
+    tell_of_large_passes(numbers, processes, s.device_batch_size)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:
         _check_export(model, mean, std, parse_size(s.size))

@@ -1,5 +1,6 @@
 """From the settings to the numbers of a run; nothing here needs torch."""
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_BATCH_SIZE = 64
 _WARMUP_SHARE, _MOST_WARMUP_EPOCHS = 0.1, 40.0
@@ -130,6 +133,19 @@ def count(
     steps_per_epoch = -(-images // batch_size) if steps is None else steps // epochs
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     return Numbers(images, batch_size, accumulate, epochs, steps_per_epoch, warmup_steps)
+
+
+def tell_of_large_passes(numbers: Numbers, processes: int, device_batch_size: int | None) -> None:
+    """Warn where the passes that were asked for have more images than `device_batch_size`."""
+    own = numbers.images_a_pass // processes
+    if device_batch_size is not None and own > device_batch_size:
+        logger.warning(
+            "accumulate is %d, so that a forward pass has %d images on each device: more than device_batch_size, %d, "
+            "which is not kept to; leave --accumulate out, or raise it",
+            numbers.accumulate,
+            own,
+            device_batch_size,
+        )
 
 
 def _fewest_passes(batch_size: int, processes: int, most: int | None, multiple: int) -> int:

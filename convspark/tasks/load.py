@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import checked_arguments
-from ..errors import UsageError
+from ..errors import ConvsparkError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,10 +147,15 @@ def load(run: str, *, model: str | None = None, device: str = "auto") -> Detecto
     if not isinstance(content, Mapping) or not {"model", "network", "classes"} <= set(content):
         raise UsageError(f"{path} does not say how its network is built: train it with this version of convspark")
     origin = Origin.from_record(content["network"], str(path), model)
-    classes, detects = list(content["classes"]), "fitted" in content
-    backbone = replace(origin, source=None).build()  # without weights, which come with all others
-    network = _detector(content, backbone, origin) if detects else _segmenter(backbone, len(classes))
-    network.load_state_dict(content["model"])
+    try:
+        classes, detects = list(content["classes"]), "fitted" in content
+        backbone = replace(origin, source=None).build()  # without weights, which come with all others
+        network = _detector(content, backbone, origin) if detects else _segmenter(backbone, len(classes))
+        network.load_state_dict(content["model"])
+    except ConvsparkError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UsageError(f"{path} holds no whole network ({type(error).__name__}: {error}): was it changed?") from error
     network.to(choose_device(device)).eval()
     return Detector(network, classes, origin.channels) if detects else Segmenter(network, classes, origin)
 

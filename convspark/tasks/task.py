@@ -20,7 +20,7 @@ from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
 from ..runs.loading import MeasuringLoader, TrainLoader, write_bad_files
 from ..runs.module import TrainingModule
-from ..runs.numbers import count
+from ..runs.numbers import count, tell_of_large_passes
 from ..runs.processes import Processes
 from ..runs.run import Run
 from ..runs.schedule import Schedule
@@ -108,6 +108,7 @@ class Task(ABC, Generic[S, R]):
             steps=chosen.steps,
             in_pairs=self.mixes_pairs,
         )
+        tell_of_large_passes(self.numbers, run.here.count, chosen.device_batch_size)
         self.learning_rate = chosen.learning_rate
         self.layer_decay = 1.0 if self.origin.is_random else self.usual_layer_decay
         if self.settings.layer_decay is not None:

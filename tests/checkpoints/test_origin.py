@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 from convspark.checkpoints.origin import find_weights
 from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import UsageError
+from convspark.tasks.load import load
+from convspark.tasks.segmentation.network import Segmenter
 
 
 def test_random_weights_follow_the_seed():
@@ -149,3 +151,26 @@ def test_networks_of_other_channels_are_refused_for_picture_files(tmp_path):
 def test_nothing_of_that_name(weights, message):
     with pytest.raises(UsageError, match=message):
         find_weights(weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(network={}), "does not say which network it holds: it lacks 'model'"),
+        (lambda c: c["network"].update(model=5), "network it holds: model is 5: expected a text"),
+        (lambda c: c["network"].update(pixels=[1]), r"network it holds: pixels is \[1\]: expected a dictionary"),
+        (lambda c: c.update(model=[]), r"segmenter.pth holds no whole network \(TypeError"),
+        (lambda c: c.update(fitted={}), r"segmenter.pth holds no whole network \(KeyError: 'norm'"),
+        (lambda c: c.update(classes=["a", "b", "c"]), r"no whole network \(RuntimeError: .*\n?.*size mismatch"),
+    ],
+)
+def test_a_trained_network_that_was_changed_is_refused(change, message, tmp_path):
+    origin = find_weights("random:test_resnet")
+    network = Segmenter(origin.build(), 2)
+    content = {"model": network.state_dict(), "network": origin.as_record(), "classes": ["a", "b"]}
+    torch.save(content, tmp_path / "segmenter.pth")
+    assert load(str(tmp_path / "segmenter.pth"), device="cpu").classes == ["a", "b"]
+    change(content)
+    torch.save(content, tmp_path / "segmenter.pth")
+    with pytest.raises(UsageError, match=message):
+        load(str(tmp_path / "segmenter.pth"), device="cpu")

@@ -253,6 +253,15 @@ def test_refuses_tensors_without_plain_numbers(source, change, words):
         load_state(resnet(), state, "w.pth")
 
 
+def test_a_file_of_zeros_is_refused(source):
+    """As a full disk leaves it; single layers of zeros are some networks' own."""
+    state = source.state_dict()
+    state["conv1.0.weight"] = torch.zeros_like(state["conv1.0.weight"])
+    assert "conv1.0.weight" in load_state(resnet(), state, "w.pth").loaded
+    with pytest.raises(UsageError, match=r"w\.pth holds nothing but zeros"):
+        load_state(resnet(), {name: torch.zeros_like(tensor) for name, tensor in state.items()}, "w.pth")
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_takes_floats_of_any_size(source, kind):
     state = {n: t.to(kind) if t.is_floating_point() else t for n, t in source.state_dict().items()}

@@ -126,3 +126,12 @@ def test_passes_of_pairs(batch_size, processes, most, passes):
 def test_passes_that_cannot_be_are_refused(arguments, words):
     with pytest.raises(UsageError, match=words):
         of_run.count(**{"images": 1000, "epochs": 10, "warmup_epochs": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "processes", "told"), [(2, 1, True), (2, 2, False), (4, 1, False), (None, 1, False)]
+)
+def test_passes_larger_than_asked_for_are_told(caplog, accumulate, processes, told):
+    numbers = of_run.count(1000, 64, 1, None, accumulate, processes, device_batch_size=16)
+    of_run.tell_of_large_passes(numbers, processes, 16)
+    assert ("a forward pass has 32 images on each device: more than device_batch_size, 16" in caplog.text) == told

@@ -41,7 +41,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         drop_path: stochastic depth rate.
         accumulate: number of forward passes into which a step's batch is divided; by default one, or as many as
             device_batch_size needs.
-        device_batch_size: largest number of pictures in a forward pass on each device.
+        device_batch_size: largest number of pictures in a forward pass on each device, if accumulate is left out.
         ema_decay: decay of the moving average of the weights, which is also measured; by default 0.9999, less for short
             runs.
         mixup: mixup parameter (two pictures are blended); 0 for none.

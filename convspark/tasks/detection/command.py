@@ -28,7 +28,7 @@ def detect(settings: DetectSettings) -> DetectResult:
         milestone_factor: factor of the learning rate at each milestone.
         accumulate: number of forward passes into which a step's batch is divided; by default one, or as many as
             device_batch_size needs.
-        device_batch_size: largest number of pictures in a forward pass on each device.
+        device_batch_size: largest number of pictures in a forward pass on each device, if accumulate is left out.
         short_sides: smallest and largest short side in training, in steps of 32 pixels; by default 0.6 to 1.12 times
             the size, in six steps.
         heads: plain, or norm: batch norms in the pyramid and the heads, and four convolutions in the head of the boxes.
