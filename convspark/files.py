@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import UsageError
 
 _PROBED = 64 << 20  # bytes
+_DEVICES = Path("/dev")
 
 DISK_ERRORS = frozenset(
     getattr(errno, name)
@@ -37,16 +38,23 @@ def written_whole(path: str | os.PathLike[str], *, new: bool = False) -> Iterato
         new: raise FileExistsError instead of replacing a file: of several processes, one writes it.
     """
     target = Path(path)
+    check_local(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise UsageError(f"{target} is a folder where a file is to be written: move it away")
+        if (target.exists() and not target.is_file()) or target.absolute().parent == _DEVICES:
+            raise UsageError(f"{target} is a device or a pipe, which would be replaced: name a file to write")
+        temporary = beside(target)
+        temporary.touch()
     except (FileExistsError, NotADirectoryError):
         raise UsageError(f"{target} cannot be written: {target.parent} is no folder") from None
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder where a file is to be written: move it away")
-    temporary = beside(target)
+    except FileNotFoundError:  # so says /proc, where nobody makes files
+        raise PermissionError(errno.EACCES, "No file can be made there", str(target)) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         with disk_errors(target):
-            temporary.touch()
             usual = temporary.stat().st_mode
             yield temporary
             temporary.chmod(usual)  # some writers (safetensors) let nobody but the owner read
@@ -68,6 +76,22 @@ def _linked(path: Path, name: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_local(path: Path) -> None:
+    """Raise UsageError for a URL, which would become a folder of that name here."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
+        raise UsageError(f"{path} is a URL: convspark writes to folders alone; copy what it has written, or mount it")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise what `written_whole` would, before long work whose result is to be written there."""
+    with suppress(_NotNow), written_whole(path):
+        raise _NotNow
+
+
+class _NotNow(Exception):
+    """Leaves what `written_whole` would replace as it is."""
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import write_text
+from ..files import check_writable, write_text
 from ..names import in_code
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def export(
             raise UsageError(f"out is {str(target)!r}, which exists already: choose another --out")
         if not target.absolute().parent.is_dir():
             raise UsageError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
+        check_writable(target)
         if to == "paper":
             return export_paper(origin, target, sides, _facts(origin, run))
         network = origin.build(classifier=to in ("timm", "onnx"))

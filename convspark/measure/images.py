@@ -145,13 +145,16 @@ def scan(
     from ..data import FileSource, Pixels, absolute, as_lines, fitting, list_pictures, measure
     from ..data.duplicates import is_blank, near_duplicates
     from ..data.looks import look_at, same_content
-    from ..files import write_text
+    from ..files import check_writable, write_text
     from ..runs.device import choose_device, choose_precision
     from ..runs.logs import run_log
     from ..runs.machine import machine_of
     from .advice import advise
 
     with run_log(logging.WARNING):
+        for file in (keep, out if pictures else None):
+            if file is not None:
+                check_writable(file)
         old_sheet = os.path.abspath(out) if out is not None else None
         paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
         source = FileSource(paths)

@@ -63,7 +63,6 @@ def reconstruct(
         network.mask_ratio = mask_ratio
     images, names = few_pictures(pictures, whole.pixels, whole.size, whole.mean, whole.std, _MOST)
     result = network.reconstruct(images, counted_grid(network, images, seed, Use.HELD_OUT_MASK))
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
     reconstruction_grid(
         images,
         result.masked,

@@ -117,7 +117,7 @@ def fit(
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
     except torch.OutOfMemoryError:
         too_large = True
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         if last is None or module.has_begun or isinstance(error, ConvsparkError):
             raise
         raise ConvsparkError(

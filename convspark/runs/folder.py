@@ -16,7 +16,7 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import ConvsparkError, UsageError
-from ..files import is_left_over, write_text
+from ..files import check_local, is_left_over, write_text
 from .settings import Settings, kind_of
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,8 @@ class RunFolder:
         return folder
 
     def check_new(self) -> None:
-        """Raise UsageError if a run (or anything else) is there already."""
+        """Raise UsageError if a run (or anything else) is there already, or it is a URL."""
+        check_local(self.path)
         try:
             there = self.path.exists()
             if self.path.is_dir() and all(map(is_left_over, self.path.iterdir())):  # of a start that was killed

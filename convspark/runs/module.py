@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,7 +33,7 @@ class TrainingModule(pl.LightningModule):
     (`loss_of`) and what it measures on images that are not trained on (`measure`, `summarise`).
 
     Args:
-        make_optimizer: called once, when the parameters are where they will be trained.
+        make_optimizer: called when the parameters are where they will be trained; and for what a checkpoint must fit.
         schedule: learning rate and weight decay of each step.
         seed: of everything random in a step.
 
@@ -207,7 +208,7 @@ class TrainingModule(pl.LightningModule):
         self.join_losses()
         return {"sum": float(self._sum), "count": self._count, **self._told_apart_by}
 
-    @property
+    @cached_property
     def _told_apart_by(self) -> dict[str, Any]:
         optimizer = type(self._make_optimizer()).__name__
         return {"of_steps": self.schedule.steps, "seed": self.seed, "optimizer": optimizer}

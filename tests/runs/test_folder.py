@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import convspark
+from convspark import files
 from convspark.arguments import checked_arguments
 from convspark.errors import ConvsparkError, UsageError
 from convspark.files import beside, write_text, written_whole
@@ -51,6 +52,56 @@ def test_opening_names_the_runs_nearby(tmp_path):
         RunFolder.open(tmp_path / "frist")
     with pytest.raises(UsageError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path)
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path, monkeypatch):
+    pipe, of_output = tmp_path / "pipe", tmp_path / "stdout"
+    os.mkfifo(pipe)
+    of_output.symlink_to(tmp_path / "log")
+    (tmp_path / "log").write_text("before")
+    monkeypatch.setattr(files, "_DEVICES", tmp_path)
+    for path in (pipe, of_output):
+        with pytest.raises(UsageError, match=f"{path} is a device or a pipe"):
+            write_text(path, "text")
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and of_output.is_symlink() and of_output.read_text() == "before"
+
+
+@pytest.mark.parametrize("path", ["/proc/x.txt", "/proc/x/y/z.txt"])
+def test_where_the_system_says_that_there_is_no_such_file(path):
+    with pytest.raises(PermissionError) as caught:
+        write_text(path, "text")
+    assert caught.value.filename == path and "No file can be made there" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "file://run"])
+def test_urls_are_not_made_folders_of(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for write in (lambda: RunFolder.create(url), lambda: write_text(f"{url}/config.yaml", "text")):
+        with pytest.raises(UsageError, match="is a URL: convspark writes to folders"):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_work_is_not_begun_where_its_result_cannot_be_written(tmp_path, monkeypatch):
+    old, never = tmp_path / "old.npz", tmp_path / "file" / "new.png"
+    old.write_text("before")
+    files.check_writable(old)
+    files.check_writable(tmp_path / "new.npz")
+    assert old.read_text() == "before" and list(tmp_path.iterdir()) == [old]
+    never.parent.touch()
+    for call in (
+        lambda: convspark.scan("pictures", out=str(never)),
+        lambda: convspark.scan("pictures", keep=str(never)),
+    ):
+        with pytest.raises(UsageError, match=f"{never} cannot be written: {never.parent} is no folder"):
+            call()
+    monkeypatch.setattr(files, "_DEVICES", tmp_path)
+    for call in (
+        lambda: convspark.embed("random:resnet18", "pictures", out=str(old)),
+        lambda: convspark.export("random:resnet18", out=str(tmp_path / "new")),
+    ):
+        with pytest.raises(UsageError, match="is a device or a pipe"):
+            call()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

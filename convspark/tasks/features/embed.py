@@ -69,7 +69,7 @@ def embed(
 
     from ...checkpoints.origin import find_weights
     from ...data import ScanResult, list_pictures, scan
-    from ...files import written_whole
+    from ...files import check_writable, written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
     from ...runs.numbers import format_seconds
@@ -81,6 +81,7 @@ def embed(
     with run_log(logging.INFO if here.is_first else logging.ERROR), joined(device):
 
         def prepare() -> ScanResult:
+            check_writable(target)
             origin = find_weights(weights, model, partial)
             return scan(list_pictures(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
 
