@@ -5,7 +5,7 @@ The command line's `convspark export` is this function. Its module imports no to
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ..arguments import checked_arguments
 from ..errors import UsageError
@@ -59,8 +59,6 @@ def export(
     from .to_paper import export_paper
     from .to_timm import export_timm
 
-    if to not in get_args(_Target):
-        raise UsageError(f"to is {to!r}: expected {' or '.join(get_args(_Target))}")
     with run_log(), torch.random.fork_rng(devices=[]):
         origin = find_weights(run, model, partial)
         sides = origin.sides(size)

@@ -43,7 +43,7 @@ class Network:
 
 @cache
 def table() -> dict[str, Any]:
-    """`coverage.json`: timm's version, and a row for each network that was tried, which says when and with which torch."""
+    """`coverage.json`: timm's version, and for each network that was tried what came out, when and with which torch."""
     file = files("convspark.measure") / "coverage.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"networks": {}}
 

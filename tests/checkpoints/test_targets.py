@@ -239,5 +239,5 @@ def test_an_export_draws_no_numbers_and_says_in_code_where_it_is(tmp_path):
 
 
 def test_a_target_that_is_not_known_is_refused():
-    with pytest.raises(UsageError, match="to is 'pytorch': expected timm or torchvision"):
+    with pytest.raises(UsageError, match="to is 'pytorch': expected 'timm', 'torchvision'"):
         export("random:resnet18", to="pytorch")  # type: ignore[arg-type]
