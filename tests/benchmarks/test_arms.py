@@ -36,7 +36,7 @@ def test_who_was_right_is_kept(bits):
 
 @pytest.mark.parametrize("words", [[], ["nowhere"]])
 def test_data_are_missing(words):
-    with pytest.raises(SystemExit, match="data is (None|nowhere): expected a folder with train/ and val/"):
+    with pytest.raises(SystemExit, match=r"data is (None|nowhere): expected a folder with train/ and val/"):
         arms.budget_of(arms.arguments("").parse_args(words))
 
 
