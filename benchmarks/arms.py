@@ -98,6 +98,8 @@ def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def budget_of(options: argparse.Namespace) -> Budget:
+    if options.data is None or not options.data.is_dir():
+        raise SystemExit(f"data is {options.data}: expected a folder with train/ and val/, or --report")
     return Budget(
         options.data,
         options.name or options.data.name,

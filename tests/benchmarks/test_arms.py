@@ -34,6 +34,12 @@ def test_who_was_right_is_kept(bits):
     assert arms._of_hex(arms._as_hex(seen)) == seen
 
 
+@pytest.mark.parametrize("words", [[], ["nowhere"]])
+def test_data_are_missing(words):
+    with pytest.raises(SystemExit, match=r"data is (None|nowhere): expected a folder with train/ and val/"):
+        arms.budget_of(arms.arguments("").parse_args(words))
+
+
 def test_an_experiment_runs_once(tmp_path, monkeypatch):
     data = tmp_path / "data"
     write_pictures(data / "train", 12)
