@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
-from ..errors import ConvsparkError
+from ..errors import ConvsparkError, UsageError
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints
 from .checkpoints import check_content
 from .device import quick_products
 from .folder import RunFolder
 from .loading import MeasuringLoader, TrainLoader, end_workers
 from .logs import quiet_lightning
-from .memory import out_of_memory
+from .memory import is_out_of_memory, out_of_memory
 from .module import TrainingModule
 from .processes import ALONE, Processes
 from .progress import Progress
@@ -114,15 +114,21 @@ def fit(
         raise KeyboardInterrupt(f"{what}. To go on:\n  {go_on}") from None
     except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the step
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
-    except torch.OutOfMemoryError:
-        too_large = True
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if last is None or module.has_begun or isinstance(error, ConvsparkError):
+        too_large = is_out_of_memory(error)
+        if "Expected more than 1 value per channel when training" in str(error):
+            raise UsageError(
+                f"batch norms have nothing to average over: a forward pass has {train.order.images_a_pass} images, and "
+                "a map of them holds a single position; take more images a pass, or a larger --size"
+            ) from error
+        is_of_checkpoint = last is not None and not module.has_begun and not isinstance(error, ConvsparkError)
+        if is_of_checkpoint and not too_large:
+            raise ConvsparkError(
+                f"{last} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by "
+                "another version? Put the run's own checkpoint there, or start a new run"
+            ) from error
+        if not too_large:
             raise
-        raise ConvsparkError(
-            f"{last} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by another "
-            "version? Put the run's own checkpoint there, or start a new run"
-        ) from error
     finally:
         end_workers(train, held_out)
     if too_large:
