@@ -13,6 +13,7 @@ import convspark
 from convspark.arguments import checked_arguments
 from convspark.checkpoints.origin import find_weights
 from convspark.errors import UsageError
+from convspark.runs.launch import asked_for
 from convspark.runs.settings import as_yaml
 from convspark.tasks.classification.settings import FinetuneSettings
 
@@ -109,3 +110,27 @@ def test_gather_and_scatter_name_what_they_were_given():
         convspark.gather(images, None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="fill is 'x': expected a number"):
         convspark.scatter(convspark.gather(images, grid), "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [-1, 10**30])
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (convspark.finetune, ("random:test_resnet", "d")),
+        (convspark.compare, ("random:test_resnet", "d")),
+        (convspark.pretrain, ("d",)),
+        (convspark.probe, ("random:test_resnet", "d")),
+        (convspark.embed, ("random:test_resnet", "d")),
+        (convspark.scan, ("d",)),
+    ],
+)
+def test_so_many_workers_are_not_started(function, arguments, workers):
+    """They would stop the machine."""
+    with pytest.raises(UsageError, match=f"workers is {workers}: expected"):
+        function(*arguments, workers=workers)
+
+
+def test_so_many_processes_are_not_started():
+    assert asked_for(2, None).count == 2
+    with pytest.raises(UsageError, match=r"devices is 100000: expected 0 to \d+; this machine has"):
+        asked_for(100_000, None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import checked_arguments
 from ..errors import DataError, UsageError
+from ..runs.folder import check_processes
 from .choices import Choice
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def scan(
         raise UsageError(f"channels is {channels}: expected 1 or more")
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}: expected 1 or more threads")
+    check_processes(workers=workers)
 
     import numpy as np
 

@@ -24,7 +24,7 @@ from ..model.spark import SparK
 from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, check_processes
 from ..runs.graphs import Graphed
 from ..runs.loading import (
     Images,
@@ -414,12 +414,12 @@ def _check(s: PretrainSettings) -> None:
     check_not_negative(
         watch_epochs=s.watch_epochs,
         picture_epochs=s.picture_epochs,
-        workers=s.workers,
         held_out_most=s.held_out_most,
         seed=s.seed,
         weight_decay=s.weight_decay,
         final_weight_decay=s.final_weight_decay,
     )
+    check_processes(workers=s.workers)
     if s.betas is not None:
         check_shares(**{f"betas[{i}]": beta for i, beta in enumerate(s.betas)})
     if s.learning_rate is not None and s.base_learning_rate is not None:

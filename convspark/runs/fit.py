@@ -12,14 +12,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data._utils import signal_handling
 
-from ..errors import ConvsparkError
+from ..errors import ConvsparkError, UsageError
 from .callbacks import Checkpoints, Interrupted, Metrics, Signals, Stopwatch, WholeCheckpoints
 from .checkpoints import check_content
 from .device import quick_products
 from .folder import RunFolder
 from .loading import MeasuringLoader, TrainLoader, end_workers
 from .logs import quiet_lightning
-from .memory import out_of_memory
+from .memory import is_out_of_memory, out_of_memory
 from .module import TrainingModule
 from .processes import ALONE, Processes
 from .progress import Progress
@@ -115,20 +115,39 @@ def fit(
         raise KeyboardInterrupt(f"{what}. To go on:\n  {go_on}") from None
     except SystemExit:  # Lightning's answer to a Ctrl-C that does not wait for the step
         raise KeyboardInterrupt(f"Stopped at once{f'; go on with `{go_on}`' if last else ''}") from None
-    except torch.OutOfMemoryError:
-        too_large = True
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        if last is None or module.has_begun or isinstance(error, ConvsparkError):
-            raise
-        raise ConvsparkError(
-            f"{last} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by another "
-            "version? Put the run's own checkpoint there, or start a new run"
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        too_large = is_out_of_memory(error)
+        if not too_large:
+            words = _in_words(error, train.order.images_a_pass, None if module.has_begun else last)
+            if words is None:
+                raise
+            raise words from error
     finally:
         end_workers(train, held_out)
     if too_large:
         raise out_of_memory(module, train, device, precision, can_accumulate)
     return metrics
+
+
+def _in_words(error: Exception, images_a_pass: int, untried: Path | None) -> ConvsparkError | None:
+    """What an error of a library's means for the run, where that is known.
+
+    Args:
+        untried: the checkpoint that the run was about to go on from.
+    """
+    if isinstance(error, ConvsparkError):
+        return None
+    if "Expected more than 1 value per channel when training" in str(error):
+        return UsageError(
+            f"batch norms have nothing to average over: a forward pass has {images_a_pass} images, and a map of them "
+            "holds a single position; take more images a pass, or a larger --size"
+        )
+    if untried is not None and not isinstance(error, RuntimeError):  # which may be of other processes, or of a device
+        return ConvsparkError(
+            f"{untried} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by another "
+            "version? Put the run's own checkpoint there, or start a new run"
+        )
+    return None
 
 
 def _strategy(here: Processes, device: torch.device) -> dict[str, Any]:

@@ -274,6 +274,15 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def check_processes(**counts: int | None) -> None:
+    """Raise UsageError for less than 0 processes or threads, or for so many that they would stop the machine."""
+    cores = available_cores()
+    most = max(128, 4 * cores)
+    for name, value in counts.items():
+        if value is not None and not 0 <= value <= most:
+            raise UsageError(f"{name} is {value}: expected 0 to {most}; this machine has {cores} cores")
+
+
 def _git_commit() -> dict[str, Any] | None:
     """Commit of the repository that the working folder belongs to, and whether it was changed since."""
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UsageError
-from .folder import available_cores
+from .folder import available_cores, check_processes
 from .numbers import check_positive
 from .processes import EndedElsewhereError, Processes
 
@@ -47,6 +47,7 @@ def asked_for(devices: int | str | None, nodes: int | None) -> Processes:
         return here
     count = count_of(devices)
     check_positive(devices=count, nodes=nodes)
+    check_processes(devices=count)
     return Processes(0, count * (nodes or 1), 0, count)
 
 

@@ -62,9 +62,16 @@ def _fits(step: Callable[[int], None], count: int) -> bool:
         torch.cuda.empty_cache()
     try:
         step(count)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left; for a CPU's, PyTorch has no type of error."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _take_step(module: TrainingModule, train: TrainLoader, device: torch.device, precision: str, count: int) -> None:

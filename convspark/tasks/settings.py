@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal
 
 from ..errors import UsageError
+from ..runs.folder import check_processes
 from ..runs.numbers import check_not_negative, check_positive, check_shares
 from ..runs.settings import SpreadSettings
 
@@ -44,9 +45,8 @@ class TaskSettings(SpreadSettings):
             layer_decay=self.layer_decay,
             checkpoint_minutes=self.checkpoint_minutes,
         )
-        check_not_negative(
-            weight_decay=self.weight_decay, gradient_clip=self.gradient_clip, seed=self.seed, workers=self.workers
-        )
+        check_not_negative(weight_decay=self.weight_decay, gradient_clip=self.gradient_clip, seed=self.seed)
+        check_processes(workers=self.workers)
         check_shares(drop_path=self.drop_path)
         if self.layer_decay is not None and self.layer_decay > 1:
             raise UsageError(f"layer_decay is {self.layer_decay}: expected a number above 0 and at most 1")

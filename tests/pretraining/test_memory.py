@@ -9,7 +9,7 @@ from convspark import pretrain
 from convspark.errors import ConvsparkError
 from convspark.pretraining.estimate import Measured, estimate
 from convspark.pretraining.module import PretrainModule
-from convspark.runs.memory import most_that_fits, out_of_memory
+from convspark.runs.memory import is_out_of_memory, most_that_fits, out_of_memory
 
 
 @pytest.fixture
@@ -113,3 +113,10 @@ def test_several_processes_are_advised_without_a_trial(batch, a_pass, processes,
     )
     with pytest.raises(ConvsparkError, match=says):
         raise out_of_memory(None, train, torch.device("cpu"), "bf16")
+
+
+def test_a_cpu_without_memory_says_so_in_words_alone():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 45)
+    assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError("shape"))
+    assert most_that_fits(lambda count: torch.empty(count << 45), 4) == 0

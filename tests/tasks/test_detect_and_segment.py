@@ -482,3 +482,10 @@ def test_a_segmenter_of_stored_samples_takes_files_and_no_images_of_pillows(tmp_
     assert np.mean(segmenter(str(tmp_path / "deep.png")) == expected) > 0.999
     with Image.open(tmp_path / "deep.png") as picture, pytest.raises(UsageError, match="give it the file"):
         segmenter(picture)
+
+
+@pytest.mark.usefixtures("small_heads")
+def test_batch_norms_without_anything_to_average_over_are_told(drawn, tmp_path):
+    options = {"size": 32, "batch_size": 2, "accumulate": 2, "epochs": 1, **COMMON}
+    with pytest.raises(UsageError, match="a forward pass has 1 images, and a map of them holds a single position"):
+        detect("random:test_resnet", **places(drawn), out=str(tmp_path / "run"), **options)

@@ -4,6 +4,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, ClassVar
 
 from ...errors import UsageError
+from ...runs.folder import check_processes
 from ...runs.numbers import check_positive, parse_size
 from ...runs.settings import Settings, checked
 from ..classification.settings import FinetuneSettings
@@ -37,6 +38,7 @@ class CompareSettings(Settings):
         if self.seeds < 1:
             raise UsageError(f"seeds is {self.seeds}: expected 1 or more")
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
+        check_processes(workers=self.workers)
         if not self.run:
             raise UsageError("run is missing: give a run folder, an export folder or a weights file")
         if self.size is not None:

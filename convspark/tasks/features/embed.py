@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...arguments import checked_arguments
 from ...errors import UsageError
+from ...runs.folder import check_processes
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def embed(
         raise UsageError(f"out is {out!r}: expected the name of a .npz file")
     if not target.parent.is_dir():
         raise UsageError(f"out is {out!r}: there is no folder {str(target.parent)!r}")
+    check_processes(workers=workers)
     if images is None:
         raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
     import numpy as np

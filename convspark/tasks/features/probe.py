@@ -8,6 +8,7 @@ from typing import Any
 
 from ...arguments import checked_arguments
 from ...errors import UsageError
+from ...runs.folder import check_processes
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def probe(
     """
     if seeds < 1 or neighbours < 1:
         raise UsageError(f"seeds is {seeds} and neighbours {neighbours}: expected 1 or more")
+    check_processes(workers=workers)
     import numpy as np
 
     from ...checkpoints.origin import RANDOM, find_weights
