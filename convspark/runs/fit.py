@@ -144,8 +144,8 @@ def _in_words(error: Exception, images_a_pass: int, untried: Path | None) -> Con
         )
     if untried is not None and not isinstance(error, RuntimeError):  # which may be of other processes, or of a device
         return ConvsparkError(
-            f"{untried} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by another "
-            "version? Put the run's own checkpoint there, or start a new run"
+            f"{untried} cannot be gone on from ({type(error).__name__}: {error}): was it changed, or written by "
+            "another version? Put the run's own checkpoint there, or start a new run"
         )
     return None
 
