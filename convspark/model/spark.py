@@ -102,7 +102,7 @@ class SparK(nn.Module):
     @checked_arguments
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: "nn.Module",  # a text, which is not checked: `Stages` says what a name is
         image_size: int | Sequence[int] = 224,
         mask_ratio: float = 0.6,
         decoder_width: int | None = None,
