@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it).
-RUN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+# Large buffers stay with the process instead of going back to the kernel after each step (page faults cost up to half of it),
+# and each process that is started finds the package compiled, whatever the environment says of bytecode.
+RUN := PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 # Tests run in so many processes, each of one thread and up to 3 GB: one more than two cores, as some tests wait.
 WORKERS ?= 3
 BESIDE := -n $(WORKERS) --dist worksteal

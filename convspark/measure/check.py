@@ -74,7 +74,7 @@ class CheckReport:
 
 @checked_arguments
 def check(
-    network: str | nn.Module,
+    network: "str | nn.Module",  # a text, which is not checked: `check_module` says what is missing
     *,
     size: int | Sequence[int] | None = None,
     channels: int | None = None,

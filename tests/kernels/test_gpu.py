@@ -49,7 +49,7 @@ def equal(one, other, dtype):
     torch.testing.assert_close(one, other, rtol=EXACTNESS[dtype], atol=EXACTNESS[dtype] * scale)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)))
 def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
     (plan, grid, channels, generator), run = case, operators
@@ -195,7 +195,7 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capa
         assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.integers(20, 700), st.sampled_from([1, 3, 16, 70]), st.sampled_from(list(EXACTNESS)), st.booleans(),
     st.sampled_from([0.0, 30.0]), st.integers(0, 99),

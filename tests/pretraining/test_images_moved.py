@@ -76,10 +76,10 @@ def test_a_move_that_was_cut_short_is_done_again(at, moved, stopped, monkeypatch
 
     run, _, new = moved
 
-    def write(path, text):
+    def write(path, text, **options):
         if path.name == at:
             raise ConnectionAbortedError
-        written(path, text)
+        written(path, text, **options)
 
     written = loading.write_text
     with monkeypatch.context() as patched:

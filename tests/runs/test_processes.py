@@ -27,7 +27,7 @@ from convspark.runs.numbers import count
 from convspark.runs.processes import Agreement, Processes, check_count, joined
 
 SCRIPT = Path(__file__).with_name("spread.py")
-REFERENCE = ["resnet", "drawing", "finetune", "segment"]
+REFERENCE = ["resnet", "drawing", "segment"]
 TINY = ["--model", "test_resnet", "--size", "64", "--decoder-width", "32", "--batch-size", "8", "--picture-epochs", "0"]
 TINY += ["--workers", "0", "--device", "cpu", "--precision", "fp32"]
 

@@ -66,7 +66,8 @@ def without_repetitions(network):
 # What these add to the others of their family is tried in the slow suite, as are all names.
 REST = {
     *("resnet26d", "seresnetaa50d", "regnetx_002", "convnext_atto_ols", "tf_efficientnetv2_b0", "efficientnetv2_rw_t"),
-    *("efficientnet_lite0", "efficientnet_b0_gn", "efficientnet_cc_b0_4e"),
+    *("efficientnet_lite0", "efficientnet_b0_gn", "efficientnet_cc_b0_4e", "regnetz_005", "resnext26ts"),
+    *("resnetv2_50d_evos", "wide_resnet50_2", "resnetaa50", "seresnext26d_32x4d"),
 }
 
 
