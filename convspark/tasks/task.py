@@ -75,11 +75,13 @@ class Task(ABC, Generic[S, R]):
     can_accumulate: ClassVar[bool] = False
     """Whether the command can divide a batch into passes."""
 
-    mixes_pairs: ClassVar[bool] = False
-    """Whether pictures are mixed with their neighbours, so that each process needs an even number of them."""
-
     takes_bands: ClassVar[bool] = True
     """Whether pictures may be of other pixels than 8-bit colour or grey."""
+
+    @property
+    def mixes_pairs(self) -> bool:
+        """Whether pictures are mixed with their neighbours, so that each process needs an even number of them."""
+        return False
 
     def __init__(self, run: Run[S]) -> None:
         self.settings: S = run.settings

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from timm.data.mixup import Mixup
 
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
@@ -160,7 +161,7 @@ def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimizer):
-    options = {"optimizer": optimizer, "accumulate": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}
+    options = {"optimizer": optimizer, "accumulate": 4, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}  # three in a pass
     result = finetune("random:test_resnet", str(pictures), out=str(tmp_path / "run"), **options, **SMALL)
     assert result.steps == 12 and np.isfinite(result.loss)
 
@@ -195,6 +196,14 @@ def test_in_small_batches_batchnorm_keeps_the_statistics_that_it_has(tuned, pict
     before, kept, moved = (statistics(run.folder) for run in (tuned, small, large))
     assert before and all(torch.equal(kept[name], before[name]) for name in before)
     assert not any(torch.equal(moved[name], before[name]) for name in before)
+
+
+def test_what_is_not_mixed_is_smoothed_as_timm_does():
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 2, 1, 1])
+    mix = Mixup(0.5, 0.5, prob=0.0, label_smoothing=0.1, num_classes=3)
+    expected = mix(images.clone(), labels)
+    for ours, theirs in zip(finetuning._smoothed(images, labels, 3, 0.1), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_divergence_is_told(pictures, tmp_path):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -68,7 +67,8 @@ class ClassifyModule(TrainingModule):
 
     Args:
         network: images (B, C, H, W) -> logits (B, classes).
-        mix: of a batch's pictures and labels, by timm; it makes the soft labels, smoothed, in any case.
+        classes: how many.
+        mix: (pictures, labels) -> (pictures, soft labels), of a batch.
         loss: of logits and soft labels.
         ema: decay of the weights' moving average.
         keep_statistics: BatchNorm normalises by the running statistics that it came with, and leaves them alone.
@@ -81,7 +81,8 @@ class ClassifyModule(TrainingModule):
         network: nn.Module,
         make_optimizer: Callable[[], torch.optim.Optimizer],
         schedule: Schedule,
-        mix: Mixup,
+        classes: int,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         loss: nn.Module,
         ema: float,
         seed: int = 0,
@@ -91,7 +92,7 @@ class ClassifyModule(TrainingModule):
         self.network = network
         self._keep_statistics = keep_statistics
         self.average = ModelEmaV3(copied(network), decay=ema)
-        self._mix = mix
+        self._classes, self._mix = classes, mix
         self._loss = loss
         self._warned_of_collapse = False
 
@@ -140,7 +141,7 @@ class ClassifyModule(TrainingModule):
         return raw, average, labels.cpu()
 
     def summarise(self, measurements: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-        scores = {kind: Scores(self._mix.num_classes) for kind in ("val", "ema")}
+        scores = {kind: Scores(self._classes) for kind in ("val", "ema")}
         for raw, average, labels in measurements:
             scores["val"].update(raw, labels)
             scores["ema"].update(average, labels)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data.mixup import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim.lamb import Lamb
-from torch import nn
+from torch import Tensor, nn
 
 from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
@@ -45,7 +45,10 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
 
     usual_layer_decay = 0.7
     can_accumulate = True
-    mixes_pairs = True
+
+    @property
+    def mixes_pairs(self) -> bool:
+        return bool(self.settings.mixup or self.settings.cutmix)
 
     def new_places(self) -> dict[str, tuple[str, list[str] | None] | None]:
         place = named_place(self.settings.data)
@@ -123,21 +126,16 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
     def train(self, run: Run[FinetuneSettings]) -> None:
         s, origin = self.settings, self.origin
         classes = len(self.data.classes)
-        mix = Mixup(
-            s.mixup,
-            s.cutmix,
-            prob=s.mix_share if s.mixup or s.cutmix else 0.0,
-            label_smoothing=s.smoothing,
-            num_classes=classes,
-        )
-        if not (s.mixup or s.cutmix):
-            mix.mixup_enabled = False
+        mix = partial(_smoothed, classes=classes, smoothing=s.smoothing)
+        if self.mixes_pairs:
+            mix = Mixup(s.mixup, s.cutmix, prob=s.mix_share, label_smoothing=s.smoothing, num_classes=classes)
         loss = BinaryCrossEntropy() if s.optimizer == "lamb" else SoftTargetCrossEntropy()
         make = partial(_make_optimizer, self.network, s.optimizer, self.layer_decay, s.group_blocks)
         self._module = ClassifyModule(
             self.network,
             make,
             self.schedule,
+            classes,
             mix,
             loss,
             defaults.ema_decay(self.numbers.steps) if s.ema_decay is None else s.ema_decay,
@@ -244,6 +242,11 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
                 100 * counts.max() / len(predictions.labels),
                 remedy(self.learning_rate),
             )
+
+
+def _smoothed(images: Tensor, labels: Tensor, classes: int, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Pictures as they are, labels (B,) as (B, classes): what `Mixup` makes of those that it does not mix."""
+    return images, mixup_target(labels, classes, smoothing=smoothing)
 
 
 def _make_optimizer(
