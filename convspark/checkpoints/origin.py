@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -330,7 +330,7 @@ class _Record:
     pixels: dict[str, Any]
 
 
-_RECORDED = ("model", "model_args", "size", "channels", "mean", "std", "pixels")
+_RECORDED = tuple(one.name for one in fields(_Record))
 
 
 _STYLE = r"_(?:withdecoder_)?1k(?:pretrained|finetuned)"  # what comes after the network in the paper's names of files
