@@ -159,6 +159,8 @@ def scan(
                 check_writable(file)
         old_sheet = os.path.abspath(out) if out is not None else None
         paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
+        if keep is not None and absolute(keep) in map(absolute, paths):
+            raise UsageError(f"keep is {keep!r}, one of the pictures: expected a file to write the list of them to")
         source = FileSource(paths)
         every = list(_watched(look_at(source, channels, workers), len(paths)))
         readable = [index for index, look in enumerate(every) if look.reason is None]

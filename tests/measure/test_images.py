@@ -163,3 +163,11 @@ def test_what_cannot_be_scanned(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the files can be read: 1\n.*empty"):
         scan(str(tmp_path), out=str(tmp_path / "s.png"))
+
+
+def test_a_list_does_not_take_a_pictures_place(folder: Path) -> None:
+    picture = next(path for path in sorted(folder.rglob("*.png")))
+    before = picture.read_bytes()
+    with pytest.raises(UsageError, match="one of the pictures"):
+        scan(str(folder), keep=str(picture))
+    assert picture.read_bytes() == before
