@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -330,7 +331,7 @@ class _Record:
     pixels: dict[str, Any]
 
 
-_RECORDED = tuple(one.name for one in fields(_Record))
+_RECORDED = tuple(signature(_Record).parameters)
 
 
 _STYLE = r"_(?:withdecoder_)?1k(?:pretrained|finetuned)"  # what comes after the network in the paper's names of files
