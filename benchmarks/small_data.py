@@ -24,8 +24,11 @@ ARMS = [
     Arm("192 pixels, crops of 0.35 to 1", {"size": 192, "crop_scale": (0.35, 1.0)}),
     Arm("45 % masked", {"mask_ratio": 0.45}),
     Arm("75 % masked", {"mask_ratio": 0.75}),
-    Arm("a third of the rate", {"learning_rate": 1.1e-3}),
-    Arm("three times the rate", {"learning_rate": 1e-2}),
+    Arm("a rate of 0.003", {"learning_rate": 3e-3}),
+    Arm("a rate of 0.02", {"learning_rate": 2e-2}),
+    Arm("batches of 32", {"batch_size": 32}),
+    Arm("batches of 16", {"batch_size": 16}),
+    Arm("batches of 32, 45 % masked", {"batch_size": 32, "mask_ratio": 0.45}),
     Arm("adamw", {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "final_weight_decay": 0.05}),
 ]
 

@@ -102,7 +102,7 @@ def test_both_files_of_a_convnext_have_the_same_keys_once_read(golden_dir):
         lambda: timm.create_model("convnext_atto"),
         lambda: timm.create_model("convnext_atto", conv_mlp=False),
         lambda: timm.create_model("convnext_atto", features_only=True),
-        lambda: timm.create_model("resnet26d", features_only=True),
+        pytest.param(lambda: timm.create_model("resnet26d", features_only=True), marks=pytest.mark.slow),
     ],
     ids=["resnet", "convnext-conv-mlp", "convnext", "convnext-features", "resnet-d-features"],
 )

@@ -104,6 +104,7 @@ def test_of_an_export_and_of_a_file(kept, picture, tmp_path, capsys):
     assert random["figures"][2]["numbers"] != other["figures"][2]["numbers"]
 
 
+@pytest.mark.slow
 def test_of_a_file_of_the_papers(golden_dir, picture, tmp_path):
     block = timm.models.resnet.BasicBlock
     network = timm.models.resnet.ResNet(block, (1, 1, 1, 1), channels=(8, 16, 32, 64), stem_width=8, num_classes=0)

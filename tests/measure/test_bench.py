@@ -52,6 +52,7 @@ def test_mask_and_multiply_that_is_not_the_same_is_not_measured():
     assert "not measured" in str(report)
 
 
+@pytest.mark.slow
 def test_bfloat16_and_volumes():
     small = {"size": 64, "batch_size": 1, "repeats": 1, "mask_ratio": 0.5, "decoder_width": 32}
     assert bench("test_resnet", precision="bf16", **small).precision == "bf16"

@@ -90,7 +90,7 @@ def test_evaluation_mode_is_exact():
 
 
 # The smallest of their families, and yet so large that each takes seconds.
-LARGE = {"selecsls42", "focalnet_tiny_srf", "rdnet_tiny", "vgg11", "tresnet_m"}
+LARGE = {"selecsls42", "focalnet_tiny_srf", "rdnet_tiny", "vgg11", "tresnet_m", "densenet121", "repvit_m1"}
 
 
 def smallest_of_each_further_family():

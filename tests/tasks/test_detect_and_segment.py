@@ -231,6 +231,7 @@ def test_what_is_no_picture_is_refused_by_what_load_gives():
                 looks(thing)
 
 
+@pytest.mark.slow
 def test_what_is_found_does_not_depend_on_the_size_of_earlier_pictures(drawn):
     torch.manual_seed(0)
     scenes = read_scenes(str(drawn / "train.json"), str(drawn / "train"))

@@ -296,6 +296,7 @@ def test_all_jobs_of_a_comparison_have_the_split_of_the_first(tmp_path):
         read_labelled(compare._data_of(job, asked))
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_with_the_pictures_classes_and_epochs_that_it_had(tmp_path):
     data, out = tmp_path / "data", str(tmp_path / "out")
     for part in ("train", "val"):
