@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .backward import once
-from .faster import registered
+from .faster import offered, registered
 from .grid import PatchGrid
 from .plans import Plan
 from .rows import Copy, FromPatches
@@ -49,8 +49,7 @@ Kernel = Callable[[Tensor, Tensor, int, PatchGrid, Plan], Way | None]
 
 def faster(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Way | None:
     """The first way that a registered kernel offers."""
-    ways = (kernel(values, weight, groups, grid, plan) for kernel in registered().convolutions)
-    return next((way for way in ways if way is not None), None)
+    return offered(registered().convolutions, values, weight, groups, grid, plan)
 
 
 def convolved(values: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:

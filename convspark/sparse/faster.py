@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .convolve import Kernel
     from .rows import SumKernel
+
+T = TypeVar("T")
 
 BatchNorm = Callable[..., Tensor]
 """Values (N, C, ...), running mean and variance, weight, bias, momentum, eps: as `functional.batch_norm` trains."""
@@ -34,6 +36,12 @@ class Faster:
 
 
 _registered = Faster()
+
+
+def offered(kernels: Iterable[Callable[..., T | None]], *arguments: Any) -> T | None:
+    """What the first of these kernels that takes such arguments offers; None if none does."""
+    offers = (kernel(*arguments) for kernel in kernels)
+    return next((offer for offer in offers if offer is not None), None)
 
 
 def registered() -> Faster:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from ..faster import BatchNorm, registered
+from ..faster import BatchNorm, offered, registered
 from ..registry import Refusal, meaning
 from ..synchronised import synchronised_batch_norm
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_same_kind, repeat_per_patch
@@ -52,8 +52,7 @@ def _kernel(x: GridTensor) -> BatchNorm | None:
     """A faster way to normalise patches."""
     if not isinstance(x, VisiblePatches):
         return None
-    offers = (kernel(x.values) for kernel in registered().batch_norms)
-    return next((offer for offer in offers if offer is not None), None)
+    return offered(registered().batch_norms, x.values)
 
 
 @meaning(torch.batch_norm)

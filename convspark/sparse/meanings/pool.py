@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from ..faster import registered
+from ..faster import offered, registered
 from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
 from ..tensor import (
@@ -74,8 +74,7 @@ def max_pool(
     # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if source.is_padded_otherwise(pads) or (_overhangs(plan, around) and source.outside != -math.inf):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
-    offers = (pool(source.values, source.grid, plan, source.outside) for pool in registered().max_pools)
-    pooled = next((offer for offer in offers if offer is not None), None)
+    pooled = offered(registered().max_pools, source.values, source.grid, plan, source.outside)
     return source.patches(func(source.window(plan), kernel, strides, 0, dilations) if pooled is None else pooled)
 
 
