@@ -38,7 +38,8 @@ from convspark.data import (
     PretrainTransform,
     list_pictures,
 )
-from convspark.runs.loading import TrainLoader, find_images, train_dataset
+from convspark.runs.images import find_images, train_dataset
+from convspark.runs.loading import TrainLoader
 
 from . import records
 

@@ -369,7 +369,8 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
     """Images a second that the loader delivers from JPEGs of 500 x 375, by as many workers as there are cores."""
     from convspark.data import IMAGENET_MEAN, IMAGENET_STD
     from convspark.runs.folder import available_cores
-    from convspark.runs.loading import TrainLoader, end_workers, find_images, train_dataset
+    from convspark.runs.images import find_images, train_dataset
+    from convspark.runs.loading import TrainLoader, end_workers
 
     cores = available_cores()
     with tempfile.TemporaryDirectory() as folder:

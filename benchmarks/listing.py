@@ -35,7 +35,7 @@ def make(root: Path, count: int) -> None:
 
 
 def measure(root: Path) -> None:
-    from convspark.runs.loading import find_images
+    from convspark.runs.images import find_images
 
     before, cpu = time.perf_counter(), time.process_time()
     images = find_images(str(root))

@@ -31,7 +31,7 @@ from convspark import SparK
 from convspark.data import list_pictures
 from convspark.model.networks import copied
 from convspark.runs.device import choose_device, choose_precision, default_workers
-from convspark.runs.loading import find_images, train_dataset
+from convspark.runs.images import find_images, train_dataset
 from convspark.runs.numbers import normalisation
 
 from . import records

@@ -25,6 +25,8 @@ class Use(IntEnum):
     HOLD_OUT = 4
     LABELS = 5
     STATISTICS = 6
+    SHARDS = 7
+    """Which files of many pictures an epoch has."""
     MASK = 101
     HELD_OUT_MASK = 102
     STEP = 103

@@ -2,15 +2,16 @@
 
 from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 from .addresses import absolute, base_name, is_url, within
-from .dataset import EpochSampler, PretrainImages
+from .dataset import EpochSampler, PretrainImages, Turn
 from .decode import BadPictureError, Shrunk, decode
 from .few import check_shown, few_pictures
 from .files import as_lines, names_in
+from .in_turn import ShardsInTurn
 from .labelled import LabelledPicture, list_in_parts, list_labelled
 from .moved import UNKNOWN, as_place, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
-from .places import blaming, is_missing, list_pictures
+from .places import blaming, is_missing, list_pictures, list_shards
 from .remote import tell_repeated
 from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
 from .shards import Places, masks_of, shards_of, stamp_of
@@ -38,10 +39,12 @@ __all__ = [
     "PretrainImages",
     "PretrainTransform",
     "ScanResult",
+    "ShardsInTurn",
     "Shrunk",
     "Split",
     "Statistics",
     "TooManyBadPicturesError",
+    "Turn",
     "absolute",
     "adapt",
     "as_lines",
@@ -62,6 +65,7 @@ __all__ = [
     "list_in_parts",
     "list_labelled",
     "list_pictures",
+    "list_shards",
     "masks_of",
     "measure",
     "names_in",

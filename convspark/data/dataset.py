@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +26,21 @@ _PATIENCE = 60.0  # seconds to read bad pictures again for their reasons: where 
 _ATTEMPTS = 20  # with 5 % of bad pictures, all of so many replacements are bad once in 1e26 times
 
 
+@dataclass
+class Turn:
+    """The pictures of an epoch, where not every epoch has the same.
+
+    Attributes:
+        blocks: see `PretrainImages`.
+        lost: (path, reason) of files of many pictures that cannot be read.
+    """
+
+    epoch: int
+    source: FileSource
+    blocks: np.ndarray | None
+    lost: list[tuple[str, str]]
+
+
 class PretrainImages(Dataset[Tensor]):
     """`dataset[(epoch, index)]` is a float tensor (C, H, W), a function of (seed, epoch, index) alone.
 
@@ -46,6 +62,8 @@ class PretrainImages(Dataset[Tensor]):
             few, large photographs.
         most_bad: share of unreadable pictures above which training stops.
         blocks: of each picture, the number of its block, if an epoch's order is to keep blocks together (`in_windows`).
+        turn_of: opens the pictures of an epoch, where not every epoch has the same; `source` and `blocks` are those of
+            the first one.
     """
 
     def __init__(
@@ -56,6 +74,7 @@ class PretrainImages(Dataset[Tensor]):
         crops_per_image: int = 1,
         most_bad: float = MOST_BAD,
         blocks: np.ndarray | None = None,
+        turn_of: Callable[[int], Turn] | None = None,
     ) -> None:
         if crops_per_image < 1:
             raise UsageError(f"crops_per_image: expected 1 or more, got {crops_per_image}")
@@ -66,6 +85,13 @@ class PretrainImages(Dataset[Tensor]):
         self.blocks = blocks
         self._most_bad = most_bad
         self._shrink: Callable[[int, int, Counter], float] | None = getattr(transform, "shrink", None)
+        self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
+        self.turn_of, self.epoch = turn_of, 0
+        self._lost: list[tuple[str, str]] = []
+
+    def take(self, turn: Turn) -> None:
+        """Go on with other pictures; processes that read from this dataset already do not see it."""
+        self.source, self.blocks, self._lost, self.epoch = turn.source, turn.blocks, turn.lost, turn.epoch
         self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
@@ -92,8 +118,10 @@ class PretrainImages(Dataset[Tensor]):
         return examples
 
     def bad_files(self) -> list[tuple[str, str]]:
-        """(path, reason) of every picture that could not be read so far, in this process or a worker."""
-        bad: list[tuple[str, str]] = []
+        """(path, reason) of every picture that could not be read so far, in this process or a worker; where not every
+        epoch has the same pictures, of those of this one.
+        """
+        bad = list(self._lost)
         until = time.monotonic() + _PATIENCE
         for index in self._is_bad.nonzero()[:, 0].tolist():
             reason = "could not be read when it was needed"
@@ -207,6 +235,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """Go on to `epoch`; a new one starts with its first batch."""
         if epoch != self.epoch:
             self.epoch, self.start_batch = epoch, 0
+
+    def take(self, length: int, blocks: np.ndarray | None) -> None:
+        """Other pictures than before, of which an epoch has as many batches as it had."""
+        self.length, self._blocks = length, blocks
 
     def __len__(self) -> int:
         return (self.num_batches - self.start_batch) * self.passes * self.images_a_pass

@@ -49,19 +49,47 @@ def list_pictures(images: Source, bands: bool = False) -> list[str]:
     Raises:
         DataError: something is missing, unreadable, or names no picture.
     """
-    if isinstance(images, str | os.PathLike):
-        addresses = _at(os.fspath(images), bands)
-    else:
-        try:
-            places = [os.fspath(place) for place in images]
-        except TypeError as error:
-            raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
-        if not places:
-            raise DataError("images: the list of paths is empty")
-        addresses = _at_places(places, bands)
+    addresses = [address for place in _places(images, bands) for address in _opened(place, bands)]
     if not addresses:
         raise DataError(f"images: no picture in {images!r}")
     return with_items(addresses, bands)
+
+
+def list_shards(images: Source) -> list[str]:
+    """The files of many pictures that `images` names, as `list_pictures` takes it, in its order; none is opened.
+
+    Raises:
+        DataError: something is missing, or is no file of many pictures.
+    """
+    places = _places(images, bands=False)
+    for place in places:
+        if _is_picture(place) or not (is_shard(place) or os.path.isdir(place)):
+            raise DataError(f"images: {place!r} is a picture: expected only files of many, .tar or .parquet")
+    if not places:
+        raise DataError(f"images: no file of pictures in {images!r}")
+    return [absolute(place) for place in places]
+
+
+def _places(images: Source, bands: bool) -> list[str]:
+    """Pictures and, not opened, files of many pictures."""
+    if isinstance(images, str | os.PathLike):
+        return _at(os.fspath(images), bands)
+    try:
+        places = [os.fspath(place) for place in images]
+    except TypeError as error:
+        raise UsageError(f"images: expected a folder, a text file or a list of paths, got {error}") from None
+    if not places:
+        raise DataError("images: the list of paths is empty")
+    return _at_places(places, bands)
+
+
+def _opened(place: str, bands: bool) -> list[str]:
+    """The pictures of a file of many, or of a folder that `datasets` saved; a picture stays as it is."""
+    if _is_picture(place):
+        return [place]
+    if is_shard(place):
+        return _in_shard(place, bands)
+    return addresses_in("dataset", absolute(place)) if os.path.isdir(place) else [place]
 
 
 @contextmanager
@@ -79,11 +107,11 @@ def is_missing(place: str) -> bool:
 
 
 def _at_places(places: Iterable[str], bands: bool) -> list[str]:
-    """Folders and shards are opened; other places stay as they are, whether there is a file or not."""
+    """What is in folders; other places stay as they are, whether there is a file or not."""
     addresses: list[str] = []
     for place in places:
-        is_opened = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
-        addresses += _at(place, bands) if is_opened else [place]
+        is_looked_into = not _is_picture(place) and (is_shard(place) or os.path.isdir(place))
+        addresses += _at(place, bands) if is_looked_into else [place]
     return addresses
 
 
@@ -113,12 +141,12 @@ def _at(place: str, bands: bool) -> list[str]:
 def _in_folder(folder: str, bands: bool) -> list[str]:
     saved = saved_split(folder) or folder
     if is_saved_dataset(saved):
-        return addresses_in("dataset", absolute(saved))
+        return [saved]
     shards: list[str] = []
     pictures = walk(folder, shards, bands)
     if pictures and shards:
         _warn_of_both(folder, shards)
-    return pictures or [address for shard in shards for address in _in_shard(shard, bands)]
+    return pictures or shards
 
 
 def _warn_of_both(folder: str, shards: list[str]) -> None:
@@ -127,19 +155,13 @@ def _warn_of_both(folder: str, shards: list[str]) -> None:
 
 
 def _in_file(path: str, bands: bool) -> list[str]:
-    if _is_picture(path):
-        return [path]
-    if is_shard(path):
-        return _in_shard(path, bands)
-    return _at_places(from_text(path), bands)
+    return [path] if _is_picture(path) or is_shard(path) else _at_places(from_text(path), bands)
 
 
 def _at_url(url: str, bands: bool) -> list[str]:
     """The pictures at a URL: of a picture, a shard, a list, or a folder of them."""
-    if _is_picture(url.partition("?")[0]) or within(url) is not None:
+    if _is_picture(url.partition("?")[0]) or within(url) is not None or is_shard(url):
         return [url]
-    if is_shard(url):
-        return _in_shard(url, bands)
     try:
         if url.partition("?")[0].lower().endswith(_LISTS):
             return _at_places(beside_list(url, paths_in(remote.read_all(url), url)), bands)
@@ -159,7 +181,7 @@ def _at_url(url: str, bands: bool) -> list[str]:
             f"images: no picture below {url!r} ({len(files)} files found); pictures end in .jpg, .png and the other "
             "suffixes that Pillow reads, files of many in .tar or .parquet"
         )
-    return pictures or [address for shard in shards for address in _in_shard(shard, bands)]
+    return pictures or shards
 
 
 def _in_shard(path: str, bands: bool) -> list[str]:
@@ -171,7 +193,9 @@ def _in_shard(path: str, bands: bool) -> list[str]:
         listed = None if table.holds_pictures else list(filter(None, table.paths()))
     if listed == []:
         raise DataError(f"images: {path!r} holds no path: its column of paths is empty")
-    return addresses_in("parquet", path) if listed is None else _at_places(beside_list(path, listed), bands)
+    if listed is None:
+        return addresses_in("parquet", path)
+    return [address for place in _at_places(beside_list(path, listed), bands) for address in _opened(place, bands)]
 
 
 def _in_tar(path: str, bands: bool) -> list[str]:

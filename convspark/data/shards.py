@@ -64,18 +64,19 @@ class Shard(Protocol):
 
 
 class TarShard:
-    """A tar; places are offsets and sizes in bytes."""
+    """A tar; places are offsets and sizes in bytes. It does not hold its members, which would be many."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._members = tars.members(path)
+        self._path, self._stamp = path, str(remote.stamp(path))
+        self._members()  # raises
 
     def inner_names(self) -> Iterable[str]:
-        masks = set(self.masks(self._members.names))
-        return (name for name in self._members.names if name not in masks)
+        names = self._members().names
+        masks = set(tars.masks_of(names, names))
+        return (name for name in names if name not in masks)
 
     def find(self, names: Sequence[str]) -> np.ndarray:
-        own = self._members
+        own = self._members()
         if list(names) == list(own.names):
             return np.stack([own.offsets, own.sizes], axis=1)
         order = {name: place for place, name in enumerate(own.names)}
@@ -91,14 +92,18 @@ class TarShard:
         return neighbours(len(places))
 
     def labels(self, names: Sequence[str]) -> list[str]:
-        of_name = dict(zip(self._members.names, self._members.labels, strict=True))
+        members = self._members()
+        of_name = dict(zip(members.names, members.labels, strict=True))
         return [of_name.get(name, "") for name in names]
 
     def parts(self, names: Sequence[str]) -> list[str]:
         return [""] * len(names)
 
     def masks(self, names: Sequence[str]) -> list[str]:
-        return tars.masks_of(names, self._members.names)
+        return tars.masks_of(names, self._members().names)
+
+    def _members(self) -> tars.Members:
+        return tars.members(self._path, self._stamp)
 
 
 class LostShard:

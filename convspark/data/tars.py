@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -42,18 +43,18 @@ class Members:
     labels: Names
 
 
-def members(path: str) -> Members:
-    """The pictures in a tar, by a walk over its headers; kept in the user's cache until the file changes.
+@lru_cache(maxsize=1)  # the last one is often asked for again
+def members(path: str, stamp: str) -> Members:
+    """The pictures in a tar, by a walk over its headers; kept in the user's cache until its stamp changes.
 
     Raises:
         DataError: it is no tar, or a compressed one.
         OSError: it cannot be read.
     """
-    stamp = remote.stamp(path)
-    arrays = index.load("tar", path, str(stamp))
+    arrays = index.load("tar", path, stamp)
     if arrays is None:
         arrays = _walk(path)
-        index.save("tar", path, arrays, str(stamp))
+        index.save("tar", path, arrays, stamp)
     complaint = str(arrays["complaint"])
     if complaint:
         _log.warning("%s %s", path, complaint)

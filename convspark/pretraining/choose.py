@@ -11,7 +11,7 @@ from ..checkpoints.origin import find_weights
 from ..data.glance import Glance, glance, sample
 from ..measure.choices import Choices, Known, Network, choose
 from ..model.stages import Stages, evaluating
-from ..runs.loading import Images
+from ..runs.images import Images
 from ..runs.machine import Machine
 from ..runs.numbers import parse_size
 from .settings import AUTO, PretrainSettings

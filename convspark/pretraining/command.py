@@ -71,6 +71,9 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
             none checks nothing. Files that have not changed are not checked again.
         shuffle: full lets any image follow any other; windows keeps images from the same part of a file together, which
             is far quicker on disks without random access and with large parquet files.
+        shards_per_epoch: largest number of tar or parquet files that an epoch has; the next epoch has others, until all
+            were shown. For more pictures than fit into memory as a list: only those of an epoch are listed, and none is
+            checked before.
         crop_scale: smallest and largest share of a picture's area that a crop has.
         flip: mirror half of the crops.
         crops_per_image: crops made of each picture in an epoch; more than 1 helps with few, large photographs.

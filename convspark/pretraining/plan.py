@@ -26,16 +26,8 @@ from ..model.strides import as_setting, as_text
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
 from ..runs.folder import RunFolder, check_processes
 from ..runs.graphs import Graphed
-from ..runs.loading import (
-    Images,
-    MeasuringLoader,
-    TrainLoader,
-    find_images,
-    first_images,
-    held_out_dataset,
-    reopen_images,
-    train_dataset,
-)
+from ..runs.images import Images, find_images, first_images, held_out_dataset, reopen_images, train_dataset
+from ..runs.loading import MeasuringLoader, TrainLoader
 from ..runs.machine import machine_of
 from ..runs.numbers import (
     Numbers,
@@ -193,10 +185,12 @@ class Plan:
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
         accumulated = f" in {n.accumulate} passes" if n.accumulate > 1 else ""
         crops = f", {s.crops_per_image} crops of each" if s.crops_per_image > 1 else ""
+        turn = self.images.in_turn
+        turns = "" if turn is None else f" in the first of {turn.groups} epochs that show all {len(turn.shards)} files"
         lines = [
             f"network   {self.name}, {backbone / 1e6:.1f} M parameters, "
             f"{(parameters - backbone) / 1e6:.1f} M more in the decoder",
-            f"images    {len(self.images.train)} to train on{crops}, {held_out_count} held out, "
+            f"images    {len(self.images.train)} to train on{turns}{crops}, {held_out_count} held out, "
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
             f"{visibility}{masks}",
@@ -363,11 +357,12 @@ def _images(run: Run[PretrainSettings], s: PretrainSettings, pixels: Pixels) -> 
     # A run that goes on has all that was measured; plain pictures have no scale.
     to_measure = s.stats == "auto" and (s.mean is None or (s.low is None and not run.goes_on))
     split: dict[str, Any] = {"held_out": s.held_out, "held_out_most": s.held_out_most, "seed": s.seed}
+    split |= {"check": s.check, "pixels": pixels, "shards_per_epoch": s.shards_per_epoch}
     if run.goes_on:
-        return reopen_images(run.folder, s.images, **split, check=s.check, pixels=pixels, moved=run.moved), to_measure
+        return reopen_images(run.folder, s.images, **split, moved=run.moved), to_measure
     if isinstance(s.images, str | os.PathLike):
         logger.info("looking at the pictures in %s …", os.fspath(s.images))
-    return find_images(s.images, **split, check=s.check, pixels=pixels, to_measure=to_measure), to_measure
+    return find_images(s.images, **split, to_measure=to_measure), to_measure
 
 
 def _random_stages(settings: PretrainSettings) -> Stages:
@@ -410,6 +405,7 @@ def _check(s: PretrainSettings) -> None:
         checkpoint_minutes=s.checkpoint_minutes,
         crops_per_image=s.crops_per_image,
         keep_epochs=s.keep_epochs,
+        shards_per_epoch=s.shards_per_epoch,
     )
     check_not_negative(
         watch_epochs=s.watch_epochs,
@@ -437,6 +433,10 @@ def _check(s: PretrainSettings) -> None:
         pixels_of(s, s.channels)
         if s.stats is None:
             normalisation(s.channels, s.mean, s.std)
+    if s.shards_per_epoch is not None and s.check == "full":
+        raise UsageError(
+            "check is full and shards_per_epoch is set, with which no picture is looked at beforehand: leave one out"
+        )
     if s.tracker != "none" and find_spec(s.tracker) is None:
         raise UsageError(f"tracker is {s.tracker!r}, which is not installed: pip install 'convspark[{s.tracker}]'")
     count(

@@ -73,6 +73,7 @@ class PretrainSettings(SpreadSettings):
     held_out_most: int = 1000
     check: Literal["quick", "full", "none"] = field(default="quick", metadata={"before": "quick"})
     shuffle: Literal["full", "windows"] = field(default="full", metadata={"before": "full"})
+    shards_per_epoch: int | None = field(default=None, metadata={"before": None})
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1

@@ -187,14 +187,15 @@ def facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     """Title -> (what, value): data, machine and pace."""
     folder, environment = record.folder, record.environment
     data = [("place", record.data)]
-    for title, file in (
-        ("trained on", folder.train_files),
-        ("held out", folder.held_out_files),
-        ("unreadable", folder.bad_files),
+    for title, file, of in (
+        ("trained on", folder.train_files, "pictures"),
+        ("trained on", folder.train_shards, "files of pictures, in turn"),
+        ("held out", folder.held_out_files, "pictures"),
+        ("unreadable", folder.bad_files, "pictures"),
     ):
         lines = _lines(file)
         if lines:
-            data.append((title, f"{lines:,} pictures"))
+            data.append((title, f"{lines:,} {of}"))
     versions = environment.get("versions")
     packages = ("convspark", "torch", "timm", "python")
     named = [f"{name} {versions[name]}" for name in packages if name in versions] if isinstance(versions, dict) else []

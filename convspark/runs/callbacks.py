@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..files import written_whole
 from .folder import RunFolder
-from .loading import MeasuringLoader, TrainLoader, write_bad_files
+from .images import write_bad_files
+from .loading import MeasuringLoader, TrainLoader
 from .module import TrainingModule
 from .processes import Agreement
 from .rows import Rows

@@ -123,7 +123,7 @@ def fit(
                 raise
             raise words from error
     finally:
-        end_workers(train, held_out)
+        end_workers(train, train.turns, held_out)
     if too_large:
         raise out_of_memory(module, train, device, precision, can_accumulate)
     return metrics

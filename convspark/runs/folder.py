@@ -36,6 +36,7 @@ class RunFolder:
     ended.json           why it ended early (only if it did): Ctrl-C, a loss that diverged, an error
     statistics.json      of the images' channels, where they were measured
     train_files.txt      the images trained on; held_out_files.txt those that were not
+    train_shards.txt     in its place, the files that they are in, of which each epoch has some (--shards-per-epoch)
     shards.json          of images in tar files and the like: those files, and what they were like
     file_sizes.txt       their sizes in bytes, in that order
     bad_files.txt        what could not be read, and why (only if there was any)
@@ -174,6 +175,10 @@ class RunFolder:
     @property
     def train_files(self) -> Path:
         return self.path / "train_files.txt"
+
+    @property
+    def train_shards(self) -> Path:
+        return self.path / "train_shards.txt"
 
     @property
     def held_out_files(self) -> Path:

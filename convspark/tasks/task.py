@@ -18,7 +18,8 @@ from ..report.labels import draw_at_last
 from ..report.page import write_page_at_last
 from ..runs.device import choose_device, choose_precision, default_workers
 from ..runs.fit import fit
-from ..runs.loading import MeasuringLoader, TrainLoader, write_bad_files
+from ..runs.images import write_bad_files
+from ..runs.loading import MeasuringLoader, TrainLoader
 from ..runs.module import TrainingModule
 from ..runs.numbers import count, tell_of_large_passes
 from ..runs.processes import Processes

@@ -169,7 +169,7 @@ def test_a_process_that_is_stopped_early_says_in_a_line_what_was_stopped(folder,
     assert out.exists() == ("--resume" in words)
 
 
-@pytest.mark.parametrize("where", ["convspark.runs.loading:scan", "convspark.model.spark:prove_exact"])
+@pytest.mark.parametrize("where", ["convspark.runs.images:scan", "convspark.model.spark:prove_exact"])
 def test_stopped_before_there_is_a_folder_nothing_is_written(folder, quick, tmp_path, monkeypatch, capsys, where):
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt

@@ -72,7 +72,7 @@ def test_other_pictures_are_refused_and_nothing_is_written(moved):
 
 @pytest.mark.parametrize("at", ["held_out_files.txt", "file_sizes.txt", "config.yaml"])
 def test_a_move_that_was_cut_short_is_done_again(at, moved, stopped, monkeypatch):
-    from convspark.runs import loading
+    from convspark.runs import images
 
     run, _, new = moved
 
@@ -81,9 +81,9 @@ def test_a_move_that_was_cut_short_is_done_again(at, moved, stopped, monkeypatch
             raise ConnectionAbortedError
         written(path, text, **options)
 
-    written = loading.write_text
+    written = images.write_text
     with monkeypatch.context() as patched:
-        for module in (loading, runs):
+        for module in (images, runs):
             patched.setattr(module, "write_text", write)
         with pytest.raises(ConnectionAbortedError):
             pretrain(str(new), resume=str(run))

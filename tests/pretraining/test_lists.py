@@ -6,7 +6,7 @@ from PIL import Image
 
 from convspark.errors import DataError, UsageError
 from convspark.runs.folder import RunFolder
-from convspark.runs.loading import Images, find_images, reopen_images, write_bad_files
+from convspark.runs.images import Images, find_images, reopen_images, write_bad_files
 
 
 def test_files_of_any_name_come_back(tmp_path):

@@ -12,7 +12,7 @@ from convspark.data.sources import FileSource
 from convspark.errors import DataError
 from convspark.pretraining.command import pretrain
 from convspark.runs.folder import RunFolder
-from convspark.runs.loading import find_images, reopen_images
+from convspark.runs.images import find_images, reopen_images
 
 FILES = pictures(26, ("png",))
 
