@@ -114,7 +114,7 @@ class Stages:
                 "a network cannot be looked at within torch.inference_mode, as this takes gradients: leave that mode"
             )
         check_module(backbone, "backbone")
-        _check_tensors(backbone)
+        _check_parts(backbone)
         if in_chans is not None and (not isinstance(in_chans, SupportsIndex) or index(in_chans) < 1):
             raise UsageError(f"in_chans is {in_chans!r}: expected a whole number above 0, the channels of the images")
         first = _first_conv(backbone)
@@ -354,8 +354,14 @@ def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     )
 
 
-def _check_tensors(backbone: nn.Module) -> None:
-    """Refuse lazy layers, which would take their sizes from a probing image, and what can have no gradient."""
+def _check_parts(backbone: nn.Module) -> None:
+    """Refuse lazy layers, which would take their sizes from a probing image, and what can have no gradient or hooks."""
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"backbone={type(backbone).__name__}: {name or 'it'} was compiled by TorchScript (torch.jit.script or "
+                "trace), which does not know visible patches: use the module that it was made from"
+            )
     for name, tensor in itertools.chain(backbone.named_parameters(), backbone.named_buffers()):
         if is_lazy(tensor):
             raise UsageError(

@@ -362,3 +362,10 @@ def test_networks_without_weights_that_train_are_refused_in_words():
             Stages(conv(3, 8, 2))
     with pytest.raises(UsageError, match=r"made within torch\.inference_mode"):
         Stages(made_within)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 8, 4, 4))])
+def test_modules_compiled_by_torchscript_are_refused_by_name(compiled):
+    with pytest.raises(UsageError, match=r"1 was compiled by TorchScript .*use the module that it was made from"):
+        Stages(nn.Sequential(conv(3, 8, 2), compiled(nn.ReLU()), conv(8, 16, 2)))
