@@ -294,7 +294,9 @@ def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path | s
     parser = ArgumentParser(exit_on_error=False, print_config=None)
     for name, type_hint in types.items():
         parser.add_argument(f"--{name}", type=type_hint)
-    wrong = next((name for name, value in values.items() if value is None and NoneType not in get_args(types[name])), None)
+    wrong = next(
+        (name for name, value in values.items() if value is None and NoneType not in get_args(types[name])), None
+    )
     try:
         if wrong is None:  # the parser would take nothing for a value of any type
             return parser.parse_object(dict(values)).as_dict()
