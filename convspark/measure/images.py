@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import checked_arguments
 from ..errors import DataError, UsageError
+from ..names import many
 from ..runs.folder import check_processes
 from .choices import Choice
 
@@ -74,7 +75,7 @@ class ScanReport:
         names = {"uint8": "8 bits", "uint16": "16 bits", "int16": "16 bits, signed"}
         short = self.sizes["short"]
         lines = [
-            f"{self.pictures} pictures in {self.images}",
+            f"{many(self.pictures, 'picture')} in {self.images}",
             f"  sizes           {' to '.join(_by(self.sizes, i) for i in (0, 2))}, median {_by(self.sizes, 1)}; "
             f"shorter side {short[0]:g} to {short[2]:g}, median {short[1]:g}",
             f"  formats         {_counted(self.formats)}",

@@ -17,6 +17,7 @@ from typing import Any
 from .._version import __version__
 from ..errors import ConvsparkError, UsageError
 from ..files import check_local, is_left_over, is_taken, write_text
+from ..names import many
 from .settings import Settings, kind_of
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ def check_processes(**counts: int | None) -> None:
     most = max(128, 4 * cores)
     for name, value in counts.items():
         if value is not None and not 0 <= value <= most:
-            raise UsageError(f"{name} is {value}: expected 0 to {most}; this machine has {cores} cores")
+            raise UsageError(f"{name} is {value}: expected 0 to {most}; this machine has {many(cores, 'core')}")
 
 
 def _git_commit() -> dict[str, Any] | None:

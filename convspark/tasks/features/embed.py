@@ -8,6 +8,7 @@ from pathlib import Path
 from ...arguments import checked_arguments
 from ...errors import UsageError
 from ...files import check_local
+from ...names import many
 from ...runs.folder import check_processes
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class EmbedResult:
 
     def __str__(self) -> str:
         left_out = f", {self.unreadable} unreadable left out" if self.unreadable else ""
-        return f"{self.pictures} pictures, {self.channels} numbers each{left_out}: {self.file}"
+        return f"{many(self.pictures, 'picture')}, {many(self.channels, 'number')} each{left_out}: {self.file}"
 
 
 @checked_arguments
