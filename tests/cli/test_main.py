@@ -94,6 +94,13 @@ def test_python_m(tmp_path):
     assert done.stdout.startswith("convspark ")
 
 
+def test_commands_are_there_without_their_docstrings():
+    """`python -OO` keeps none."""
+    command = [sys.executable, "-OO", "-m", "convspark", "pretrain", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--mask-ratio X" in done.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_signals_end_a_real_process_with_130_and_a_checkpoint(folder, quick, tmp_path, number):
     out = tmp_path / "run"
