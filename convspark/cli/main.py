@@ -173,6 +173,12 @@ def _run(arguments: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         print(f"error: convspark has no {kind} {name!r}; {hint}\n\n{_help()}", file=sys.stderr)
         return USAGE_ERROR
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries end the process where it is gone
+        raise UsageError(
+            f"the folder that this is started in cannot be used ({error.strerror}): cd to another"
+        ) from None
     here = Processes.here()
     if here.are_several and name not in _BY_SEVERAL:
         print(f"error: convspark {name} runs in one process, and {here.count} were started", file=sys.stderr)

@@ -87,6 +87,14 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
         main(["demo"])
 
 
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["recipes"]) == 2
+    assert "started in cannot be used (No such file or directory): cd to another" in capsys.readouterr().err
+
+
 def test_python_m(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "convspark", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
