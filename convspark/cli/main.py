@@ -115,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         much = f": {int(allocation[1]) / 2**30:.1f} GiB were asked for at once" if allocation else ""
         _say(f"error: out of memory{much}. Choose a smaller --size or --batch-size")
         return ConvsparkError.exit_code
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            raise
+        _say(f"error: a library could not be loaded ({error}): is the memory of this process limited (`ulimit -v`)?")
+        return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
