@@ -182,7 +182,7 @@ def _run(arguments: list[str]) -> int:
         os.getcwd()
     except OSError as error:  # libraries end the process where it is gone
         raise UsageError(
-            f"the folder that this is started in cannot be used ({error.strerror}): cd to another"
+            f"the folder that this was started in is not usable ({error.strerror}): cd to another"
         ) from None
     here = Processes.here()
     if here.are_several and name not in _BY_SEVERAL:
