@@ -52,6 +52,10 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
     options = parser.parse_args()
+    if options.out.is_dir():
+        parser.error(
+            f"--out {options.out} is a folder: name the file of the figures, {options.out / 'gpu.jsonl'} perhaps"
+        )
     if options.part == "table":
         print(table(records.read(options.out), options.rows))
         return

@@ -11,8 +11,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a record; none where there is no such file yet."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """All lines of a record; none where there is no such file yet. A folder is no record."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def find(path: Path, fields: dict[str, Any]) -> dict[str, Any] | None:

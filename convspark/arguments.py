@@ -31,7 +31,7 @@ class _OtherTypeError(Exception):
 def checked_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: arguments reach the function as plain values of the types that its signature names.
 
-    Paths become texts, NumPy's numbers and arrays Python's, lists tuples and tuples lists, a single text a list of it,
+    Paths become texts, NumPy's values and arrays Python's, lists tuples and tuples lists, a single text a list of it,
     and a `size` of two numbers the text that means it. Types that are written as texts are not looked at.
 
     Raises (of the function):
@@ -56,8 +56,8 @@ def _checked(name: str, value: Any, parameter: inspect.Parameter) -> Any:
         return value
     hint = parameter.annotation
     try:
-        if name == "size" and str in get_args(hint) and isinstance(value, list | tuple):
-            return "x".join(str(side) for side in _as(tuple[int, int], value))
+        if name == "size" and str in get_args(hint) and isinstance(sides := _python(value), list | tuple):
+            return "x".join(str(side) for side in _as(tuple[int, int], sides))
         return _as(hint, value)
     except _OtherTypeError:
         raise UsageError(f"{name} is {value!r}: expected {_words(hint)}") from None
@@ -81,6 +81,8 @@ def _as(hint: Any, value: Any) -> Any:
             with suppress(_OtherTypeError):
                 return _as(part, value)
         raise _OtherTypeError
+    if hint in _WORDS or origin in (Literal, list, tuple, Sequence, dict, Mapping):
+        value = _python(value)
     if origin is Literal:
         hint, fits = str, value in parts if isinstance(value, str) else False
     elif hint in (int, float):
@@ -94,14 +96,21 @@ def _as(hint: Any, value: Any) -> Any:
         raise _OtherTypeError
     if hint not in (int, float, str) or type(value) in (int, float, str):  # whole numbers do as numbers
         return value
-    other = cast("Any", value)  # NumPy's, which is no value of YAML's
+    other = cast("Any", value)  # a subclass, which is no value of YAML's
     return str.__str__(other) if hint is str else hint(other)
 
 
+def _python(value: Any) -> Any:
+    """NumPy's numbers, yes and no, and arrays, and PyTorch's tensors, as Python's, within dictionaries too."""
+    if isinstance(value, Mapping):
+        return {key: _python(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_python, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _as_several(origin: type, parts: tuple[Any, ...], value: Any) -> Any:
-    if hasattr(value, "tolist"):  # an array
-        value = value.tolist()
-    elif (origin, parts, type(value)) == (list, (str,), str):
+    if (origin, parts, type(value)) == (list, (str,), str):
         value = [value]
     if not isinstance(value, Sequence if origin is Sequence else list | tuple) or isinstance(value, str | bytes):
         raise _OtherTypeError

@@ -90,6 +90,17 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise _NotNow
 
 
+def is_taken(path: Path) -> str | None:
+    """In words for a message, that something has this name, a link that leads nowhere too; None if nothing has.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    if path.exists():
+        return "which exists already"
+    return "a link that leads nowhere" if path.is_symlink() else None
+
+
 class _NotNow(Exception):
     """Leaves what `written_whole` would replace as it is."""
 

@@ -1,5 +1,5 @@
 """Names of files and classes, made safe to show: some characters control a terminal, some end a line, and some have no
-encoding.
+encoding. And how many there are of something, in words.
 """
 
 import json
@@ -36,6 +36,15 @@ def some(names: Iterable[object], text: Callable[[object], str] = shown) -> str:
     several = list(names)
     more = f" and {len(several) - _MOST} more" if len(several) > _MOST else ""
     return ", ".join(map(text, several[:_MOST])) + more
+
+
+def many(count: int, thing: str, things: str = "") -> str:
+    """How many there are: `1 step`, `3 steps`.
+
+    Args:
+        things: the plural, where it is not the word with an s.
+    """
+    return f"{count} {thing if count == 1 else things or f'{thing}s'}"
 
 
 def _escaped(text: str, allowed: str) -> str:

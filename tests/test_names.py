@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convspark.names import shown, shown_in_markdown, shown_text
+from convspark.names import many, shown, shown_in_markdown, shown_text
 from convspark.runs.logs import run_log
 
 HOSTILE = {
@@ -38,6 +38,11 @@ def test_nothing_that_is_shown_can_control_anything_or_lacks_an_encoding(name):
 def test_markdown_has_no_markup_of_names():
     assert shown_in_markdown("a|b <i> $x$ *c* _d_ [e](f)") == r"a\|b \<i\> \$x\$ \*c\* \_d\_ \[e\](f)"
     assert shown_in_markdown("random:test_resnet") == "random:test_resnet"
+
+
+def test_a_single_one_is_no_plural():
+    assert [many(n, "step") for n in (0, 1, 2)] == ["0 steps", "1 step", "2 steps"]
+    assert [many(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
 
 
 def test_a_log_holds_no_control_characters(tmp_path, capfd):

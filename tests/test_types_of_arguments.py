@@ -48,6 +48,15 @@ def test_each_argument_of_a_wrong_type_is_named(function):
     [
         (int, np.int64(3), 3),
         (int | None, None, None),
+        (int, np.array(3), 3),
+        (int | None, torch.tensor(3), 3),
+        (bool, np.True_, True),
+        (bool | None, np.False_, False),
+        (
+            dict[str, Any] | None,
+            {"a": np.int64(3), "b": [np.True_, {"c": np.arange(2)}]},
+            {"a": 3, "b": [True, {"c": [0, 1]}]},
+        ),
         (float, 1, 1),
         (float | Literal["whole"], np.float32(0.5), 0.5),
         (float | Literal["whole"], "whole", "whole"),
@@ -70,6 +79,7 @@ def test_values_that_mean_the_same_come_out_plain(hint, value, expected):
     plain = checked_arguments(function)(value)
     assert plain == expected and type(plain) is type(expected)
     assert not isinstance(plain, list | tuple) or list(map(type, plain)) == list(map(type, expected))
+    assert repr(plain) == repr(expected)  # nothing of NumPy's anywhere in it
 
 
 @pytest.mark.parametrize(
@@ -97,6 +107,7 @@ def test_what_was_expected_is_said(hint, value, words):
 
 
 def test_a_size_of_two_numbers_is_the_text_that_means_it():
+    assert checked_arguments(FinetuneSettings)(size=np.array([192, 256])).size == "192x256"  # type: ignore[arg-type]
     settings = checked_arguments(FinetuneSettings)(size=(192, np.int64(256)), epochs=np.int64(2), mixup=np.float64(0.5))
     assert settings == FinetuneSettings(size="192x256", epochs=2, mixup=0.5)
     assert "size: 192x256\n" in as_yaml(settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..arguments import checked_arguments
 from ..errors import UsageError
-from ..files import check_writable, write_text
+from ..files import check_local, check_writable, is_taken, write_text
 from ..names import in_code
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def export(
         suffix = {"timm": "", "paper": "", "onnx": ".onnx"}.get(to, ".pth")
         home = Path(run) if Path(run).is_dir() else Path()
         target = Path(out) if out is not None else home / f"{origin.model.replace(':', '_')}-{to}{suffix}"
-        if target.exists():
-            raise UsageError(f"out is {str(target)!r}, which exists already: choose another --out")
+        check_local(target)
+        if taken := is_taken(target):
+            raise UsageError(f"out is {str(target)!r}, {taken}: choose another --out")
         if not target.absolute().parent.is_dir():
             raise UsageError(f"out is {str(target)!r}: there is no folder {str(target.parent)!r}")
         check_writable(target)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ConvsparkError, UsageError
 from ..files import written_whole
 from ..model.stages import image_channels
-from ..names import in_code
+from ..names import in_code, many
 
 _MMDET_CONVNEXTS = tuple(f"convnext_{s}" for s in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large"))
 
@@ -71,7 +71,7 @@ class Written:
     use: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.tensors} tensors for {self.target}; {self.checked}\n{self.use}"
+        return f"{self.file}: {many(self.tensors, 'tensor')} for {self.target}; {self.checked}\n{self.use}"
 
 
 def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[str], size: tuple[int, int]) -> Written:

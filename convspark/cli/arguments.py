@@ -84,7 +84,7 @@ class Command:
             options = {
                 "type": kind,
                 "default": parameter.default,
-                "help": _percent(help_of[parameter.name]),
+                "help": _percent(help_of[parameter.name]) if help_of else None,  # none is kept by `python -OO`
             } | _metavar(kind)
             if parameter.name in positional:
                 place.add_argument(parameter.name, nargs="?", **{**options, "metavar": parameter.name.upper()})

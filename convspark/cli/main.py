@@ -115,6 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         much = f": {int(allocation[1]) / 2**30:.1f} GiB were asked for at once" if allocation else ""
         _say(f"error: out of memory{much}. Choose a smaller --size or --batch-size")
         return ConvsparkError.exit_code
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            raise
+        _say(f"error: a library could not be loaded ({error}): is the memory of this process limited (`ulimit -v`)?")
+        return ConvsparkError.exit_code
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -173,6 +178,12 @@ def _run(arguments: list[str]) -> int:
         kind = "option" if name.startswith("-") else "command"
         print(f"error: convspark has no {kind} {name!r}; {hint}\n\n{_help()}", file=sys.stderr)
         return USAGE_ERROR
+    try:
+        os.getcwd()
+    except OSError as error:  # libraries end the process where it is gone
+        raise UsageError(
+            f"the folder that this was started in is not usable ({error.strerror}): cd to another"
+        ) from None
     here = Processes.here()
     if here.are_several and name not in _BY_SEVERAL:
         print(f"error: convspark {name} runs in one process, and {here.count} were started", file=sys.stderr)

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from ..names import in_code, shown_text
+from ..names import in_code, many, shown_text
 from ..pretraining.command import pretrain
 from ..pretraining.settings import PretrainResult
 from ..runs.processes import Processes
@@ -127,7 +127,7 @@ def describe(result: PretrainResult) -> str:
     )
     run = shlex.quote(str(result.folder))
     lines = [
-        f"Done: {result.epochs} epochs, loss {result.train_loss:.4f}{held_out}",
+        f"Done: {many(result.epochs, 'epoch')}, loss {result.train_loss:.4f}{held_out}",
         f"  run             {result.folder}",
         *pictures,
         f"  report          {result.folder / 'report.html'} (for a browser)",

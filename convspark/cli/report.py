@@ -23,8 +23,8 @@ def _report(runs: list[str], *, out: str | None = None, watch: bool = False, eve
 
     Args:
         runs: run folders, or folders of them; several are shown side by side.
-        out: HTML file to write; by default report.html, in the run's folder or, for several runs, in the current
-            folder.
+        out: HTML file to write, an existing one is replaced; by default report.html, in the run's folder or, for
+            several runs, in the current folder.
         watch: write the page again and again while a run goes on.
         every: seconds between two times, with watch.
     """

@@ -11,7 +11,7 @@ from .labelled import LabelledPicture, list_in_parts, list_labelled
 from .moved import UNKNOWN, as_place, at_new_place, file_sizes
 from .photographs import demo_photographs
 from .pixels import PLAIN, Pixels
-from .places import blaming, is_missing, list_pictures, list_shards
+from .places import blaming, check_no_input, is_missing, list_pictures, list_shards
 from .remote import tell_repeated
 from .scan import MOST_BAD, ScanResult, TooManyBadPicturesError, hold_out, scan
 from .shards import Places, masks_of, shards_of, stamp_of
@@ -52,6 +52,7 @@ __all__ = [
     "at_new_place",
     "base_name",
     "blaming",
+    "check_no_input",
     "check_shown",
     "decode",
     "demo_photographs",

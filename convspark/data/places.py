@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..errors import DataError, UsageError
 from . import remote
@@ -90,6 +90,25 @@ def _opened(place: str, bands: bool) -> list[str]:
     if is_shard(place):
         return _in_shard(place, bands)
     return addresses_in("dataset", absolute(place)) if os.path.isdir(place) else [place]
+
+
+def check_no_input(name: str, file: str, places: Iterable[str]) -> None:
+    """Raise UsageError where a file that is to be written is one of these places, or holds pictures of them.
+
+    Args:
+        name: of the argument that names the file.
+        places: what a user named as pictures (a list, a tar file), and addresses of pictures.
+    """
+    if not os.path.exists(file):
+        return
+    own = os.stat(file)
+    parts = ((place, within(place)) for place in places)
+    for input_file in dict.fromkeys(item_of(place)[0] if part is None else part.shard for place, part in parts):
+        with suppress(OSError):  # a URL, a pattern, or what is gone by now
+            if os.path.samestat(own, os.stat(input_file)):
+                raise UsageError(
+                    f"{name} is {file!r}, one of the pictures or a file that holds or lists them: name another"
+                )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..model.spark import SparK, check_mask_ratio
 from ..model.stages import Stages
 from ..model.strides import as_text, sides_of, times
 from ..model.target import reconstruction_loss
+from ..names import many
 from ..runs.device import Precision, choose_device, choose_precision, describe_device
 from ..runs.graphs import Graphed, Loss
 from ..runs.optimizer import build_optimizer, parameter_groups, set_rates
@@ -324,13 +325,13 @@ def _plain(feature: Tensor) -> Tensor:
 
 
 def _page(report: BenchReport) -> list[str]:
-    where = report.device if report.threads is None else f"{report.device}, {report.threads} threads"
+    where = report.device if report.threads is None else f"{report.device}, {many(report.threads, 'thread')}"
     how = f"{report.precision}, torch {report.torch}"
     if report.threads is not None and not report.compiled_kernels:
         how += ", without the compiled kernels"
     lines = [
-        f"{report.network}: {report.batch_size} images of {times(report.image_size)}, {report.mask_ratio:.0%} masked, "
-        f"patches of {as_text(report.patch_size)}",
+        f"{report.network}: {many(report.batch_size, 'image')} of {times(report.image_size)}, "
+        f"{report.mask_ratio:.0%} masked, patches of {as_text(report.patch_size)}",
         f"{where}, {how}; medians of {report.repeats}, in turn",
     ]
     if report.compiled:

@@ -14,6 +14,7 @@ from ..model.find_stages import CallBackbone
 from ..model.networks import check_module, find_network
 from ..model.stages import Stages
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
+from ..names import many
 from ..sparse import PatchGrid, gather
 from ..sparse.backward import gradients
 from ..sparse.proof.prove import Proof, examine
@@ -275,9 +276,10 @@ def _module_lines(rows: Sequence[ModuleRow]) -> list[str]:
 
 def _cost_lines(cost: Cost) -> list[str]:
     size = times(cost.image_size)
-    where = f"{cost.threads} threads" if cost.threads else cost.device
+    where = many(cost.threads, "thread") if cost.threads else cost.device
     lines = [
-        f"Encoder step, forward and backward: {cost.batch_size} images of {size}, {cost.mask_ratio:.0%} masked, {where}"
+        f"Encoder step, forward and backward: {many(cost.batch_size, 'image')} of {size}, "
+        f"{cost.mask_ratio:.0%} masked, {where}"
     ]
     for name, one in (("dense", cost.dense), ("visible only", cost.visible)):
         lines.append(f"  {name:14}{one.seconds:8.3f} s {one.peak_bytes / 2**20:8.0f} MiB")

@@ -89,6 +89,10 @@ def figures(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output is {output!r}, which is a file: expected a folder, a new one or one to add to")
+    if (folder / "README.md").exists() and not (folder / "figures.json").exists():
+        raise UsageError(
+            f"output is {output!r}, whose README.md is not of figures, and would be replaced: name another"
+        )
     from ..data import check_shown, few_pictures
     from ..model.spark import check_mask_ratio
     from ..report.style import in_style, write

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import checked_arguments
 from ..errors import DataError, UsageError
+from ..names import many
 from ..runs.folder import check_processes
 from .choices import Choice
 
@@ -74,7 +75,7 @@ class ScanReport:
         names = {"uint8": "8 bits", "uint16": "16 bits", "int16": "16 bits, signed"}
         short = self.sizes["short"]
         lines = [
-            f"{self.pictures} pictures in {self.images}",
+            f"{many(self.pictures, 'picture')} in {self.images}",
             f"  sizes           {' to '.join(_by(self.sizes, i) for i in (0, 2))}, median {_by(self.sizes, 1)}; "
             f"shorter side {short[0]:g} to {short[2]:g}, median {short[1]:g}",
             f"  formats         {_counted(self.formats)}",
@@ -118,10 +119,10 @@ def scan(
     Args:
         images: folder of pictures or arrays, list of them, tar or parquet files, and all other forms in docs/data.md.
         channels: how many bands NumPy arrays have, if their shape does not show it.
-        out: PNG file for a sheet of pictures; an existing one is replaced.
+        out: PNG file for a sheet of pictures; that of an earlier scan is replaced.
         pictures: how many pictures the sheet shows, chosen by the seed; 0 for no sheet.
-        keep: text file for a list of the good pictures, which pretrain takes. It leaves out unreadable pictures; of
-            pictures that are the same or look alike it keeps the first.
+        keep: text file for a list of the good pictures, which pretrain takes; an existing one is replaced. It leaves
+            out unreadable pictures; of pictures that are the same or look alike it keeps the first.
         seed: seed that chooses the pictures that are shown and measured.
         workers: number of threads; by default two more than cores.
 
@@ -141,26 +142,32 @@ def scan(
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}: expected 1 or more threads")
     check_processes(workers=workers)
+    sheet = out if pictures else None
+    if keep is not None and sheet is not None and os.path.abspath(keep) == os.path.abspath(sheet):
+        raise UsageError(f"keep and out are both {keep!r}: name a file for each")
 
     import numpy as np
 
-    from ..data import FileSource, Pixels, absolute, as_lines, fitting, list_pictures, measure
+    from ..data import FileSource, Pixels, absolute, as_lines, check_no_input, fitting, list_pictures, measure
     from ..data.duplicates import is_blank, near_duplicates
     from ..data.looks import look_at, same_content
     from ..files import check_writable, write_text
+    from ..report.sheet import is_sheet
     from ..runs.device import choose_device, choose_precision
     from ..runs.logs import run_log
     from ..runs.machine import machine_of
     from .advice import advise
 
     with run_log(logging.WARNING):
-        for file in (keep, out if pictures else None):
+        for file in (keep, sheet):
             if file is not None:
                 check_writable(file)
-        old_sheet = os.path.abspath(out) if out is not None else None
+        old_sheet = os.path.abspath(out) if out is not None and is_sheet(out) else None
+        if sheet is not None and old_sheet is None and os.path.exists(sheet):
+            raise UsageError(f"out is {out!r}, which exists and is no sheet of an earlier scan: choose another --out")
         paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
-        if keep is not None and absolute(keep) in map(absolute, paths):
-            raise UsageError(f"keep is {keep!r}, one of the pictures: expected a file to write the list of them to")
+        if keep is not None:
+            check_no_input("keep", keep, [images, *paths])
         source = FileSource(paths)
         every = list(_watched(look_at(source, channels, workers), len(paths)))
         readable = [index for index, look in enumerate(every) if look.reason is None]
@@ -196,8 +203,8 @@ def scan(
             left_out = twins | {path for group in alike for path in group[1:]}
             paths_to_keep = (absolute(look.path) for look in chosen if look.path not in left_out)
             write_text(keep, as_lines(paths_to_keep))
-        if out is not None and pictures:
-            _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, out)
+        if sheet is not None:
+            _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, sheet)
     sides = {
         "height": [look.size[0] for look in good],
         "width": [look.size[1] for look in good],
@@ -221,7 +228,7 @@ def scan(
         statistics_lines=measured.lines(),
         advice=advice,
         command=f"convspark pretrain {shlex.quote(keep or images)} {flags}",
-        sheet=out if out is not None and pictures else None,
+        sheet=sheet,
         keep=keep,
         seconds=round(time.monotonic() - started, 1),
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..model.networks import check_name
+from ..names import many
 from ..runs.device import describe_device, quick_products
 from ..runs.graphs import Graphed
 from ..runs.launch import asked_for
@@ -80,7 +81,7 @@ class Estimate:
             *self.description,
             f"memory    {self._memory()}",
             f"speed     {self.step_seconds:.3g} s a step, {self.images_per_second:.1f} images/s",
-            f"total     {format_seconds(self.total_seconds)} for {self.steps} steps, as measured just now",
+            f"total     {format_seconds(self.total_seconds)} for {many(self.steps, 'step')}, as measured just now",
         ]
         return "\n".join(lines)
 

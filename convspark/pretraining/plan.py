@@ -23,6 +23,7 @@ from ..measure.choices import Choices
 from ..model.spark import SparK
 from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
+from ..names import many
 from ..runs.device import choose_device, choose_precision, default_workers, describe_device, describe_precision
 from ..runs.folder import RunFolder, check_processes
 from ..runs.graphs import Graphed
@@ -194,12 +195,11 @@ class Plan:
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
             f"{visibility}{masks}",
-            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}{accumulated}, "
-            f"{n.warmup_steps} steps of warm-up",
+            f"training  {n.in_words}{accumulated}, {many(n.warmup_steps, 'step')} of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
             f"to {s.final_weight_decay:g}",
             f"device    {describe_device(self.device)}, {describe_precision(self.precision, self.device)}, "
-            f"{self.workers} workers"
+            f"{many(self.workers, 'worker')}"
             f"{', compiled' if s.compile else ''}",
         ]
         if self.watch_epochs:
@@ -208,7 +208,9 @@ class Plan:
             labelled = f"{len(pictures.train)} + {len(pictures.val)} labelled pictures" if pictures else "no labels"
             lines.append(f"watching  {often}, {labelled}")
         if self.statistics is not None:
-            measured = f"{self.statistics.files} of {self.statistics.total} files, {self.statistics.pixels} pixels"
+            measured = (
+                f"{self.statistics.files} of {many(self.statistics.total, 'file')}, {self.statistics.pixels} pixels"
+            )
             lines += [f"values    measured over {measured}", *self.statistics.lines()]
         if ablated:
             lines.append(f"ablated   {', '.join(ablated)}")

@@ -47,12 +47,15 @@ def reconstruct(
         raise UsageError("pictures are missing: give one or more picture files, or a folder")
 
     from ..checkpoints.whole import load_whole
-    from ..data import check_shown, few_pictures
+    from ..data import check_no_input, check_shown, few_pictures, list_pictures
     from ..model.spark import check_mask_ratio
     from ..report.reconstructions import reconstruction_grid
     from ..seeds import Use
     from .module import counted_grid
 
+    if Path(output).exists():
+        listed = (address for place in pictures for address in list_pictures(place, bands=True))
+        check_no_input("output", output, [*pictures, *listed])
     whole = load_whole(run, model)
     network = whole.model
     check_shown(show, whole.pixels.channels)

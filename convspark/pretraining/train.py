@@ -10,6 +10,7 @@ from ..checkpoints.to_timm import ExportReport, export_timm
 from ..errors import ConvsparkError
 from ..files import write_text, written_whole
 from ..model.strides import as_text
+from ..names import many
 from ..report.page import write_page_at_last
 from ..runs.callbacks import Metrics
 from ..runs.fit import fit
@@ -120,8 +121,8 @@ def _export(plan: Plan, run: Run[PretrainSettings], last: Mapping[str, str]) -> 
     s, numbers = plan.settings, plan.numbers
     share = f"those of {s.masks}" if s.masks.endswith(".npy") else f"{s.mask_ratio:g} of the patches, {s.masks}"
     card = {
-        "pre-trained on": f"{numbers.images} images ({plan.images.description})",
-        "epochs": f"{s.epochs}, batch {numbers.batch_size}, {numbers.steps} steps",
+        "pre-trained on": f"{many(numbers.images, 'image')} ({plan.images.description})",
+        "epochs": f"{s.epochs}, batch {numbers.batch_size}, {many(numbers.steps, 'step')}",
         "started from": s.init or "random weights",
         "command": f"`{command_line()}`",
         "masks": f"{share}, patches of {as_text(plan.model.patch_size)} pixels",

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ..data import Pixels, blaming
 from ..model.stages import Stages, evaluating
+from ..names import many
 from ..report.metrics import read_metrics
 from ..runs.folder import RunFolder
 from ..runs.loading import MeasuringLoader
@@ -231,7 +232,7 @@ class Watch(Callback):
         if "rank" in figures:
             beside = f" (random weights {random['rank']:.1f})" if "rank" in random else ""
             pictures = _ENOUGH if self._held_out is None else len(self._held_out.images)  # type: ignore[arg-type]
-            beside += f", of {pictures} pictures at most {pictures}" if pictures < _ENOUGH else ""
+            beside += f", of {many(pictures, 'picture')} at most {pictures}" if pictures < _ENOUGH else ""
             words += [
                 f"effective rank {figures['rank']:.1f}{beside}",
                 f"{100 * figures['dead_channels']:.1f} % of channels dead",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast
 
+from ..names import many
 from ..runs.numbers import format_seconds
 from ..runs.settings import Settings
 from .record import Record
@@ -188,14 +189,14 @@ def facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     folder, environment = record.folder, record.environment
     data = [("place", record.data)]
     for title, file, of in (
-        ("trained on", folder.train_files, "pictures"),
-        ("trained on", folder.train_shards, "files of pictures, in turn"),
-        ("held out", folder.held_out_files, "pictures"),
-        ("unreadable", folder.bad_files, "pictures"),
+        ("trained on", folder.train_files, "picture"),
+        ("trained on", folder.train_shards, "tar or parquet file"),
+        ("held out", folder.held_out_files, "picture"),
+        ("unreadable", folder.bad_files, "picture"),
     ):
         lines = _lines(file)
         if lines:
-            data.append((title, f"{lines:,} {of}"))
+            data.append((title, f"{lines:,} {of}{'s' if lines > 1 else ''}"))
     versions = environment.get("versions")
     packages = ("convspark", "torch", "timm", "python")
     named = [f"{name} {versions[name]}" for name in packages if name in versions] if isinstance(versions, dict) else []
@@ -204,7 +205,7 @@ def facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
         ("system", environment.get("platform")),
         ("versions", ", ".join(named)),
         ("begun", _moment(environment.get("started"))),
-        ("gone on", f"{len(environment['resumed'])} times" if isinstance(environment.get("resumed"), list) else None),
+        ("gone on", many(len(gone_on), "time") if isinstance(gone_on := environment.get("resumed"), list) else None),
     ]
     seconds = [v for v in record.metrics.get("seconds", []) if math.isfinite(v)]
     looks = [v for v in record.watch.get("seconds", []) if math.isfinite(v)]

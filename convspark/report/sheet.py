@@ -3,12 +3,13 @@
 import os
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..files import written_whole
 from .reconstructions import fitted
 
 _SIDE, _GAP, _LINE, _ACROSS = 176, 10, 16, 8
+_MARK = "Software", "convspark: a sheet of pictures"
 _INK, _PAPER, _FRAME = (110, 113, 118), (255, 255, 255), (228, 229, 232)
 
 
@@ -32,5 +33,16 @@ def picture_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path
         small = picture.resize(shape, way, reducing_gap=2 if scale < 1 else None)
         page.paste(small, (left + (_SIDE - shape[0]) // 2, top + (_SIDE - shape[1]) // 2))
         draw.text((left, top + _SIDE + 2), fitted(caption, font, _SIDE), fill=_INK, font=font)
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text(*_MARK)
     with written_whole(path) as temporary:
-        page.save(temporary, format="PNG")
+        page.save(temporary, format="PNG", pnginfo=marked)
+
+
+def is_sheet(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a sheet that was drawn earlier, and no picture of a user's."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get(_MARK[0]) == _MARK[1]
+    except Exception:  # whatever else it is
+        return False

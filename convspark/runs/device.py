@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..errors import UsageError
+from ..names import many
 from .folder import available_cores
 from .processes import Processes, gpu_of
 
@@ -110,7 +111,7 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         others = torch.cuda.device_count() - 1
         return f"{torch.cuda.get_device_name(device)} ({device}{f', {others} more unused' if others else ''})"
-    return f"CPU, {available_cores()} cores" if device.type == "cpu" else "Apple GPU (mps)"
+    return f"CPU, {many(available_cores(), 'core')}" if device.type == "cpu" else "Apple GPU (mps)"
 
 
 def describe_precision(precision: str, device: torch.device) -> str:

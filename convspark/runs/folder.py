@@ -16,7 +16,8 @@ from typing import Any
 
 from .._version import __version__
 from ..errors import ConvsparkError, UsageError
-from ..files import check_local, is_left_over, write_text
+from ..files import check_local, is_left_over, is_taken, write_text
+from ..names import many
 from .settings import Settings, kind_of
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,9 @@ class RunFolder:
         folder = cls(path, settings)
         if not folder.path.is_dir():
             raise UsageError(f"there is no run folder {str(path)!r}{_nearby_runs(folder.path)}")
+        for file in ("config.yaml", "compare.yaml") if settings is not Settings else ():
+            if not folder.config.is_file():  # it may be a run of another command
+                folder.config = folder.path / file
         if not folder.config.is_file():
             raise UsageError(f"{str(path)!r} is not a run folder: it has no {settings.file}{_nearby_runs(folder.path)}")
         if settings is not Settings and folder.kind != settings.kind:
@@ -111,14 +115,14 @@ class RunFolder:
         """Raise UsageError if a run (or anything else) is there already, or it is a URL."""
         check_local(self.path)
         try:
-            there = self.path.exists()
+            taken = is_taken(self.path)
             if self.path.is_dir() and all(map(is_left_over, self.path.iterdir())):  # of a start that was killed
                 return
         except OSError as error:
             raise UsageError(f"out is {str(self.path)!r}: {error.strerror}; choose another --out") from None
-        if there:
+        if taken:
             hint = f"go on with `{self.going_on}`, or " if self.config.is_file() else ""
-            raise UsageError(f"out is {str(self.path)!r}, which exists already: {hint}choose another --out")
+            raise UsageError(f"out is {str(self.path)!r}, {taken}: {hint}choose another --out")
 
     def check_there(self) -> None:
         """Raise ConvsparkError if the folder was moved or removed, or its disk is gone, while it was written to."""
@@ -285,7 +289,7 @@ def check_processes(**counts: int | None) -> None:
     most = max(128, 4 * cores)
     for name, value in counts.items():
         if value is not None and not 0 <= value <= most:
-            raise UsageError(f"{name} is {value}: expected 0 to {most}; this machine has {cores} cores")
+            raise UsageError(f"{name} is {value}: expected 0 to {most}; this machine has {many(cores, 'core')}")
 
 
 def _git_commit() -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
+from ..names import many
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ class Numbers:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def in_words(self) -> str:
+        """For a log: `30 epochs of 25 steps, batch 4`."""
+        return f"{many(self.epochs, 'epoch')} of {many(self.steps_per_epoch, 'step')}, batch {self.batch_size}"
 
     @property
     def images_a_pass(self) -> int:

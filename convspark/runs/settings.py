@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+from types import NoneType
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast, get_args
 
 import yaml
 
@@ -189,7 +190,7 @@ def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
                 changed.append(field.name)  # the run has files of its own, and would not look at these
         elif field.name == "resume" or (value == getattr(default, field.name) and field.name not in passed.named):
             continue
-        elif value in (None, "auto") and field.name not in passed.may_change:
+        elif (value is None or value == "auto" == field.default) and field.name not in passed.may_change:
             continue  # left to be chosen, which contradicts no choice
         elif field.name in (*passed.may_change, *_SPREAD) or (
             field.name in passed.may_move and isinstance(value, str) and is_place
@@ -203,7 +204,7 @@ def resumed(own: S, passed: S, where: Path, *, compare: bool = True) -> S:
             start += f" from its weights, as its learning rate has come down over the epochs that it has: {longer}"
         raise UsageError(
             f"{where} goes on with its own settings: leave out {_flags(changed)} (only {_flags(own.may_change)} may "
-            f"differ, and the place of data that were moved), or {start}"
+            f"differ{', and the place of data that were moved' if own.may_move else ''}), or {start}"
         )
     return replace(own, **own_changes)
 
@@ -293,15 +294,20 @@ def _checked(values: Mapping[str, Any], types: Mapping[str, Any], file: Path | s
     parser = ArgumentParser(exit_on_error=False, print_config=None)
     for name, type_hint in types.items():
         parser.add_argument(f"--{name}", type=type_hint)
+    wrong = next(
+        (name for name, value in values.items() if value is None and NoneType not in get_args(types[name])), None
+    )
     try:
-        return parser.parse_object(dict(values)).as_dict()
+        if wrong is None:  # the parser would take nothing for a value of any type
+            return parser.parse_object(dict(values)).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         named = re.search(r'Parser key "(\w+)"', str(error))
         if named is None:
             raise UsageError(f"{file} holds a value of the wrong type: {error}") from None
-        type_hint = types[named[1]]
-        words = type_hint.__name__ if isinstance(type_hint, type) else str(type_hint)
-        raise UsageError(f"{file}: {named[1]} is {values[named[1]]!r}: expected {words}") from None
+        wrong = named[1]
+    type_hint = types[wrong]
+    words = type_hint.__name__ if isinstance(type_hint, type) else str(type_hint)
+    raise UsageError(f"{file}: {wrong} is {values[wrong]!r}: expected {words}")
 
 
 def _plain(value: Any) -> Any:

@@ -63,3 +63,9 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
     assert records.read(file) == lines and json.dumps(lines)
     shown = arms.report(lines, [arm.name for arm in planned], "all of it")
     assert shown.count("| 1 level | 1 |") == 2 and "12 val pictures" in shown
+
+
+def test_a_folder_is_no_record(tmp_path):
+    assert records.read(tmp_path / "none.jsonl") == []
+    with pytest.raises(IsADirectoryError):
+        records.read(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import yaml
@@ -139,6 +140,24 @@ def test_bad_input_of_reconstruct(finished, folder, tmp_path, monkeypatch, capsy
     assert main(["reconstruct", *(str(places.get(word, word)) for word in arguments)]) == code
     captured = capsys.readouterr()
     assert words in captured.err and not captured.out
+
+
+def test_a_picture_is_not_replaced_by_what_is_made_of_it(finished, folder, tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(content := next(folder.rglob("*.png")).read_bytes())
+    for pictures in (picture, tmp_path):
+        assert main(["reconstruct", str(finished), str(pictures), "-o", str(picture)]) == 2
+        assert "one of the pictures" in capsys.readouterr().err
+    array = tmp_path / "a" / "a.npz"
+    array.parent.mkdir()
+    np.savez(array, np.zeros((32, 32, 4), np.uint8))
+    before = array.read_bytes()
+    assert main(["embed", "random:test_resnet", str(array), "--out", str(array)]) == 2
+    assert "one of the pictures" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("mine")
+    assert main(["figures", "test_resnet", str(picture), "-o", str(tmp_path)]) == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert (picture.read_bytes(), array.read_bytes()) == (content, before)
 
 
 def test_demo_leaves_a_run_and_the_next_commands(tmp_path, monkeypatch, capsys):

@@ -59,6 +59,7 @@ def test_help_loads_no_torch_and_takes_less_than_a_second(arguments):
         (OSError(28, "No space left on device"), 1),
         (OSError(21, "Is a directory"), 1),
         (MemoryError(), 1),
+        (ImportError("x.so: failed to map segment from shared object"), 1),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12000000000000 bytes."), 1),
     ],
 )
@@ -73,7 +74,7 @@ def test_errors_are_one_message_and_an_exit_code(monkeypatch, capsys, error, cod
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err and not captured.out
     said = ("error: x", "x", "error: No space left on device", "error: Is a directory")
-    assert captured.err.strip() in said or "error: out of memory" in captured.err
+    assert captured.err.strip() in said or "out of memory" in captured.err or "memory of this process" in captured.err
 
 
 def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
@@ -87,11 +88,26 @@ def test_mistakes_of_ours_keep_their_traceback(monkeypatch):
         main(["demo"])
 
 
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["recipes"]) == 2
+    assert "started in is not usable (No such file or directory): cd to another" in capsys.readouterr().err
+
+
 def test_python_m(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "convspark", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout.startswith("convspark ")
+
+
+def test_commands_are_there_without_their_docstrings():
+    """`python -OO` keeps none."""
+    command = [sys.executable, "-OO", "-m", "convspark", "pretrain", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--mask-ratio X" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,25 @@ def test_every_command_is_understood(page: Path, only_parsed: None) -> None:
         if words[0] in COMMANDS:
             with pytest.raises(_UnderstoodError):
                 print(words, main(words))
+
+
+@pytest.fixture(scope="module")
+def flags() -> dict[str, set[str]]:
+    """Of each command."""
+    made = {name: import_module(module).command() for name, (module, _) in COMMANDS.items()}
+    actions = {name: {flag for a in one.parser._actions for flag in a.option_strings} for name, one in made.items()}
+    return {
+        name: known | {"--trust-code", *(f"--{key.replace('_', '-')}" for key in made[name]._positional)}
+        for name, known in actions.items()
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_commands_in_sentences_exist(page: Path, flags: dict[str, set[str]]) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for name, rest in re.findall(rf"`(?:convspark\s+)?({'|'.join(COMMANDS)})\s([^`]*)`", prose):
+        named = set(re.findall(r"(?<![\w-])--?[a-z][a-z_-]*", rest))
+        assert named <= flags[name], f"{name} {rest}"
 
 
 def test_no_command_stands_in_a_comment_or_is_broken_in_two() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +166,29 @@ def test_what_cannot_be_scanned(tmp_path: Path) -> None:
         scan(str(tmp_path), out=str(tmp_path / "s.png"))
 
 
-def test_a_list_does_not_take_a_pictures_place(folder: Path) -> None:
-    picture = next(path for path in sorted(folder.rglob("*.png")))
-    before = picture.read_bytes()
-    with pytest.raises(UsageError, match="one of the pictures"):
-        scan(str(folder), keep=str(picture))
-    assert picture.read_bytes() == before
+def test_no_file_of_a_user_is_written_over(folder: Path, tmp_path: Path) -> None:
+    (linked := tmp_path / "linked").symlink_to(folder)
+    archive, listed = tmp_path / "a.tar", tmp_path / "list.txt"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder / "1.png", "1.png")
+    listed.write_text(f"{folder / '1.png'}\n")
+    files = [archive, listed, *sorted(folder.iterdir())]
+    before = [file.read_bytes() for file in files]
+    for images, keep, out in (
+        (folder, folder / "1.png", None),
+        (linked, folder / "1.png", None),
+        (archive, archive, None),
+        (listed, listed, None),
+        (folder, None, folder / "1.png"),
+        (listed, None, folder / "2.png"),  # no picture of this scan, and still no sheet
+        (folder, tmp_path / "both.png", tmp_path / "both.png"),
+    ):
+        with pytest.raises(UsageError, match=r"one of the pictures or a file|no sheet of an earlier scan|keep and out"):
+            scan(images, keep=keep, out=out)  # type: ignore[arg-type]
+    assert [file.read_bytes() for file in files] == before and not (tmp_path / "both.png").exists()
+    keep, out = tmp_path / "keep.txt", folder / "sheet.png"
+    first, second = (
+        scan(str(folder), keep=str(keep), out=str(out)) for _ in range(2)
+    )  # what a scan wrote, it replaces
+    assert first.pictures == second.pictures
+    out.unlink()

@@ -19,6 +19,7 @@ from convspark.files import beside, write_text, written_whole
 from convspark.pretraining.settings import PretrainSettings
 from convspark.runs import folder as run_folder
 from convspark.runs.folder import RunFolder, write_environment
+from convspark.tasks.comparison.settings import CompareSettings
 
 
 def test_takes_an_empty_folder_and_makes_one_that_is_not_there(tmp_path):
@@ -52,6 +53,26 @@ def test_opening_names_the_runs_nearby(tmp_path):
         RunFolder.open(tmp_path / "frist")
     with pytest.raises(UsageError, match=r"no config\.yaml"):
         RunFolder.open(tmp_path)
+
+
+def test_opening_a_run_of_another_command_names_that(tmp_path):
+    for name, file, kind in (("p", "config.yaml", "pretrain"), ("c", "compare.yaml", "compare")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(f"kind: {kind}\n")
+        asked = CompareSettings if kind == "pretrain" else PretrainSettings
+        with pytest.raises(
+            UsageError, match=f"a run of `convspark {kind}`, not of {asked.kind}; `convspark {kind} --re"
+        ):
+            RunFolder.open(tmp_path / name, asked)
+
+
+def test_a_link_that_leads_nowhere_is_no_place_for_a_run_or_an_export(tmp_path):
+    (link := tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="link', a link that leads nowhere: choose another --out"):
+        RunFolder(link).check_new()
+    with pytest.raises(UsageError, match="link', a link that leads nowhere: choose another --out"):
+        convspark.export("random:test_resnet", out=link)
+    assert os.listdir(tmp_path) == ["link"]
 
 
 def test_devices_and_pipes_are_not_replaced(tmp_path, monkeypatch):

@@ -56,6 +56,7 @@ def test_a_file_that_is_torn_anywhere_is_refused(tmp_path):
     ("line", "words"),
     [
         ("epochs: many", "epochs is 'many': expected int"),
+        ("mask_ratio: null", "mask_ratio is None: expected float"),
         ("betas: [0.9]", r"betas is \[0.9\]: expected tuple"),
         ("decoder: thin", "decoder is 'thin': expected .*paper"),
         ("learning_rat: 1", "`convspark pretrain`, which does not know 'learning_rat'"),
@@ -119,6 +120,28 @@ def test_what_is_named_counts_though_it_is_the_default(tmp_path):
     assert going_on(resume="run", **named) == replace(own, **named)
     with pytest.raises(UsageError, match="leave out --mask-ratio, --seed"):
         going_on(resume="run", mask_ratio=0.6, seed=3, epochs=own.epochs)
+
+
+@pytest.mark.parametrize(
+    ("own", "passed"),
+    [
+        (FinetuneSettings(), {"policy_kind": "auto"}),
+        (FinetuneSettings("run"), {"weights": "auto"}),
+        (PretrainSettings(), {"stats": "auto"}),
+        (SegmentSettings(images="a", masks="b"), {"val_images": "auto"}),
+    ],
+)
+def test_auto_that_is_not_the_default_is_a_value_like_others(own, passed, tmp_path):
+    """AutoAugment's policy, statistics to measure, a file of that name: none leaves anything to be chosen."""
+    with pytest.raises(UsageError, match=f"leave out --{next(iter(passed)).replace('_', '-')} "):
+        resumed(own, type(own)(resume="run", **passed), tmp_path)
+
+
+def test_data_that_cannot_be_moved_are_not_said_to_be(tmp_path):
+    for own, may_move in ((CompareSettings(), False), (FinetuneSettings(), True)):
+        with pytest.raises(UsageError) as refused:
+            resumed(own, type(own)(resume="run", epochs=3), tmp_path)
+        assert ("data that were moved" in str(refused.value)) == may_move
 
 
 @pytest.mark.parametrize("images", ["a.tar", ["a.tar", "b.tar"]])

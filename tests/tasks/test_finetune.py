@@ -301,6 +301,11 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
         ({"size": "abc"}, "size is 'abc': expected pixels"),
         ({"size": 1}, "size is 1: .* cannot be run"),
         ({"batch_size": 16}, "batch_size is 16, but 10 % of the labels are 6 pictures"),
+        ({"batch_size": 3}, "batch_size is 3, 3 pictures in each forward pass: expected an even number"),
+        ({"settings": {"mixup": None}}, "settings: mixup is None: expected float"),
+        ({"settings": {"group_blocks": [1]}}, r"group_blocks is \[1\]: expected 4 numbers"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"seeds": 1001, "size": "abc"}, "seeds is 1001: expected 1 to 1000"),
     ],
 )
 def test_what_no_run_of_a_comparison_could_start_with_shows_before_anything_is_written(

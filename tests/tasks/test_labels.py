@@ -28,6 +28,14 @@ def test_plain_class_folders_are_split_by_the_seed(pictures):
     assert data.final[0] == "val" and data.val_is_split
 
 
+@pytest.mark.parametrize("share", [1e-9, 0.5, 0.99])
+def test_a_picture_of_each_class_is_left_on_both_sides_of_a_split(pictures, share):
+    data = read_labelled(str(pictures / "train"), val_share=share)
+    for part in (data.train, data.val):
+        assert {label for _, label in part} == set(range(len(data.classes)))
+    assert len({*data.train, *data.val}) == 48
+
+
 def test_a_share_of_the_labels_keeps_every_class_and_is_part_of_a_larger_one(pictures):
     data = read_labelled(str(pictures))
     small, large = data.with_fraction(0.01, 0), data.with_fraction(0.5, 0)

@@ -135,7 +135,7 @@ def read_labelled(
         few = [classes[label] for label, n in Counter(label for _, label in readable["train"]).items() if n < 2]
         if few:
             raise DataError(f"data: {some(few, repr)}: a single picture cannot be both trained on and validated with")
-        readable["val"], readable["train"] = _draw_share(readable["train"], val_share, seed)
+        readable["val"], readable["train"] = _draw_share(readable["train"], val_share, seed, left=1)
     if most is not None:
         readable["train"] = _draw_share(readable["train"], min(1.0, most[0] / len(readable["train"])), seed)[0]
         readable["val"] = readable["val"][:: -(-len(readable["val"]) // most[1])]
@@ -247,14 +247,17 @@ def _check_twins(named: Sequence[LabelledPicture]) -> None:
         )
 
 
-def _draw_share(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
-    """(a share of each class, the rest), each in the order they came in; at least one of each class."""
+def _draw_share(labelled: Labelled, share: float, seed: int, left: int = 0) -> tuple[Labelled, Labelled]:
+    """(a share of each class, the rest), each in the order they came in; at least one of each class, and at least
+    `left` in the rest.
+    """
     by_class: dict[int, list[int]] = {}
     for place, (_, label) in enumerate(labelled):
         by_class.setdefault(label, []).append(place)
     chosen_places: set[int] = set()
     for label, places in sorted(by_class.items()):
         order = counted(seed, Use.LABELS, index=label).permutation(len(places))
-        chosen_places.update(places[i] for i in order[: max(1, round(share * len(places)))])
+        count = min(max(1, round(share * len(places))), len(places) - left)
+        chosen_places.update(places[i] for i in order[:count])
     share_of_each = [picture for place, picture in enumerate(labelled) if place in chosen_places]
     return share_of_each, [picture for place, picture in enumerate(labelled) if place not in chosen_places]

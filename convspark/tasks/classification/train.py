@@ -18,6 +18,7 @@ from ...checkpoints.card import card_of
 from ...checkpoints.to_timm import export_timm
 from ...files import csv_text, write_text
 from ...model.stages import Stages
+from ...names import many
 from ...report.confusion import confusion_matrix
 from ...runs.device import describe_device, describe_precision
 from ...runs.folder import RunFolder, command_line
@@ -116,11 +117,11 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
         return [
             f"network   {self.origin.model}, weights of {self.origin.weights}",
             f"pictures  {len(d.train)} of {len(d.classes)} classes to train on, {split}, {len(d.bad)} unreadable",
-            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {s.size} pixels",
+            f"training  {n.in_words}, {s.size} pixels",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, decayed by {self.layer_decay:g} over "
             f"{groups} layer groups, weight decay {s.weight_decay:g}",
             f"device    {describe_device(self.device)}, {describe_precision(s.precision, self.device)}, "
-            f"{self.workers} workers",
+            f"{many(self.workers, 'worker')}",
         ]
 
     def train(self, run: Run[FinetuneSettings]) -> None:
@@ -209,10 +210,10 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
     def _export(self, network: nn.Module, result: FinetuneResult, folder: RunFolder) -> None:
         origin = self.origin
         card = {
-            "fine-tuned on": f"{result.trained_on} labelled pictures ({self.settings.data})",
+            "fine-tuned on": f"{many(result.trained_on, 'labelled picture')} ({self.settings.data})",
             "started from": origin.weights,
             "command": f"`{command_line()}`",
-            "epochs": f"{result.epochs}, {result.steps} steps",
+            "epochs": f"{result.epochs}, {many(result.steps, 'step')}",
             f"top-1 on {result.split} ({result.pictures} pictures)": f"{100 * result.top1:.1f} %",
             f"balanced accuracy on {result.split}": f"{100 * result.balanced:.1f} %",
             **card_of(origin.pixels),

@@ -76,12 +76,14 @@ def compare(settings: CompareSettings) -> Comparison:
     from ...report.comparison import accuracy_against_labels
     from ...report.labels import draw_at_last
     from ...report.page import write_page_at_last
+    from ...runs.device import choose_device
     from ..classification.data import read_labelled
 
     with run_log(only=__name__) as log:
         run = Run(settings)
         settings = run.settings
         settings.check()
+        choose_device(settings.device)
         if not run.goes_on or settings.epochs is None:
             labelled = read_labelled(settings.data, pixels=_pixels(settings), **_share(settings))
             labelled.as_csv()  # as which the runs will have it
@@ -152,12 +154,23 @@ def _jobs(settings: CompareSettings, folder: Path) -> list[_Job]:
 
 
 def _build_all(settings: CompareSettings) -> None:
-    """Load the weights of each initialisation once, so that none turns out to be missing after hours."""
+    """Load the weights of each initialisation once, so that none turns out to be missing after hours; and make the
+    shortest fine-tuning ready to start."""
     from ...checkpoints.origin import find_weights
 
+    first, size = _jobs(settings, Path())[0], _size(settings)
+    _make_ready(first.weights, settings.data, **_arguments(first, settings, size) | {"out": None})
     for job in {job.weights: job for job in _jobs(settings, Path())}.values():
         origin = find_weights(job.weights, job.model, settings.partial)
-        origin.check_size(origin.build(), origin.sides(_size(settings)))
+        origin.check_size(origin.build(), origin.sides(size))
+
+
+@command(FinetuneSettings)
+def _make_ready(settings: FinetuneSettings) -> None:
+    """All of a fine-tuning that comes before its folder is made."""
+    from ..classification.train import Classification
+
+    Classification(Run(settings)).describe()
 
 
 def _size(settings: CompareSettings) -> int | str | None:
@@ -225,21 +238,24 @@ def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[Finetune
 def _finetune(job: _Job, settings: CompareSettings, size: int | str | None) -> FinetuneResult:
     if RunFolder(job.folder, FinetuneSettings).config.is_file():
         return finetune(resume=str(job.folder), device=settings.device, workers=settings.workers)
-    return finetune(
-        job.weights,
-        _data_of(job, settings),
-        model=job.model,
-        partial=settings.partial,
-        fraction=job.fraction,
-        seed=job.seed,
-        epochs=job.epochs,
-        batch_size=settings.batch_size,
-        size=size,
-        out=str(job.folder),
-        device=settings.device,
-        workers=settings.workers,
+    return finetune(job.weights, _data_of(job, settings), **_arguments(job, settings, size))
+
+
+def _arguments(job: _Job, settings: CompareSettings, size: int | str | None) -> dict[str, Any]:
+    """Of a fine-tuning, but for its weights and data."""
+    return {
+        "model": job.model,
+        "partial": settings.partial,
+        "fraction": job.fraction,
+        "seed": job.seed,
+        "epochs": job.epochs,
+        "batch_size": settings.batch_size,
+        "size": size,
+        "out": str(job.folder),
+        "device": settings.device,
+        "workers": settings.workers,
         **(settings.settings or {}),
-    )
+    }
 
 
 def _data_of(job: _Job, settings: CompareSettings) -> str:

@@ -10,6 +10,8 @@ from ...runs.settings import Settings, checked
 from ..classification.settings import FinetuneSettings
 from .verdict import Difference, Score, markdown
 
+_MOST_SEEDS = 1000
+
 
 @dataclass(frozen=True)
 class CompareSettings(Settings):
@@ -35,8 +37,8 @@ class CompareSettings(Settings):
 
     def check(self) -> None:
         """Raise UsageError for what can be seen to be wrong without reading anything."""
-        if self.seeds < 1:
-            raise UsageError(f"seeds is {self.seeds}: expected 1 or more")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise UsageError(f"seeds is {self.seeds}: expected 1 to {_MOST_SEEDS}")
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
         check_processes(workers=self.workers)
         if not self.run:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...names import shown_in_markdown
+from ...names import many, shown_in_markdown
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def sentence(gain: Difference, pictures: int, split: str, pretrained_on: int | N
     """
     training = "Pre-training" if pretrained_on is None else f"Pre-training on {pretrained_on:,} images"
     to = {"random": "random weights", "imagenet": "ImageNet weights"}.get(gain.other, gain.other)
-    at = f"at {100 * gain.fraction:g} % of the labels ({gain.labels} pictures)"
+    at = f"at {100 * gain.fraction:g} % of the labels ({many(gain.labels, 'picture')})"
     n = len(gain.points)
     if gain.deviation is None or gain.low is None or gain.high is None:
         return (

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ...errors import UsageError
-from ...names import shown
+from ...names import many, shown
 from ...runs.numbers import check_not_negative, check_positive
 from ..settings import TaskSettings
 
@@ -84,7 +84,7 @@ class DetectResult:
         return "\n".join(
             [
                 f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}, AP75 {100 * self.ap75:.1f} of {self.task} on "
-                f"{self.pictures} pictures, last of {self.epochs} epochs",
+                f"{many(self.pictures, 'picture')}, last of {many(self.epochs, 'epoch')}",
                 f"  classes       {classes}",
                 f"  run           {self.folder}",
                 f"  pictures      {self.folder}/pictures/predictions.png",

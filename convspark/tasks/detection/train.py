@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN
 from ...data import Split, tell_gone
 from ...errors import DataError, UsageError
 from ...files import write_text, written_whole
-from ...names import some
+from ...names import many, some
 from ...report.detections import draw_detections
 from ...runs.run import Run
 from ...runs.schedule import Schedule
@@ -140,9 +140,10 @@ class Detection(Task[DetectSettings, DetectResult]):
         return [
             f"network   {self.origin.model}, weights of {self.origin.weights}, "
             f"{'Mask' if self.masks else 'Faster'} R-CNN with a feature pyramid",
-            f"pictures  {len(self.scenes.scenes)} with {things} objects of {len(self.scenes.classes)} "
-            f"classes to train on, {len(self.val.scenes)} to validate with{left_out}",
-            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, {size} pixels",
+            f"pictures  {len(self.scenes.scenes)} with {many(things, 'object')} of "
+            f"{many(len(self.scenes.classes), 'class', 'classes')} to train on, {len(self.val.scenes)} to validate "
+            f"with{left_out}",
+            f"training  {n.in_words}, {size} pixels",
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 

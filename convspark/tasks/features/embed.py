@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ...arguments import checked_arguments
 from ...errors import UsageError
+from ...files import check_local
+from ...names import many
 from ...runs.folder import check_processes
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class EmbedResult:
 
     def __str__(self) -> str:
         left_out = f", {self.unreadable} unreadable left out" if self.unreadable else ""
-        return f"{self.pictures} pictures, {self.channels} numbers each{left_out}: {self.file}"
+        return f"{many(self.pictures, 'picture')}, {many(self.channels, 'number')} each{left_out}: {self.file}"
 
 
 @checked_arguments
@@ -49,7 +51,7 @@ def embed(
         weights: run folder, export folder, timm name, .safetensors, .pth or .ckpt file, or random:MODEL.
         images: the same as for pretrain (docs/data.md): folder, list, tar or parquet files, and so on; or one picture.
             Pictures that cannot be read are left out.
-        out: file to write.
+        out: .npz file to write; an existing one is replaced.
         model: the network's name, if the weights do not name it.
         partial: go on even if the weights leave most of the network, or all tensors of one kind, random.
         size: side of the images in pixels, or height x width; by default that of pre-training, else 224.
@@ -60,6 +62,7 @@ def embed(
     """
     started = time.monotonic()
     target = Path(out)
+    check_local(target)
     if target.suffix != ".npz":
         raise UsageError(f"out is {out!r}: expected the name of a .npz file")
     if not target.parent.is_dir():
@@ -70,7 +73,7 @@ def embed(
     import numpy as np
 
     from ...checkpoints.origin import find_weights
-    from ...data import ScanResult, list_pictures, scan
+    from ...data import ScanResult, check_no_input, list_pictures, scan
     from ...files import check_writable, written_whole
     from ...runs.device import choose_device, default_workers
     from ...runs.logs import run_log
@@ -85,7 +88,9 @@ def embed(
         def prepare() -> ScanResult:
             check_writable(target)
             origin = find_weights(weights, model, partial)
-            return scan(list_pictures(images, bands=not origin.pixels.is_plain), pixels=origin.pixels)
+            paths = list_pictures(images, bands=not origin.pixels.is_plain)
+            check_no_input("out", out, [*([images] if isinstance(images, str) else images), *paths])
+            return scan(paths, pixels=origin.pixels)
 
         scanned = here.led(prepare)
         origin = find_weights(weights, model, partial)

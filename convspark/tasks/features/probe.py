@@ -46,7 +46,8 @@ class ProbeReport:
             lines.append(f"{name[-28:]:28}{''.join(f'{cell:>16}' for cell in cells)}")
         lines.append(f"{'most frequent class':28}{100 * self.chance:>16.1f}{100 / self.classes:>16.1f}")
         runs = len(next(iter(self.scores.values()))["knn"]["top1"])
-        lines += ["", f"Mean and standard deviation of {runs} runs, each on other 80 % of the training pictures"]
+        several = f"Mean and standard deviation of {runs} runs, each on other 80 % of the training pictures"
+        lines += ["", several if runs > 1 else "A single run, on 80 % of the training pictures"]
         return "\n".join(lines)
 
 

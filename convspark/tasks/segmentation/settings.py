@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from ...errors import UsageError
-from ...names import shown
+from ...names import many, shown
 from ..settings import TaskSettings
 
 
@@ -71,8 +71,8 @@ class SegmentResult:
         ]
         return "\n".join(
             [
-                f"Mean IoU {100 * self.iou:.1f} %, Dice {100 * self.dice:.1f} % on {self.pictures} pictures, last of "
-                f"{self.epochs} epochs",
+                f"Mean IoU {100 * self.iou:.1f} %, Dice {100 * self.dice:.1f} % on {many(self.pictures, 'picture')}, "
+                f"last of {many(self.epochs, 'epoch')}",
                 f"  {'':20} {'IoU, %':>8} {'Dice, %':>8}",
                 *rows,
                 f"  run           {self.folder}",

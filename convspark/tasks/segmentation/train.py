@@ -145,8 +145,7 @@ class Segmentation(Task[SegmentSettings, SegmentResult]):
             f"network   {self.origin.model}, weights of {self.origin.weights}, with a feature pyramid",
             f"pictures  {len(self.maps)} to train on, {len(self.val)} to validate with, classes "
             f"{', '.join(map(shown, self.maps.classes))}",
-            f"training  {n.epochs} epochs of {n.steps_per_epoch} steps, batch {n.batch_size}, crops of "
-            f"{self.settings.size}",
+            f"training  {n.in_words}, crops of {self.settings.size}",
             f"optimiser adamw, learning rate {self.learning_rate:.3g}, layers decayed by {self.layer_decay:g}",
         ]
 
