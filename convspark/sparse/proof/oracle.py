@@ -200,7 +200,7 @@ def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **kw
 
 def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Also with plain tensors, whose positions are those of the map that they meet."""
-    like = next(x for x in tensors if not _nowhere(mode.place(x)))
+    like = next((x for x in tensors if not _nowhere(mode.place(x))), tensors[0])
     fitted = [_fitted(mode.place(like), x.shape) if _nowhere(mode.place(x)) else None for x in tensors]
     places = [mode.place(x) if beside is None else beside for x, beside in zip(tensors, fitted, strict=True)]
     return mode.put(func(tensors, *args, **kwargs), func(places, *args, **kwargs))
@@ -230,7 +230,8 @@ def _pad(
 
 def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any) -> Any:
     """Convolutions, poolings, resizing: the result is a map again. So are custom operators, unknown to us."""
-    places = [mode.place(x) for x in _tensors((args, kwargs)) if x in mode._places or x is args[0]]
+    operands = list(_tensors((args, kwargs)))
+    places = [mode.place(x) for x in operands if x in mode._places or x is operands[0]]
     out = func(*map(mode.zero_filled, args), **{key: mode.zero_filled(value) for key, value in kwargs.items()})
     for part in _tensors(out):
         place = None if _nowhere(places[0]) else mode.map_places(part.shape)
