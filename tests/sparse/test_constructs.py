@@ -86,6 +86,17 @@ ROWS = {
     "einsum with an ellipsis": lambda x: torch.einsum("bc...,dc->bd...", x, torch.ones(3, 8).double() / 8),
     "einsum without a result": lambda x: torch.einsum("bchw,dc", x, torch.ones(3, 8).double() / 8),
     "einsum of two maps": lambda x: torch.einsum("bchw,bchw->bhw", x, x + 1)[:, None],
+    "kernel of one position on groups of flat positions": lambda x: F.conv2d(
+        x.reshape(len(x), 2, 4, -1), torch.ones(3, 2, 1, 1).double()
+    ).reshape(len(x), 12, *x.shape[2:]),
+    "kernel along groups of channels": lambda x: F.conv2d(
+        x.reshape(len(x), 2, 4, -1), torch.ones(3, 2, 2, 1).double(), stride=(2, 1), padding=(1, 0)
+    ).reshape(len(x), 9, *x.shape[2:]),
+    "kernel along the channels of each position": lambda x: (
+        F.conv1d(x.permute(0, 2, 3, 1).reshape(-1, 1, 8), torch.ones(1, 1, 3).double(), padding=1)
+        .reshape(len(x), *x.shape[2:], 8)
+        .permute(0, 3, 1, 2)
+    ),
     "weights from the left": lambda x: (torch.ones(3, 8).double() @ x.flatten(2)).view(len(x), 3, *x.shape[2:]),
     "crop of nothing": lambda x: (x + 1)[..., : x.shape[2], : x.shape[3]],
     "narrow of everything": lambda x: x.narrow(2, 0, x.shape[2]).narrow(3, 0, x.size(3)),

@@ -159,6 +159,17 @@ def windows_of_a_padded_map(x):
     return windows.view(len(x), 4, 9, *x.shape[2:]).amax(2)
 
 
+class OfFlatGroups(nn.Module):
+    """A convolution along one axis of groups of channels, beside flat positions (ACmix, the head of YOLOv8)."""
+
+    def __init__(self, kernel=1):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, (kernel, 1), padding=(kernel // 2, 0))
+
+    def forward(self, x):
+        return self.conv(x.flatten(2).unflatten(1, (2, 2)) + 1).mean(2).view(x.shape)
+
+
 class BesideImages(nn.Module):
     """A convolution of groups of channels that were put beside the images (EMA attention, blurs, wavelets)."""
 
@@ -224,6 +235,8 @@ MIDDLES = {
     "convolution of groups beside images": lambda: BesideImages(2),
     "convolution of groups beside images with a stride": lambda: BesideImages(2, stride=2),
     "channels beside images, one by one": lambda: BesideImages(1),
+    "convolution of groups of flat positions": OfFlatGroups,
+    "convolution along groups beside flat positions": lambda: OfFlatGroups(3),
     "gate by view": lambda: lambda x: x * x.mean(1).view(len(x), 1, *x.shape[2:]).sigmoid(),
     "pooled values with a further axis": lambda: repeated_beside_positions,
     "norm over channels": LastAxisNorm,
@@ -293,6 +306,7 @@ def test_small_network_is_exact(name):
         "involution",
         "convolution of groups beside images",
         "channels beside images, one by one",
+        "convolution of groups of flat positions",
         "gate by view",
     ],
 )

@@ -52,10 +52,11 @@ def convolve(
         return _conditional(func, x, weight, bias, stride, padding, dilation, groups)
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
-    flat = x.dim() == weight.dim() == 3 and len(x.axes[2]) > 1 and lay.is_plain(x.axes[1])
-    if flat and weight.shape[2] == 1 and per_axis(stride, 1) == (1,) and padding in (0, (0,), "same", "valid"):
-        out = func(unpadded(x), weight, bias, 1, 0, 1, groups)  # a kernel of one position on flat positions
-        return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), x.axes[2]))
+    if _stays_within_positions(x, weight, stride, padding):
+        out = func(unpadded(x), weight, bias, stride, padding, dilation, groups)
+        axes = zip(x.axes[2:], out.shape[2:], strict=True)
+        kept = [lay.plain_axis(n) if lay.is_plain(axis) else axis for axis, n in axes]
+        return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), *kept))
     if not x.axes[0]:
         raise Refusal("its weights were made for this number of patches; write groups of channels, not of patches")
     if len(x.axes[0]) > 1 and lay.is_canonical((x.axes[0][:1], *x.axes[1:])):  # groups of channels beside the patches
@@ -76,6 +77,16 @@ def convolve(
     if source.values.is_complex():
         raise Refusal("the gradients of a kernel that looks at other patches are not known for complex numbers")
     return source.patches(convolved(source.values, weight, bias, way))
+
+
+def _stays_within_positions(x: VisiblePatches, weight: Tensor, stride: Size, padding: Size | str) -> bool:
+    """Whether axes are in another order than a map's, and a kernel sees neighbours along channels alone."""
+    dims = x.dim() - 2
+    if weight.dim() != x.dim() or not lay.is_plain(x.axes[1]) or lay.is_canonical(x.axes):
+        return False
+    pads = 0 if isinstance(padding, str) else padding
+    seen = zip(x.axes[2:], weight.shape[2:], per_axis(stride, dims), per_axis(pads, dims), strict=True)
+    return all(lay.is_plain(axis) or (k, s, p) == (1, 1, 0) for axis, k, s, p in seen)
 
 
 def _product(source: Source, plan: Plan, weight: Tensor, bias: Tensor | None) -> Tensor:

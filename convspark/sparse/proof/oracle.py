@@ -233,8 +233,10 @@ def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any)
     operands = list(_tensors((args, kwargs)))
     places = [mode.place(x) for x in operands if x in mode._places or x is operands[0]]
     out = func(*map(mode.zero_filled, args), **{key: mode.zero_filled(value) for key, value in kwargs.items()})
+    several = [axis for axis, h in enumerate(mode.visible.shape[1:], start=2) if h > 1 and axis < places[0].dim()]
+    no_map = _nowhere(places[0]) or any(_same_along(places[0], axis) for axis in several)  # groups of flat positions
     for part in _tensors(out):
-        place = None if _nowhere(places[0]) else mode.map_places(part.shape)
+        place = None if no_map else mode.map_places(part.shape)
         mode.follow(part, places) if place is None else mode.put(part, place)
     return out
 
