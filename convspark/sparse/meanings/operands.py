@@ -98,6 +98,8 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             continue
         for at, size in enumerate(operand.shape, start=dims - operand.dim()):
             if size != 1 and not lay.is_plain(axes[at]):
+                if operand.stride(at - dims) == 0:  # one value, which `expand` repeated: see `with_rows_of`
+                    continue
                 raise Refusal(
                     f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and "
                     "nothing says which patch or position each of its elements belongs to; make it from the patches "
@@ -124,10 +126,20 @@ def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
     return tuple([tuple([patch if factor[0] == lay.IMAGE else factor for factor in axis]) for axis in operand.axes])
 
 
-def with_rows_of(operand: Any, leader: GridTensor) -> Any:
-    """A PerImage operand repeated for each patch where the leader has patches; anything else as it is."""
+def with_rows_of(operand: Any, leader: GridTensor, more: int = 0) -> Any:
+    """A PerImage operand repeated for each patch where the leader has patches; a plain one without what `expand`
+    repeated along patches and positions, which broadcasting repeats again; anything else as it is.
+
+    Args:
+        more: axes of the operand after those of the leader.
+    """
     if isinstance(operand, (list, tuple)):
         return type(operand)(with_rows_of(item, leader) for item in operand)
+    if isinstance(operand, Tensor) and not isinstance(operand, GridTensor) and 0 in operand.stride():
+        lead = operand.dim() - more - leader.dim()
+        for at in range(max(lead, 0), operand.dim() - more):
+            if operand.stride(at) == 0 and operand.shape[at] > 1 and not lay.is_plain(leader.axes[at - lead]):
+                operand = operand.narrow(at, 0, 1)
     if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
         return operand
     return repeat_along(operand, image_axis(operand), leader.grid)

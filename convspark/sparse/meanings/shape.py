@@ -201,7 +201,7 @@ def stack(func, tensors, dim=0):
     """Along a new axis."""
     leader, layout = joined_layout(tensors)
     at = dim + len(layout) + 1 if dim < 0 else dim
-    out = torch.stack([with_rows_of(t, leader) for t in tensors], at)
+    out = torch.stack(torch.broadcast_tensors(*[with_rows_of(t, leader) for t in tensors]), at)
     return as_same_kind(out, leader, (*layout[:at], lay.plain_axis(len(tensors)), *layout[at:]))
 
 
