@@ -135,6 +135,15 @@ REFUSED = {
     "two grids": (lambda x: x + patches(), "add", "different grids"),
     "split of patches": (lambda x: x.view(2, 2, 4, 4, 4), "view", "cuts through the patch axis"),
     "joined patches": (lambda x: torch.cat([x, x], 0), "cat", "patches or positions"),
+    "image by image": (lambda x: torch.cat([x[i : i + 1] for i in range(len(x))]), "__getitem__", "a row is a patch"),
+    "one image": (lambda x: x[0], "__getitem__", "a row is a patch"),
+    "images in a loop": (lambda x: [image for image in x], "unbind", "a row is a patch"),
+    "half of the images": (lambda x: x.chunk(2), "chunk", "a row is a patch"),
+    "zeros of the shape, joined": (
+        lambda x: torch.cat([x, torch.zeros(x.shape)], 1),
+        "cat",
+        "make it from them",
+    ),
     "reversed map": (lambda x: x.flip(3), "flip", "patches or positions"),
     "first half of the map": (lambda x: x[:, :, :2], "__getitem__", "part of the patches or positions"),
 }

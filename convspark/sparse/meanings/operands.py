@@ -179,7 +179,7 @@ def require_plain(tensor: GridTensor, dims: Iterable[int], what: str) -> None:
     for dim in dims:
         if not lay.is_plain(tensor.axes[dim]):
             pooled = all(size == 1 for role, size in tensor.axes[dim] if lay.is_spatial(role))
-            hint = WHOLE_MAP if pooled and lay.spatial_roles((tensor.axes[dim],)) else ""
+            hint = WHOLE_MAP if pooled and lay.spatial_roles((tensor.axes[dim],)) else row_hint(tensor.axes[dim])
             raise Refusal(f"{what} would mix patches or positions (axis {dim}){hint}")
 
 
@@ -187,6 +187,12 @@ WHOLE_MAP = (
     "; patches of one position each are left, and if the whole map was to be pooled, write x.mean((2, 3)) or "
     "F.adaptive_avg_pool2d(x, 1)"
 )
+
+
+def row_hint(axis: Axis) -> str:
+    """What to add to a refusal along this axis, if it is that of patches."""
+    is_rows = [role for role, _ in axis] == [lay.PATCH]
+    return "; a row is a patch, not an image: write no loop over images, but treat the whole batch at once" * is_rows
 
 
 def of_patches(tensor: Tensor) -> GridTensor:

@@ -31,6 +31,7 @@ from .operands import (
     of_patches,
     repeat_along,
     require_plain,
+    row_hint,
     sizes_for,
     spread_over_positions,
     unpadded,
@@ -176,7 +177,10 @@ def cat(func, tensors, dim=0):
     tensors = [_beside(other, leader) for other in tensors]
     for other in tensors:
         if not isinstance(other, type(leader)):
-            raise Refusal("a tensor without patches is joined to visible patches")
+            raise Refusal(
+                "a tensor without patches is joined to visible patches; make it from them (torch.zeros_like(x), "
+                "x.new_zeros)"
+            )
         if unpadded(other).grid is not leader.grid:
             raise Refusal("its operands belong to different grids")
         if [a for i, a in enumerate(other.axes) if i != at] != [a for i, a in enumerate(leader.axes) if i != at]:
@@ -299,7 +303,7 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             device = part.device if isinstance(part, Tensor) else None
             axes.append(lay.plain_axis(len(torch.arange(size, device=device)[part])))
         else:
-            raise Refusal("it picks single patches or positions, or indexes with a mask")
+            raise Refusal(f"it picks single patches or positions, or indexes with a mask{row_hint(axis)}")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
         raise Refusal("it indexes several axes at once")
     return tuple(parts), (*axes, *x.axes[at:])
@@ -326,7 +330,8 @@ def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
         and 0 <= (part.start or 0) < step
     ):
         return ((axis[0][0], size // step),)
-    raise Refusal("it takes a part of the patches or positions; a map is cropped by negative numbers in F.pad")
+    hint = row_hint(axis) or "; a map is cropped by negative numbers in F.pad"
+    raise Refusal(f"it takes a part of the patches or positions{hint}")
 
 
 @meaning(Tensor.expand_as)
