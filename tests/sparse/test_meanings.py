@@ -258,6 +258,7 @@ MIDDLES = {
     "expand with patches second": lambda: spread_with_patches_second,
     "stack": lambda: lambda x: torch.stack([x, x.relu()], 1).sum(1),
     "depth and space": lambda: lambda x: depth_to_space(space_to_depth(x)),
+    "depth to space": lambda: lambda x: F.avg_pool2d(depth_to_space(x.repeat(1, 4, 1, 1)), 2),
     "pixel shuffle": lambda: lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),
     "every second position": lambda: lambda x: torch.cat([x[..., ::2, 1::2], x[..., 1::2, ::2]], 1)[:, :4],
     "nearest": lambda: lambda x: F.interpolate(x, scale_factor=2.0),
@@ -307,6 +308,7 @@ def test_small_network_is_exact(name):
         "convolution of groups beside images",
         "channels beside images, one by one",
         "convolution of groups of flat positions",
+        "depth to space",
         "gate by view",
     ],
 )
