@@ -170,6 +170,21 @@ class OfFlatGroups(nn.Module):
         return self.conv(x.flatten(2).unflatten(1, (2, 2)) + 1).mean(2).view(x.shape)
 
 
+class Outlook(nn.Module):
+    """Weights that each position gives to its window, and windows summed where they overlap (VOLO)."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.stride, self.weigh = stride, nn.Conv2d(4, 81, 1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        windows = F.unfold(x, 3, padding=1, stride=self.stride).view(n, c, 9, -1).permute(0, 3, 2, 1)
+        weights = self.weigh(F.avg_pool2d(x, self.stride)).flatten(2).mT.unflatten(2, (9, 9)).softmax(-1)
+        windows = (weights @ windows).permute(0, 3, 2, 1).reshape(n, c * 9, -1)
+        return F.fold(windows, (h, w), 3, padding=1, stride=self.stride)
+
+
 class BesideImages(nn.Module):
     """A convolution of groups of channels that were put beside the images (EMA attention, blurs, wavelets)."""
 
@@ -232,6 +247,8 @@ MIDDLES = {
     "involution": Involution,
     "windows of a padded map": lambda: windows_of_a_padded_map,
     "involution with a stride": lambda: Involution(stride=2),
+    "outlook attention": Outlook,
+    "outlook attention with a stride": lambda: Outlook(stride=2),
     "convolution of groups beside images": lambda: BesideImages(2),
     "convolution of groups beside images with a stride": lambda: BesideImages(2, stride=2),
     "channels beside images, one by one": lambda: BesideImages(1),

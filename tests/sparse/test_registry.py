@@ -108,6 +108,7 @@ RECIPES = {
     "max_pool2d": lambda f, x: f(x, 3, 1, 1),
     "avg_pool2d": lambda f, x: f(x, 3, 1, 1),
     "unfold": lambda f, x: f(x, 3, 1, 1).unflatten(2, x.shape[2:]),
+    "fold": lambda f, x: f(x.repeat(1, 9, 1, 1).flatten(2), x.shape[2:], 3, 1, 1),
     "pad": lambda f, x: F.avg_pool2d(f(x, (1, 1, 1, 1), value=2.0), 3, 1),
     "interpolate": lambda f, x: f(x, scale_factor=2),
     "linear": lambda f, x: f(x.movedim(1, -1), weights(4, 8)).movedim(-1, 1),

@@ -197,13 +197,46 @@ def unfold(func, input: GridTensor, kernel_size: Size, dilation: Size = 1, paddi
         return dense_batch(func, input, kernel_size, dilation, padding, stride)
     if not lay.is_canonical(input.axes):
         raise Refusal("its axes are not (patches, channels, height, width)")
-    kernel = per_axis(kernel_size, 2)
-    ones = torch.eye(math.prod(kernel), dtype=input.dtype, device=input.device).view(-1, 1, *kernel)
     channels = input.shape[1]
-    weight = ones.repeat(channels, 1, 1, 1)
+    weight = _taps(input, kernel_size, channels)
     with torch.autocast(input.device.type, enabled=False):
         out = convolve(functional.conv2d, input, weight, None, stride, padding, dilation, channels)
     return as_same_kind(out.flatten(2), out, lay.flattened(out.axes, 2, 3))
+
+
+def _taps(x: Tensor, kernel_size: Size, channels: int) -> Tensor:
+    """(channels * taps, 1, *kernel): for each channel and each tap of a window, the kernel that is 1 there."""
+    kernel = per_axis(kernel_size, 2)
+    return torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).view(-1, 1, *kernel).repeat(channels, 1, 1, 1)
+
+
+@meaning(functional.fold)
+def fold(
+    func,
+    input: GridTensor,
+    output_size: Size,
+    kernel_size: Size,
+    dilation: Size = 1,
+    padding: Size = 0,
+    stride: Size = 1,
+):
+    """Windows summed where they overlap: `unfold` turned round, to a size that the network read off a patch."""
+    x = unpadded(input)
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, output_size, kernel_size, dilation, padding, stride)
+    if x.dim() != 3 or not lay.is_plain(x.axes[1]) or [role for role, _ in x.axes[2]] != [0, 1]:
+        raise Refusal("its axes are not (patches, channels * taps, positions)")
+    arguments = [per_axis(n, 2) for n in (output_size, kernel_size, dilation, padding, stride)]
+    axes = [*zip([n for _, n in x.axes[2]], *arguments, strict=True)]
+    if any(size != p * step for p, size, _, _, _, step in axes):
+        raise Refusal(f"its output_size {output_size} is not that of a patch")
+    missing = tuple([step + 2 * pad - apart * (taps - 1) - 1 for _, _, taps, apart, pad, step in axes])
+    channels = x.shape[1] // math.prod(arguments[1])
+    weight = _taps(x, kernel_size, channels)
+    windows = as_patches(x.unflatten(2, [p for p, *_ in axes]), x.grid)
+    transposed = functional.conv_transpose2d
+    with torch.autocast(x.device.type, enabled=False):
+        return conv_transpose(transposed, windows, weight, None, stride, padding, missing, channels, dilation)
 
 
 @meaning(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)

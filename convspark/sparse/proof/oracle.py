@@ -435,7 +435,7 @@ _RULES: dict[str, Function] = {
         _count: "numel nelement",
         _pool: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d",
         _around: """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample
-            lp_pool2d""",
+            lp_pool2d fold""",
         _unfold: "unfold",
         _zeroed: "normalize",
         _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
