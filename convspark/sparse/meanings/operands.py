@@ -229,7 +229,7 @@ def rows_first(tensor: PerImage) -> PerImage:
 
 def dense_batch(func: Callable[..., Any], input: PerImage, *args: Any, **kwargs: Any) -> PerImage:
     """Run a function that treats the first axis as a batch on per-image rows, as it is."""
-    return become_per_image(func(input, *args, **kwargs), rows_first(input).grid)
+    return become_per_image(func(rows_first(input).values, *args, **kwargs), input.grid)  # Dynamo wants a plain tensor
 
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:

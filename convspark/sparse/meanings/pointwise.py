@@ -125,6 +125,7 @@ _REVERSED = {
     "__rfloordiv__": lambda x, other: torch.floor_divide(other, x),
     "__rmod__": lambda x, other: torch.remainder(other, x),
     "__rpow__": lambda x, other: torch.pow(other, x),
+    "pow": torch.pow,  # so is `x ** 2` named
 }
 
 _IN_PLACE = {
