@@ -155,6 +155,9 @@ POOLED = {
     "a plain vector expanded beside an image's": lambda x: (
         x.mean((2, 3)) * torch.arange(8.0).double().expand(len(x), -1)
     ),
+    "an image's value repeated for flat positions": lambda x: (
+        x.flatten(2) * x.mean((2, 3)).unsqueeze(2).expand(-1, -1, x.flatten(2).shape[2])
+    ).mean(2),
     "distances from words": lambda x: (
         x.flatten(2)[:, None].expand(-1, 3, -1, -1)
         - torch.ones(3, 8).double().expand(x.flatten(2).shape[2], -1, -1).permute(1, 2, 0)

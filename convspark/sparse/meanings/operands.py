@@ -87,7 +87,7 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             continue
         layout = rowed(operand, leader)
         for at, axis in enumerate(layout, start=dims - len(layout)):
-            if axis == axes[at] or not axis:
+            if axis == axes[at] or not axis or (lay.is_plain(axis) and _is_repeated(operand, at - dims)):
                 continue
             if axes[at] and not (lay.is_plain(axis) and lay.is_plain(axes[at])):
                 hint = WHOLE_MAP if lay.is_spatial(axis[0][0]) and 1 in (axis[0][1], axes[at][0][1]) else ""
@@ -98,7 +98,7 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             continue
         for at, size in enumerate(operand.shape, start=dims - operand.dim()):
             if size != 1 and not lay.is_plain(axes[at]):
-                if operand.stride(at - dims) == 0:  # one value, which `expand` repeated: see `with_rows_of`
+                if _is_repeated(operand, at - dims):
                     continue
                 raise Refusal(
                     f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and "
@@ -111,6 +111,11 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
     if len(roles) != len(set(roles)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     return leader, tuple(axes)
+
+
+def _is_repeated(operand: Tensor, at: int) -> bool:
+    """Whether `expand` repeated one value along this axis: whatever its length, broadcasting can do it again."""
+    return operand.stride(at) == 0 and operand.shape[at] > 1
 
 
 def _is_gradient() -> bool:
@@ -127,22 +132,25 @@ def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
 
 
 def with_rows_of(operand: Any, leader: GridTensor, more: int = 0) -> Any:
-    """A PerImage operand repeated for each patch where the leader has patches; a plain one without what `expand`
-    repeated along patches and positions, which broadcasting repeats again; anything else as it is.
+    """A PerImage operand repeated for each patch where the leader has patches; it and a plain one without what `expand`
+    repeated along patches and positions; anything else as it is.
 
     Args:
         more: axes of the operand after those of the leader.
     """
     if isinstance(operand, (list, tuple)):
         return type(operand)(with_rows_of(item, leader) for item in operand)
-    if isinstance(operand, Tensor) and not isinstance(operand, GridTensor) and 0 in operand.stride():
+    if not isinstance(operand, Tensor) or isinstance(operand, VisiblePatches):
+        return operand
+    rows = operand
+    if 0 in operand.stride():
         lead = operand.dim() - more - leader.dim()
         for at in range(max(lead, 0), operand.dim() - more):
-            if operand.stride(at) == 0 and operand.shape[at] > 1 and not lay.is_plain(leader.axes[at - lead]):
-                operand = operand.narrow(at, 0, 1)
+            if _is_repeated(operand, at) and not lay.is_plain(leader.axes[at - lead]):
+                rows = rows.narrow(at, 0, 1)
     if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
-        return operand
-    return repeat_along(operand, image_axis(operand), leader.grid)
+        return rows
+    return repeat_along(rows, image_axis(operand), leader.grid)
 
 
 def repeat_along(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:

@@ -368,8 +368,6 @@ def expand(func, input, *lengths, size=None, implicit=False):
     for at, n in enumerate(out.shape):
         axis = x.axes[at - lead] if at >= lead else ()
         grown = at < lead or n != x.shape[at - lead]
-        if grown and at - lead > 1 and isinstance(x, PerImage):
-            raise Refusal("it expands per-image values over positions by sizes; multiply or add them instead")
         if grown and not lay.is_plain(axis):
             raise Refusal("it repeats patches or positions")
         axes.append(lay.plain_axis(n) if grown else axis)
