@@ -101,7 +101,7 @@ class MaskAndMultiply(TorchFunctionMode):
             where = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
             for fitting in [one for place in places if (one := _fitted(place, part.shape)) is not None]:
                 where = fitting if _nowhere(where) else torch.where(where < 0, fitting, where)
-            if places and all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
+            if places and all(_nowhere(p) and _grew(p.shape, part.shape) for p in places):
                 grown = self.map_places(part.shape)  # values of images, repeated over a map
                 where = where if grown is None else grown
             self.put(part, where)
@@ -161,6 +161,11 @@ def _few(place: Tensor) -> Tensor:
 
 def _nowhere(place: Tensor) -> bool:
     return bool((_few(place) < 0).all())
+
+
+def _grew(before: torch.Size, after: torch.Size) -> bool:
+    """Whether there are as many rows, and more positions."""
+    return before[:1] == after[:1] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
 
 
 def _same_along(place: Tensor, *axes: int) -> bool:
