@@ -180,5 +180,11 @@ def _leading_ones(sizes: Sequence[int]) -> int:
     return count
 
 
+def described(layout: Layout) -> str:
+    """For people: `(patches, channels, positions·channels)`."""
+    names = {PATCH: "patches", IMAGE: "images", PLAIN: "channels"}
+    return f"({', '.join('·'.join(names.get(role, 'positions') for role, _ in axis) or '1' for axis in layout)})"  # type: ignore[arg-type]
+
+
 def _name(role: str | int) -> str:
     return {PATCH: "patch", IMAGE: "image", PLAIN: "channel"}.get(role, "position")  # type: ignore[arg-type]

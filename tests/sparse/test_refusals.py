@@ -91,6 +91,11 @@ REFUSED = {
     "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), "dim|size", "torch.vmap runs a function on each row"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
     "a row for each patch": (lambda x: x * torch.arange(4.0).view(4, 1, 1, 1), "mul", "more than one row"),
+    "conv of rows": (
+        lambda x: F.conv2d(x.flatten(2).unsqueeze(1), torch.ones(1, 1, 3, 3), padding=1),
+        "conv2d",
+        "but (patches, 1, channels, positions·positions)",
+    ),
     "unpadded conv": (nn.Conv2d(4, 4, 3), "conv2d", "line up"),
     "stride too wide": (nn.Conv2d(4, 4, 8, 8), "conv2d", "does not divide"),
     "flatten to a vector": (lambda x: F.linear(x.flatten(1), torch.ones(1, 64)), "linear", "patches or positions"),
