@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
 from ..sparse.jointly import Jointly
 from ..sparse.proof.prove import prove as prove_exact
-from ..sparse.tensor import check_operands
+from ..sparse.tensor import check_operands, check_patches
 from .decoder import Decoder
 from .densify import Densify, choose_norm
 from .lean_decoder import LeanDecoder
@@ -213,6 +213,8 @@ class SparK(nn.Module):
                 features = self.stages(self._masked(images, grid))
         else:
             features = self.stages(gather(images, inner if group is None else inner.across(group)))
+            for feature in features:
+                check_patches(feature, "a stage of the backbone is")
         prediction = self.decode(features)  # type: ignore[arg-type]
         if inner is not grid and self.encoding == "sparse":
             features = [as_patches(f.values, grid, f.axes) for f in features]  # type: ignore[attr-defined]

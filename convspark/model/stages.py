@@ -117,16 +117,16 @@ class Stages:
         _check_parts(backbone)
         if in_chans is not None and (not isinstance(in_chans, SupportsIndex) or index(in_chans) < 1):
             raise UsageError(f"in_chans is {in_chans!r}: expected a whole number above 0, the channels of the images")
-        first = _first_conv(backbone)
+        kernel, _ = _first_kernel(backbone)
         self.backbone = backbone
-        self.dims = first.weight.ndim - 2
+        self.dims = kernel.ndim - 2
         channels = [in_chans] if in_chans else _likely_channels(backbone)
         self._run = call or plainly
         self._called_otherwise = call is not None
         sizes = _PROBE_SIZES[self.dims]
         if image_size is not None:
             sizes = [*sizes[:1], sides_of(image_size, self.dims, "image_size"), *sizes[1:]]
-        probes = [first.weight.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
+        probes = [kernel.detach().new_zeros(1, c, *size) for size in sizes for c in channels]
         with evaluating(backbone):
             probe, way, candidates = self._probe(probes, stages)
             patch_sides = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
@@ -149,11 +149,11 @@ class Stages:
 
     @property
     def dtype(self) -> torch.dtype:
-        return _first_conv(self.backbone).weight.dtype
+        return _first_kernel(self.backbone)[0].dtype
 
     @property
     def device(self) -> torch.device:
-        return _first_conv(self.backbone).weight.device
+        return _first_kernel(self.backbone)[0].device
 
     @property
     def untrained_parts(self) -> list[str]:
@@ -343,14 +343,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = mode
 
 
-def _first_conv(backbone: nn.Module) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+def _first_kernel(backbone: nn.Module) -> tuple[Tensor, int]:
+    """Weight of the first convolution, (out, in / groups, *kernel), and the channels that go in."""
     for kinds in ((nn.Conv2d, nn.Conv3d), nn.Conv1d):  # networks for images have a Conv1d over channels at times
         for module in backbone.modules():
             if isinstance(module, kinds):
-                return module
+                return module.weight, module.in_channels
+    exported = isinstance(backbone, torch.fx.GraphModule)
+    own = [] if exported else [parameter for parameter in backbone.parameters() if parameter.ndim in (4, 5)]
+    if own:  # of convolutions that the network writes itself
+        first = min(own, key=Tensor.dim)
+        return first, first.shape[1]
+    hidden = " (torch.export hides them: give the module that it was made from)" if exported else ""
     raise UsageError(
         f"backbone={type(backbone).__name__} is not a convolutional network: it has no Conv2d and no "
-        "Conv3d. Expected a convnet such as timm's resnet50 or convnext_tiny"
+        f"Conv3d{hidden}. Expected a convnet such as timm's resnet50 or convnext_tiny"
     )
 
 
@@ -391,7 +398,7 @@ def image_channels(network: nn.Module, size: Sequence[int]) -> int:
     Raises:
         UsageError: it runs on none that are likely.
     """
-    weight, failure = _first_conv(network).weight, None
+    weight, failure = _first_kernel(network)[0], None
     for channels in _likely_channels(network):
         try:
             with evaluating(network), torch.no_grad():
@@ -408,7 +415,7 @@ def image_channels(network: nn.Module, size: Sequence[int]) -> int:
 def _likely_channels(network: nn.Module) -> list[int]:
     config = getattr(network, "pretrained_cfg", None)
     input_size = config.get("input_size") if isinstance(config, dict) else None
-    return list(dict.fromkeys([_first_conv(network).in_channels, *(input_size or ())[:1], 3, 1]))
+    return list(dict.fromkeys([_first_kernel(network)[1], *(input_size or ())[:1], 3, 1]))
 
 
 def _stages_among(maps: Iterable[Tensor], size: Sequence[int], what: str) -> list[_Stage]:

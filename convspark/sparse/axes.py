@@ -97,6 +97,7 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     # An axis of size 1 takes part, so that (N, 1, 1, 1) -> (N, 1, 1) leaves the channel where it is.
     rest = [factor for axis in layout for factor in (axis or ((PLAIN, 1),))]
     result: list[Axis] = []
+    grows = False
     for at, size in enumerate(sizes):
         factors: list[Factor] = []
         if size == 1:
@@ -126,7 +127,8 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
                 needed = 1
             else:
                 raise LostAxes(f"a shape of {tuple(sizes)} cuts through the {_name(role)} axis of size {extent}")
-        if at + 1 == len(sizes) or sizes[at + 1] != 1:
+        grows = grows or _grows(rest, sizes[at + 1 :])
+        if not grows and (at + 1 == len(sizes) or sizes[at + 1] != 1):
             ones_left = _leading_ones([factor[1] for factor in rest])  # 1×1 patches merged into this axis
             if 0 < ones_left < len(rest) and rest[ones_left][0] in BLOCKS:
                 ones_left -= BLOCKS.index(rest[ones_left][0]) == rest[ones_left - 1][0]  # its own block's position
@@ -135,6 +137,12 @@ def reshaped(layout: Layout, sizes: Sequence[int]) -> Layout:
     if any(factor[1] != 1 for factor in rest):
         raise LostAxes(f"a shape of {tuple(sizes)} does not fit the tensor")
     return tuple(result)
+
+
+def _grows(rest: Sequence[Factor], sizes: Sequence[int]) -> bool:
+    """Whether each position of a 1×1 patch is followed by channels that become positions (depth to space)."""
+    fits = len(sizes) > 1 and [n for _, n in rest] == [n for size in sizes for n in (1, size)]
+    return fits and all(is_spatial(role) for role, _ in rest[::2]) and all(role == PLAIN for role, _ in rest[1::2])
 
 
 def _blocks_apart(layout: Layout, sizes: Sequence[int]) -> Layout:
@@ -170,6 +178,12 @@ def _leading_ones(sizes: Sequence[int]) -> int:
             break
         count += 1
     return count
+
+
+def described(layout: Layout) -> str:
+    """For people: `(patches, channels, positions·channels)`."""
+    names = {PATCH: "patches", IMAGE: "images", PLAIN: "channels"}
+    return f"({', '.join('·'.join(names.get(role, 'positions') for role, _ in axis) or '1' for axis in layout)})"  # type: ignore[arg-type]
 
 
 def _name(role: str | int) -> str:

@@ -41,8 +41,11 @@ def _operator(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _as_an_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, read off `Tensor` if it is a method: the one that Dynamo has for `1 - x` is in no table."""
-    method = getattr(Tensor, name_of(function), None)
-    return method if method is not None and method is function else function
+    name = name_of(function)
+    for method in (getattr(Tensor, name, None), getattr(Tensor, f"__{name}__", None)):  # `__pow__` is named pow
+        if method is not None and method is function:
+            return method
+    return function
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -308,13 +308,7 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
     Returns:
         (B, C, H, W), a plain tensor.
     """
-    if not isinstance(patches, VisiblePatches):
-        raise UsageError(
-            f"scatter was given a {type(patches).__name__}, not visible patches. Values of whole images (a pooled map) "
-            "cannot be put back. A plain tensor comes from functions that PyTorch hides from tensor subclasses: "
-            "TorchScript functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also "
-            "abs(x), pow(x, 2), x[...] = y, and torch.cat of a tuple (a list works). Write the network without them."
-        )
+    check_patches(patches, "scatter was given")
     with torch._C.DisableTorchFunctionSubclass():
         try:
             values, grid = canonical_values(patches), patches.grid
@@ -333,6 +327,18 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
         except (TypeError, ValueError):
             raise UsageError(f"fill is {fill!r}: expected a number, or a tensor of one a channel, (C, 1, 1)") from None
         return torch.where(visible, images, filling.to(images.dtype))
+
+
+def check_patches(patches: object, what: str) -> None:
+    """Raise UsageError unless these are visible patches, `what` being how they were come by."""
+    if not isinstance(patches, VisiblePatches):
+        raise UsageError(
+            f"{what} a {type(patches).__name__}, not visible patches. Values of whole images (a pooled map) "
+            "cannot be put back. A plain tensor comes from functions that PyTorch hides from tensor subclasses: "
+            "TorchScript functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also "
+            "abs(x), pow(x, 2), x[...] = y, torch.cat of a tuple (a list works), and sigmoid, tanh, hardsigmoid and "
+            "hardswish of torch.nn.functional (torch.sigmoid works). Write the network without them."
+        )
 
 
 def visible_positions(grid: PatchGrid, patch: tuple[int, ...] | torch.Size) -> Tensor:

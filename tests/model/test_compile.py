@@ -194,6 +194,9 @@ ONE_AS_ANOTHER = {
     "rows of twice the number": lambda x: x.reshape(2 * len(x), 2, *x.shape[2:]).relu().view(x.shape),
     "bins": lambda x: x * F.adaptive_avg_pool2d(x, 2).mean((2, 3), keepdim=True),
     "pooling over the shape": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "power": lambda x: x**2,
+    "padded channels": lambda x: F.pad(x, (0, 0, 0, 0, 2, 1))[:, 1:5],
+    "padded values of images": lambda x: x * by_image(F.pad(x.mean((2, 3))[:, None], (1, 0), "circular")[:, 0, :4]),
     "in place": lambda x: (x * 1).add_(x).relu_().clamp_(0, 1),
 }
 
@@ -257,6 +260,19 @@ def test_what_dynamo_takes_out_of_the_patches_is_refused_where_it_meets_them(fun
                 raise
         else:
             torch.testing.assert_close(compiled, run(images, grid))
+
+
+@pytest.mark.slow
+def test_a_stage_that_dynamo_took_out_of_the_patches_is_refused_in_words():
+    model = model_of(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2), nn.Hardswish()))
+    images, grid = torch.randn(2, 3, SIDE, SIDE), grids(model, 2, 1)[0]
+    try:
+        loss = torch.compile(model.forward, fullgraph=True, backend="eager")(images, grid).loss
+    except Exception as error:
+        if "under torch.compile also" not in str(error):
+            raise
+    else:  # a Dynamo that shows it
+        torch.testing.assert_close(loss, model(images, grid).loss)
 
 
 class Sometimes(nn.Module):

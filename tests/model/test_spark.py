@@ -269,3 +269,19 @@ def test_a_backbone_is_proved_at_start():
     with pytest.raises(NotExactError):
         SparK(PositionSensitive(), image_size=64)
     model_of(PositionSensitive())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stage_that_left_the_patches_is_refused_in_words():
+    @torch.jit.script
+    def swish(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x)
+
+    class Leaves(nn.Module):
+        def forward(self, x):
+            return swish(x)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2), Leaves())
+    model = SparK(network, image_size=32, decoder_width=16, prove=False)
+    with pytest.raises(UsageError, match="a stage of the backbone is a Tensor, not visible patches"):
+        model(torch.randn(2, 3, 32, 32))

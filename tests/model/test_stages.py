@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from convspark import SparK
 from convspark.errors import UsageError
@@ -224,6 +225,25 @@ def test_networks_with_attention_are_refused(name):
         Stages(network)
 
 
+class EqualConv(nn.Module):
+    """As StyleGAN has it: a convolution that is no nn.Conv2d."""
+
+    def __init__(self, inward, outward, kernel, stride):
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.randn(outward, inward, kernel, kernel)), stride
+        self.scale = (inward * kernel**2) ** -0.5
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.weight.shape[2] // 2)
+
+
+def test_convolutions_that_are_no_modules_of_torch():
+    network = nn.Sequential(EqualConv(3, 8, 3, 2), nn.LeakyReLU(0.2), EqualConv(8, 16, 3, 2), EqualConv(16, 16, 1, 1))
+    model = SparK(network, 32, decoder_width=16)
+    assert model.stages.strides == ((2, 2), (4, 4)) and model.in_chans == 3
+    assert model.stages.dtype == torch.float32
+
+
 class Overwritten(nn.Module):
     def forward(self, x):
         gate = x.sigmoid()
@@ -233,6 +253,7 @@ class Overwritten(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
+        (torch.fx.symbolic_trace(EqualConv(3, 4, 3, 2)), "torch.export hide them: give the module that it was made"),
         (nn.Linear(3, 3), "Linear is not a convolutional network: it has no Conv2d"),
         (nn.Conv2d(3, 4, 3, padding=1), "Conv2d has no stages"),
         (nn.Conv2d(3, 4, 5, 2), "Conv2d has no stages"),

@@ -86,6 +86,17 @@ ROWS = {
     "einsum with an ellipsis": lambda x: torch.einsum("bc...,dc->bd...", x, torch.ones(3, 8).double() / 8),
     "einsum without a result": lambda x: torch.einsum("bchw,dc", x, torch.ones(3, 8).double() / 8),
     "einsum of two maps": lambda x: torch.einsum("bchw,bchw->bhw", x, x + 1)[:, None],
+    "kernel of one position on groups of flat positions": lambda x: F.conv2d(
+        x.reshape(len(x), 2, 4, -1), torch.ones(3, 2, 1, 1).double()
+    ).reshape(len(x), 12, *x.shape[2:]),
+    "kernel along groups of channels": lambda x: F.conv2d(
+        x.reshape(len(x), 2, 4, -1), torch.ones(3, 2, 2, 1).double(), stride=(2, 1), padding=(1, 0)
+    ).reshape(len(x), 9, *x.shape[2:]),
+    "kernel along the channels of each position": lambda x: (
+        F.conv1d(x.permute(0, 2, 3, 1).reshape(-1, 1, 8), torch.ones(1, 1, 3).double(), padding=1)
+        .reshape(len(x), *x.shape[2:], 8)
+        .permute(0, 3, 1, 2)
+    ),
     "weights from the left": lambda x: (torch.ones(3, 8).double() @ x.flatten(2)).view(len(x), 3, *x.shape[2:]),
     "crop of nothing": lambda x: (x + 1)[..., : x.shape[2], : x.shape[3]],
     "narrow of everything": lambda x: x.narrow(2, 0, x.shape[2]).narrow(3, 0, x.size(3)),
@@ -93,6 +104,19 @@ ROWS = {
     "matrices transposed": lambda x: x.movedim(1, -1).mT.mT.movedim(-1, 1),
     "unsqueeze in place": lambda x: torch.cat([(x * 2).unsqueeze_(1), x.unsqueeze(1)], 1).sum(1),
     "maxout of a list": lambda x: torch.stack([x, 2 * x, -x], 0).max(0)[0],
+    "weights of heads": lambda x: (torch.ones(2, 3, 4).double() @ x.reshape(len(x), 2, 4, -1)).reshape(
+        len(x), 6, *x.shape[2:]
+    ),
+    "queries of all images": lambda x: (
+        torch.ones(1, 3, 8).double().expand(len(x), -1, -1) @ x.flatten(2) + x.new_ones(1).expand(len(x), 3, 1)
+    ).reshape(len(x), 3, *x.shape[2:]),
+    "a plain vector expanded": lambda x: x * torch.arange(8.0).double()[None, :, None, None].expand(x.shape),
+    "a plain number expanded beside channels": lambda x: torch.where(
+        x > 0, x[:, :1], torch.ones(()).double().expand(len(x), 8, *x.shape[2:])
+    ),
+    "a plain vector expanded, stacked": lambda x: torch.stack(
+        [x, torch.arange(8.0).double()[:, None, None].expand_as(x), torch.ones(8, 1, 1).double().expand(x.shape)], 1
+    ).amax(1),
     "distances of channels": lambda x: F.pairwise_distance(x.movedim(1, -1), x.movedim(1, -1) ** 2, keepdim=True).view(
         len(x), 1, *x.shape[2:]
     ),
@@ -125,6 +149,19 @@ POOLED = {
     "average pool of the size": lambda x: F.avg_pool2d(x, x.size()[2:]),
     "largest of the size": lambda x: F.max_pool2d(x, kernel_size=x.shape[-2:]),
     "pooled and repeated": lambda x: torch.cat([x, x.mean((2, 3), keepdim=True).repeat(1, 1, x.size(2), x.size(3))], 1),
+    "queries of all images": lambda x: (
+        (torch.ones(1, 3, 8).double().expand(len(x), -1, -1) @ x.flatten(2)).softmax(-1) @ x.flatten(2).mT
+    ),
+    "a plain vector expanded beside an image's": lambda x: (
+        x.mean((2, 3)) * torch.arange(8.0).double().expand(len(x), -1)
+    ),
+    "an image's value repeated for flat positions": lambda x: (
+        x.flatten(2) * x.mean((2, 3)).unsqueeze(2).expand(-1, -1, x.flatten(2).shape[2])
+    ).mean(2),
+    "distances from words": lambda x: (
+        x.flatten(2)[:, None].expand(-1, 3, -1, -1)
+        - torch.ones(3, 8).double().expand(x.flatten(2).shape[2], -1, -1).permute(1, 2, 0)
+    ).mean(-1),
     "einsum by an image's values": lambda x: torch.einsum("bchw,bc->bchw", x, x.mean((2, 3))),
     "groups beside images": lambda x: _grouped(x).mean((2, 3)).view(len(x), -1),
     "gates of groups beside images": lambda x: (_grouped(x) * F.adaptive_avg_pool2d(_grouped(x), 1)).reshape(x.shape),

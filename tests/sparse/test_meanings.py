@@ -159,6 +159,32 @@ def windows_of_a_padded_map(x):
     return windows.view(len(x), 4, 9, *x.shape[2:]).amax(2)
 
 
+class OfFlatGroups(nn.Module):
+    """A convolution along one axis of groups of channels, beside flat positions (ACmix, the head of YOLOv8)."""
+
+    def __init__(self, kernel=1):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, (kernel, 1), padding=(kernel // 2, 0))
+
+    def forward(self, x):
+        return self.conv(x.flatten(2).unflatten(1, (2, 2)) + 1).mean(2).view(x.shape)
+
+
+class Outlook(nn.Module):
+    """Weights that each position gives to its window, and windows summed where they overlap (VOLO)."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.stride, self.weigh = stride, nn.Conv2d(4, 81, 1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        windows = F.unfold(x, 3, padding=1, stride=self.stride).view(n, c, 9, -1).permute(0, 3, 2, 1)
+        weights = self.weigh(F.avg_pool2d(x, self.stride)).flatten(2).mT.unflatten(2, (9, 9)).softmax(-1)
+        windows = (weights @ windows).permute(0, 3, 2, 1).reshape(n, c * 9, -1)
+        return F.fold(windows, (h, w), 3, padding=1, stride=self.stride)
+
+
 class BesideImages(nn.Module):
     """A convolution of groups of channels that were put beside the images (EMA attention, blurs, wavelets)."""
 
@@ -221,9 +247,13 @@ MIDDLES = {
     "involution": Involution,
     "windows of a padded map": lambda: windows_of_a_padded_map,
     "involution with a stride": lambda: Involution(stride=2),
+    "outlook attention": Outlook,
+    "outlook attention with a stride": lambda: Outlook(stride=2),
     "convolution of groups beside images": lambda: BesideImages(2),
     "convolution of groups beside images with a stride": lambda: BesideImages(2, stride=2),
     "channels beside images, one by one": lambda: BesideImages(1),
+    "convolution of groups of flat positions": OfFlatGroups,
+    "convolution along groups beside flat positions": lambda: OfFlatGroups(3),
     "gate by view": lambda: lambda x: x * x.mean(1).view(len(x), 1, *x.shape[2:]).sigmoid(),
     "pooled values with a further axis": lambda: repeated_beside_positions,
     "norm over channels": LastAxisNorm,
@@ -245,6 +275,7 @@ MIDDLES = {
     "expand with patches second": lambda: spread_with_patches_second,
     "stack": lambda: lambda x: torch.stack([x, x.relu()], 1).sum(1),
     "depth and space": lambda: lambda x: depth_to_space(space_to_depth(x)),
+    "depth to space": lambda: lambda x: F.avg_pool2d(depth_to_space(x.repeat(1, 4, 1, 1)), 2),
     "pixel shuffle": lambda: lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),
     "every second position": lambda: lambda x: torch.cat([x[..., ::2, 1::2], x[..., 1::2, ::2]], 1)[:, :4],
     "nearest": lambda: lambda x: F.interpolate(x, scale_factor=2.0),
@@ -293,6 +324,8 @@ def test_small_network_is_exact(name):
         "involution",
         "convolution of groups beside images",
         "channels beside images, one by one",
+        "convolution of groups of flat positions",
+        "depth to space",
         "gate by view",
     ],
 )

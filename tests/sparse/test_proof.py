@@ -67,6 +67,10 @@ EXACT = {
     "largest of one axis after the other": lambda x: x * x.amax(2, keepdim=True).amax(3, keepdim=True),
     "deviation of deviations": lambda x: x / (1 + x.std((2, 3), keepdim=True).std(1, keepdim=True)),
     "einsum": lambda x: torch.einsum("bchw,dc->bhwd", x, torch.ones(8, 8).double() / 8).permute(0, 3, 1, 2),
+    "a kernel as wide as the grid, made from the map": lambda x: F.conv2d(
+        x, x.new_tensor([1.0, 2.0, 3.0]).expand(8, 1, 3, 3), padding=1, groups=8
+    ),
+    "convolution by keywords": lambda x: F.conv2d(input=x + 1, weight=torch.ones(8, 8, 3, 3).double() / 8, padding=1),
     "convolution of flat positions": lambda x: F.conv1d(x.flatten(2), torch.ones(8, 8, 1).double()).view(x.shape),
     "pooling of flat positions": lambda x: x * F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None],
     "cosine similarity": lambda x: x * F.cosine_similarity(x, x.flip(1), dim=1)[:, None],
@@ -131,6 +135,7 @@ OVER_POSITIONS = {
     "mean of a mean": lambda x: x * gate(x.exp().mean(-1).mean(-1)),
     "means with NumPy's spelling": lambda x: x * x.exp().mean(2, keepdims=True).mean(axis=3, keepdims=True),
     "gate by einsum": lambda x: torch.einsum("bchw,bc,dc->bdhw", x, x.exp().mean((2, 3)), WEIGHT),
+    "means of images, joined": lambda x: x * gate(torch.cat([x.exp().mean((2, 3)), x.mean((2, 3))], 1)),
     "written into a part": lambda x: _assigned_means(x),
     "matrices as large as a map": lambda x: _linear_attention(x),
 }
@@ -379,6 +384,24 @@ def test_what_is_random_and_wrong_is_found(function):
     network = Wrapped(InTraining(function)).train()
     proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
     assert not proof.exact and "function (InTraining)" in (proof.reason or "")
+
+
+class ShakenBack(torch.autograd.Function):
+    """Shake-shake: on the way back, a gradient of patches is a plain tensor, and each row gets its own number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * torch.rand(x.shape[0], 1, 1, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.rand(grad.shape[0], 1, 1, 1)
+
+
+def test_numbers_drawn_for_each_row_on_the_way_back_are_found_out():
+    network = Wrapped(InTraining(ShakenBack.apply)).train()
+    proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
+    assert not proof.exact and "other gradients" in (proof.reason or "")
 
 
 @pytest.mark.parametrize("drawn", [lambda x: x * random.random(), lambda x: _more_often_on_images(x)])

@@ -91,6 +91,11 @@ REFUSED = {
     "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), "dim|size", "torch.vmap runs a function on each row"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
     "a row for each patch": (lambda x: x * torch.arange(4.0).view(4, 1, 1, 1), "mul", "more than one row"),
+    "conv of rows": (
+        lambda x: F.conv2d(x.flatten(2).unsqueeze(1), torch.ones(1, 1, 3, 3), padding=1),
+        "conv2d",
+        "but (patches, 1, channels, positions·positions)",
+    ),
     "unpadded conv": (nn.Conv2d(4, 4, 3), "conv2d", "line up"),
     "stride too wide": (nn.Conv2d(4, 4, 8, 8), "conv2d", "does not divide"),
     "flatten to a vector": (lambda x: F.linear(x.flatten(1), torch.ones(1, 64)), "linear", "patches or positions"),
@@ -135,6 +140,15 @@ REFUSED = {
     "two grids": (lambda x: x + patches(), "add", "different grids"),
     "split of patches": (lambda x: x.view(2, 2, 4, 4, 4), "view", "cuts through the patch axis"),
     "joined patches": (lambda x: torch.cat([x, x], 0), "cat", "patches or positions"),
+    "image by image": (lambda x: torch.cat([x[i : i + 1] for i in range(len(x))]), "__getitem__", "a row is a patch"),
+    "one image": (lambda x: x[0], "__getitem__", "a row is a patch"),
+    "images in a loop": (lambda x: [image for image in x], "unbind", "a row is a patch"),
+    "half of the images": (lambda x: x.chunk(2), "chunk", "a row is a patch"),
+    "zeros of the shape, joined": (
+        lambda x: torch.cat([x, torch.zeros(x.shape)], 1),
+        "cat",
+        "make it from them",
+    ),
     "reversed map": (lambda x: x.flip(3), "flip", "patches or positions"),
     "first half of the map": (lambda x: x[:, :, :2], "__getitem__", "part of the patches or positions"),
 }

@@ -53,6 +53,10 @@ RECIPES = {
     "lerp_": lambda f, x: f(x, 2 * x, 0.3),
     "full_like": lambda f, x: f(x, 2.0),
     "clamp": lambda f, x: f(x, min=-0.5, max=0.5),
+    "fake_quantize_per_tensor_affine": lambda f, x: f(x, 0.1, 0, -8, 7),
+    "real": lambda f, x: f(torch.complex(x, 2 * x)),
+    "conj": lambda f, x: f(torch.complex(x, 2 * x)).imag,
+    "new_tensor": lambda f, x: x * f(x, [2.0]),
     "prelu": lambda f, x: f(x, torch.full((CHANNELS,), 0.2, dtype=x.dtype)),
     "rrelu": lambda f, x: f(x, 0.1, 0.3, False),
     "threshold": lambda f, x: f(x, 0.1, 2.0),
@@ -104,6 +108,7 @@ RECIPES = {
     "max_pool2d": lambda f, x: f(x, 3, 1, 1),
     "avg_pool2d": lambda f, x: f(x, 3, 1, 1),
     "unfold": lambda f, x: f(x, 3, 1, 1).unflatten(2, x.shape[2:]),
+    "fold": lambda f, x: f(x.repeat(1, 9, 1, 1).flatten(2), x.shape[2:], 3, 1, 1),
     "pad": lambda f, x: F.avg_pool2d(f(x, (1, 1, 1, 1), value=2.0), 3, 1),
     "interpolate": lambda f, x: f(x, scale_factor=2),
     "linear": lambda f, x: f(x.movedim(1, -1), weights(4, 8)).movedim(-1, 1),
@@ -174,6 +179,8 @@ for old, others in {
     "repeat": "tile",
     "channel_shuffle": "native_channel_shuffle",
     "view_as": "reshape_as",
+    "real": "imag angle",
+    "conj": "conj_physical",
     "layer_norm": "rms_norm",
     "matmul": "__matmul__",
     "new_zeros": "new_ones",
@@ -185,8 +192,8 @@ for old, others in {
         RECIPES[other] = RECIPES[old]
 
 RANDOM = set(
-    """bernoulli bernoulli_ uniform_ normal_ rand_like randn_like empty_like dropout dropout_ alpha_dropout dropout1d
-    dropout2d dropout3d feature_alpha_dropout""".split()
+    """bernoulli bernoulli_ uniform_ normal_ exponential_ rand_like randn_like empty_like dropout dropout_ alpha_dropout
+    dropout1d dropout2d dropout3d feature_alpha_dropout""".split()
 )
 ELSEWHERE = {  # whose results are no maps of this kind: tested by the files named
     **dict.fromkeys("conv1d conv3d conv_transpose1d conv_transpose3d mm bmm".split(), "test_meanings.py"),

@@ -52,10 +52,11 @@ def convolve(
         return _conditional(func, x, weight, bias, stride, padding, dilation, groups)
     if not isinstance(x, VisiblePatches):
         raise Refusal("its input is not visible patches")
-    flat = x.dim() == weight.dim() == 3 and len(x.axes[2]) > 1 and lay.is_plain(x.axes[1])
-    if flat and weight.shape[2] == 1 and per_axis(stride, 1) == (1,) and padding in (0, (0,), "same", "valid"):
-        out = func(unpadded(x), weight, bias, 1, 0, 1, groups)  # a kernel of one position on flat positions
-        return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), x.axes[2]))
+    if _stays_within_positions(x, weight, stride, padding):
+        out = func(unpadded(x), weight, bias, stride, padding, dilation, groups)
+        axes = zip(x.axes[2:], out.shape[2:], strict=True)
+        kept = [lay.plain_axis(n) if lay.is_plain(axis) else axis for axis, n in axes]
+        return as_same_kind(out, x, (x.axes[0], lay.plain_axis(out.shape[1]), *kept))
     if not x.axes[0]:
         raise Refusal("its weights were made for this number of patches; write groups of channels, not of patches")
     if len(x.axes[0]) > 1 and lay.is_canonical((x.axes[0][:1], *x.axes[1:])):  # groups of channels beside the patches
@@ -76,6 +77,16 @@ def convolve(
     if source.values.is_complex():
         raise Refusal("the gradients of a kernel that looks at other patches are not known for complex numbers")
     return source.patches(convolved(source.values, weight, bias, way))
+
+
+def _stays_within_positions(x: VisiblePatches, weight: Tensor, stride: Size, padding: Size | str) -> bool:
+    """Whether axes are in another order than a map's, and a kernel sees neighbours along channels alone."""
+    dims = x.dim() - 2
+    if weight.dim() != x.dim() or not lay.is_plain(x.axes[1]) or lay.is_canonical(x.axes):
+        return False
+    pads = 0 if isinstance(padding, str) else padding
+    seen = zip(x.axes[2:], weight.shape[2:], per_axis(stride, dims), per_axis(pads, dims), strict=True)
+    return all(lay.is_plain(axis) or (k, s, p) == (1, 1, 0) for axis, k, s, p in seen)
 
 
 def _product(source: Source, plan: Plan, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -186,13 +197,46 @@ def unfold(func, input: GridTensor, kernel_size: Size, dilation: Size = 1, paddi
         return dense_batch(func, input, kernel_size, dilation, padding, stride)
     if not lay.is_canonical(input.axes):
         raise Refusal("its axes are not (patches, channels, height, width)")
-    kernel = per_axis(kernel_size, 2)
-    ones = torch.eye(math.prod(kernel), dtype=input.dtype, device=input.device).view(-1, 1, *kernel)
     channels = input.shape[1]
-    weight = ones.repeat(channels, 1, 1, 1)
+    weight = _taps(input, kernel_size, channels)
     with torch.autocast(input.device.type, enabled=False):
         out = convolve(functional.conv2d, input, weight, None, stride, padding, dilation, channels)
     return as_same_kind(out.flatten(2), out, lay.flattened(out.axes, 2, 3))
+
+
+def _taps(x: Tensor, kernel_size: Size, channels: int) -> Tensor:
+    """(channels * taps, 1, *kernel): for each channel and each tap of a window, the kernel that is 1 there."""
+    kernel = per_axis(kernel_size, 2)
+    return torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).view(-1, 1, *kernel).repeat(channels, 1, 1, 1)
+
+
+@meaning(functional.fold)
+def fold(
+    func,
+    input: GridTensor,
+    output_size: Size,
+    kernel_size: Size,
+    dilation: Size = 1,
+    padding: Size = 0,
+    stride: Size = 1,
+):
+    """Windows summed where they overlap: `unfold` turned round, to a size that the network read off a patch."""
+    x = unpadded(input)
+    if isinstance(x, PerImage):
+        return dense_batch(func, x, output_size, kernel_size, dilation, padding, stride)
+    if x.dim() != 3 or not lay.is_plain(x.axes[1]) or [role for role, _ in x.axes[2]] != [0, 1]:
+        raise Refusal("its axes are not (patches, channels * taps, positions)")
+    arguments = [per_axis(n, 2) for n in (output_size, kernel_size, dilation, padding, stride)]
+    axes = [*zip([n for _, n in x.axes[2]], *arguments, strict=True)]
+    if any(size != p * step for p, size, _, _, _, step in axes):
+        raise Refusal(f"its output_size {output_size} is not that of a patch")
+    missing = tuple([step + 2 * pad - apart * (taps - 1) - 1 for _, _, taps, apart, pad, step in axes])
+    channels = x.shape[1] // math.prod(arguments[1])
+    weight = _taps(x, kernel_size, channels)
+    windows = as_patches(x.unflatten(2, [p for p, *_ in axes]), x.grid)
+    transposed = functional.conv_transpose2d
+    with torch.autocast(x.device.type, enabled=False):
+        return conv_transpose(transposed, windows, weight, None, stride, padding, missing, channels, dilation)
 
 
 @meaning(functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)

@@ -25,7 +25,7 @@ def linear(func, input, weight, bias=None):
 
 @meaning(*named("matmul mm bmm", torch, torch.Tensor), torch.Tensor.__matmul__)
 def matmul(func, input, other):
-    """By a matrix of weights, or of two tensors whose leading axes are patches or images."""
+    """By weights, or of two tensors whose leading axes are patches or images."""
     a, b = unpadded(input), unpadded(other)
     if isinstance(a, GridTensor) and not isinstance(b, GridTensor) and b.dim() == 2:
         require_plain(a, [a.dim() - 1], "multiplying along the last axis")
@@ -33,12 +33,13 @@ def matmul(func, input, other):
     if isinstance(b, GridTensor) and not isinstance(a, GridTensor) and a.dim() == 2 <= b.dim():
         require_plain(b, [b.dim() - 2], "multiplying along the last axis but one")
         return as_same_kind(a @ b, b, (*b.axes[:-2], lay.plain_axis(a.shape[0]), b.axes[-1]))
-    if not isinstance(a, GridTensor) or not isinstance(b, GridTensor) or a.dim() < 3 or b.dim() < 3:
+    if a.dim() < 3 or b.dim() < 3:
         raise Refusal("it multiplies matrices whose rows or columns may be patches or positions")
     # The leading axes pair up as those of an elementwise function do.
     leader, batch = joined_layout([_first_of_matrix(a), _first_of_matrix(b)])
-    row, inner, column = a.axes[-2], (a.axes[-1], b.axes[-2]), b.axes[-1]
-    out = with_rows_of(a, leader) @ with_rows_of(b, leader)
+    left, right = _axes_of_matrix(a), _axes_of_matrix(b)
+    row, inner, column = left[0], (left[1], right[0]), right[1]
+    out = with_rows_of(a, leader, 2) @ with_rows_of(b, leader, 2)
     if all(lay.is_plain(axis) for axis in inner):
         if not lay.is_plain(row) and not lay.is_plain(column):
             raise Refusal(
@@ -57,12 +58,16 @@ def matmul(func, input, other):
     return as_per_image(sum_per_image(out, leader.grid), leader.grid)
 
 
-def _first_of_matrix(x: GridTensor) -> GridTensor:
+def _first_of_matrix(x: Tensor) -> Tensor:
     """The tensor without its two matrix axes: what is left pairs up with the other operand's."""
     rest: Tensor = x[..., 0, 0]
     if isinstance(x, PerImage):
         return as_per_image(rest, x.grid, x.axes[:-2])
-    return as_patches(rest, x.grid, x.axes[:-2])
+    return as_patches(rest, x.grid, x.axes[:-2]) if isinstance(x, VisiblePatches) else rest
+
+
+def _axes_of_matrix(x: Tensor) -> lay.Layout:
+    return x.axes[-2:] if isinstance(x, GridTensor) else tuple(map(lay.plain_axis, x.shape[-2:]))
 
 
 @meaning(torch.einsum)
@@ -100,7 +105,7 @@ def einsum(func, equation, *operands):
     sparse_axes = [axis_of[name] for name in out_names if not lay.is_plain(axis_of[name])]
     if len({role for axis in sparse_axes for role, _ in axis}) != sum(map(len, sparse_axes)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
-    out = torch.einsum(equation, *[with_rows_of(operand, leader) for operand in operands])
+    out = torch.einsum(equation, *[with_rows_of(o, leader) if isinstance(o, GridTensor) else o for o in operands])
     if summed:
         out = sum_per_image(out.movedim(rows[0], 0), leader.grid).movedim(0, rows[0])
         axis_of[out_names[rows[0]]] = ((lay.IMAGE, leader.grid.batch_size),)

@@ -140,7 +140,7 @@ def with_patches_first(x: VisiblePatches) -> VisiblePatches:
     if joined and [[role for role, _ in axis] for axis in x.axes[2:]] == [[axis] for axis in range(x.dim() - 2)]:
         values = x.reshape(x.grid.num_visible, -1, *x.shape[2:])
         return as_patches(values, x.grid, lay.canonical(values.shape))
-    raise Refusal("its axes are not (patches, channels, *positions)")
+    raise Refusal(f"its axes are not (patches, channels, *positions), but {lay.described(x.axes)}")
 
 
 def through_images(x: VisiblePatches, function: Callable[[Tensor], Tensor]) -> VisiblePatches:

@@ -87,7 +87,7 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             continue
         layout = rowed(operand, leader)
         for at, axis in enumerate(layout, start=dims - len(layout)):
-            if axis == axes[at] or not axis:
+            if axis == axes[at] or not axis or (lay.is_plain(axis) and _is_repeated(operand, at - dims)):
                 continue
             if axes[at] and not (lay.is_plain(axis) and lay.is_plain(axes[at])):
                 hint = WHOLE_MAP if lay.is_spatial(axis[0][0]) and 1 in (axis[0][1], axes[at][0][1]) else ""
@@ -98,6 +98,8 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
             continue
         for at, size in enumerate(operand.shape, start=dims - operand.dim()):
             if size != 1 and not lay.is_plain(axes[at]):
+                if _is_repeated(operand, at - dims):
+                    continue
                 raise Refusal(
                     f"a plain tensor of shape {tuple(operand.shape)} has more than one row or a spatial extent, and "
                     "nothing says which patch or position each of its elements belongs to; make it from the patches "
@@ -109,6 +111,11 @@ def joined_layout(operands: Sequence[Tensor]) -> tuple[GridTensor, Layout]:
     if len(roles) != len(set(roles)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
     return leader, tuple(axes)
+
+
+def _is_repeated(operand: Tensor, at: int) -> bool:
+    """Whether `expand` repeated one value along this axis: whatever its length, broadcasting can do it again."""
+    return operand.stride(at) == 0 and operand.shape[at] > 1
 
 
 def _is_gradient() -> bool:
@@ -124,13 +131,26 @@ def rowed(operand: GridTensor, leader: GridTensor) -> Layout:
     return tuple([tuple([patch if factor[0] == lay.IMAGE else factor for factor in axis]) for axis in operand.axes])
 
 
-def with_rows_of(operand: Any, leader: GridTensor) -> Any:
-    """A PerImage operand repeated for each patch where the leader has patches; anything else as it is."""
+def with_rows_of(operand: Any, leader: GridTensor, more: int = 0) -> Any:
+    """A PerImage operand repeated for each patch where the leader has patches; it and a plain one without what `expand`
+    repeated along patches and positions; anything else as it is.
+
+    Args:
+        more: axes of the operand after those of the leader.
+    """
     if isinstance(operand, (list, tuple)):
         return type(operand)(with_rows_of(item, leader) for item in operand)
-    if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
+    if not isinstance(operand, Tensor) or isinstance(operand, VisiblePatches):
         return operand
-    return repeat_along(operand, image_axis(operand), leader.grid)
+    rows = operand
+    if 0 in operand.stride():
+        lead = operand.dim() - more - leader.dim()
+        for at in range(max(lead, 0), operand.dim() - more):
+            if _is_repeated(operand, at) and not lay.is_plain(leader.axes[at - lead]):
+                rows = rows.narrow(at, 0, 1)
+    if not isinstance(operand, PerImage) or isinstance(leader, PerImage):
+        return rows
+    return repeat_along(rows, image_axis(operand), leader.grid)
 
 
 def repeat_along(rows: Tensor, at: int, grid: PatchGrid) -> Tensor:
@@ -167,7 +187,7 @@ def require_plain(tensor: GridTensor, dims: Iterable[int], what: str) -> None:
     for dim in dims:
         if not lay.is_plain(tensor.axes[dim]):
             pooled = all(size == 1 for role, size in tensor.axes[dim] if lay.is_spatial(role))
-            hint = WHOLE_MAP if pooled and lay.spatial_roles((tensor.axes[dim],)) else ""
+            hint = WHOLE_MAP if pooled and lay.spatial_roles((tensor.axes[dim],)) else row_hint(tensor.axes[dim])
             raise Refusal(f"{what} would mix patches or positions (axis {dim}){hint}")
 
 
@@ -175,6 +195,12 @@ WHOLE_MAP = (
     "; patches of one position each are left, and if the whole map was to be pooled, write x.mean((2, 3)) or "
     "F.adaptive_avg_pool2d(x, 1)"
 )
+
+
+def row_hint(axis: Axis) -> str:
+    """What to add to a refusal along this axis, if it is that of patches."""
+    is_rows = [role for role, _ in axis] == [lay.PATCH]
+    return "; a row is a patch, not an image: write no loop over images, but treat the whole batch at once" * is_rows
 
 
 def of_patches(tensor: Tensor) -> GridTensor:
@@ -211,7 +237,7 @@ def rows_first(tensor: PerImage) -> PerImage:
 
 def dense_batch(func: Callable[..., Any], input: PerImage, *args: Any, **kwargs: Any) -> PerImage:
     """Run a function that treats the first axis as a batch on per-image rows, as it is."""
-    return become_per_image(func(input, *args, **kwargs), rows_first(input).grid)
+    return become_per_image(func(rows_first(input).values, *args, **kwargs), input.grid)  # Dynamo wants a plain tensor
 
 
 def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:

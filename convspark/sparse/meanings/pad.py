@@ -42,7 +42,7 @@ def _padded_channels(
     if mode != "constant":
         raise Refusal(f"it pads channels with mode={mode!r}")
     flat = [n for axis in reversed(range(x.dim())) for n in pads.get(axis, (0, 0))]
-    out = functional.pad(x, flat, mode, value)
+    out = functional.pad(x.values, flat, mode, value)  # Dynamo wants a plain tensor
     layout = tuple(lay.plain_axis(out.shape[at]) if at in pads else axis for at, axis in enumerate(x.axes))
     padded = as_same_kind(out, x, layout)
     assert isinstance(padded, VisiblePatches)

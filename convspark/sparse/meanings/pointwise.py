@@ -17,22 +17,22 @@ from .random import is_row_noise, one_an_image
 
 _ARITHMETIC = """
     add sub mul div pow remainder fmod floor_divide true_divide subtract multiply divide maximum minimum fmax
-    fmin addcmul addcdiv lerp atan2 hypot xlogy copysign
+    fmin addcmul addcdiv lerp atan2 arctan2 hypot xlogy copysign
 """
 _UNARY = """
-    abs absolute acos acosh asin asinh atan atanh ceil clamp clamp_min clamp_max clip cos cosh deg2rad digamma
+    abs absolute acos acosh asin asinh atan arctan atanh ceil clamp clamp_min clamp_max clip cos cosh deg2rad digamma
     erf erfc erfinv exp exp2 expm1 fix floor frac lgamma log log10 log1p log2 logit neg negative positive
     nan_to_num reciprocal relu round rsqrt sigmoid sign sgn sin sinc sinh sqrt square tan tanh trunc
 """
 _LOGIC = """
-    eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_xor logical_not bitwise_and bitwise_or
-    bitwise_not
+    eq ne lt le gt ge not_equal less less_equal greater greater_equal isclose isnan isinf isfinite logical_and
+    logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not
 """
 _INPLACE = """
     add_ sub_ mul_ div_ pow_ clamp_ clamp_min_ clamp_max_ exp_ neg_ reciprocal_ relu_ round_ floor_ ceil_ rsqrt_
     sigmoid_ sqrt_ square_ tanh_ addcmul_ addcdiv_ lerp_ mul_ abs_ log_ masked_fill_ copy_ zero_ fill_
     remainder_ sin_ cos_ sign_ trunc_ nan_to_num_ clip_ log1p_ expm1_ erf_ log2_ log10_ atan_ exp2_ frac_ fmod_
-    floor_divide_ true_divide_
+    floor_divide_ true_divide_ subtract_ multiply_ divide_ absolute_ negative_
 """
 _OPERATORS = """
     __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__
@@ -66,11 +66,15 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
             *named(
                 "expit logit erf erfc log1p expm1 xlog1py xlogy entr gammaln digamma i0e ndtr log_ndtr", torch.special
             ),
+            *named("conj conj_physical angle", torch, Tensor),
+            *named("complex polar real imag fake_quantize_per_tensor_affine", torch),
+            *(vars(torch._C.TensorBase)[name].__get__ for name in ("real", "imag")),
             *named("heaviside logaddexp logaddexp2 float_power signbit isreal isposinf isneginf", torch, Tensor),
             torch.bernoulli,
             Tensor.bernoulli_,
             Tensor.uniform_,
             Tensor.normal_,
+            Tensor.exponential_,
             torch.dropout,
             torch.dropout_,
             functional.dropout,
@@ -121,12 +125,13 @@ _REVERSED = {
     "__rfloordiv__": lambda x, other: torch.floor_divide(other, x),
     "__rmod__": lambda x, other: torch.remainder(other, x),
     "__rpow__": lambda x, other: torch.pow(other, x),
+    "pow": torch.pow,  # so is `x ** 2` named
 }
 
 _IN_PLACE = {
     *named(_INPLACE, Tensor),
     *named(" ".join(name for name in _OPERATORS.split() if name.startswith("__i") and name != "__invert__"), Tensor),
-    *named("bernoulli_ uniform_ normal_", Tensor),
+    *named("bernoulli_ uniform_ normal_ exponential_", Tensor),
     *named(_ACTIVATIONS_INPLACE, functional, torch),
     torch.dropout_,
 }

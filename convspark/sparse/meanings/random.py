@@ -39,6 +39,14 @@ def new_full(func, x: GridTensor, size: Any, fill_value: Any, **kwargs: Any):
     return _new(x, list(size), lambda shape: func(x, shape, fill_value, **kwargs))
 
 
+@meaning(Tensor.new_tensor)
+def new_tensor(func, x: GridTensor, data: Any, **kwargs: Any):
+    """Numbers of the network's own, of the type of patches."""
+    if isinstance(data, GridTensor):
+        raise Refusal("it copies patches into a tensor without; use their clone().detach()")
+    return func(x, data, **kwargs)
+
+
 def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor]) -> Tensor:
     grid = x.grid
     rows = grid.num_visible if isinstance(x, VisiblePatches) else x.shape[0]

@@ -31,6 +31,7 @@ from .operands import (
     of_patches,
     repeat_along,
     require_plain,
+    row_hint,
     sizes_for,
     spread_over_positions,
     unpadded,
@@ -176,7 +177,10 @@ def cat(func, tensors, dim=0):
     tensors = [_beside(other, leader) for other in tensors]
     for other in tensors:
         if not isinstance(other, type(leader)):
-            raise Refusal("a tensor without patches is joined to visible patches")
+            raise Refusal(
+                "a tensor without patches is joined to visible patches; make it from them (torch.zeros_like(x), "
+                "x.new_zeros)"
+            )
         if unpadded(other).grid is not leader.grid:
             raise Refusal("its operands belong to different grids")
         if [a for i, a in enumerate(other.axes) if i != at] != [a for i, a in enumerate(leader.axes) if i != at]:
@@ -201,7 +205,7 @@ def stack(func, tensors, dim=0):
     """Along a new axis."""
     leader, layout = joined_layout(tensors)
     at = dim + len(layout) + 1 if dim < 0 else dim
-    out = torch.stack([with_rows_of(t, leader) for t in tensors], at)
+    out = torch.stack(torch.broadcast_tensors(*[with_rows_of(t, leader) for t in tensors]), at)
     return as_same_kind(out, leader, (*layout[:at], lay.plain_axis(len(tensors)), *layout[at:]))
 
 
@@ -299,7 +303,7 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
             device = part.device if isinstance(part, Tensor) else None
             axes.append(lay.plain_axis(len(torch.arange(size, device=device)[part])))
         else:
-            raise Refusal("it picks single patches or positions, or indexes with a mask")
+            raise Refusal(f"it picks single patches or positions, or indexes with a mask{row_hint(axis)}")
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
         raise Refusal("it indexes several axes at once")
     return tuple(parts), (*axes, *x.axes[at:])
@@ -326,7 +330,8 @@ def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
         and 0 <= (part.start or 0) < step
     ):
         return ((axis[0][0], size // step),)
-    raise Refusal("it takes a part of the patches or positions; a map is cropped by negative numbers in F.pad")
+    hint = row_hint(axis) or "; a map is cropped by negative numbers in F.pad"
+    raise Refusal(f"it takes a part of the patches or positions{hint}")
 
 
 @meaning(Tensor.expand_as)
@@ -363,8 +368,6 @@ def expand(func, input, *lengths, size=None, implicit=False):
     for at, n in enumerate(out.shape):
         axis = x.axes[at - lead] if at >= lead else ()
         grown = at < lead or n != x.shape[at - lead]
-        if grown and at - lead > 1 and isinstance(x, PerImage):
-            raise Refusal("it expands per-image values over positions by sizes; multiply or add them instead")
         if grown and not lay.is_plain(axis):
             raise Refusal("it repeats patches or positions")
         axes.append(lay.plain_axis(n) if grown else axis)

@@ -92,7 +92,11 @@ class SameDraws(TorchFunctionMode):
         grid = self.grid
         if grid is not None and x.dim() > 1 and type(x) is Tensor and x.shape[0] == x.numel() == grid.num_visible > 1:
             images = x.new_zeros(grid.batch_size, *x.shape[1:]).index_copy(0, grid.image, x)
-            return images, lambda values: values.index_select(0, grid.image)
+            # The engine takes what an image's first patch has (random.py). The others get another image's number, which
+            # shows where a network multiplies each patch by its own: on the way back, say.
+            first = torch.diff(grid.image, prepend=grid.image[:1] - 1) > 0
+            rows = torch.where(first, grid.image, (grid.image + 1) % grid.batch_size)
+            return images, lambda values: values.index_select(0, rows)
         return x.clone(memory_format=torch.contiguous_format), lambda values: values
 
 

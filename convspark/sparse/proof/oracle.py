@@ -101,7 +101,7 @@ class MaskAndMultiply(TorchFunctionMode):
             where = torch.full((), NOWHERE, device=self.visible.device).expand(part.shape)
             for fitting in [one for place in places if (one := _fitted(place, part.shape)) is not None]:
                 where = fitting if _nowhere(where) else torch.where(where < 0, fitting, where)
-            if places and all(_nowhere(p) and math.prod(p.shape[2:]) < math.prod(part.shape[2:]) for p in places):
+            if places and all(_nowhere(p) and _grew(p.shape, part.shape) for p in places):
                 grown = self.map_places(part.shape)  # values of images, repeated over a map
                 where = where if grown is None else grown
             self.put(part, where)
@@ -163,6 +163,11 @@ def _nowhere(place: Tensor) -> bool:
     return bool((_few(place) < 0).all())
 
 
+def _grew(before: torch.Size, after: torch.Size) -> bool:
+    """Whether there are as many rows, and more positions."""
+    return before[:1] == after[:1] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
+
+
 def _same_along(place: Tensor, *axes: int) -> bool:
     few = _few(place)
     return all(bool((few == few.narrow(axis, 0, 1)).all()) for axis in axes if few.shape[axis] > 1)
@@ -200,7 +205,7 @@ def _move(mode: MaskAndMultiply, func: Function, /, input: Any, *args: Any, **kw
 
 def _join(mode: MaskAndMultiply, func: Function, /, tensors: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """Also with plain tensors, whose positions are those of the map that they meet."""
-    like = next(x for x in tensors if not _nowhere(mode.place(x)))
+    like = next((x for x in tensors if not _nowhere(mode.place(x))), tensors[0])
     fitted = [_fitted(mode.place(like), x.shape) if _nowhere(mode.place(x)) else None for x in tensors]
     places = [mode.place(x) if beside is None else beside for x, beside in zip(tensors, fitted, strict=True)]
     return mode.put(func(tensors, *args, **kwargs), func(places, *args, **kwargs))
@@ -230,10 +235,13 @@ def _pad(
 
 def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any) -> Any:
     """Convolutions, poolings, resizing: the result is a map again. So are custom operators, unknown to us."""
-    places = [mode.place(x) for x in _tensors((args, kwargs)) if x in mode._places or x is args[0]]
+    operands = list(_tensors((args, kwargs)))
+    places = [mode.place(x) for x in operands if x in mode._places or x is operands[0]]
     out = func(*map(mode.zero_filled, args), **{key: mode.zero_filled(value) for key, value in kwargs.items()})
+    several = [axis for axis, h in enumerate(mode.visible.shape[1:], start=2) if h > 1 and axis < places[0].dim()]
+    no_map = _nowhere(places[0]) or any(_same_along(places[0], axis) for axis in several)  # groups of flat positions
     for part in _tensors(out):
-        place = None if _nowhere(places[0]) else mode.map_places(part.shape)
+        place = None if no_map else mode.map_places(part.shape)
         mode.follow(part, places) if place is None else mode.put(part, place)
     return out
 
@@ -432,7 +440,7 @@ _RULES: dict[str, Function] = {
         _count: "numel nelement",
         _pool: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d",
         _around: """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample
-            lp_pool2d""",
+            lp_pool2d fold""",
         _unfold: "unfold",
         _zeroed: "normalize",
         _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
