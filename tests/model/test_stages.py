@@ -253,7 +253,7 @@ class Overwritten(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (torch.fx.symbolic_trace(EqualConv(3, 4, 3, 2)), "torch.export hide them: give the module that it was made"),
+        (torch.fx.symbolic_trace(EqualConv(3, 4, 3, 2)), "torch.export hides them: give the module that it was made"),
         (nn.Linear(3, 3), "Linear is not a convolutional network: it has no Conv2d"),
         (nn.Conv2d(3, 4, 3, padding=1), "Conv2d has no stages"),
         (nn.Conv2d(3, 4, 5, 2), "Conv2d has no stages"),
