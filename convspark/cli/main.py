@@ -15,7 +15,7 @@ from importlib import import_module
 from .._version import __version__
 from ..errors import ConvsparkError, UsageError
 from ..names import shown, shown_text
-from ..runs.processes import ALONE, EndedElsewhereError, Processes
+from ..runs.processes import ALONE, EndedElsewhereError, Processes, are_connected
 from ..trust import trust_code
 
 # Each module has a `command()`, what it takes, and a `run(arguments) -> exit code`; it is imported when called.
@@ -90,7 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):  # what asks to stop is answered like Ctrl-C
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+        code = main(sys.argv[1:])
+        if code and are_connected():
+            # What failed leaves connections open, whose threads at times abort a process that Python takes down.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(code)
+        return code
+    arguments = list(arguments)
     try:
         return _run(arguments)
     except SystemExit as exit_:  # from argparse: --help, --version

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,6 +201,12 @@ def joined(device: str) -> Iterator[Processes]:
             raise
         time.sleep(_GRACE)  # so that the other one's message comes first
         raise EndedElsewhereError("another process of the run has ended, so that this one ends too") from None
+
+
+def are_connected() -> bool:
+    """Whether this process has connections to others of its run."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized()
 
 
 def check_count(here: Processes, devices: int | str | None, nodes: int | None) -> None:

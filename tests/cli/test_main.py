@@ -103,6 +103,17 @@ def test_python_m(tmp_path):
     assert done.stdout.startswith("convspark ")
 
 
+def test_what_ends_connected_to_others_with_an_error_is_not_taken_down_by_python():
+    """Threads of open connections abort some of these processes; here everything at their end does."""
+    code = (
+        "import atexit, os, sys\nfrom convspark.cli import main\n"
+        "main.are_connected = lambda: True\natexit.register(os.abort)\n"
+        "sys.argv[1:] = ['nothing']\nsys.exit(main.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "convspark has no command 'nothing'" in done.stderr
+
+
 def test_commands_are_there_without_their_docstrings():
     """`python -OO` keeps none."""
     command = [sys.executable, "-OO", "-m", "convspark", "pretrain", "--help"]

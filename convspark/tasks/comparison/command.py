@@ -159,7 +159,7 @@ def _build_all(settings: CompareSettings) -> None:
     from ...checkpoints.origin import find_weights
 
     first, size = _jobs(settings, Path())[0], _size(settings)
-    _make_ready(first.weights, settings.data, **_arguments(first, settings, size) | {"out": None})
+    _make_ready(first.weights, settings.data, **_arguments(first, settings, size))
     for job in {job.weights: job for job in _jobs(settings, Path())}.values():
         origin = find_weights(job.weights, job.model, settings.partial)
         origin.check_size(origin.build(), origin.sides(size))
@@ -238,11 +238,11 @@ def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[Finetune
 def _finetune(job: _Job, settings: CompareSettings, size: int | str | None) -> FinetuneResult:
     if RunFolder(job.folder, FinetuneSettings).config.is_file():
         return finetune(resume=str(job.folder), device=settings.device, workers=settings.workers)
-    return finetune(job.weights, _data_of(job, settings), **_arguments(job, settings, size))
+    return finetune(job.weights, _data_of(job, settings), out=str(job.folder), **_arguments(job, settings, size))
 
 
 def _arguments(job: _Job, settings: CompareSettings, size: int | str | None) -> dict[str, Any]:
-    """Of a fine-tuning, but for its weights and data."""
+    """Of a fine-tuning, but for its weights, data and folder."""
     return {
         "model": job.model,
         "partial": settings.partial,
@@ -251,7 +251,6 @@ def _arguments(job: _Job, settings: CompareSettings, size: int | str | None) -> 
         "epochs": job.epochs,
         "batch_size": settings.batch_size,
         "size": size,
-        "out": str(job.folder),
         "device": settings.device,
         "workers": settings.workers,
         **(settings.settings or {}),
