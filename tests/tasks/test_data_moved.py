@@ -11,6 +11,9 @@ from PIL import Image
 from convspark.cli.main import main
 from convspark.errors import DataError
 from convspark.tasks.classification.command import finetune
+from convspark.tasks.classification.network import ClassifyModule
+from convspark.tasks.comparison import command as compare
+from convspark.tasks.comparison.moved import move
 from convspark.tasks.detection.command import detect
 from convspark.tasks.segmentation.command import segment
 
@@ -89,3 +92,40 @@ def test_a_detector(annotated, monkeypatch):
     assert again.ap == first.ap and split(run) == moved(before, "old", new)
     config = (run / "config.yaml").read_text()
     assert f"train: {new}/coco.json\nval: new/coco.json\nimages: {new}/p/\n" in config
+
+
+def test_a_comparison(tmp_path, monkeypatch):
+    """Stopped in the second run of a pair and moved twice, its figures are those of one left alone."""
+    old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "out"
+    write_pictures(old, 4)
+    options = {"seeds": 1, "fractions": [1.0], "size": 32, "batch_size": 4, "epochs": 1, "workers": 0}
+    options |= {"settings": {"precision": "fp32", "mixup": 0}, "device": "cpu"}
+    pairs, difference = [], compare.difference
+
+    def noting(ours, theirs, gains):
+        pairs.append([sorted(by_picture.values()) for by_picture in gains])
+        return difference(ours, theirs, gains)
+
+    monkeypatch.setattr(compare, "difference", noting)
+    alone = compare.compare("random:test_resnet", str(old), out=str(tmp_path / "alone"), **options)
+
+    begun, start = [], ClassifyModule.on_train_epoch_start
+
+    def stop_the_second(module):
+        begun.append(module)
+        if len(begun) == 2:
+            raise ConnectionAbortedError
+        start(module)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ClassifyModule, "on_train_epoch_start", stop_the_second)
+        with pytest.raises(ConnectionAbortedError):
+            compare.compare("random:test_resnet", str(old), out=str(out), **options)
+    old.rename(tmp_path / "between")
+    move(out, str(tmp_path / "between"))
+    (tmp_path / "between").rename(new)
+    assert main(["compare", "--resume", str(out), "--data", str(new)]) == 0
+    again = compare.compare(resume=str(out))
+    assert str(again) == str(alone).replace(str(tmp_path / "alone"), str(out))
+    assert len(pairs[0][0]) == alone.pictures and pairs == pairs[:1] * 3
+    assert f"data: {new}\n" in (out / "compare.yaml").read_text()

@@ -78,6 +78,7 @@ def compare(settings: CompareSettings) -> Comparison:
     from ...report.page import write_page_at_last
     from ...runs.device import choose_device
     from ..classification.data import read_labelled
+    from .moved import move
 
     with run_log(only=__name__) as log:
         run = Run(settings)
@@ -92,6 +93,9 @@ def compare(settings: CompareSettings) -> Comparison:
         if not run.goes_on:
             _build_all(settings)  # whatever is wrong shows before anything is written
         with run.begun(settings, "compare", log) as folder:
+            if run.moved:
+                move(folder.path, str(settings.data))
+                run.keep_places()
             jobs = _jobs(settings, folder.path)
             try:
                 results = _carry_out(jobs, settings)
@@ -237,7 +241,10 @@ def _carry_out(jobs: Sequence[_Job], settings: CompareSettings) -> list[Finetune
 
 def _finetune(job: _Job, settings: CompareSettings, size: int | str | None) -> FinetuneResult:
     if RunFolder(job.folder, FinetuneSettings).config.is_file():
-        return finetune(resume=str(job.folder), device=settings.device, workers=settings.workers)
+        from .moved import is_elsewhere, where_now
+
+        data = str(settings.data) if is_elsewhere(job.folder, where_now(job.folder.parent)) else None
+        return finetune(data=data, resume=str(job.folder), device=settings.device, workers=settings.workers)
     return finetune(job.weights, _data_of(job, settings), out=str(job.folder), **_arguments(job, settings, size))
 
 
@@ -291,6 +298,7 @@ def _report(
     jobs: Sequence[_Job], results: Sequence[FinetuneResult], folder: Path, pretrained_on: int | None
 ) -> Comparison:
     from ...checkpoints.origin import find_weights
+    from .moved import where_now
 
     cells: dict[tuple[str, float], list[tuple[int, FinetuneResult]]] = {}
     for job, result in zip(jobs, results, strict=True):
@@ -306,7 +314,13 @@ def _report(
     ]
     split, pictures = results[0].split, results[0].pictures
     kind = "predicted" if split == "test" else "last"  # of the weights that `_measured` is of
-    predictions = {(job.arm, job.fraction, job.seed): read_predictions(job.folder, kind) for job in jobs}
+    known = where_now(folder)
+    predictions = {
+        (job.arm, job.fraction, job.seed): {
+            known.get(path, path): answer for path, answer in read_predictions(job.folder, kind).items()
+        }
+        for job in jobs
+    }
     by_cell = {(score.arm, score.fraction): score for score in scores}
     differences: list[Difference] = []
     for score in scores:

@@ -19,6 +19,7 @@ class CompareSettings(Settings):
 
     kind: ClassVar[str] = "compare"
     file: ClassVar[str] = "compare.yaml"
+    may_move: ClassVar[tuple[str, ...]] = ("data",)
 
     run: str | None = None
     data: str | None = None
