@@ -1,5 +1,6 @@
 """`convspark COMMAND …`: finds the command, runs it, and turns errors into messages and exit codes."""
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -91,8 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)
         code = main(sys.argv[1:])
-        if code and are_connected():
-            # What failed leaves connections open, whose threads at times abort a process that Python takes down.
+        if are_connected():
+            # The threads of connections, open ones after an error, at times abort a process that Python takes down.
+            if not code:
+                atexit._run_exitfuncs()  # which close them
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError):
                     stream.flush()
