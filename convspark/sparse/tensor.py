@@ -156,16 +156,27 @@ class Padding:
     def followed_by(self, step: PaddingStep) -> Padding:
         return Padding(self.unchanged(), [*self.steps, step])
 
+    def announced(self) -> VisiblePatches:
+        """The core with this padding, which the next convolution, pooling or pad reads."""
+        core = self.core
+        sizes = [p + lo + hi for p, (lo, hi) in zip(core.shape[2:], self.pads, strict=True)]
+        # Cells that nobody wrote: a number that shows if anybody reads it.
+        unwritten = core.new_full((1,), float("nan")).expand(*core.shape[:2], *sizes)
+        padded = as_patches(unwritten, core.grid, (*core.axes[:2], *(((i, n),) for i, n in enumerate(sizes))))
+        padded.pending = self
+        padded.unreadable = (
+            "the tensor is padded, or a pooling made it smaller, and only a convolution, a pooling or another pad can "
+            "follow"
+        )
+        if not self._copied:  # the core is copied before it is changed in place, as long as this tensor is in use
+            core.padded = [*(ref for ref in core.padded or () if ref() is not None), weakref.ref(padded)]
+        return padded
+
     def unchanged(self) -> VisiblePatches:
         """The core as it was when the padding was announced."""
         if not self._copied and self.core._version != self._version:
             raise Refusal("what F.pad padded was changed in place afterwards, through a view of it; pad a clone")
         return self.core
-
-    def announce(self, padded: VisiblePatches) -> None:
-        """Have the core copied before it is changed in place, as long as the padded tensor is in use."""
-        if not self._copied:
-            self.core.padded = [*(ref for ref in self.core.padded or () if ref() is not None), weakref.ref(padded)]
 
     def keep_core(self) -> None:
         self.core = as_patches(self.core.clone(), self.core.grid, self.core.axes)

@@ -230,6 +230,13 @@ def batch_standardise(x):
     return x - mean + x.mean((0, 2, 3)).view(1, -1, 1, 1)
 
 
+def halved_in_parts(x):
+    """As YOLOv9's ADown: a pooling leaves a map smaller by one, for which the next layers make up."""
+    one, other = F.avg_pool2d(x, 2, 1, 0, False, True).chunk(2, 1)
+    one = F.conv2d(one, torch.ones(2, 2, 3, 3, dtype=x.dtype), stride=2, padding=1)
+    return torch.cat([one, F.max_pool2d(other, 3, 2, 1)], 1)
+
+
 MIDDLES = {
     "squeeze by mean": lambda: SqueezeExcite(lambda x: x.mean((2, 3))),
     "squeeze by pooling": lambda: SqueezeExcite(lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
@@ -285,6 +292,10 @@ MIDDLES = {
     "blur": lambda: lambda x: F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), _blur(x), groups=4, stride=2),
     "same padding": lambda: lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), _blur(x), groups=4, stride=2),
     "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+    "unpadded pooling, blur": lambda: (
+        lambda x: F.conv2d(F.pad(F.max_pool2d(x, 2, 1), (1, 2, 1, 2), mode="reflect"), _blur(x), groups=4, stride=2)
+    ),
+    "unpadded pooling, halved in parts": lambda: halved_in_parts,
     "global pooling added": lambda: lambda x: x + F.adaptive_avg_pool2d(x, 1),
     "transposed conv": lambda: nn.ConvTranspose2d(4, 4, 2, 2),
     "transposed conv with neighbours": lambda: nn.ConvTranspose2d(4, 4, 4, 2, 1),

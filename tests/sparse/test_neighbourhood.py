@@ -273,6 +273,12 @@ def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, 
         )
 
 
+def made_up_for(x, pooled):
+    """What a pooling has lost at the end of a map, filled with zeros by the next layer."""
+    lost = [before - now for before, now in zip(x.shape[2:], pooled.shape[2:], strict=True)]
+    return functional.avg_pool2d(functional.pad(pooled, (0, lost[1], 0, lost[0])), 1, 1) if max(lost) > 0 else pooled
+
+
 @PROPERTY
 @given(grids(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.integers(1, 2))
 def test_max_pooling(drawn, kernel, stride, padding, ceil_mode, dilation):
@@ -281,7 +287,7 @@ def test_max_pooling(drawn, kernel, stride, padding, ceil_mode, dilation):
     sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
     assume(all((kernel - 1) * dilation < n + 2 * padding for n in sides))
     pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil_mode)
-    check(pool, visible, patch, 2, generator)
+    check(lambda x: made_up_for(x, pool(x)) if stride == 1 else pool(x), visible, patch, 2, generator)
 
 
 @PROPERTY
@@ -300,7 +306,7 @@ def test_average_pooling(drawn, kernel, stride, padding, ceil_mode, count_includ
     sides = [h * p for h, p in zip(visible.shape[1:], patch, strict=True)]
     assume(all(kernel <= n + 2 * padding for n in sides))
     pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor)
-    check(pool, visible, patch, 2, generator)
+    check(lambda x: made_up_for(x, pool(x)) if stride == 1 else pool(x), visible, patch, 2, generator)
 
 
 @PROPERTY

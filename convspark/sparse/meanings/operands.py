@@ -15,6 +15,7 @@ from ..grid import PatchGrid
 from ..registry import Refusal
 from ..tensor import (
     GridTensor,
+    Padding,
     PerImage,
     VisiblePatches,
     as_patches,
@@ -211,7 +212,14 @@ def of_patches(tensor: Tensor) -> GridTensor:
 
 
 def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
-    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size."""
+    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size. Of
+    padded patches, parts are padded alike.
+    """
+    padding = input.pending if isinstance(input, VisiblePatches) else None
+    if padding is not None:
+        parts = along(padding.unchanged(), dim, function)
+        if isinstance(parts, (tuple, list)) and all(part.dim() == input.dim() for part in parts):
+            return type(parts)(Padding(part, padding.steps).announced() for part in parts)
     x = of_patches(input)
     at = dimension(x, dim)
     require_plain(x, [at], "acting along this axis")

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from .. import axes as lay
 from ..registry import Refusal, meaning
-from ..tensor import GridTensor, Padding, PaddingStep, PerImage, VisiblePatches, as_patches, as_same_kind
+from ..tensor import GridTensor, Padding, PaddingStep, PerImage, VisiblePatches, as_same_kind
 from .neighbourhood import with_patches_first
 from .operands import dense_batch, unpadded
 
@@ -55,12 +55,4 @@ def _announce(x: VisiblePatches, pads: dict[int, tuple[int, int]], mode: str, va
     if 0 in pads:
         raise Refusal("it pads patches")
     step = PaddingStep(tuple(pads.get(axis, (0, 0)) for axis in range(2, x.dim())), mode, value)
-    padding = Padding(core, [step]) if x.pending is None else x.pending.followed_by(step)
-    sizes = [p + lo + hi for p, (lo, hi) in zip(core.shape[2:], padding.pads, strict=True)]
-    # Cells that nobody wrote: a number that shows if anybody reads it.
-    unwritten = core.new_full((1,), float("nan")).expand(*core.shape[:2], *sizes)
-    announced = as_patches(unwritten, core.grid, (*core.axes[:2], *(((i, n),) for i, n in enumerate(sizes))))
-    announced.pending = padding
-    announced.unreadable = "the tensor is padded, and only a convolution, a pooling or another pad can follow"
-    padding.announce(announced)
-    return announced
+    return (Padding(core, [step]) if x.pending is None else x.pending.followed_by(step)).announced()

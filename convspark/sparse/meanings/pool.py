@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from ..tensor import (
 )
 from .neighbourhood import Pads, Source, source_of
 from .operands import WHOLE_MAP, dense_batch, named, per_axis
+from .pad import pad
 from .reduce import over_image, per_image, reduced_kind, wide
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
@@ -70,6 +71,8 @@ def max_pool(
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, -math.inf, dims)
     around = source.pads(pads)
+    if lost := _positions_lost(source, kernel, strides, dilations, around):
+        return _cropped(input, lost, -math.inf, lambda x: max_pool(func, x, kernel, 1, padding, dilation))
     plan = source.plan(kernel, strides, dilations, around, ceil_mode)
     # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if source.is_padded_otherwise(pads) or (_overhangs(plan, around) and source.outside != -math.inf):
@@ -102,6 +105,9 @@ def average_pool(
     assert isinstance(input, VisiblePatches)
     source = source_of(input, pads, 0.0, dims)
     around = source.pads(pads)
+    lost = _positions_lost(source, kernel, strides, (1,) * dims, around)
+    if lost and (count_include_pad or not any(pads)):  # or else what is added would count
+        return _cropped(input, lost, 0.0, lambda x: average_pool(func, x, kernel, 1, padding, False, *options[1:]))
     plan = source.plan(kernel, strides, (1,) * dims, around, ceil_mode)
     overhangs = _overhangs(plan, around)
     if source.is_padded_otherwise(pads) or (overhangs and not source.has_zeros_around):
@@ -112,6 +118,23 @@ def average_pool(
     if any(pads) or overhangs:
         means = means * _share_counted(source, plan, around, pads, count_include_pad)
     return source.patches(means)
+
+
+def _positions_lost(source: Source, kernel: Sizes, strides: Sizes, dilations: Sizes, around: Pads) -> list[int]:
+    """Along each axis, by how much a window that moves by single positions makes the map smaller, if by a part of a
+    patch: the next layer may make up for it (YOLOv9's ADown, a blur after an unpadded pooling). Else nothing.
+    """
+    lost = [max(0, (k - 1) * d - lo - hi) for k, d, (lo, hi) in zip(kernel, dilations, around, strict=True)]
+    is_part = all(n < p for n, p in zip(lost, source.values.shape[2:], strict=True))
+    return lost if max(strides) == 1 and any(lost) and is_part else []
+
+
+def _cropped(
+    x: VisiblePatches, lost: Sequence[int], fill: float, pool: Callable[[VisiblePatches], Any]
+) -> VisiblePatches:
+    """As if the map went on after its end, and then without what this adds to the result."""
+    whole = pool(pad(functional.pad, x, [n for k in reversed(lost) for n in (0, k)], "constant", fill))
+    return pad(functional.pad, whole, [n for k in reversed(lost) for n in (0, -k)])
 
 
 def _is_whole_map(x: GridTensor, kernel_size: Size, stride: Size | None) -> bool:

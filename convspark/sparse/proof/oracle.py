@@ -268,7 +268,11 @@ def _pool(mode: MaskAndMultiply, func: Function, /, input: Tensor, kernel_size: 
     """Over the whole map where the kernel is `x.shape[2:]`, as networks write that."""
     if isinstance(kernel_size, torch.Size) and kernel_size == input.shape[2:]:
         return _adaptive(mode, func, input, 1)
-    return _around(mode, func, input, kernel_size, *args, **kwargs)
+    out = _around(mode, func, input, kernel_size, *args, **kwargs)
+    if isinstance(out, Tensor) and out.dim() == input.dim() and _nowhere(mode.place(out)):
+        place = mode.place(input)[tuple(map(slice, out.shape))]
+        mode.put(out, place if place.shape == out.shape else mode.place(out))  # the map has lost its end
+    return out
 
 
 def _adaptive(
