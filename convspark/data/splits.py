@@ -114,5 +114,8 @@ def tell_gone(pictures: Sequence[str], there: Container[str], use: str, most: fl
         f"{', '.join(map(repr, gone[:_SHOWN]))}{more}"
     )
     if len(gone) == len(pictures) or len(gone) > most * len(pictures):
-        raise DataError(f"{message}. Put them back, or start a new run")
+        raise DataError(
+            f"{message}. Put them back, say where they are now (--resume and the flag that names them, --data or "
+            "--images), or start a new run"
+        )
     logger.warning("%s", message)
