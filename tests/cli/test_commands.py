@@ -63,7 +63,7 @@ def test_dry_run_of_several_processes_is_of_the_part_of_one(folder, quick, monke
 
 def test_resume_of_a_finished_run(finished, capsys):
     assert main(["pretrain", "--resume", str(finished)]) == 0
-    assert "Done: 1 epochs" in capsys.readouterr().out
+    assert "Done: 1 epoch," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -24,4 +24,4 @@ def test_a_stopped_demo_goes_on(tmp_path, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt, match="convspark demo --resume"):
             demo(out=out, epochs=1, model="test_resnet")
     assert main(["demo", "--resume", out]) == 0
-    assert "Done: 1 epochs" in capsys.readouterr().out
+    assert "Done: 1 epoch," in capsys.readouterr().out
