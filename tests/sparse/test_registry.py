@@ -449,7 +449,7 @@ def test_after_a_pad():
 
     Convolutions, poolings and pads, which take it, are no functions of this kind: see test_neighbourhood.py.
     """
-    images, compared = weights(2, CHANNELS, 8, 12), []
+    images, compared, divided = weights(2, CHANNELS, 8, 12), [], set()
     for label, func in ON_MAPS.items():
         form = form_of(func)
         try:
@@ -457,10 +457,15 @@ def test_after_a_pad():
         except NotExactError:
             continue
         expected = form(func, F.pad(images, (1, 1, 1, 1)))
-        if result is not None and expected is not None:
+        if getattr(result, "pending", None) is not None:  # a part that is padded too, for what reads it
+            result, expected = scatter(F.max_pool2d(result, 3, 1)), F.max_pool2d(expected, 3, 1)
+            torch.testing.assert_close(result, expected, msg=lambda text, label=label: f"{label}: {text}")
+            divided.add(func.__name__)
+        elif result is not None and expected is not None:
             torch.testing.assert_close(plain(result), expected, msg=lambda text, label=label: f"{label}: {text}")
             compared.append(func)
     assert compared == [Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full]
+    assert divided == {"chunk", "split", "tensor_split", "unsafe_chunk", "unsafe_split", "split_with_sizes"}
 
 
 IN_PLACE = {

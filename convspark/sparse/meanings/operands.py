@@ -212,14 +212,7 @@ def of_patches(tensor: Tensor) -> GridTensor:
 
 
 def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
-    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size. Of
-    padded patches, parts are padded alike.
-    """
-    padding = input.pending if isinstance(input, VisiblePatches) else None
-    if padding is not None:
-        parts = along(padding.unchanged(), dim, function)
-        if isinstance(parts, (tuple, list)) and all(part.dim() == input.dim() for part in parts):
-            return type(parts)(Padding(part, padding.steps).announced() for part in parts)
+    """A function along one axis of channels: of one result or several, in which that axis is gone or has any size."""
     x = of_patches(input)
     at = dimension(x, dim)
     require_plain(x, [at], "acting along this axis")
@@ -234,6 +227,15 @@ def along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -
     parts = [known(part) for part in out]
     # Dynamo hands `torch.cat` and the like over to `__torch_function__` where they get a list, not a tuple.
     return parts if type(out) is tuple and torch.compiler.is_compiling() else type(out)(parts)
+
+
+def parts_along(input: GridTensor, dim: int, function: Callable[[Tensor, int], Any]) -> Any:
+    """A function that divides channels; parts of padded patches are padded alike."""
+    padding = input.pending if isinstance(input, VisiblePatches) else None
+    if padding is None:
+        return along(input, dim, function)
+    parts = along(padding.unchanged(), dim, function)
+    return type(parts)(Padding(part, padding.steps).announced() for part in parts)
 
 
 def rows_first(tensor: PerImage) -> PerImage:

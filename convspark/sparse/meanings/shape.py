@@ -29,6 +29,7 @@ from .operands import (
     joined_layout,
     named,
     of_patches,
+    parts_along,
     repeat_along,
     require_plain,
     row_hint,
@@ -212,21 +213,21 @@ def stack(func, tensors, dim=0):
 @meaning(*named("chunk unsafe_chunk", torch, Tensor))
 def chunk(func, input, chunks, dim=0):
     """Channels in parts."""
-    return along(input, dim, lambda x, at: func(x, chunks, at))
+    return parts_along(input, dim, lambda x, at: func(x, chunks, at))
 
 
 @meaning(*named("split unsafe_split split_with_sizes", torch, Tensor))
 def split(func, input, split_size_or_sections=None, dim=0, *, split_size=None, split_sizes=None, tensor=None):
     """Channels in parts."""
     parts = next(n for n in (split_size_or_sections, split_size, split_sizes) if n is not None)
-    return along(input, dim, lambda x, at: func(x, parts, at))
+    return parts_along(input, dim, lambda x, at: func(x, parts, at))
 
 
 @meaning(*named("tensor_split", torch, Tensor))
 def tensor_split(func, input, indices_or_sections=None, dim=0, *, indices=None, sections=None):
     """Channels in parts."""
     parts = next(n for n in (indices_or_sections, indices, sections) if n is not None)
-    return along(input, dim, lambda x, at: func(x, parts, at))
+    return parts_along(input, dim, lambda x, at: func(x, parts, at))
 
 
 @meaning(*named("unbind", torch, Tensor))
