@@ -15,7 +15,7 @@ from convspark.sparse import gather
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 
-WORLD = 2
+WORLD, PATIENCE = 2, datetime.timedelta(seconds=240)
 TINY = {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}
 
 
@@ -103,11 +103,16 @@ def half_empty(empty):
     return images, visible
 
 
-def work(rank, folder):
-    """All cases in one go: most of the time goes into starting processes."""
+def work(rank, folder, store):
+    """All cases in one go: most of the time goes into starting processes.
+
+    Args:
+        store: where the processes find each other; the number of its port in the one that does not hold it.
+    """
     torch.set_num_threads(1)
-    meet = datetime.timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=meet)
+    if isinstance(store, int):
+        store = dist.TCPStore("127.0.0.1", store, WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=PATIENCE)
     results = {}
     try:
         for case in CASES:
@@ -128,10 +133,11 @@ def work(rank, folder):
 def processes(tmp_path_factory):
     """What each of two processes computed, by case: this one, and another."""
     folder = tmp_path_factory.mktemp("processes")
-    other = mp.get_context("spawn").Process(target=work, args=(1, str(folder)))
+    store = dist.TCPStore("127.0.0.1", 0, WORLD, is_master=True, wait_for_workers=False)
+    other = mp.get_context("spawn").Process(target=work, args=(1, str(folder), store.port))
     other.start()
     try:
-        work(0, str(folder))
+        work(0, str(folder), store)
         other.join(120)
         assert other.exitcode == 0
     finally:
