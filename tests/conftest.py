@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,31 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Iterator[Any]:
-    """Reports that can be sent to another process: names of files need not be UTF-8, what is sent must be."""
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    """Reports that can be sent to another process: names of files need not be UTF-8, what is sent must be. They say of
+    what kind the case is, if it is one of harm that must not be done.
+    """
     report = yield
+    case = item.get_closest_marker("robust")
+    if case is not None:
+        report.user_properties.append(("robust", case.args[0]))
     report.sections = [(title, _encodable(text)) for title, text in report.sections]
     if report.longrepr is not None and report.longreprtext != _encodable(report.longreprtext):
         report.longrepr = _encodable(report.longreprtext)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many cases of each kind went as they must."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            kinds = [kind for name, kind in getattr(report, "user_properties", ()) if name == "robust"]
+            counts.update((kind, outcome == "passed") for kind in kinds if outcome == "error" or report.when == "call")
+    for kind in sorted({kind for kind, _ in counts}):
+        terminalreporter.line(
+            f"{kind}: {counts[kind, True]} of {counts[kind, True] + counts[kind, False]} as they must"
+        )
 
 
 def _encodable(text: str) -> str:

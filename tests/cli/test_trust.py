@@ -17,6 +17,8 @@ from convspark.tasks.comparison.settings import CompareSettings
 from convspark.tasks.detection.settings import DetectSettings
 from convspark.tasks.segmentation.settings import SegmentSettings
 
+pytestmark = pytest.mark.robust("hostile input")
+
 NETWORK = "foreign_code:make"
 
 

@@ -17,6 +17,8 @@ from convspark.data import Pixels, list_pictures
 from convspark.data.decode import BadPictureError, decode, upright_size
 from convspark.data.scan import scan
 
+pytestmark = pytest.mark.robust("odd files")
+
 
 def check(folder: Path, cases: list[odd_files.Case]) -> None:
     wrong: list[str] = []

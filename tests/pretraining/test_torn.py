@@ -8,6 +8,8 @@ import torch
 from convspark.errors import ConvsparkError
 from convspark.pretraining.command import pretrain
 
+pytestmark = pytest.mark.robust("torn run folders")
+
 FILES = ("config.yaml", "environment.json", "metrics.csv", "train_files.txt", "held_out_files.txt", "log.txt")
 DAMAGES = {
     "empty": lambda data: b"",

@@ -10,6 +10,8 @@ from convspark.errors import UsageError
 from convspark.pretraining.settings import PretrainSettings
 from convspark.runs.settings import as_yaml, read_settings, read_yaml
 
+pytestmark = pytest.mark.robust("hostile input")
+
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
 )

@@ -17,6 +17,8 @@ from convspark.tasks.classification.settings import read_result
 from convspark.tasks.comparison.command import compare
 from convspark.tasks.segmentation.data import read_label_maps
 
+pytestmark = pytest.mark.robust("hostile input")
+
 NAMES = ["a$$b", "$x_1$", "<b>m", "\x1b[31mred", "new\nline", "_under", "中\u2028", os.fsdecode(b"\xff\xfe")]
 QUICK = "--size 32 --batch-size 4 --epochs 1 --workers 0 --device cpu --precision fp32".split()
 COMMON = {"size": 32, "batch_size": 4, "epochs": 1, "workers": 0, "device": "cpu", "precision": "fp32"}
