@@ -16,7 +16,7 @@ from ..model.stages import Stages
 from ..model.strides import Sides, as_setting, as_text, divides, sides_of, times
 from ..names import many
 from ..sparse import PatchGrid, gather
-from ..sparse.backward import gradients
+from ..sparse.proof.gradients import gradients
 from ..sparse.proof.prove import Proof, examine
 from .modules import ModuleRow, watch_modules
 from .timing import Measured, compare

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..arguments import checked_arguments
 from ..errors import UsageError
 from ..sparse import PatchGrid, VisiblePatches, as_patches, gather
-from ..sparse.jointly import Jointly
 from ..sparse.proof.prove import prove as prove_exact
 from ..sparse.tensor import check_operands, check_patches
 from .decoder import Decoder
 from .densify import Densify, choose_norm
+from .jointly import Jointly
 from .lean_decoder import LeanDecoder
 from .masks import masks_named
 from .stages import Stages, evaluating

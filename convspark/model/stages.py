@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
-from ..sparse.backward import gradients
+from ..sparse.proof.gradients import gradients
 from ..sparse.proof.prove import position_embedding
 from .find_stages import (
     Call,

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConvsparkError, DivergedError
+from ..model.jointly import Jointly
 from ..parts import Part
 from ..seeds import Use, counted_seed
-from ..sparse.jointly import Jointly
 from .loading import MeasuringLoader, TrainLoader
 from .optimizer import set_rates
 from .processes import ALONE, Processes

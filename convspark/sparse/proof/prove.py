@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import NotExactError
-from ..backward import gradients as gradients_of
 from ..grid import PatchGrid
 from ..tensor import VisiblePatches, gather, scatter
 from .draws import SameDraws
+from .gradients import gradients as gradients_of
 from .oracle import MaskAndMultiply
 
 Forward = Callable[[Tensor], Sequence[Tensor]]

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from convspark import PatchGrid, gather
+from convspark.model.jointly import Jointly
 from convspark.parts import part_of
-from convspark.sparse.jointly import Jointly
 
 DRAWS = {
     "dropout": lambda x: F.dropout(x, 0.5),

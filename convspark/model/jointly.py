@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from .synchronised import synchronised_batch_norm
-from .tensor import GridTensor
+from ..sparse.synchronised import synchronised_batch_norm
+from ..sparse.tensor import GridTensor
 
 # By name. They fill their tensor:
 _FILL = set("bernoulli_ uniform_ normal_ exponential_ random_ geometric_ cauchy_ log_normal_".split())
