@@ -29,7 +29,8 @@ echo "--- tests"
 timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider tests/runs/test_graphs.py tests/kernels/test_gpu.py
 part 50 encoder resnet50 --batch-sizes "$BATCH" --modes eager,graph
 CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
-CONVSPARK_KERNELS=batch_norm,implicit_gemm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
+TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 90 encoder resnet50 \
+    --batch-sizes "$BATCH" --modes graph  # tries sizes of tiles at the first run
 CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
 part 40 step resnet50 --batch-sizes "$BATCH" --modes graph,eager
 CONVSPARK_KERNELS=batch_norm part 50 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes graph

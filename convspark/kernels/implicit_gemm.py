@@ -1,9 +1,8 @@
 """Convolutions over all channels that read each neighbour where it lies: implicit GEMM.
 
 A result is a sum of matrix products, one for each tap: the rows that the tap sees times the tap's matrix. No window is
-written to memory, and a tap that is masked for a whole tile of results is left out. As for depthwise convolutions, the
-operators take the block of patches around each visible one, and the plan; the gradient of the input is a sum of the
-same kind, by the plan turned round and the matrices transposed.
+written to memory. As for depthwise convolutions, the operators take the block of patches around each visible one, and
+the plan; the gradient of the input is a sum of the same kind, by the plan turned round and the matrices transposed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
 pytest.importorskip("triton", reason="Triton is not there")
+from convspark.kernels.gpu import gemm
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -92,6 +94,17 @@ def test_convolutions_over_all_channels_equal_the_plain_versions(case, dtype, ou
         equal(ours, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
+@pytest.mark.parametrize("bytes_each", [2, 4, 8])
+@pytest.mark.parametrize(("ins", "outs"), [(1, 1), (3, 64), (64, 3), (48, 48), (64, 64), (512, 2048)])
+def test_tiles_that_are_tried_fit_the_channels(ins, outs, bytes_each):
+    rows = SimpleNamespace(is_cuda=True, element_size=lambda: bytes_each)
+    tried = gemm.fitting(gemm.TILES, {"rows": rows, "ins": ins, "outs": outs})
+    assert 1 <= len(tried) <= 5 and (len(tried) > 2 or bytes_each > 2 or min(ins, outs) < 16)
+    for tile in tried:
+        for side, channels in ((tile.kwargs["INS"], ins), (tile.kwargs["OUTS"], outs)):
+            assert side <= max(16, 2 * channels - 1)
+
+
 @settings(max_examples=25, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
@@ -142,15 +155,11 @@ from convspark.kernels.gpu import gemm, kernels, norms, pool
 
 constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
 affine = {"WEIGHTED": True, "BIASED": True}
-product = {name: constants[name] for name in ("WIDE", "INDEX")} | {"ROWS": 128, "INS": 32, "OUTS": 64}
-product["FACTOR"] = triton.language.bfloat16
+product = {name: constants[name] for name in ("WIDE", "INDEX")} | {"FACTOR": triton.language.bfloat16}
 asked = [
     (kernels.sums, constants | affine | {"OUTSIDE": False, "ROWS": 32}),
     (kernels.sums, constants | {"OUTSIDE": True, "WEIGHTED": False, "BIASED": False}),
     (kernels.products, constants | {"ROWS": 4, "ENTRIES": 16}),
-    (gemm.convolve, product | {"BIASED": True, "of_in": 1}),  # as weights lie that have channels last
-    (gemm.convolve, product | {"BIASED": False, "of_out": 1}),  # for the gradient of its input
-    (gemm.matrices, product),
     (pool.largest, constants | {"ROWS": 32}),
     (pool.gradient, constants | {"ROWS": 32}),
     (norms.moments, constants | {"ROWS": 32}),
@@ -159,40 +168,52 @@ asked = [
     (norms.slopes, constants | {"ROWS": 32}),
     (norms.gradient, constants | {"WEIGHTED": True}),
 ]
+asked = [(kernel, fixed, {}) for kernel, fixed in asked]
+for tile in gemm.TILES[int(sys.argv[3]) :]:
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    asked += [
+        (gemm.convolve.fn, product | tile.kwargs | {"BIASED": True, "of_in": 1}, options),  # channels last
+        (gemm.convolve.fn, product | tile.kwargs | {"BIASED": False, "of_out": 1}, options),  # its input's gradient
+        (gemm.matrices.fn, product | tile.kwargs, options),
+    ]
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
 types |= dict.fromkeys(("momentum", "eps"), "fp32")
 types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
-for capability in map(int, sys.argv[2:]):
-    for kernel, fixed in asked:
-        names = [name for name in kernel.arg_names if name not in fixed]
-        signature = {name: types.get(name, "i32") for name in names}
-        target = GPUTarget("cuda", capability, 32)
-        even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
-        aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
-        hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
-        source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
-        file = pathlib.Path(sys.argv[1], "kernel.cubin")
-        file.write_bytes(triton.compile(source, target=target).asm["cubin"])
-        usage = subprocess.run([cuobjdump, "-res-usage", file], capture_output=True, text=True, check=True).stdout
-        counts = {what: int(n) for what, n in re.findall(r"(REG|STACK|LOCAL):(\\d+)", usage)}
-        print(json.dumps({"kernel": kernel.__name__, "capability": capability} | counts))
+capability = int(sys.argv[2])
+for kernel, fixed, options in asked:
+    names = [name for name in kernel.arg_names if name not in fixed]
+    signature = {name: types.get(name, "i32") for name in names}
+    even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
+    aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
+    hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
+    source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
+    file = pathlib.Path(sys.argv[1], "kernel.cubin")
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    file.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run([cuobjdump, "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    counts = {what: int(n) for what, n in re.findall(r"(REG|STACK|LOCAL):(\\d+)", usage)}
+    ahead = {"stages": options.get("num_stages", 0), "ahead": compiled.asm["ptx"].count("cp.async.commit_group")}
+    print(json.dumps({"kernel": kernel.__name__} | ahead | counts))
 """
 
 
-@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
-def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capability):
+@pytest.mark.parametrize(
+    ("capability", "tiles"), [*(pytest.param(of, 0, marks=pytest.mark.slow) for of in (80, 90)), (90, -2)]
+)
+def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capability, tiles):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(tmp_path), str(capability)],
+        [sys.executable, "-c", COMPILED, str(tmp_path), str(capability), str(tiles)],
         capture_output=True, text=True, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     compiled = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(compiled) == 13
+    assert len(compiled) == 10 + 3 * len(gemm.TILES[tiles:])
     for one in compiled:
-        assert one["STACK"] + one["LOCAL"] <= 16 and 16 < one["REG"] <= 200, one
+        assert one["STACK"] + one["LOCAL"] <= 16 < one["REG"] <= 255, one
+        assert one["stages"] < 4 or one["ahead"], one  # it loads while it multiplies
 
 
 @settings(max_examples=15, deadline=None)

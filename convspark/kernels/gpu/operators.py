@@ -176,12 +176,11 @@ def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: T
     out = rows.new_empty(patches * results, outs)
     if not out.numel():
         return out
-    tile = _tile_of_product(rows, ins, outs)
     run: Any = gemm.convolve
-    run[_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"])](
+    run[lambda tile: (_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"]))](
         out, rows, around, entries.view(torch.int64), matrices, rows if bias is None else bias.contiguous(),
         len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, *matrices.stride(),
-        BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices), **tile,
+        BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices),
     )  # fmt: skip
     return out
 
@@ -192,25 +191,18 @@ def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes:
     plan, patches = Plan.of(sizes), around.shape[0]
     entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
     (results, most, _), ins, outs = entries.shape, rows.shape[1], grad.shape[1]
-    tile = _tile_of_product(rows, ins, outs)
-    beside = _ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"])
-    size = _ceil(_ceil(len(grad), tile["ROWS"]), max(1, _programs(rows.device) // (beside * most))) * tile["ROWS"]
+    beside = most * _ceil(ins, 64) * _ceil(outs, 64)
+    size = _ceil(_ceil(len(grad), 256), max(1, _programs(rows.device) // beside)) * 256  # whole tiles of any size
     programs = _ceil(len(grad), max(1, size))
     sums = rows.new_empty(programs, most, ins, outs, dtype=wide(rows))
     if sums.numel():
         run: Any = gemm.matrices
-        run[programs, beside, most](
+        run[lambda tile: (programs, _ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"]), most)](
             sums, grad, rows, around, entries.view(torch.int64),
             len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
-            FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad), **tile,
+            FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad),
         )  # fmt: skip
     return sums.sum(0).permute(2, 1, 0).unflatten(2, plan.kernel).to(rows.dtype)
-
-
-def _tile_of_product(rows: Tensor, ins: int, outs: int) -> dict[str, int]:
-    """Rows and channels of a program; matrix units want 16 of each at least."""
-    at_once = 128 if rows.element_size() == 2 else 32
-    return {"ROWS": at_once, "INS": min(32, max(16, _power_of_2(ins))), "OUTS": min(64, max(16, _power_of_2(outs)))}
 
 
 # ---------------------------------------------------------------- max pooling
