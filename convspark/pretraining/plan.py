@@ -234,21 +234,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
     if s.compile:
         check_compiler(device)
 
-    s = replace(s, **of_weights(s))
-    torch.manual_seed(counted_seed(s.seed, Use.INITIAL_WEIGHTS))
-    backbone = None if s.model == AUTO else _backbone(s)
-    # Refuse what can be refused before any picture is looked at.
-    model = None if backbone is None or s.size == AUTO else _model(run, s, backbone, device)
-    with torch.random.fork_rng(devices=[]):  # a dataset may draw as it likes: the decoder's weights are the same
-        stages = None if model is None else model.stages
-        if backbone is not None and stages is None:
-            stages = Stages(backbone, s.stages, patch_size=s.patch_size, levels=s.levels)
-        images, to_measure = _images(run, s, pixels_of(s, s.channels if stages is None else stages.in_chans))
-        choices = choices_for(s, images, machine_of(device, precision), stages, run.here.count)
-    s = replace(s, **choices.settings)
-    epochs = s.epochs
-    assert epochs is not None
-    model = model or _model(run, s, _backbone(s) if backbone is None else backbone, device)
+    s, model, images, to_measure, choices = _model_and_images(run, replace(s, **of_weights(s)), device, precision)
     check_shown(s.show, model.in_chans)
     if not images.are_files:
         _refuse_for_dataset(s)
@@ -258,65 +244,33 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         images = replace(images, pixels=statistics.scaled(images.pixels))
         if s.mean is None:
             s = replace(s, mean=statistics.mean, std=statistics.std)
-    pixels = images.pixels
-    examples, processes = len(images.train) * s.crops_per_image, run.here.count
-    numbers = count(
-        examples,
-        s.batch_size,
-        epochs,
-        s.warmup_epochs,
-        s.accumulate,
-        processes,
-        device_batch_size=s.device_batch_size,
-    )
-    tell_of_large_passes(numbers, processes, s.device_batch_size)
+    numbers = _count(s, images, run.here.count)
+    tell_of_large_passes(numbers, run.here.count, s.device_batch_size)
     mean, std = normalisation(model.in_chans, s.mean, s.std)
     if not run.goes_on:
         _check_export(model, mean, std, parse_size(s.size))
-    rate = s.learning_rate
-    if rate is None:
-        rate = (
-            default_learning_rate(numbers.steps)
-            if s.base_learning_rate is None
-            else s.base_learning_rate * numbers.batch_size / 256
-        )
+    probe_pictures = None if s.probe is None else ProbePictures.of(s.probe, images.pixels, s.seed)
+    rate, epochs = _learning_rate(s, numbers), numbers.epochs
     betas = s.betas or ((0.9, 0.999) if model.densify_norm == "layer" else (0.9, 0.95))
     picture_epochs = max(1, epochs // 10) if s.picture_epochs is None else s.picture_epochs
-    probe_pictures = None if s.probe is None else ProbePictures.of(s.probe, pixels, s.seed)
     watch_epochs = s.watch_epochs
     if watch_epochs is None:
-        looked_at = 0 if images.held_out is None else len(images.held_out)
-        looked_at += len(probe_pictures or ())
-        watch_epochs = look_every(epochs, examples, looked_at)
-    resolved = replace(
-        s,
-        images=_place(s.images),
-        model=s.model if isinstance(s.model, str) else None,
-        batch_size=numbers.batch_size,
-        accumulate=numbers.accumulate,
-        size=format_size(parse_size(s.size)),
-        channels=model.in_chans,
-        patch_size=as_setting(model.patch_size),
-        decoder_width=model.decoder_width,
-        densify_norm=model.densify_norm,
-        drop_path=drop_path_of(s) if isinstance(s.model, str) else s.drop_path,
+        looked_at = (0 if images.held_out is None else len(images.held_out)) + len(probe_pictures or ())
+        watch_epochs = look_every(epochs, len(images.train) * s.crops_per_image, looked_at)
+    s = replace(
+        _resolved(s, model, images.pixels, numbers),
         learning_rate=rate,
         base_learning_rate=None,
-        warmup_epochs=default_warmup_epochs(epochs) if s.warmup_epochs is None else s.warmup_epochs,
         betas=betas,
-        bands=None if pixels.bands is None else list(pixels.bands),
-        low=None if pixels.low is None else list(pixels.low),
-        high=None if pixels.high is None else list(pixels.high),
         mean=list(mean),
         std=list(std),
-        held_out=s.held_out if isinstance(s.held_out, int | float) else _file_or_folder(s.held_out),
         watch_epochs=watch_epochs,
         picture_epochs=picture_epochs,
         precision=precision,
     )
     workers = default_workers(device, run.here.local_count) if s.workers is None else s.workers
     return Plan(
-        resolved,
+        s,
         model,
         images,
         numbers,
@@ -332,6 +286,66 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         probe_pictures,
         statistics,
         choices,
+    )
+
+
+def _model_and_images(
+    run: Run[PretrainSettings], s: PretrainSettings, device: torch.device, precision: str
+) -> tuple[PretrainSettings, SparK, Images, bool, Choices]:
+    """The settings with nothing left open, the model, the images, whether to measure their values, and the choices.
+
+    The choice depends on the images and on the network's stages, and the network may be a part of the choice. What can
+    be refused is refused before any picture is looked at.
+    """
+    torch.manual_seed(counted_seed(s.seed, Use.INITIAL_WEIGHTS))
+    backbone = None if s.model == AUTO else _backbone(s)
+    model = None if backbone is None or s.size == AUTO else _model(run, s, backbone, device)
+    with torch.random.fork_rng(devices=[]):  # a dataset may draw as it likes: the decoder's weights are the same
+        stages = None if model is None else model.stages
+        if backbone is not None and stages is None:
+            stages = Stages(backbone, s.stages, patch_size=s.patch_size, levels=s.levels)
+        images, to_measure = _images(run, s, pixels_of(s, s.channels if stages is None else stages.in_chans))
+        choices = choices_for(s, images, machine_of(device, precision), stages, run.here.count)
+    s = replace(s, **choices.settings)
+    model = model or _model(run, s, _backbone(s) if backbone is None else backbone, device)
+    return s, model, images, to_measure, choices
+
+
+def _count(s: PretrainSettings, images: Images, processes: int) -> Numbers:
+    assert s.epochs is not None
+    examples = len(images.train) * s.crops_per_image
+    sizes = examples, s.batch_size, s.epochs, s.warmup_epochs, s.accumulate
+    return count(*sizes, processes, device_batch_size=s.device_batch_size)
+
+
+def _learning_rate(s: PretrainSettings, numbers: Numbers) -> float:
+    """The peak: as set, by the batch size, or by the number of steps."""
+    if s.learning_rate is not None:
+        return s.learning_rate
+    if s.base_learning_rate is not None:
+        return s.base_learning_rate * numbers.batch_size / 256
+    return default_learning_rate(numbers.steps)
+
+
+def _resolved(s: PretrainSettings, model: SparK, pixels: Pixels, numbers: Numbers) -> PretrainSettings:
+    """With what the model, the pixels and the numbers are in the end."""
+    return replace(
+        s,
+        images=_place(s.images),
+        model=s.model if isinstance(s.model, str) else None,
+        batch_size=numbers.batch_size,
+        accumulate=numbers.accumulate,
+        size=format_size(parse_size(s.size)),
+        channels=model.in_chans,
+        patch_size=as_setting(model.patch_size),
+        decoder_width=model.decoder_width,
+        densify_norm=model.densify_norm,
+        drop_path=drop_path_of(s) if isinstance(s.model, str) else s.drop_path,
+        warmup_epochs=default_warmup_epochs(numbers.epochs) if s.warmup_epochs is None else s.warmup_epochs,
+        bands=None if pixels.bands is None else list(pixels.bands),
+        low=None if pixels.low is None else list(pixels.low),
+        high=None if pixels.high is None else list(pixels.high),
+        held_out=s.held_out if isinstance(s.held_out, int | float) else _file_or_folder(s.held_out),
     )
 
 
