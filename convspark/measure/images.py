@@ -20,6 +20,8 @@ from ..runs.folder import check_processes
 from .choices import Choice
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..data import FileSource
     from ..data.looks import Look
 
@@ -131,78 +133,44 @@ def scan(
         DataError: there are no pictures.
     """
     started = time.monotonic()
-    if images is None:
-        raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
-    if out is not None and not out.lower().endswith(".png"):
-        raise UsageError(f"out is {out!r}: expected a file that ends in .png")
-    if pictures < 0 or seed < 0:
-        raise UsageError(f"pictures is {pictures} and seed {seed}: expected 0 or more")
-    if channels is not None and channels < 1:
-        raise UsageError(f"channels is {channels}: expected 1 or more")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}: expected 1 or more threads")
-    check_processes(workers=workers)
+    _check(images, channels, out, pictures, keep, seed, workers)
     sheet = out if pictures else None
-    if keep is not None and sheet is not None and os.path.abspath(keep) == os.path.abspath(sheet):
-        raise UsageError(f"keep and out are both {keep!r}: name a file for each")
 
     import numpy as np
 
-    from ..data import FileSource, Pixels, absolute, as_lines, check_no_input, fitting, list_pictures, measure
-    from ..data.duplicates import is_blank, near_duplicates
-    from ..data.looks import look_at, same_content
-    from ..files import check_writable, write_text
-    from ..report.sheet import is_sheet
+    from ..data import FileSource, Pixels, absolute, as_lines, fitting, measure
+    from ..data.duplicates import is_blank
+    from ..data.looks import look_at
+    from ..files import write_text
     from ..runs.device import choose_device, choose_precision
     from ..runs.logs import run_log
     from ..runs.machine import machine_of
     from .advice import advise
 
+    assert images is not None
     with run_log(logging.WARNING):
-        for file in (keep, sheet):
-            if file is not None:
-                check_writable(file)
-        old_sheet = os.path.abspath(out) if out is not None and is_sheet(out) else None
-        if sheet is not None and old_sheet is None and os.path.exists(sheet):
-            raise UsageError(f"out is {out!r}, which exists and is no sheet of an earlier scan: choose another --out")
-        paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
-        if keep is not None:
-            check_no_input("keep", keep, [images, *paths])
-        source = FileSource(paths)
-        every = list(_watched(look_at(source, channels, workers), len(paths)))
+        source = FileSource(_paths(images, out, sheet, keep))
+        every = list(_watched(look_at(source, channels, workers), len(source)))
         readable = [index for index, look in enumerate(every) if look.reason is None]
         good = [every[index] for index in readable]
         if not good:
             reasons = _some(f"{look.path}: {look.reason}" for look in every)
             raise DataError(f"images: none of the files can be read: {reasons}")
         thumbs = np.stack([look.thumb for look in good if look.thumb is not None])
-        same = [[paths[index] for index in group] for group in same_content(source, readable)]
-        twins = {path for group in same for path in group[1:]}
-        others = [place for place, look in enumerate(good) if look.path not in twins]
-        alike = [
-            [good[others[place]].path for place in group]
-            for group in near_duplicates([good[place].hash for place in others], thumbs[others])
-        ]
+        same, alike = _doubles(source, readable, good, thumbs)
         bands = Counter(map(_read_as, good)).most_common(1)[0][0]
         chosen = [look for look in good if _read_as(look) == bands]
         is_plain, is_grey = all(look.is_plain for look in chosen), all(look.is_grey for look in chosen)
         channels_to_read = 1 if is_plain and is_grey else bands
-        measured_paths = [look.path for look in chosen]
-        pixels = fitting(measured_paths, Pixels(channels_to_read, stored=not is_plain), seed)
-        measured = measure(measured_paths, pixels, seed)
+        paths = [look.path for look in chosen]
+        measured = measure(paths, fitting(paths, Pixels(channels_to_read, stored=not is_plain), seed), seed)
         device = choose_device()
-        advice = advise(
-            [look.size for look in chosen],
-            bands,
-            machine_of(device, choose_precision("auto", device)),
-            is_plain=is_plain,
-            is_grey=is_grey,
-            pictures=len(chosen),
-        )
+        machine = machine_of(device, choose_precision("auto", device))
+        sizes = [look.size for look in chosen]
+        advice = advise(sizes, bands, machine, is_plain=is_plain, is_grey=is_grey, pictures=len(chosen))
         if keep is not None:
-            left_out = twins | {path for group in alike for path in group[1:]}
-            paths_to_keep = (absolute(look.path) for look in chosen if look.path not in left_out)
-            write_text(keep, as_lines(paths_to_keep))
+            left_out = {path for group in (*same, *alike) for path in group[1:]}
+            write_text(keep, as_lines(absolute(path) for path in paths if path not in left_out))
         if sheet is not None:
             _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, sheet)
     sides = {
@@ -232,6 +200,68 @@ def scan(
         keep=keep,
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def _check(
+    images: str | None,
+    channels: int | None,
+    out: str | None,
+    pictures: int,
+    keep: str | None,
+    seed: int,
+    workers: int | None,
+) -> None:
+    """Raise UsageError where the arguments of `scan` cannot be used."""
+    if images is None:
+        raise UsageError("images are missing: give a folder of pictures, or a text file with one path a line")
+    if out is not None and not out.lower().endswith(".png"):
+        raise UsageError(f"out is {out!r}: expected a file that ends in .png")
+    if pictures < 0 or seed < 0:
+        raise UsageError(f"pictures is {pictures} and seed {seed}: expected 0 or more")
+    if channels is not None and channels < 1:
+        raise UsageError(f"channels is {channels}: expected 1 or more")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}: expected 1 or more threads")
+    check_processes(workers=workers)
+    if keep is not None and out is not None and pictures and os.path.abspath(keep) == os.path.abspath(out):
+        raise UsageError(f"keep and out are both {keep!r}: name a file for each")
+
+
+def _paths(images: str, out: str | None, sheet: str | None, keep: str | None) -> list[str]:
+    """The files to scan, without the sheet of an earlier scan; refuses to write over anything but that."""
+    from ..data import absolute, check_no_input, list_pictures
+    from ..files import check_writable
+    from ..report.sheet import is_sheet
+
+    for file in (keep, sheet):
+        if file is not None:
+            check_writable(file)
+    old_sheet = os.path.abspath(out) if out is not None and is_sheet(out) else None
+    if sheet is not None and old_sheet is None and os.path.exists(sheet):
+        raise UsageError(f"out is {out!r}, which exists and is no sheet of an earlier scan: choose another --out")
+    paths = [path for path in list_pictures(images, bands=True) if absolute(path) != old_sheet]
+    if keep is not None:
+        check_no_input("keep", keep, [images, *paths])
+    return paths
+
+
+def _doubles(
+    source: "FileSource", readable: Sequence[int], good: "Sequence[Look]", thumbs: "np.ndarray"
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Groups of files that are the same to the last byte, and of other pictures that look alike.
+
+    Args:
+        readable: the places in the source of `good`, whose small pictures are `thumbs`.
+    """
+    from ..data.duplicates import near_duplicates
+    from ..data.looks import same_content
+
+    path_of = dict(zip(readable, (look.path for look in good), strict=True))
+    same = [[path_of[index] for index in group] for group in same_content(source, readable)]
+    twins = {path for group in same for path in group[1:]}
+    others = [place for place, look in enumerate(good) if look.path not in twins]
+    alike = near_duplicates([good[place].hash for place in others], thumbs[others])
+    return same, [[good[others[place]].path for place in group] for group in alike]
 
 
 def _read_as(look: "Look") -> int:
