@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..sparse.synchronised import synchronised_batch_norm
 from ..sparse.tensor import GridTensor
@@ -150,6 +150,12 @@ class Jointly(TorchFunctionMode):
             return func(*args, **kwargs)
         assert self._group is not None
         return synchronised_batch_norm(x, mean, variance, weight, bias, momentum, eps, self._group)
+
+
+def parts_in_force() -> tuple[tuple[int, int, int], ...]:
+    """(first, count, total) of each mode that is in force here."""
+    modes = (mode for mode in _get_current_function_mode_stack() if isinstance(mode, Jointly))
+    return tuple((mode._first, mode._count, mode._total) for mode in modes)
 
 
 def _as_functional(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):

@@ -8,6 +8,7 @@ only the images and the places of the visible patches are copied in.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import random
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..model.jointly import parts_in_force
 from ..model.stages import replaced
 from ..sparse import PatchGrid
 
@@ -55,8 +57,10 @@ class Graphed:
         if self.why_not or images.device.type != "cuda" or grid.visible_per_image is None or not self.model.training:
             return self.loss(images, grid)
         key = _shape_of(images, grid)
+        if key in self._recorded and not self._recorded[key].still_holds():
+            del self._recorded[key]  # and with it the memory that the next one needs
         recorded = self._recorded.get(key)
-        if recorded is not None and recorded.still_holds():
+        if recorded is not None:
             return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         if calls == 2:
@@ -65,32 +69,45 @@ class Graphed:
             if reasons:
                 self._leave(f"it {reasons[0]}")
             return loss
-        if calls < 2 or (key not in self._recorded and len(self._recorded) >= _SHAPES):
+        if calls < 2 or len(self._recorded) >= _SHAPES:
             return self.loss(images, grid)
-        self._recorded.pop(key, None)
         try:
             recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
         except Exception as error:  # whatever an operation that cannot be recorded raises
-            _draw_again(images)
+            draw_again(images.device)
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.loss(images, grid)
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps of some shape are replayed."""
+        return bool(self._recorded)
+
     def _leave(self, reason: str) -> None:
         self.why_not = reason
+        self._recorded.clear()  # steps as they are need the memory
         logger.info("steps are not replayed as a CUDA graph, which would be quicker: %s", reason)
 
 
-def _draw_again(images: Tensor) -> None:
-    """Detach the device's random numbers from a recording that failed, so that ordinary steps can draw them."""
-    generator: Any = torch.cuda.default_generators[images.get_device()]
+def draw_again(device: torch.device) -> None:
+    """Detach a device's random numbers from a recording that failed, so that ordinary steps can draw them."""
+    number = torch.cuda.current_device() if device.index is None else device.index
+    generator: Any = torch.cuda.default_generators[number]
     generator.graphsafe_set_state(generator.clone_state())
 
 
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """To record on; PyTorch's own is on the device that was recorded on first, wherever the images are."""
+    return torch.cuda.Stream(device)
+
+
 def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
-    """All but values that a step depends on."""
+    """All but values that a step depends on; which part of a batch it is says what is drawn for its images."""
     autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    return images.shape, images.stride(), images.dtype, images.device, grid.shape, grid.visible_per_image, autocast
+    of_images = images.shape, images.stride(), images.dtype, images.device
+    return *of_images, grid.shape, grid.visible_per_image, autocast, parts_in_force()
 
 
 class _Calling(nn.Module):
@@ -125,7 +142,7 @@ class _Recorded:
         self._graph = torch.cuda.CUDAGraph()
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         # Of this thread alone: others may load images meanwhile.
-        recording = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
+        recording = torch.cuda.graph(self._graph, stream=_stream(images.device), capture_error_mode="thread_local")
         with recording, torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
             # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
@@ -182,10 +199,9 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
             yield reasons
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    other = [one for one in said if "synchronizing CUDA operation" not in str(one.message)]
-    if len(other) < len(said):
+    if any("synchronizing CUDA operation" in str(one.message) for one in said):
         reasons.append("makes the host wait for the device")
-    for one in other:
+    for one in (one for one in said if "synchronizing" not in str(one.message)):  # nor that the mode is a prototype
         warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if _host_random() != before:
         reasons.append("draws random numbers on the host")

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,9 @@ from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
 pytest.importorskip("triton", reason="Triton is not there")
-from convspark.kernels.gpu import gemm
+from triton.runtime.jit import JITFunction
+
+from convspark.kernels.gpu import gemm, norms
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -178,7 +181,7 @@ for tile in gemm.TILES[int(sys.argv[3]) :]:
     ]
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
-types |= dict.fromkeys(("momentum", "eps"), "fp32")
+types |= dict.fromkeys(("momentum", "eps"), "fp64")
 types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 capability = int(sys.argv[2])
@@ -187,7 +190,7 @@ for kernel, fixed, options in asked:
     signature = {name: types.get(name, "i32") for name in names}
     even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
     aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
-    hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
+    hints = {(i,): [["tt.divisibility", 16]] for i in aligned if not str(types.get(kernel.arg_names[i])).startswith("fp")}
     source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
     file = pathlib.Path(sys.argv[1], "kernel.cubin")
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -243,6 +246,46 @@ def test_batch_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean
     for one, other in [*pairs, *([(sums[0], slopes[2]), (sums[1], slopes[1])] if affine else [])]:
         scale = max(float(other.abs().max()), float(grad.abs().max()) * (count if other is slopes[1] else 1))
         torch.testing.assert_close(one.double(), other, rtol=exactness, atol=exactness * scale)
+
+
+@pytest.mark.parametrize(
+    "grad",
+    [torch.randn(40, 12)[:, :6], torch.randn(6, 40).t(), torch.ones(1, 1).expand(40, 6)],
+    ids=["part of a concatenation", "turned", "expanded"],
+)
+def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
+    rows, grad = torch.randn(40, 6, device=DEVICE), grad.to(DEVICE)
+    moments = ops.PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5)
+    sums = ops.PLAIN["normalise_slopes"](grad, rows, *moments)
+    equal(operators.normalise_slopes(grad, rows, *moments), sums, rows.dtype)
+    ours = operators.normalise_gradient(grad, rows, *moments, None, sums)
+    equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
+
+
+def test_momentum_and_eps_reach_a_gpu_in_float64():
+    """Triton rounds Python's floats to float32, which its interpreter does not."""
+    floats = {p.name: p.annotation_type for p in JITFunction(norms.join.fn).params if p.name in ("momentum", "eps")}
+    assert floats == {"momentum": "fp64", "eps": "fp64"}
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a device to time on")
+def test_tiles_are_not_timed_by_the_interpreter():
+    """Triton 3.6 times a single one, too."""
+    assert len(gemm.convolve.do_bench(lambda: None, quantiles=(0.5, 0.2, 0.8))) == 3
+
+
+def test_kernels_are_launched_on_the_device_of_what_they_read(monkeypatch):
+    current, rows = [], torch.ones(2, 3)
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    run = operators._where_they_lie(lambda rows, number: (current[0] is rows, number))
+    assert run(rows, 7) == (True, 7) and not current
 
 
 class Small(nn.Sequential):

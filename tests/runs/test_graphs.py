@@ -1,5 +1,8 @@
 """Steps replayed as a CUDA graph: what of it can be seen without a GPU, and all of it where there is one."""
 
+import warnings
+import weakref
+
 import pytest
 import timm
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from convspark import SparK
+from convspark.model.jointly import Jointly
 from convspark.runs import graphs
 from convspark.runs.graphs import Graphed
 from convspark.runs.optimizer import build_optimizer, parameter_groups, set_rates
@@ -67,6 +71,39 @@ def test_what_a_recording_would_not_repeat_is_found(what, monkeypatch):
     assert reasons == ([what] if what else [])
 
 
+def test_that_watching_is_a_prototype_is_not_said_to_the_user(monkeypatch):
+    said = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn(said, stacklevel=1))
+    with graphs._watched(Odd("")) as reasons:
+        pass
+    assert not reasons
+    with pytest.warns(match="another"), graphs._watched(Odd("")) as reasons:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert reasons == ["makes the host wait for the device"]
+
+
+def test_passes_that_are_other_parts_of_a_batch_are_recorded_apart():
+    """What is drawn for an image follows from its place in the batch."""
+    images, grid = torch.randn(2, 3, 64, 64), PatchGrid.random(2, (2, 2), 0.5)
+    keys = [graphs._shape_of(images, grid)]
+    for first in (0, 2, 2):
+        with Jointly(first, 2, 4):
+            keys.append(graphs._shape_of(images, grid))
+    assert len(set(keys)) == 3 and keys[2] == keys[3]
+
+
+def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
+    graphed = Graphed(lambda images, grid: images.sum(), nn.Identity())
+    graphed._recorded["a shape"] = recorded = nn.Identity()
+    memory = weakref.ref(recorded)
+    del recorded
+    assert graphed.is_recorded
+    graphed._leave("no memory is left")
+    assert memory() is None and not graphed.is_recorded
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -115,3 +152,17 @@ def test_replayed_steps_have_the_bits_of_steps_as_they_are(name, options):
         (losses, tensors), (others, other_tensors) = train(True), train(False)
     assert losses == others
     assert all(torch.equal(one, other) for one, other in zip(tensors, other_tensors, strict=True))
+
+
+@needs_gpu
+def test_a_step_is_recorded_on_the_device_of_its_images():
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    model = Odd("").to(device).train()
+    graphed = Graphed(lambda images, grid: model(images), model)
+    for number in range(5):
+        torch.manual_seed(number)
+        images = torch.randn(2, 3, 8, 8).to(device)
+        loss = graphed(images, PatchGrid.random(2, (2, 2), 0.5, device=device))
+        torch.manual_seed(number)
+        torch.testing.assert_close(loss, model(images))
+    assert graphed.is_recorded

@@ -250,6 +250,7 @@ def batch_moments(
 ) -> tuple[Tensor, Tensor]:
     from . import norms
 
+    rows = rows.contiguous()
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
     parts, size, tile, beside = _parts(rows)
     of_parts = rows.new_empty(2, parts, channels, dtype=wide(rows))
@@ -269,6 +270,7 @@ def batch_moments(
 def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     from . import norms
 
+    rows = rows.contiguous()
     out, (count, channels) = torch.empty_like(rows), rows.shape
     at_once, side = _tile(channels, 4096)
     run: Any = norms.normalise
@@ -283,6 +285,7 @@ def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, 
 def normalise_slopes(grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     from . import norms
 
+    rows, grad = rows.contiguous(), grad.contiguous()
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
     parts, size, tile, beside = _parts(rows)
     sums = rows.new_empty(parts, 2, channels, dtype=wide(rows))
@@ -296,6 +299,7 @@ def normalise_gradient(
 ) -> Tensor:
     from . import norms
 
+    rows, grad = rows.contiguous(), grad.contiguous()
     out, (count, channels) = torch.empty_like(rows), rows.shape
     at_once, side = _tile(channels, 4096)
     run: Any = norms.gradient
@@ -367,6 +371,18 @@ def _power_of_2(least: int) -> int:
     return 1 << max(0, least - 1).bit_length()
 
 
+def _where_they_lie(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, launched on the device of its first tensor: Triton launches on the current one, and so on another
+    where there are several."""
+
+    @functools.wraps(kernel)
+    def run(rows: Tensor, *arguments: Any) -> Any:
+        with torch.cuda.device_of(rows):
+            return kernel(rows, *arguments)
+
+    return run
+
+
 for _kernel in (
     sum_rows,
     depthwise,
@@ -383,4 +399,4 @@ for _kernel in (
     normalise_gradient,
 ):
     _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
-    run_on("cuda", _kernel.__name__, _kernel, _dtypes, kernels_run)
+    run_on("cuda", _kernel.__name__, _where_they_lie(_kernel), _dtypes, kernels_run)
