@@ -340,8 +340,9 @@ class _Called(TorchDispatchMode):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool")
-    assert not operators._wrong(DEVICE)
+    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool,batch_norm")
+    with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
+        assert not operators._wrong(DEVICE)
     right = operators.depthwise
     monkeypatch.setattr(operators, "depthwise", lambda *arguments: right(*arguments) * 1.05)
     operators.depthwise.__name__ = "depthwise"

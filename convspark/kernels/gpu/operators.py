@@ -81,12 +81,26 @@ def _wrong(device: torch.device) -> list[str]:
                 (max_pool, (rows, around, *plan.sizes, -math.inf)),
                 (max_pool_gradient, (grad, taken, around, *plan.sizes)),
             ]
+        if is_chosen("batch_norm"):
+            moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
+            sums = PLAIN["normalise_slopes"](slope, rows, *moments)
+            cases += [
+                (batch_moments, (rows, None, None, 0.1, 1e-5)),
+                (normalise, (rows, *moments, bias, bias)),
+                (normalise_slopes, (slope, rows, *moments)),
+                (normalise_gradient, (slope, rows, *moments, bias, sums)),
+            ]
         for run, arguments in cases:
-            both = run(*arguments), PLAIN[run.__name__](*arguments)
-            one, other = (of[0] if isinstance(of, tuple) else of for of in both)  # of a pooling, the largest
+            # In float64, which neither autocast nor TF32, under which a step asks, makes anything else of.
+            both = run(*arguments), PLAIN[run.__name__](*map(_in_float64, arguments))
+            one, other = (of[0].double() if isinstance(of, tuple) else of.double() for of in both)  # the largest, means
             if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
                 deviating.append(f"{run.__name__} in {dtype}")
     return deviating
+
+
+def _in_float64(argument: Any) -> Any:
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 # ---------------------------------------------------------------- rows of the patches around
