@@ -13,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
 from convspark.kernels.gpu import operators
@@ -260,6 +262,35 @@ def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
     equal(operators.normalise_slopes(grad, rows, *moments), sums, rows.dtype)
     ours = operators.normalise_gradient(grad, rows, *moments, None, sums)
     equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
+
+
+def test_results_lie_in_memory_as_compiled_graphs_are_told():
+    """They check it as they run; what they are told is what an operator says of tensors without values."""
+    plan, taps = Plan((2,), (3,), (1,), (1,), (1,)), torch.ones(2, 4, dtype=torch.int8, device=DEVICE)
+    around = PatchGrid.random(1, (2,), 0.5, device=DEVICE).around(plan.reach).slots
+    rows, slopes = torch.randn(2, 4, device=DEVICE), torch.randn(2, 5, device=DEVICE)
+    apart, full, ones = torch.randn(4, 1, 3, device=DEVICE), torch.randn(5, 4, 3, device=DEVICE), rows[0]
+    cases = {
+        "sum_rows": (rows, around, seen_by_tap(plan, DEVICE), 1, 0.0),
+        "depthwise": (rows, apart, ones, around, *plan.sizes),
+        "depthwise_input_gradient": (rows, apart, around, *plan.sizes),
+        "depthwise_weight_gradient": (rows, rows, around, *plan.sizes),
+        "convolve": (rows, full, None, around, *plan.sizes),
+        "convolve_input_gradient": (slopes, full, around, *plan.sizes),
+        "convolve_weight_gradient": (slopes, rows, around, *plan.sizes),
+        "max_pool": (rows, around, *plan.sizes, 0.0),
+        "max_pool_gradient": (rows, taps, around, *plan.sizes),
+        "batch_moments": (rows, None, None, 0.1, 1e-5),
+        "normalise": (rows, ones, ones, None, None),
+        "normalise_slopes": (rows, rows, ones, ones),
+        "normalise_gradient": (rows, rows, ones, ones, None, rows),
+    }
+    for name, arguments in cases.items():
+        with FakeTensorMode() as mode:
+            told = getattr(torch.ops.convspark, name)(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+        for run in (getattr(operators, name), ops.PLAIN[name]):
+            for real, said in zip(tree_leaves(run(*arguments)), tree_leaves(told), strict=True):
+                assert (real.shape, real.stride(), real.dtype) == (said.shape, said.stride(), said.dtype), name
 
 
 def test_momentum_and_eps_reach_a_gpu_in_float64():

@@ -165,7 +165,7 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
             len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, size,
             WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
         )  # fmt: skip
-    return sums.sum(0).t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+    return sums.sum(0).t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
 
 
 # ---------------------------------------------------------------- convolutions over all channels
@@ -216,7 +216,7 @@ def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes:
             len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
             FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad),
         )  # fmt: skip
-    return sums.sum(0).permute(2, 1, 0).unflatten(2, plan.kernel).to(rows.dtype)
+    return sums.sum(0).permute(2, 1, 0).contiguous().unflatten(2, plan.kernel).to(rows.dtype)
 
 
 # ---------------------------------------------------------------- max pooling
