@@ -191,8 +191,8 @@ for kernel, fixed, options in asked:
     names = [name for name in kernel.arg_names if name not in fixed]
     signature = {name: types.get(name, "i32") for name in names}
     even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
-    aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
-    hints = {(i,): [["tt.divisibility", 16]] for i in aligned if not str(types.get(kernel.arg_names[i])).startswith("fp")}
+    even -= {name for name, kind in types.items() if kind.startswith("fp")}
+    hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in even}
     source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
     file = pathlib.Path(sys.argv[1], "kernel.cubin")
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -52,7 +52,7 @@ def fitting(tiles, arguments, **more):
 
 
 def _timed(run, quantiles):
-    """As Triton times; its interpreter has no device, nor more than one tile to choose, which older Tritons time too."""
+    """As Triton times. Its interpreter has no device, and a single tile, which older versions want to time too."""
     if knobs.runtime.interpret:
         return [0.0] * len(quantiles)
     return driver.active.get_benchmarker()(run, quantiles=quantiles)
