@@ -302,7 +302,7 @@ def without_kernels(step: Callable[[], object]) -> Callable[[], object]:
 
 def as_graph(step: Callable[[], object]) -> Callable[[], object]:
     """The step as a CUDA graph, which draws a new mask each time."""
-    from convspark.runs.graphs import draw_again
+    from convspark.runs.graphs import recording
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -311,12 +311,8 @@ def as_graph(step: Callable[[], object]) -> Callable[[], object]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            step()
-    except Exception:
-        draw_again(torch.device("cuda"))  # for the ways that follow
-        raise
+    with recording(graph, torch.device("cuda")):
+        step()
     return graph.replay
 
 

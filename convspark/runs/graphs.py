@@ -74,7 +74,6 @@ class Graphed:
         try:
             recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
         except Exception as error:  # whatever an operation that cannot be recorded raises
-            draw_again(images.device)
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.loss(images, grid)
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
@@ -90,16 +89,34 @@ class Graphed:
         logger.info("steps are not replayed as a CUDA graph, which would be quicker: %s", reason)
 
 
-def draw_again(device: torch.device) -> None:
-    """Detach a device's random numbers from a recording that failed, so that ordinary steps can draw them."""
-    number = torch.cuda.current_device() if device.index is None else device.index
-    generator: Any = torch.cuda.default_generators[number]
-    generator.graphsafe_set_state(generator.clone_state())
+@contextlib.contextmanager
+def recording(graph: Any, device: torch.device, others: str = "global") -> Iterator[None]:
+    """Within it, what a device is asked to do is recorded. After a failure the device is as before.
+
+    `torch.cuda.graph` would leave it on the stream of the recording, unable to draw random numbers, and with the memory
+    that the recording took.
+
+    Args:
+        graph: a `torch.cuda.CUDAGraph`.
+        device: of all tensors; by itself PyTorch records on the device of its first recording.
+        others: what other threads may do meanwhile, a `capture_error_mode`.
+    """
+    stream, pool = _stream(device), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool, stream, others):
+            yield
+    except Exception:
+        number = stream.device_index
+        with contextlib.suppress(RuntimeError):  # of a recording that ended, which keeps nothing
+            torch._C._cuda_endAllocateToPool(number, pool)
+            torch._C._cuda_releasePool(number, pool)
+        generator: Any = torch.cuda.default_generators[number]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
 
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """To record on; PyTorch's own is on the device that was recorded on first, wherever the images are."""
     return torch.cuda.Stream(device)
 
 
@@ -141,9 +158,10 @@ class _Recorded:
         torch.cuda.empty_cache()  # the recording needs the memory that ordinary steps held
         self._graph = torch.cuda.CUDAGraph()
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        # Of this thread alone: others may load images meanwhile.
-        recording = torch.cuda.graph(self._graph, stream=_stream(images.device), capture_error_mode="thread_local")
-        with recording, torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
+        with (
+            recording(self._graph, images.device, "thread_local"),  # other threads may load images meanwhile
+            torch.autocast("cuda", dtype, enabled=on, cache_enabled=False),
+        ):
             # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
             # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream.
