@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.jointly import parts_in_force
+from ..model.jointly import in_force
 from ..model.stages import replaced
 from ..sparse import PatchGrid
 
@@ -52,24 +52,29 @@ class Graphed:
         """Why steps are not recorded."""
         self._calls: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}
+        self._draws_by_part = False
 
     def __call__(self, images: Tensor, grid: PatchGrid) -> Tensor:
         if self.why_not or images.device.type != "cuda" or grid.visible_per_image is None or not self.model.training:
             return self.loss(images, grid)
-        key = _shape_of(images, grid)
+        key = _shape_of(images, grid), self._part()
         if key in self._recorded and not self._recorded[key].still_holds():
             del self._recorded[key]  # and with it the memory that the next one needs
         recorded = self._recorded.get(key)
         if recorded is not None:
             return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls == 1:
+            loss = self.loss(images, grid)
+            self._draws_by_part = self._draws_by_part or any(mode.drew for mode in in_force())
+            return loss
         if calls == 2:
             with _watched(self.model) as reasons:
                 loss = self.loss(images, grid)
             if reasons:
                 self._leave(f"it {reasons[0]}")
             return loss
-        if calls < 2 or len(self._recorded) >= _SHAPES:
+        if len(self._recorded) >= _SHAPES:
             return self.loss(images, grid)
         try:
             recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
@@ -77,6 +82,10 @@ class Graphed:
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.loss(images, grid)
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+
+    def _part(self) -> Hashable:
+        """Which part of a batch the images are, where what is drawn for them follows from it."""
+        return tuple(mode.place for mode in in_force()) if self._draws_by_part else None
 
     @property
     def is_recorded(self) -> bool:
@@ -121,10 +130,9 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
-    """All but values that a step depends on; which part of a batch it is says what is drawn for its images."""
+    """All but values that a step depends on."""
     autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    of_images = images.shape, images.stride(), images.dtype, images.device
-    return *of_images, grid.shape, grid.visible_per_image, autocast, parts_in_force()
+    return images.shape, images.stride(), images.dtype, images.device, grid.shape, grid.visible_per_image, autocast
 
 
 class _Calling(nn.Module):

@@ -124,14 +124,16 @@ def test_that_watching_is_a_prototype_is_not_said_to_the_user(monkeypatch):
     assert reasons == ["makes the host wait for the device"]
 
 
-def test_passes_that_are_other_parts_of_a_batch_are_recorded_apart():
-    """What is drawn for an image follows from its place in the batch."""
-    images, grid = torch.randn(2, 3, 64, 64), PatchGrid.random(2, (2, 2), 0.5)
-    keys = [graphs._shape_of(images, grid)]
-    for first in (0, 2, 2):
-        with Jointly(first, 2, 4):
-            keys.append(graphs._shape_of(images, grid))
-    assert len(set(keys)) == 3 and keys[2] == keys[3]
+@pytest.mark.parametrize(("p", "places"), [(0.5, [None, ((0, 2, 4),), ((2, 2, 4),)]), (0.0, [None])])
+def test_passes_are_recorded_apart_where_what_they_draw_follows_from_their_part(p, places):
+    """An image gets what it would get in the whole batch."""
+    graphed = Graphed(lambda images, grid: nn.functional.dropout(torch.ones(2, 3), p).sum(), nn.Identity())
+    images = SimpleNamespace(device=torch.device("cuda"), shape=(2, 3), stride=tuple, dtype=torch.float32)
+    grid = PatchGrid.random(2, (2, 2), 0.5)
+    for part in ((0, 2, 4), (0, 2, 4), (2, 2, 4))[: len(places)]:
+        with Jointly(*part):
+            graphed(images, grid)
+    assert [place for _, place in graphed._calls] == places
 
 
 def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
