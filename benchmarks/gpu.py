@@ -284,9 +284,9 @@ def whole_steps(what: Workload, modes: list[str], repeats: int, write: Writer) -
             if mode == "graph" and not trial.losses[way].is_recorded:
                 raise RuntimeError(f"not recorded: {trial.losses[way].why_not or 'no GPU'}")
             write(**line, **_timed({way: step}, repeats, what.device)[way], peak_bytes=peak)
-            del trial, step
         except Exception as error:
             write(**line, failed=_first_line(error))
+        trial = step = None  # before the next model is made
         _forget(what.device)
 
 
