@@ -117,8 +117,8 @@ def recording(graph: Any, device: torch.device, others: str = "global") -> Itera
     except Exception:
         number = stream.device_index
         with contextlib.suppress(RuntimeError):  # of a recording that ended, which keeps nothing
-            torch._C._cuda_endAllocateToPool(number, pool)
-            torch._C._cuda_releasePool(number, pool)
+            torch._C._cuda_endAllocateToPool(number, pool)  # pyright: ignore[reportPrivateUsage]
+            torch._C._cuda_releasePool(number, pool)  # pyright: ignore[reportPrivateUsage]
         generator: Any = torch.cuda.default_generators[number]
         generator.graphsafe_set_state(generator.clone_state())
         raise

@@ -38,7 +38,7 @@ def moments(
 @triton.jit
 def join(
     mean_out, scale_out, running_mean, running_variance, parts_of, count, channels, size, parts,
-    momentum: tl.float64, eps: tl.float64,
+    momentum: tl.float64, eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     RUNNING: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Mean and 1 / deviation of each channel from the moments of the parts; running statistics follow them.
