@@ -77,7 +77,7 @@ def _fits(step: Callable[[int], None], count: int) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left; for a CPU's, and that of NVIDIA's libraries, PyTorch has no type of error."""
+    """Whether a device had no memory left; of a CPU's and that of NVIDIA's libraries PyTorch has no type of error."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 

@@ -254,9 +254,9 @@ def test_a_step_is_recorded_on_the_device_of_its_images():
     model = Odd("").to(device).train()
     graphed = Graphed(lambda images, grid: model(images), model)
     for number in range(5):
+        images, grid = torch.randn(2, 3, 8, 8).to(device), PatchGrid.random(2, (2, 2), 0.5, device=device)
         torch.manual_seed(number)
-        images = torch.randn(2, 3, 8, 8).to(device)
-        loss = graphed(images, PatchGrid.random(2, (2, 2), 0.5, device=device))
+        loss = graphed(images, grid)
         torch.manual_seed(number)
         torch.testing.assert_close(loss, model(images))
     assert graphed.is_recorded
