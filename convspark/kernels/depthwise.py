@@ -52,7 +52,7 @@ def _weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) 
     plan = Plan.of(sizes)
     neighbours = looked_at(rows, around, seen_by_tap(plan, around.device), len(around))
     sums = (neighbours * grad[:, None].to(wide(rows))).sum(0)
-    return sums.t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+    return sums.t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
 
 
 # ---------------------------------------------------------------- operators

@@ -198,6 +198,9 @@ class Trial:
         precision: fp32 or bf16.
         compiled: all but mask-and-multiply through torch.compile.
         graphed: whole steps replayed as CUDA graphs, but for mask-and-multiply, which makes the host wait.
+
+    Attributes:
+        losses: of a whole step, by way; `Graphed` where it is to be replayed.
     """
 
     def __init__(
@@ -218,7 +221,7 @@ class Trial:
         set_rates(self.optimizer, 1e-4, 0.04)
         ways = (DENSE, IMITATED, VISIBLE)
         self._features = {way: self._prepared(way, self._features_of(way), compiled) for way in ways}
-        self._losses = {way: self._prepared(way, self._loss_of(way), compiled, graphed) for way in ways}
+        self.losses = {way: self._prepared(way, self._loss_of(way), compiled, graphed) for way in ways}
         self._slopes: dict[Way, list[Tensor]] = {}
 
     def encoder_step(self, way: Way) -> Callable[[], None]:
@@ -237,7 +240,7 @@ class Trial:
     def whole_step(self, way: Way) -> Callable[[], None]:
         def run() -> None:
             with self._precision():
-                loss = self._losses[way](self.images, self._grid())
+                loss = self.losses[way](self.images, self._grid())
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..sparse.synchronised import synchronised_batch_norm
 from ..sparse.tensor import GridTensor
@@ -49,10 +49,15 @@ class Jointly(TorchFunctionMode):
     Args:
         first, count, total: the part's images are those from `first` on, `count` of `total`.
         group: the processes that have the other parts; None where this one has them all, one after the other.
+
+    Attributes:
+        place: (first, count, total).
+        drew: whether something was drawn for images.
     """
 
     def __init__(self, first: int, count: int, total: int, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
+        self.place, self.drew = (first, count, total), False
         self._first, self._count, self._total = first, count, total
         self._group = group
 
@@ -74,12 +79,13 @@ class Jointly(TorchFunctionMode):
         x = args[0] if args else kwargs.get("input")
         if not isinstance(x, Tensor) or not self._is_of_images(x.shape) or (name in _DROP and not _drops(args, kwargs)):
             return func(*args, **kwargs)
+        self.drew = True
         if name in _FILL:
             whole = self._around(x.detach())
             func(whole, *args[1:], **kwargs)
             return x.copy_(self._own(whole))
         out = self._own(func(self._around(x), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
-        return x.copy_(out) if name.endswith("_") or kwargs.get("inplace") else out
+        return x.copy_(out) if name[-1:] == "_" or kwargs.get("inplace") else out
 
     @contextmanager
     def backwards(self) -> Iterator[None]:
@@ -133,6 +139,7 @@ class Jointly(TorchFunctionMode):
             sizes = args if func.__name__ != "randint" else ()
         if not sizes or not self._is_of_images(sizes):
             return func(*args, **kwargs)
+        self.drew = True
         wide = (sizes[0] // self._count * self._total, *sizes[1:])
         if "size" in kwargs:
             kwargs = {**kwargs, "size": wide}
@@ -150,6 +157,11 @@ class Jointly(TorchFunctionMode):
             return func(*args, **kwargs)
         assert self._group is not None
         return synchronised_batch_norm(x, mean, variance, weight, bias, momentum, eps, self._group)
+
+
+def in_force() -> list[Jointly]:
+    """The modes in force here."""
+    return [mode for mode in _get_current_function_mode_stack() if isinstance(mode, Jointly)]
 
 
 def _as_functional(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):

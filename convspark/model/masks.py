@@ -148,7 +148,8 @@ class _MasksOfFunction:
             )
         cells = visible[first : first + batch_size].flatten().nonzero().squeeze(1)
         per_image = round(math.prod(shape) * (1 - mask_ratio)) if self._same else None
-        return PatchGrid.from_cells(cells.to(device), batch_size, shape, per_image)
+        cells = cells.to(device, non_blocking=True)  # or else the host would wait for the copy
+        return PatchGrid.from_cells(cells, batch_size, shape, per_image)
 
 
 _KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _MasksOfFunction(blocks, "blocks", same=True)}

@@ -8,6 +8,7 @@ only the images and the places of the visible patches are copied in.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import random
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..model.jointly import in_force
 from ..model.stages import replaced
 from ..sparse import PatchGrid
 
@@ -50,41 +52,81 @@ class Graphed:
         """Why steps are not recorded."""
         self._calls: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}
+        self._draws_by_part = False
 
     def __call__(self, images: Tensor, grid: PatchGrid) -> Tensor:
         if self.why_not or images.device.type != "cuda" or grid.visible_per_image is None or not self.model.training:
             return self.loss(images, grid)
-        key = _shape_of(images, grid)
+        key = _shape_of(images, grid), self._part()
+        if key in self._recorded and not self._recorded[key].still_holds():
+            del self._recorded[key]  # and with it the memory that the next one needs
         recorded = self._recorded.get(key)
-        if recorded is not None and recorded.still_holds():
+        if recorded is not None:
             return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls == 1:
+            loss = self.loss(images, grid)
+            self._draws_by_part = self._draws_by_part or any(mode.drew for mode in in_force())
+            return loss
         if calls == 2:
             with _watched(self.model) as reasons:
                 loss = self.loss(images, grid)
             if reasons:
                 self._leave(f"it {reasons[0]}")
             return loss
-        if calls < 2 or (key not in self._recorded and len(self._recorded) >= _SHAPES):
+        if len(self._recorded) >= _SHAPES:
             return self.loss(images, grid)
-        self._recorded.pop(key, None)
         try:
             recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
         except Exception as error:  # whatever an operation that cannot be recorded raises
-            _draw_again(images)
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.loss(images, grid)
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
 
+    def _part(self) -> Hashable:
+        """Which part of a batch the images are, where what is drawn for them follows from it."""
+        return tuple(mode.place for mode in in_force()) if self._draws_by_part else None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps of some shape are replayed."""
+        return bool(self._recorded)
+
     def _leave(self, reason: str) -> None:
         self.why_not = reason
+        self._recorded.clear()  # steps as they are need the memory
         logger.info("steps are not replayed as a CUDA graph, which would be quicker: %s", reason)
 
 
-def _draw_again(images: Tensor) -> None:
-    """Detach the device's random numbers from a recording that failed, so that ordinary steps can draw them."""
-    generator: Any = torch.cuda.default_generators[images.get_device()]
-    generator.graphsafe_set_state(generator.clone_state())
+@contextlib.contextmanager
+def recording(graph: Any, device: torch.device, others: str = "global") -> Iterator[None]:
+    """Within it, what a device is asked to do is recorded. After a failure the device is as before.
+
+    `torch.cuda.graph` would leave it on the stream of the recording, unable to draw random numbers, and with the memory
+    that the recording took.
+
+    Args:
+        graph: a `torch.cuda.CUDAGraph`.
+        device: of all tensors; by itself PyTorch records on the device of its first recording.
+        others: what other threads may do meanwhile, a `capture_error_mode`.
+    """
+    stream, pool = _stream(device), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool, stream, others):
+            yield
+    except Exception:
+        number = stream.device_index
+        with contextlib.suppress(RuntimeError):  # of a recording that ended, which keeps nothing
+            torch._C._cuda_endAllocateToPool(number, pool)  # pyright: ignore[reportPrivateUsage]
+            torch._C._cuda_releasePool(number, pool)  # pyright: ignore[reportPrivateUsage]
+        generator: Any = torch.cuda.default_generators[number]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
@@ -124,9 +166,10 @@ class _Recorded:
         torch.cuda.empty_cache()  # the recording needs the memory that ordinary steps held
         self._graph = torch.cuda.CUDAGraph()
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        # Of this thread alone: others may load images meanwhile.
-        recording = torch.cuda.graph(self._graph, capture_error_mode="thread_local")
-        with recording, torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
+        with (
+            recording(self._graph, images.device, "thread_local"),  # other threads may load images meanwhile
+            torch.autocast("cuda", dtype, enabled=on, cache_enabled=False),
+        ):
             # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
             # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream.
@@ -182,10 +225,9 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
             yield reasons
         finally:
             torch.cuda.set_sync_debug_mode(mode)
-    other = [one for one in said if "synchronizing CUDA operation" not in str(one.message)]
-    if len(other) < len(said):
+    if any("synchronizing CUDA operation" in str(one.message) for one in said):
         reasons.append("makes the host wait for the device")
-    for one in other:
+    for one in (one for one in said if "synchronizing" not in str(one.message)):  # nor that the mode is a prototype
         warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if _host_random() != before:
         reasons.append("draws random numbers on the host")

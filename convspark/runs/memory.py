@@ -11,6 +11,13 @@ from .loading import TrainLoader
 from .module import TrainingModule
 from .optimizer import set_rates
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def out_of_memory(
     module: TrainingModule, train: TrainLoader, device: torch.device, precision: str, can_accumulate: bool = True
@@ -70,8 +77,8 @@ def _fits(step: Callable[[int], None], count: int) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left; for a CPU's, PyTorch has no type of error."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether a device had no memory left; of a CPU's and that of NVIDIA's libraries PyTorch has no type of error."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _take_step(module: TrainingModule, train: TrainLoader, device: torch.device, precision: str, count: int) -> None:

@@ -116,11 +116,7 @@ class PatchGrid:
     def counts(self) -> Tensor:
         """(B,) int64, the visible patches of each image."""
 
-        def build() -> Tensor:
-            zeros = self.cells.new_zeros(self.batch_size)
-            return zeros.index_add(0, self.image, torch.ones_like(self.image))
-
-        return self.cached("counts", build)
+        return self.cached("counts", lambda: _counts(self.image, self.batch_size))
 
     def to(self, device: torch.device | str) -> PatchGrid:
         if self.device == torch.device(device):
@@ -197,12 +193,20 @@ class PatchGrid:
         return self.into_images(patch).reversed()
 
     def _whole_images(self) -> Around:
+        # Nothing here may hold the grid, which holds it: its tables would stay until Python looks for such circles.
+        batch, per_image, visible, image = self.batch_size, self.visible_per_image, self.num_visible, self.image
+
         def first() -> Tensor:
             """A visible patch of each image, or of another one where an image has none."""
-            if self.visible_per_image is not None:
-                return torch.arange(self.batch_size, dtype=torch.int32, device=self.device) * self.visible_per_image
-            counts = self.counts()
-            return (counts.cumsum(0) - counts).clamp(max=max(self.num_visible - 1, 0)).to(torch.int32)
+            if per_image is not None:
+                return torch.arange(batch, dtype=torch.int32, device=image.device) * per_image
+            counts = _counts(image, batch)
+            return (counts.cumsum(0) - counts).clamp(max=max(visible - 1, 0)).to(torch.int32)
 
-        slots = self.slots.to(torch.int32).view(self.batch_size, math.prod(self.shape))
-        return Around(slots, self.num_visible, first)
+        slots = self.slots.to(torch.int32).view(batch, math.prod(self.shape))
+        return Around(slots, visible, first)
+
+
+def _counts(image: Tensor, batch_size: int) -> Tensor:
+    """(N,) the image of each visible patch -> (B,) how many each image has."""
+    return image.new_zeros(batch_size).index_add(0, image, torch.ones_like(image))

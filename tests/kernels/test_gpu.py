@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
 from convspark.kernels.gpu import operators
@@ -22,7 +25,9 @@ from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
 pytest.importorskip("triton", reason="Triton is not there")
-from convspark.kernels.gpu import gemm
+from triton.runtime.jit import JITFunction
+
+from convspark.kernels.gpu import gemm, norms
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -178,7 +183,7 @@ for tile in gemm.TILES[int(sys.argv[3]) :]:
     ]
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
-types |= dict.fromkeys(("momentum", "eps"), "fp32")
+types |= dict.fromkeys(("momentum", "eps"), "fp64")
 types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 capability = int(sys.argv[2])
@@ -186,8 +191,8 @@ for kernel, fixed, options in asked:
     names = [name for name in kernel.arg_names if name not in fixed]
     signature = {name: types.get(name, "i32") for name in names}
     even = {*types, "channels", "ins", "outs", "of_tap", "of_in", "of_out"} - fixed.keys()
-    aligned = [i for i, name in enumerate(kernel.arg_names) if name in even]
-    hints = {(i,): [["tt.divisibility", 16]] for i in aligned if types.get(kernel.arg_names[i]) != "fp32"}
+    even -= {name for name, kind in types.items() if kind.startswith("fp")}
+    hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in even}
     source = ASTSource(kernel, signature | dict.fromkeys(fixed, "constexpr"), fixed, hints)
     file = pathlib.Path(sys.argv[1], "kernel.cubin")
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -245,6 +250,75 @@ def test_batch_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean
         torch.testing.assert_close(one.double(), other, rtol=exactness, atol=exactness * scale)
 
 
+@pytest.mark.parametrize(
+    "grad",
+    [torch.randn(40, 12)[:, :6], torch.randn(6, 40).t(), torch.ones(1, 1).expand(40, 6)],
+    ids=["part of a concatenation", "turned", "expanded"],
+)
+def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
+    rows, grad = torch.randn(40, 6, device=DEVICE), grad.to(DEVICE)
+    moments = ops.PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5)
+    sums = ops.PLAIN["normalise_slopes"](grad, rows, *moments)
+    equal(operators.normalise_slopes(grad, rows, *moments), sums, rows.dtype)
+    ours = operators.normalise_gradient(grad, rows, *moments, None, sums)
+    equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
+
+
+def test_results_lie_in_memory_as_compiled_graphs_are_told():
+    """They check it as they run; what they are told is what an operator says of tensors without values."""
+    plan, taps = Plan((2,), (3,), (1,), (1,), (1,)), torch.ones(2, 4, dtype=torch.int8, device=DEVICE)
+    around = PatchGrid.random(1, (2,), 0.5, device=DEVICE).around(plan.reach).slots
+    rows, slopes = torch.randn(2, 4, device=DEVICE), torch.randn(2, 5, device=DEVICE)
+    apart, full, ones = torch.randn(4, 1, 3, device=DEVICE), torch.randn(5, 4, 3, device=DEVICE), rows[0]
+    cases = {
+        "sum_rows": (rows, around, seen_by_tap(plan, DEVICE), 1, 0.0),
+        "depthwise": (rows, apart, ones, around, *plan.sizes),
+        "depthwise_input_gradient": (rows, apart, around, *plan.sizes),
+        "depthwise_weight_gradient": (rows, rows, around, *plan.sizes),
+        "convolve": (rows, full, None, around, *plan.sizes),
+        "convolve_input_gradient": (slopes, full, around, *plan.sizes),
+        "convolve_weight_gradient": (slopes, rows, around, *plan.sizes),
+        "max_pool": (rows, around, *plan.sizes, 0.0),
+        "max_pool_gradient": (rows, taps, around, *plan.sizes),
+        "batch_moments": (rows, None, None, 0.1, 1e-5),
+        "normalise": (rows, ones, ones, None, None),
+        "normalise_slopes": (rows, rows, ones, ones),
+        "normalise_gradient": (rows, rows, ones, ones, None, rows),
+    }
+    for name, arguments in cases.items():
+        with FakeTensorMode() as mode:
+            told = getattr(torch.ops.convspark, name)(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+        for run in (getattr(operators, name), ops.PLAIN[name]):
+            for real, said in zip(tree_leaves(run(*arguments)), tree_leaves(told), strict=True):
+                assert (real.shape, real.stride(), real.dtype) == (said.shape, said.stride(), said.dtype), name
+
+
+def test_momentum_and_eps_reach_a_gpu_in_float64():
+    """Triton rounds Python's floats to float32, which its interpreter does not."""
+    floats = {p.name: p.annotation_type for p in JITFunction(norms.join.fn).params if p.name in ("momentum", "eps")}
+    assert floats == {"momentum": "fp64", "eps": "fp64"}
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a device to time on")
+def test_tiles_are_not_timed_by_the_interpreter():
+    """Triton 3.6 times a single one, too."""
+    assert len(gemm.convolve.do_bench(lambda: None, quantiles=(0.5, 0.2, 0.8))) == 3
+
+
+def test_kernels_are_launched_on_the_device_of_what_they_read(monkeypatch):
+    current, rows = [], torch.ones(2, 3)
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    run = operators._where_they_lie(lambda rows, number: (current[0] is rows, number))
+    assert run(rows, 7) == (True, 7) and not current
+
+
 class Small(nn.Sequential):
     def __init__(self):
         super().__init__(
@@ -297,8 +371,9 @@ class _Called(TorchDispatchMode):
 
 
 def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool")
-    assert not operators._wrong(DEVICE)
+    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool,batch_norm")
+    with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
+        assert not operators._wrong(DEVICE)
     right = operators.depthwise
     monkeypatch.setattr(operators, "depthwise", lambda *arguments: right(*arguments) * 1.05)
     operators.depthwise.__name__ = "depthwise"

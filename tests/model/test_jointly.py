@@ -136,3 +136,13 @@ def test_parts_divide_a_batch(count, passes, processes):
         alone = part_of(batch, passes, number)
         assert together == list(range(alone.first, alone.first + alone.images))  # whatever the number of processes
     assert sum(part_of(batch, passes, number).images for number in range(passes)) == batch
+
+
+def test_dropout_of_parts_is_compiled():
+    drop, images = torch.compile(lambda x: F.dropout(x, 0.5), backend="aot_eager", fullgraph=True), []
+    for first, count in ((0, 4), (0, 2), (2, 2)):
+        torch.manual_seed(0)
+        with Jointly(first, count, 4):
+            images.append(drop(torch.ones(count, 8)))
+    whole, *parts = images
+    assert torch.equal(torch.cat(parts), whole) and len(whole.unique()) == 2

@@ -120,3 +120,16 @@ def test_a_cpu_without_memory_says_so_in_words_alone():
         torch.empty(1 << 45)
     assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError("shape"))
     assert most_that_fits(lambda count: torch.empty(count << 45), 4) == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_libraries_find_missing_is_told_as_memory(said):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"))

@@ -1,16 +1,26 @@
 """Steps replayed as a CUDA graph: what of it can be seen without a GPU, and all of it where there is one."""
 
+import copy
+import warnings
+import weakref
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from convspark import SparK
+from convspark.model.jointly import Jointly
 from convspark.runs import graphs
 from convspark.runs.graphs import Graphed
 from convspark.runs.optimizer import build_optimizer, parameter_groups, set_rates
 from convspark.sparse import PatchGrid
+from convspark.sparse.faster import registered
 
 
 def spark(name="resnet10t", **options):
@@ -67,6 +77,127 @@ def test_what_a_recording_would_not_repeat_is_found(what, monkeypatch):
     assert reasons == ([what] if what else [])
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_recording_that_fails_leaves_the_device_as_it_was(has_ended, monkeypatch):
+    did = []
+
+    @contextmanager
+    def graph(graph, pool, stream, mode):
+        yield
+        raise RuntimeError("what was recorded is not allowed")  # and leaves the stream as it is
+
+    @contextmanager
+    def on_stream(stream):
+        try:
+            yield
+        finally:
+            did.append("stream")
+
+    def end(device, pool):
+        if has_ended:
+            raise RuntimeError("not currently recording")
+        did.append(("end", device, pool))
+
+    generator = SimpleNamespace(clone_state=lambda: "clone", graphsafe_set_state=lambda state: did.append(state))
+    monkeypatch.setattr(graphs, "_stream", lambda device: SimpleNamespace(device_index=1))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "default_generators", [None, generator])
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: did.append(("release", device, pool)))
+    with pytest.raises(RuntimeError, match="not allowed"), graphs.recording(None, torch.device("cuda", 1)):
+        pass
+    ended = [] if has_ended else [("end", 1, (0, 7)), ("release", 1, (0, 7))]
+    assert did == ["stream", *ended, "clone"]
+
+
+def test_that_watching_is_a_prototype_is_not_said_to_the_user(monkeypatch):
+    said = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn(said, stacklevel=1))
+    with graphs._watched(Odd("")) as reasons:
+        pass
+    assert not reasons
+    with graphs._watched(Odd("")) as reasons:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert reasons == ["makes the host wait for the device"]
+
+
+@pytest.mark.parametrize(("p", "places"), [(0.5, [None, ((0, 2, 4),), ((2, 2, 4),)]), (0.0, [None])])
+def test_passes_are_recorded_apart_where_what_they_draw_follows_from_their_part(p, places):
+    """An image gets what it would get in the whole batch."""
+    graphed = Graphed(lambda images, grid: nn.functional.dropout(torch.ones(2, 3), p).sum(), nn.Identity())
+    images = SimpleNamespace(device=torch.device("cuda"), shape=(2, 3), stride=tuple, dtype=torch.float32)
+    grid = PatchGrid.random(2, (2, 2), 0.5)
+    for part in ((0, 2, 4), (0, 2, 4), (2, 2, 4))[: len(places)]:
+        with Jointly(*part):
+            graphed(images, grid)
+    assert [place for _, place in graphed._calls] == places
+
+
+def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
+    graphed = Graphed(lambda images, grid: images.sum(), nn.Identity())
+    graphed._recorded["a shape"] = recorded = nn.Identity()
+    memory = weakref.ref(recorded)
+    del recorded
+    assert graphed.is_recorded
+    graphed._leave("no memory is left")
+    assert memory() is None and not graphed.is_recorded
+
+
+class Tape(TorchDispatchMode):
+    """A recording on a CPU: operators with their tensors, replayed into the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for func, args, kwargs, out in self.calls:
+                for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+def test_a_recording_keeps_nothing_of_its_own_images_and_mask(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(graphs, "recording", lambda tape, *_: tape)
+    monkeypatch.setattr(registered(), "convolutions", [])  # those of CPUs ask how many pairs are visible
+    model = spark(name).train()
+    other = copy.deepcopy(model)
+    recorded = None
+    for seed in range(5):
+        draw = torch.Generator().manual_seed(seed)
+        images, grid = torch.randn(3, 3, 64, 64, generator=draw), PatchGrid.random(3, (2, 2), 0.5, draw)
+        expected = other(images, grid).loss
+        expected.backward()
+        if seed < 2:  # plans are made
+            model(images, grid).loss.backward()
+        else:
+            if recorded is None:
+                before = [buffer.clone() for buffer in model.buffers()]
+                recorded = graphs._Recorded(graphs._Calling(lambda x, grid: model(x, grid).loss, model), images, grid)
+                for buffer, value in zip(model.buffers(), before, strict=True):
+                    buffer.copy_(value)  # a GPU computes nothing as it records
+            loss = graphs._Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+            loss.backward()
+            torch.testing.assert_close(loss, expected)
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad)
+    for one, two in zip(model.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -115,3 +246,38 @@ def test_replayed_steps_have_the_bits_of_steps_as_they_are(name, options):
         (losses, tensors), (others, other_tensors) = train(True), train(False)
     assert losses == others
     assert all(torch.equal(one, other) for one, other in zip(tensors, other_tensors, strict=True))
+
+
+@needs_gpu
+def test_a_step_is_recorded_on_the_device_of_its_images():
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    model = Odd("").to(device).train()
+    graphed = Graphed(lambda images, grid: model(images), model)
+    for number in range(5):
+        images, grid = torch.randn(2, 3, 8, 8).to(device), PatchGrid.random(2, (2, 2), 0.5, device=device)
+        torch.manual_seed(number)
+        loss = graphed(images, grid)
+        torch.manual_seed(number)
+        torch.testing.assert_close(loss, model(images))
+    assert graphed.is_recorded
+
+
+@needs_gpu
+def test_after_a_recording_that_failed_steps_go_on_as_they_are():
+    class OnTheWayBack(torch.autograd.Function):
+        """Makes the host wait, but not while it is watched."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope if slope.sum() > 0 else -slope
+
+    model, stream = Odd("").cuda().train(), torch.cuda.current_stream()
+    graphed = Graphed(lambda images, grid: OnTheWayBack.apply(model(images)), model)
+    for _ in range(5):
+        graphed(torch.randn(2, 3, 8, 8, device="cuda"), PatchGrid.random(2, (2, 2), 0.5, device="cuda")).backward()
+    assert graphed.why_not and not graphed.is_recorded
+    assert torch.cuda.current_stream() == stream

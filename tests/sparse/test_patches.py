@@ -1,7 +1,9 @@
 """Grids, gather and scatter, against plain slicing."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from convspark import PatchGrid, SparK, VisiblePatches, gather, scatter
 from convspark.errors import UsageError
+from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan
 
 
@@ -179,3 +182,23 @@ def test_what_is_no_tensor_or_no_grid_is_refused_in_words():
         model(images.byte())
     with pytest.raises(UsageError, match=r"is a list\. torch\.as_tensor"):
         PatchGrid([[[True]]])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_tables_of_a_grid_go_with_it(kernels, same, monkeypatch):
+    """In the midst of training Python looks seldom for circles of objects, and tables are large."""
+    if not kernels:
+        monkeypatch.setattr(registered(), "sums", [])
+        monkeypatch.setattr(registered(), "convolutions", [])
+    grid = PatchGrid.random(2, (2, 2)) if same else PatchGrid(torch.eye(2).expand(2, 2, 2).bool())
+    images, conv = torch.randn(2, 3, 8, 8, requires_grad=True), nn.Conv2d(3, 4, 3, padding=1)
+    gc.collect()
+    gc.disable()
+    try:
+        maps = scatter(nn.functional.avg_pool2d(conv(gather(images, grid)), 3, 1, 1)).sum()
+        maps.backward()
+        grid, maps = weakref.ref(grid), None
+        assert grid() is None
+    finally:
+        gc.enable()

@@ -37,10 +37,14 @@ def moments(
 
 @triton.jit
 def join(
-    mean_out, scale_out, running_mean, running_variance, parts_of, count, channels, size, parts, momentum, eps,
+    mean_out, scale_out, running_mean, running_variance, parts_of, count, channels, size, parts,
+    momentum: tl.float64, eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     RUNNING: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Mean and 1 / deviation of each channel from the moments of the parts; running statistics follow them."""
+    """Mean and 1 / deviation of each channel from the moments of the parts; running statistics follow them.
+
+    Without their annotations Triton would round `momentum` and `eps` to float32.
+    """
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
     total, spread = tl.zeros((PARTS, CHANNELS), WIDE), tl.zeros((PARTS, CHANNELS), WIDE)

@@ -81,12 +81,26 @@ def _wrong(device: torch.device) -> list[str]:
                 (max_pool, (rows, around, *plan.sizes, -math.inf)),
                 (max_pool_gradient, (grad, taken, around, *plan.sizes)),
             ]
+        if is_chosen("batch_norm"):
+            moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
+            sums = PLAIN["normalise_slopes"](slope, rows, *moments)
+            cases += [
+                (batch_moments, (rows, None, None, 0.1, 1e-5)),
+                (normalise, (rows, *moments, bias, bias)),
+                (normalise_slopes, (slope, rows, *moments)),
+                (normalise_gradient, (slope, rows, *moments, bias, sums)),
+            ]
         for run, arguments in cases:
-            both = run(*arguments), PLAIN[run.__name__](*arguments)
-            one, other = (of[0] if isinstance(of, tuple) else of for of in both)  # of a pooling, the largest
+            # In float64, which neither autocast nor TF32, under which a step asks, makes anything else of.
+            both = run(*arguments), PLAIN[run.__name__](*map(_in_float64, arguments))
+            one, other = (of[0].double() if isinstance(of, tuple) else of.double() for of in both)  # the largest, means
             if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
                 deviating.append(f"{run.__name__} in {dtype}")
     return deviating
+
+
+def _in_float64(argument: Any) -> Any:
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 # ---------------------------------------------------------------- rows of the patches around
@@ -151,7 +165,7 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
             len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, size,
             WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
         )  # fmt: skip
-    return sums.sum(0).t().reshape(-1, 1, *plan.kernel).to(rows.dtype)
+    return sums.sum(0).t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
 
 
 # ---------------------------------------------------------------- convolutions over all channels
@@ -202,7 +216,7 @@ def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes:
             len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
             FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad),
         )  # fmt: skip
-    return sums.sum(0).permute(2, 1, 0).unflatten(2, plan.kernel).to(rows.dtype)
+    return sums.sum(0).permute(2, 1, 0).contiguous().unflatten(2, plan.kernel).to(rows.dtype)
 
 
 # ---------------------------------------------------------------- max pooling
@@ -250,6 +264,7 @@ def batch_moments(
 ) -> tuple[Tensor, Tensor]:
     from . import norms
 
+    rows = rows.contiguous()
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
     parts, size, tile, beside = _parts(rows)
     of_parts = rows.new_empty(2, parts, channels, dtype=wide(rows))
@@ -269,6 +284,7 @@ def batch_moments(
 def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     from . import norms
 
+    rows = rows.contiguous()
     out, (count, channels) = torch.empty_like(rows), rows.shape
     at_once, side = _tile(channels, 4096)
     run: Any = norms.normalise
@@ -283,6 +299,7 @@ def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, 
 def normalise_slopes(grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     from . import norms
 
+    rows, grad = rows.contiguous(), grad.contiguous()
     (count, channels), kind = rows.shape, {"WIDE": _wide(rows), "INDEX": _index(rows)}
     parts, size, tile, beside = _parts(rows)
     sums = rows.new_empty(parts, 2, channels, dtype=wide(rows))
@@ -296,6 +313,7 @@ def normalise_gradient(
 ) -> Tensor:
     from . import norms
 
+    rows, grad = rows.contiguous(), grad.contiguous()
     out, (count, channels) = torch.empty_like(rows), rows.shape
     at_once, side = _tile(channels, 4096)
     run: Any = norms.gradient
@@ -367,6 +385,18 @@ def _power_of_2(least: int) -> int:
     return 1 << max(0, least - 1).bit_length()
 
 
+def _where_they_lie(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, launched on the device of its first tensor: Triton launches on the current one, and so on another
+    where there are several."""
+
+    @functools.wraps(kernel)
+    def run(rows: Tensor, *arguments: Any) -> Any:
+        with torch.cuda.device_of(rows):
+            return kernel(rows, *arguments)
+
+    return run
+
+
 for _kernel in (
     sum_rows,
     depthwise,
@@ -383,4 +413,4 @@ for _kernel in (
     normalise_gradient,
 ):
     _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
-    run_on("cuda", _kernel.__name__, _kernel, _dtypes, kernels_run)
+    run_on("cuda", _kernel.__name__, _where_they_lie(_kernel), _dtypes, kernels_run)
