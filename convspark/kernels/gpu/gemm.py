@@ -5,8 +5,8 @@ it gathers the rows that are seen, and multiplies them by a part of the tap's ma
 numbers' type has some. Taps and parts of channels are one loop, so that the compiler loads what comes next meanwhile.
 Taps that see nothing are multiplied as zeros: a tile in which no row sees a tap is rare, and a branch would stop that.
 
-How large a tile is, is measured: for each number of channels and taps at the first call, and kept on disk for each
-device, so that later runs add up in the same order.
+How large a tile is, is measured: for each number of channels and taps at the first call, and kept on disk for each kind
+of GPU, so that later runs add up in the same order.
 """
 # ruff: noqa: N803
 # pyright: basic
