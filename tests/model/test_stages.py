@@ -66,6 +66,18 @@ class FixedSize(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class ConvolutionalClassifier(nn.Module):
+    """For images of 224 pixels, though larger ones pass; most of its weights are after its pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(i, o, 3, 2, 1) for i, o in [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]))
+        self.head = nn.Sequential(nn.AvgPool2d(7, 1), nn.Conv2d(6, 999, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).flatten(1)
+
+
 @pytest.mark.parametrize(
     ("build", "strides", "channels"),
     [
@@ -80,6 +92,7 @@ class FixedSize(nn.Module):
         (lambda: Wrapped(timm.create_model("convnext_atto")), (4, 8, 16, 32), (40, 80, 160, 320)),
         (UNet, (2, 4, 8), (8, 16, 16)),
         (FixedSize, (2, 4), (4, 8)),
+        (ConvolutionalClassifier, (4, 8, 16, 32), (3, 4, 5, 6)),  # 240 pixels make 8 cells, as with a stride of 30
     ],
 )
 def test_strides_and_channels(build, strides, channels):
@@ -261,7 +274,10 @@ class Overwritten(nn.Module):
             nn.Sequential(nn.Conv2d(3, 4, 11, 11)),
             "has no stages: .* pass an image size that is a multiple of its stride",
         ),
-        (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)),
+            "cannot be run on an image .* 1 x 3 x 128.* image_size",
+        ),
         (nn.Sequential(nn.LazyConv2d(4, 2, 2)), "0.weight of a lazy layer .* Call the network once on an image"),
         (nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.LazyLinear(3)), "2.weight of a lazy layer"),
         (nn.Sequential(nn.Conv2d(3, 4, 2, 2), Overwritten()), "on a whole image, .* fail: .* inplace"),
