@@ -27,7 +27,7 @@ from ..tensor import (
 from .neighbourhood import Pads, Source, source_of
 from .operands import WHOLE_MAP, dense_batch, named, per_axis
 from .pad import pad
-from .reduce import over_image, per_image, reduced_kind, wide
+from .reduce import nowhere, over_image, per_image, reduced_kind, wide
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
 _DIMS = {
@@ -79,6 +79,13 @@ def max_pool(
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
     pooled = offered(registered().max_pools, source.values, source.grid, plan, source.outside)
     return source.patches(func(source.window(plan), kernel, strides, 0, dilations) if pooled is None else pooled)
+
+
+@meaning(*named(" ".join(f"{name}_with_indices" for name in _MAX_POOL.split()), functional))
+def max_pool_with_indices(func, input: GridTensor, *args, return_indices: bool = True, **kwargs):
+    """And where it was, which a decoder may ask for (SegNet), but nothing can read among patches."""
+    pooled = max_pool(getattr(functional, func.__name__.removesuffix("_with_indices")), input, *args, **kwargs)
+    return pooled, nowhere(pooled)
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))
