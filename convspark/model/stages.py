@@ -194,14 +194,15 @@ class Stages:
             raise UsageError(
                 f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions "
                 "or poolings without padding), so that a patch has no cells of its own. Expected a network whose "
-                "convolutions are padded; or name modules in `stages` before that point"
+                "convolutions are padded; or name modules in `stages` before that point; or, if it is for images of "
+                "one size only, pass image_size (--size)"
             )
         if nothing is not None:
             return nothing
         shape = " x ".join(str(n) for n in probes[0].shape)
         advice = (
             "if its images have one size only, pass image_size (--size); if they have another number of channels, "
-            "pass in_chans (--channels)"
+            "in_chans (--channels); if it is not called on images alone, call"
         )
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
