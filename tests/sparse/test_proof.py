@@ -79,6 +79,7 @@ EXACT = {
     "a view of a norm as channels of one image": nn.Sequential(nn.BatchNorm2d(8), Joined()),
     "hand-written gradient": lambda x: Swish.apply(x),
     "dropout of channels": nn.Dropout2d(0.3),
+    "dropout of whole images, as if they were channels of a volume": nn.Dropout3d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
 }
 
@@ -342,6 +343,7 @@ RANDOM = {
     "dropout": nn.Dropout(0.3),
     "dropout in place": nn.Sequential(nn.Identity(), nn.Dropout(0.3, inplace=True)),
     "dropout of channels": nn.Dropout2d(0.3),
+    "dropout of whole images, as if they were channels of a volume": nn.Dropout3d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
     "alpha dropout of channels": nn.FeatureAlphaDropout(0.3),
     "rrelu": nn.RReLU(),
