@@ -202,7 +202,7 @@ class Stages:
         shape = " x ".join(str(n) for n in probes[0].shape)
         advice = (
             "if its images have one size only, pass image_size (--size); if they have another number of channels, "
-            "in_chans (--channels); if it is not called on images alone, call"
+            "pass in_chans (--channels); if it is not called on images alone, pass call"
         )
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
@@ -225,9 +225,10 @@ class Stages:
                     raise
                 failure = error  # a classifier may take one size only, long after the stages
         if names is None:
-            returned = _stages_among(maps_in(output), size, "output")
+            maps = maps_in(output)
+            returned = _stages_among(maps, size, "output")
             if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
-                return partial(ReturnedMaps, call=self._run), returned
+                return self._of_maps(returned, maps, calls) or (partial(ReturnedMaps, call=self._run), returned)
             stage_calls = outermost_stages(calls)
         else:
             stage_calls = _named_calls(self.backbone, calls, names)
@@ -254,18 +255,24 @@ class Stages:
         return any(stride_of(features, size) != stage.stride for features, stage in zip(maps, chosen, strict=True))
 
     def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
-        """Stages by timm's `forward_intermediates`; by its modules where it runs on after the deepest map.
-
-        It does for the last blocks of timm's GhostNet and ReXNet.
-        """
+        """Stages by timm's `forward_intermediates`."""
         with recording(self.backbone, probe.shape[2:]) as calls:
             maps = Intermediates()(self.backbone, probe)
         stages = _stages_among(maps, probe.shape[2:], "forward_intermediates")
-        stages.sort(key=lambda stage: math.prod(stage.stride))
+        return self._of_maps(stages, maps, calls) or (Intermediates, stages)
+
+    def _of_maps(
+        self, stages: list[_Stage], maps: Sequence[Tensor], calls: Sequence[Call]
+    ) -> tuple[_WayOf, list[_Stage]] | None:
+        """Stages that a network hands out, by the modules that make them, if it runs on after the deepest one.
+
+        As the last blocks of timm's GhostNet and ReXNet do, and detectors, which hand out no maps while they train.
+        """
+        stages = sorted(stages, key=lambda stage: math.prod(stage.stride))
         givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
-        if stages and len(givers) == len(stages) and runs_after(givers[-1], calls):
-            return ModuleCalls, _stages_of(givers)
-        return Intermediates, stages
+        if not stages or len(givers) < len(stages) or not runs_after(givers[-1], calls):
+            return None
+        return partial(ModuleCalls, call=self._run), _stages_of(givers)
 
     def first_stage_of_parameters(self) -> dict[str, int]:
         """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
@@ -533,5 +540,6 @@ def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
         raise UsageError(
             f"backbone={type(backbone).__name__} is not a convolutional network: it has self-attention "
             f"({kind} at {attention[0]!r}, {len(attention)} in all). Expected a convnet such as timm's resnet50 or "
-            "convnext_tiny; for transformers, use masked autoencoders made for them (MAE, BEiT)"
+            "convnext_tiny. If convolutions come first, name modules before it in `stages`; for transformers, "
+            "use masked autoencoders made for them (MAE, BEiT)"
         )

@@ -206,6 +206,30 @@ def test_finding_stages_leaves_the_network_as_it_was(build):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class Detector(nn.Module):
+    """Returns the maps that its head saw, though not in training, when it returns what its head made of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = conv(3, 4, 2), conv(4, 8, 2)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor):
+        one = self.one(x)
+        two = self.two(one)
+        predicted = self.head(two).flatten(1)
+        return predicted if self.training else (predicted, [one, two])
+
+
+def test_returned_maps_are_those_of_modules_where_a_head_runs_on():
+    network = Detector()
+    stages = Stages(network)
+    assert stages.names == ["one", "two"]
+    assert stages.untrained == ["head.weight", "head.bias"]
+    assert network.training
+    assert [f.shape[1:] for f in stages(torch.randn(2, 3, 8, 8))] == [(4, 4, 4), (8, 2, 2)]
+
+
 def test_named_stages():
     stages = Stages(torchvision.models.resnet18(), stages=["layer1", "layer3"])
     assert (stages.strides, stages.channels, stages.names) == (((4, 4), (16, 16)), (64, 256), ["layer1", "layer3"])
@@ -234,7 +258,7 @@ def test_named_stages_that_cannot_be(names, message):
 )
 def test_networks_with_attention_are_refused(name):
     network = timm.create_model(name)
-    with pytest.raises(UsageError, match=r"is not a convolutional network: it has self-attention .* resnet50"):
+    with pytest.raises(UsageError, match=r"it has self-attention .* resnet50.* in `stages`"):
         Stages(network)
 
 
