@@ -242,6 +242,12 @@ def test_a_network_that_branches_on_the_size_of_the_run_is_found_out():
         prove(lambda x: [network(x)], network, 3, (64, 64), (8, 8))
 
 
+def test_a_network_for_images_of_one_size_is_told_that_patches_are_of_another():
+    network = Wrapped(lambda x: x.reshape(-1, 8, 8, 8))
+    with pytest.raises(NotExactError, match=r"images of 16x16 pixels: RuntimeError.* Expected .* images of any size"):
+        examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4), images=1)
+
+
 def test_a_network_that_is_wrong_in_training_alone_is_found_out():
     class InTraining(nn.Module):
         def forward(self, x):

@@ -403,10 +403,15 @@ class _Trial:
             raise NotExactError(f"{error}{remark if 'spatial extent' in str(error) else ''}") from None
         except Exception as error:  # whatever a foreign network raises at a size that it does not take
             what = "images" if way.grid is None else "visible patches of images"
+            any_size = (
+                " Expected a network that takes images of any size and number, as patches are."
+                if way.grid is None
+                else ""
+            )
             message = (str(error).strip() or "no reason given").splitlines()[0]
             raise NotExactError(
                 f"{type(self.module).__name__} cannot be run on {what} of {self.size} pixels: "
-                f"{type(error).__name__}: {message}.{remark}"
+                f"{type(error).__name__}: {message}.{any_size}{remark}"
             ) from error
         finally:
             with torch.no_grad():
