@@ -58,9 +58,13 @@ def max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ):
-    """The largest in each window: masked positions are 0, those outside the image nothing."""
+    """The largest in each window: masked positions are 0, those outside the image nothing.
+
+    Where it was, which a decoder may ask for (SegNet), nothing can read among patches.
+    """
     if return_indices:
-        raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
+        pooled = max_pool(func, input, kernel_size, stride, padding, dilation, ceil_mode)
+        return pooled, nowhere(pooled)
     if isinstance(input, PerImage):
         return dense_batch(func, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     if _is_whole_map(input, kernel_size, stride):
@@ -82,10 +86,10 @@ def max_pool(
 
 
 @meaning(*named(" ".join(f"{name}_with_indices" for name in _MAX_POOL.split()), functional))
-def max_pool_with_indices(func, input: GridTensor, *args, return_indices: bool = True, **kwargs):
-    """And where it was, which a decoder may ask for (SegNet), but nothing can read among patches."""
-    pooled = max_pool(getattr(functional, func.__name__.removesuffix("_with_indices")), input, *args, **kwargs)
-    return pooled, nowhere(pooled)
+def max_pool_with_indices(func, input: GridTensor, *args, **kwargs):
+    """What `max_pool2d(..., return_indices=True)` calls."""
+    pool = getattr(functional, func.__name__.removesuffix("_with_indices"))
+    return max_pool(pool, input, *args, **{**kwargs, "return_indices": True})
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))
