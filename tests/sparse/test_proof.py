@@ -248,6 +248,22 @@ def test_a_network_for_images_of_one_size_is_told_that_patches_are_of_another():
         examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4), images=1)
 
 
+class FrozenStem(Wrapped):
+    """Freezes a part of itself each time that it is put into training mode."""
+
+    def train(self, mode=True):
+        self.stem.requires_grad_(False)
+        return super().train(mode)
+
+
+def test_a_network_that_freezes_a_part_for_training_is_proved():
+    network = FrozenStem(nn.ReLU())
+    assert examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4)).exact
+    network.stem.requires_grad_(True)
+    examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4))
+    assert all(p.requires_grad for p in network.parameters()), "it is left as it was"
+
+
 def test_a_network_that_is_wrong_in_training_alone_is_found_out():
     class InTraining(nn.Module):
         def forward(self, x):

@@ -516,13 +516,13 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
     nudges = torch.randn(_NUDGES, generator=generator, dtype=torch.float64) * _NUDGE
     try:
+        module.train(training)  # first of all: it freezes parameters in some networks
         for parameter in parameters:
             repeated = nudges.repeat(-(-parameter.numel() // _NUDGES))[: parameter.numel()]
             parameter.data = parameter.data.double() + repeated.view(parameter.shape).to(parameter.device)
             parameter.requires_grad_(True)
         for buffer in buffers:
             buffer.data = buffer.data.double()
-        module.train(training)
         for owner in [] if dropout else module.modules():
             if isinstance(owner, nn.modules.dropout._DropoutNd) or type(owner).__name__ == "StochasticDepth":
                 owner.eval()
