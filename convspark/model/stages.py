@@ -534,7 +534,8 @@ def has_heads(module: nn.Module) -> bool:
 
 def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
     """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
-    attention = [name for name in names if has_heads(backbone.get_submodule(name))]
+    # Not the whole network: its heads may be those of several tasks, and what has attention inside is found inside.
+    attention = [name for name in names if name and has_heads(backbone.get_submodule(name))]
     if attention:
         kind = type(backbone.get_submodule(attention[0])).__name__
         raise UsageError(

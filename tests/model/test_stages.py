@@ -274,6 +274,12 @@ class EqualConv(nn.Module):
         return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.weight.shape[2] // 2)
 
 
+def test_heads_of_a_whole_network_are_no_attention():
+    network = UNet()
+    network.num_heads = 3
+    assert Stages(network).channels == (8, 16, 16)
+
+
 def test_convolutions_that_are_no_modules_of_torch():
     network = nn.Sequential(EqualConv(3, 8, 3, 2), nn.LeakyReLU(0.2), EqualConv(8, 16, 3, 2), EqualConv(16, 16, 1, 1))
     model = SparK(network, 32, decoder_width=16)
