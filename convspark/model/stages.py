@@ -461,9 +461,13 @@ def _stages_of(calls: Iterable[Call]) -> list[_Stage]:
 
 
 def _is_pyramid(stages: Sequence[_Stage]) -> bool:
-    """Ever coarser maps of different widths, as an encoder returns; not the outputs of deep supervision."""
+    """Ever coarser maps of different widths, as an encoder returns.
+
+    Not the outputs of deep supervision, nor an image beside the code that it was decoded from.
+    """
     strides = [math.prod(stage.stride) for stage in stages]
-    return strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
+    several = sum(stride > 1 for stride in strides) > 1
+    return several and strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
 
 
 def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:

@@ -230,6 +230,24 @@ def test_returned_maps_are_those_of_modules_where_a_head_runs_on():
     assert [f.shape[1:] for f in stages(torch.randn(2, 3, 8, 8))] == [(4, 4, 4), (8, 2, 2)]
 
 
+class VariationalAutoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(conv(3, 4, 2), conv(4, 8, 2))
+        self.mean, self.deviation = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+        self.decoder = nn.ConvTranspose2d(2, 3, 4, 4)
+
+    def forward(self, x: Tensor):
+        code = self.encoder(x)
+        mean, deviation = self.mean(code), self.deviation(code).exp()
+        return self.decoder(mean), mean, deviation
+
+
+def test_an_image_returned_beside_its_code_is_no_pyramid():
+    stages = Stages(VariationalAutoencoder())
+    assert (stages.strides, stages.names) == (((2, 2), (4, 4)), ["encoder.0", "deviation"])
+
+
 def test_named_stages():
     stages = Stages(torchvision.models.resnet18(), stages=["layer1", "layer3"])
     assert (stages.strides, stages.channels, stages.names) == (((4, 4), (16, 16)), (64, 256), ["layer1", "layer3"])
