@@ -257,10 +257,7 @@ def _failed(
     gradients: float = math.nan,
     statistics: float = math.nan,
 ) -> Proof:
-    reason = (
-        f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit} "
-        "A function there may act by the size of its input (coordinates, a pooling over the whole map)."
-    )
+    reason = f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit}"
     return Proof(dense, features, gradients, statistics, False, sensitivity, tolerance, reason)
 
 
@@ -447,7 +444,10 @@ class _Trial:
                 )
         for (name, kind, _, e), (_, _, _, f) in zip(expected, actual, strict=False):
             if e is not None and f is not None and e.shape == f.shape and not _relative(e, f) <= tolerance:
-                return f"The first module to differ is {name} ({kind})."
+                return (
+                    f"The first module to differ is {name} ({kind}). A function there may act by the size of its input "
+                    "(coordinates, a pooling over the whole map)."
+                )
         return "No single module could be made out."
 
     def _outputs(self, way: _Way) -> list[tuple[str, str, Tensor, Tensor | None]]:
