@@ -304,7 +304,7 @@ def test_what_leaves_visible_patches_is_named(make):
 
     network = Wrapped(nn.Identity())
     network.function = Leaves()
-    with pytest.raises(NotExactError, match=r"function \(Leaves\) returned a plain tensor.* module without\. Take stages"):
+    with pytest.raises(NotExactError, match=r"\(Leaves\) returned a plain tensor.* module without\. Take stages"):
         prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
 
 

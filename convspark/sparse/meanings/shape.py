@@ -320,8 +320,10 @@ def _without_ellipsis(x: Tensor, index) -> list:
 
 def _border(x: Tensor, index) -> dict[int, tuple[int, int]]:
     """What slices leave out at both ends of axes of positions, as F.pad takes it; {} where they do something else."""
-    cut = {}
-    for at, part in enumerate(_without_ellipsis(x, index) if isinstance(x, VisiblePatches) else ()):
+    cut: dict[int, tuple[int, int]] = {}
+    if not isinstance(x, VisiblePatches):
+        return cut
+    for at, part in enumerate(_without_ellipsis(x, index)):
         if not isinstance(part, slice) or part.step not in (None, 1):
             return {}
         start, stop = part.start or 0, part.stop or 0
