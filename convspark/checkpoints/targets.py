@@ -166,7 +166,7 @@ def export_onnx(network: nn.Module, file: str | os.PathLike[str], size: tuple[in
         import onnxscript  # noqa: F401  what torch's exporter is built on
     except ImportError as error:
         raise UsageError(f"--to onnx needs {error.name}: pip install 'convspark[onnx]'") from None
-    network = network.cpu().eval()
+    network.cpu().eval()
     images = _images(network, size)
     path = Path(file)
     with written_whole(path) as temporary, torch.no_grad():

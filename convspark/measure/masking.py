@@ -144,7 +144,8 @@ def _check_pictures(stages: Stages) -> None:
 def _in_double(stages: Stages) -> Stages:
     _check_pictures(stages)
     twin = copy.copy(stages)
-    twin.backbone = copied(stages.backbone).cpu().double().eval()
+    twin.backbone = copied(stages.backbone).cpu().double()
+    twin.backbone.eval()
     return twin
 
 

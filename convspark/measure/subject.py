@@ -134,7 +134,8 @@ def _origin(
 
 
 def _of_origin(origin: Origin, size: int | str | None, seed: int) -> Subject:
-    network = origin.build(seed).eval()
+    network = origin.build(seed)
+    network.eval()
     if origin.is_random:
         awaken(network)
     sides = origin.sides(size)

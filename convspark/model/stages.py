@@ -132,7 +132,7 @@ class Stages:
             patch_sides = None if patch_size is None else sides_of(patch_size, self.dims, "patch_size")
             self.in_chans = probe.shape[1]
             self.probe_size = tuple(probe.shape[2:])
-            decoded = self._confirmed(_decodable(candidates, backbone, patch_sides, levels), way, probe)
+            decoded = _decodable(candidates, backbone, patch_sides, levels)
             self.strides = tuple(stage.stride for stage in decoded)
             self.patch_size = patch_sides or self.strides[-1]
             self.channels = tuple(stage.channels for stage in decoded)
@@ -174,10 +174,14 @@ class Stages:
         """Find the stages at the first size at which the backbone runs; to its end, if there is such a size."""
         failure: Exception | None = None
         nothing: tuple[Tensor, _WayOf, list[_Stage]] | None = None
+        by_chance = False
         for to_the_end, probe in itertools.product((True, False), probes):
             try:
                 with torch.no_grad():
                     way, stages = self._find(probe, names, to_the_end)
+                    if self._by_chance(stages, way, probe):
+                        by_chance = True
+                        continue
                 if any(math.prod(stage.stride) > 1 for stage in stages):
                     return probe, way, stages
                 nothing = (probe, way, stages)  # its strides do not divide this size
@@ -186,10 +190,20 @@ class Stages:
             except Exception as error:  # whatever a foreign network raises at a size that it does not take
                 failure = failure or error
         _refuse_attention(self.backbone, [name for name, _ in self.backbone.named_modules()])
+        if by_chance:
+            raise UsageError(
+                f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions "
+                "or poolings without padding), so that a patch has no cells of its own. Expected a network whose "
+                "convolutions are padded; or name modules in `stages` before that point; or, if it is for images of "
+                "one size only, pass image_size (--size)"
+            )
         if nothing is not None:
             return nothing
         shape = " x ".join(str(n) for n in probes[0].shape)
-        advice = "if its images have another number of channels, pass in_chans (--channels)"
+        advice = (
+            "if its images have one size only, pass image_size (--size); if they have another number of channels, "
+            "pass in_chans (--channels); if it is not called on images alone, pass call"
+        )
         raise UsageError(
             f"backbone={type(self.backbone).__name__} cannot be run on an image of shape {shape}: "
             f"{type(failure).__name__}: {failure}. Expected a convolutional network that takes images of any "
@@ -211,9 +225,10 @@ class Stages:
                     raise
                 failure = error  # a classifier may take one size only, long after the stages
         if names is None:
-            returned = _stages_among(maps_in(output), size, "output")
+            maps = maps_in(output)
+            returned = _stages_among(maps, size, "output")
             if returned and (hasattr(self.backbone, "feature_info") or _is_pyramid(returned)):
-                return partial(ReturnedMaps, call=self._run), returned
+                return self._of_maps(returned, maps, calls) or (partial(ReturnedMaps, call=self._run), returned)
             stage_calls = outermost_stages(calls)
         else:
             stage_calls = _named_calls(self.backbone, calls, names)
@@ -221,41 +236,43 @@ class Stages:
             raise failure
         return partial(ModuleCalls, call=self._run), _stages_of(stage_calls)
 
-    def _confirmed(self, stages: list[_Stage], way: _WayOf, probe: Tensor) -> list[_Stage]:
-        """The stages, if their unusual strides hold at a second size too, one cell larger.
+    def _by_chance(self, stages: Sequence[_Stage], way: _WayOf, probe: Tensor) -> bool:
+        """Whether unusual strides are those of this one size: without padding, or where a side is rounded up.
 
-        Without padding, a map may by chance be a whole fraction of one image.
+        8 cells of 240 pixels look like a stride of 30; of 480 pixels, stride 32 makes 15.
         """
-        unusual = [s for s in stages if len(set(s.stride)) > 1 or not math.log2(s.stride[0]).is_integer()]
-        if not unusual:
-            return stages
-        size = [side + step for side, step in zip(probe.shape[2:], stages[-1].stride, strict=True)]
+        chain = decodable([stage.stride for stage in stages])
+        chosen = [stage for stage in stages if stage.stride in chain]
+        if all(len(set(s.stride)) == 1 and _is_power_of_two(s.stride[0]) for s in chosen):
+            return False
+        deepest = chain[-1]
+        steps = [step if _is_power_of_two(step) else n for n, step in zip(probe.shape[2:], deepest, strict=True)]
+        size = [side + step for side, step in zip(probe.shape[2:], steps, strict=True)]
         try:
-            with torch.no_grad():
-                maps = way(tuple(s.key for s in stages))(self.backbone, probe.new_zeros(*probe.shape[:2], *size))
+            maps = way(tuple(stage.key for stage in chosen))(self.backbone, probe.new_zeros(*probe.shape[:2], *size))
         except Exception:  # it takes one size only
-            return stages
-        if all(stride_of(features, size) == stage.stride for features, stage in zip(maps, stages, strict=True)):
-            return stages
-        raise UsageError(
-            f"backbone={type(self.backbone).__name__}: its maps are no whole fraction of the image's (convolutions or "
-            "poolings without padding), so that a patch has no cells of its own. Expected a network whose "
-            "convolutions are padded; or name modules in `stages` before that point"
-        )
+            return False
+        return any(stride_of(features, size) != stage.stride for features, stage in zip(maps, chosen, strict=True))
 
     def _announced(self, probe: Tensor) -> tuple[_WayOf, list[_Stage]]:
-        """Stages by timm's `forward_intermediates`; by its modules where it runs on after the deepest map.
-
-        It does for the last blocks of timm's GhostNet and ReXNet.
-        """
+        """Stages by timm's `forward_intermediates`."""
         with recording(self.backbone, probe.shape[2:]) as calls:
             maps = Intermediates()(self.backbone, probe)
         stages = _stages_among(maps, probe.shape[2:], "forward_intermediates")
-        stages.sort(key=lambda stage: math.prod(stage.stride))
+        return self._of_maps(stages, maps, calls) or (Intermediates, stages)
+
+    def _of_maps(
+        self, stages: list[_Stage], maps: Sequence[Tensor], calls: Sequence[Call]
+    ) -> tuple[_WayOf, list[_Stage]] | None:
+        """Stages that a network hands out, by the modules that make them, if it runs on after the deepest one.
+
+        As the last blocks of timm's GhostNet and ReXNet do, and detectors, which hand out no maps while they train.
+        """
+        stages = sorted(stages, key=lambda stage: math.prod(stage.stride))
         givers = [giver for stage in stages if (giver := call_giving(maps[stage.key], calls))]
-        if stages and len(givers) == len(stages) and runs_after(givers[-1], calls):
-            return ModuleCalls, _stages_of(givers)
-        return Intermediates, stages
+        if not stages or len(givers) < len(stages) or not runs_after(givers[-1], calls):
+            return None
+        return partial(ModuleCalls, call=self._run), _stages_of(givers)
 
     def first_stage_of_parameters(self) -> dict[str, int]:
         """Of each parameter on the way to the deepest stage, the first stage (from 0) that depends on it."""
@@ -304,6 +321,10 @@ class Stages:
                 f"forward and backward pass fail: {error}"
             ) from error
         return names
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
 
 
 def _prefixes(name: str) -> list[str]:
@@ -383,10 +404,13 @@ def _check_parts(backbone: nn.Module) -> None:
 
 
 def _mostly_ran(calls: Sequence[Call], backbone: nn.Module) -> bool:
-    """Whether a run that failed in the end, in a classifier for one size, had come past most of the convolutions."""
+    """Whether a run that failed in the end, in a classifier for one size, had come past most of the convolutions.
+
+    Past most of their number: a classifier may be a convolution itself, with most of the weights.
+    """
     finished = {call.point[0] for call in all_calls(calls) if call.output is not None}
-    convs = {n: m.weight.numel() for n, m in backbone.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    return sum(size for name, size in convs.items() if name in finished) > sum(convs.values()) / 2
+    convs = {name for name, module in backbone.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+    return len(convs & finished) > len(convs) / 2
 
 
 def image_channels(network: nn.Module, size: Sequence[int]) -> int:
@@ -437,9 +461,13 @@ def _stages_of(calls: Iterable[Call]) -> list[_Stage]:
 
 
 def _is_pyramid(stages: Sequence[_Stage]) -> bool:
-    """Ever coarser maps of different widths, as an encoder returns; not the outputs of deep supervision."""
+    """Ever coarser maps of different widths, as an encoder returns.
+
+    Not the outputs of deep supervision, nor an image beside the code that it was decoded from.
+    """
     strides = [math.prod(stage.stride) for stage in stages]
-    return strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
+    several = sum(stride > 1 for stride in strides) > 1
+    return several and strides == sorted(strides) and len({stage.channels for stage in stages}) > 1
 
 
 def _named_calls(backbone: nn.Module, calls: Sequence[Call], names: Sequence[str]) -> list[Call]:
@@ -510,11 +538,13 @@ def has_heads(module: nn.Module) -> bool:
 
 def _refuse_attention(backbone: nn.Module, names: Iterable[str]) -> None:
     """Masked patches cannot be left out of self-attention by a convnet's rules; heads give it away."""
-    attention = [name for name in names if has_heads(backbone.get_submodule(name))]
+    # Not the whole network: its heads may be those of several tasks, and what has attention inside is found inside.
+    attention = [name for name in names if name and has_heads(backbone.get_submodule(name))]
     if attention:
         kind = type(backbone.get_submodule(attention[0])).__name__
         raise UsageError(
             f"backbone={type(backbone).__name__} is not a convolutional network: it has self-attention "
             f"({kind} at {attention[0]!r}, {len(attention)} in all). Expected a convnet such as timm's resnet50 or "
-            "convnext_tiny; for transformers, use masked autoencoders made for them (MAE, BEiT)"
+            "convnext_tiny. If convolutions come first, name modules before it in `stages`; for transformers, "
+            "use masked autoencoders made for them (MAE, BEiT)"
         )

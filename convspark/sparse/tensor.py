@@ -140,11 +140,12 @@ class Padding:
         steps: in order.
     """
 
-    def __init__(self, core: VisiblePatches, steps: list[PaddingStep]):
-        traced = torch.compiler.is_compiling()
-        self._copied = traced or core.is_inference()  # whose changes in place nobody counts
-        self.core = as_patches(core.clone(), core.grid, core.axes) if self._copied else core
-        self._version = 0 if self._copied else core._version
+    def __init__(self, core: VisiblePatches, steps: list[PaddingStep], view: bool = False):
+        """`view`: a part of the core, as a slice takes it, which has no values of before a change of the core."""
+        copied = torch.compiler.is_compiling() or (core.is_inference() and not view)
+        self.core = as_patches(core.clone(), core.grid, core.axes) if copied else core
+        self._version = None if copied or core.is_inference() else core._version  # nobody counts their changes
+        self._view = view
         self.steps = steps
 
     @property
@@ -168,19 +169,21 @@ class Padding:
             "the tensor is padded, or a pooling made it smaller, and only a convolution, a pooling or another pad can "
             "follow"
         )
-        if not self._copied:  # the core is copied before it is changed in place, as long as this tensor is in use
+        if self._version is not None and not self._view:  # the core is copied before a change, while this is in use
             core.padded = [*(ref for ref in core.padded or () if ref() is not None), weakref.ref(padded)]
         return padded
 
     def unchanged(self) -> VisiblePatches:
         """The core as it was when the padding was announced."""
-        if not self._copied and self.core._version != self._version:
-            raise Refusal("what F.pad padded was changed in place afterwards, through a view of it; pad a clone")
+        if self._version is not None and self.core._version != self._version:
+            raise Refusal(
+                "what F.pad padded, or a slice cut, was changed in place afterwards, through a view of it; take a clone"
+            )
         return self.core
 
     def keep_core(self) -> None:
         self.core = as_patches(self.core.clone(), self.core.grid, self.core.axes)
-        self._version, self._copied = 0, True
+        self._version = None
 
 
 def as_patches(values: Tensor, grid: PatchGrid, layout: Layout | None = None) -> VisiblePatches:

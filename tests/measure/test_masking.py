@@ -45,9 +45,17 @@ class Ones(nn.Module):
         return self.layers(x)
 
 
-def test_the_pattern_spreads_as_far_as_kernels_reach():
+class Silent(Ones):
+    """Its `train` returns nothing, as in some libraries."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+
+
+@pytest.mark.parametrize("build", [Ones, Silent])
+def test_the_pattern_spreads_as_far_as_kernels_reach(build):
     images = torch.rand(2, 3, 32, 32) + 0.1
-    layers = mask_pattern(Stages(Ones(), image_size=32), images, PatchGrid(VISIBLE))
+    layers = mask_pattern(Stages(build(), image_size=32), images, PatchGrid(VISIBLE))
     assert [layer.name for layer in layers] == [f"layers.{i}" for i in (0, 1, 3, 4, 5)]  # 1x1 looks at nothing around
     mask = VISIBLE.numpy().repeat(8, 1).repeat(8, 2)
     expected = []

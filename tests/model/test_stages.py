@@ -66,6 +66,18 @@ class FixedSize(nn.Module):
         return self.fc(x.flatten(1))
 
 
+class ConvolutionalClassifier(nn.Module):
+    """For images of 224 pixels, though larger ones pass; most of its weights are after its pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Conv2d(i, o, 3, 2, 1) for i, o in [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]))
+        self.head = nn.Sequential(nn.AvgPool2d(7, 1), nn.Conv2d(6, 999, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)).flatten(1)
+
+
 @pytest.mark.parametrize(
     ("build", "strides", "channels"),
     [
@@ -80,6 +92,7 @@ class FixedSize(nn.Module):
         (lambda: Wrapped(timm.create_model("convnext_atto")), (4, 8, 16, 32), (40, 80, 160, 320)),
         (UNet, (2, 4, 8), (8, 16, 16)),
         (FixedSize, (2, 4), (4, 8)),
+        (ConvolutionalClassifier, (4, 8, 16, 32), (3, 4, 5, 6)),  # 240 pixels make 8 cells, as with a stride of 30
     ],
 )
 def test_strides_and_channels(build, strides, channels):
@@ -193,6 +206,48 @@ def test_finding_stages_leaves_the_network_as_it_was(build):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class Detector(nn.Module):
+    """Returns the maps that its head saw, though not in training, when it returns what its head made of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = conv(3, 4, 2), conv(4, 8, 2)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor):
+        one = self.one(x)
+        two = self.two(one)
+        predicted = self.head(two).flatten(1)
+        return predicted if self.training else (predicted, [one, two])
+
+
+def test_returned_maps_are_those_of_modules_where_a_head_runs_on():
+    network = Detector()
+    stages = Stages(network)
+    assert stages.names == ["one", "two"]
+    assert stages.untrained == ["head.weight", "head.bias"]
+    assert network.training
+    assert [f.shape[1:] for f in stages(torch.randn(2, 3, 8, 8))] == [(4, 4, 4), (8, 2, 2)]
+
+
+class VariationalAutoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(conv(3, 4, 2), conv(4, 8, 2))
+        self.mean, self.deviation = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
+        self.decoder = nn.ConvTranspose2d(2, 3, 4, 4)
+
+    def forward(self, x: Tensor):
+        code = self.encoder(x)
+        mean, deviation = self.mean(code), self.deviation(code).exp()
+        return self.decoder(mean), mean, deviation
+
+
+def test_an_image_returned_beside_its_code_is_no_pyramid():
+    stages = Stages(VariationalAutoencoder())
+    assert (stages.strides, stages.names) == (((2, 2), (4, 4)), ["encoder.0", "deviation"])
+
+
 def test_named_stages():
     stages = Stages(torchvision.models.resnet18(), stages=["layer1", "layer3"])
     assert (stages.strides, stages.channels, stages.names) == (((4, 4), (16, 16)), (64, 256), ["layer1", "layer3"])
@@ -221,7 +276,7 @@ def test_named_stages_that_cannot_be(names, message):
 )
 def test_networks_with_attention_are_refused(name):
     network = timm.create_model(name)
-    with pytest.raises(UsageError, match=r"is not a convolutional network: it has self-attention .* resnet50"):
+    with pytest.raises(UsageError, match=r"it has self-attention .* resnet50.* in `stages`"):
         Stages(network)
 
 
@@ -235,6 +290,12 @@ class EqualConv(nn.Module):
 
     def forward(self, x):
         return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.weight.shape[2] // 2)
+
+
+def test_heads_of_a_whole_network_are_no_attention():
+    network = UNet()
+    network.num_heads = 3
+    assert Stages(network).channels == (8, 16, 16)
 
 
 def test_convolutions_that_are_no_modules_of_torch():
@@ -261,7 +322,10 @@ class Overwritten(nn.Module):
             nn.Sequential(nn.Conv2d(3, 4, 11, 11)),
             "has no stages: .* pass an image size that is a multiple of its stride",
         ),
-        (nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)), "cannot be run on an image of shape 1 x 3 x 128"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Linear(5, 5)),
+            "cannot be run on an image .* 1 x 3 x 128.* image_size",
+        ),
         (nn.Sequential(nn.LazyConv2d(4, 2, 2)), "0.weight of a lazy layer .* Call the network once on an image"),
         (nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.Flatten(), nn.LazyLinear(3)), "2.weight of a lazy layer"),
         (nn.Sequential(nn.Conv2d(3, 4, 2, 2), Overwritten()), "on a whole image, .* fail: .* inplace"),

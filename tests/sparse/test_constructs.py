@@ -328,6 +328,9 @@ PADDED = {
     "channels and positions together": lambda x, conv: F.conv2d(
         F.pad(x, (1, 1, 1, 1, 1, 0)), torch.ones(2, 9, 3, 3).double()
     ),
+    "a map without its first rows and columns": lambda x, conv: F.avg_pool2d(x[:, :, 1:, 1:], 1, 2),
+    "a map without its border": lambda x, conv: conv(F.pad(x[..., 1:-1, 2:-1], (3, 3, 2, 2), value=1.0)[..., :-1]),
+    "a border cut off what was padded": lambda x, conv: F.avg_pool2d(F.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:], 1, 2),
     "a pool that goes on after a circular pad": lambda x, conv: F.avg_pool2d(
         F.pad(x, (1, 0, 1, 0), mode="circular"), 2, 1
     ),
@@ -358,10 +361,26 @@ def test_a_pad_that_crops_before_a_padded_convolution_does_not_see_what_was_cut(
     torch.testing.assert_close(scatter(conv(F.pad(gather(x, EVERYTHING), (-1, 1, -1, 1)))), expected)
 
 
-def test_a_view_that_was_changed_after_the_pad_is_refused():
+@pytest.mark.parametrize("part", [slice(1, 0), slice(1, 3), slice(-3, None), slice(0, 3)])
+def test_parts_of_a_map_that_are_no_crop_are_refused(part):
     x = gather(images(), EVERYTHING)
-    padded = F.pad(x, (1, 1, 1, 1))
-    x[:, :2].mul_(2)
+    with pytest.raises(NotExactError, match="takes a part of the patches or positions"):
+        x[:, :, 1:, part]
+
+
+@pytest.mark.parametrize(
+    ("window", "change"),
+    [
+        (lambda x: F.pad(x, (1, 1, 1, 1)), lambda x: x[:, :2].mul_(2)),
+        (lambda x: F.pad(x[..., 1:, 1:], (2, 1, 2, 1)), lambda x: x[:, :2].mul_(2)),
+        (lambda x: F.pad(x, (1, 2, 1, 2))[..., :-1, :-1], lambda x: x[:, :2].mul_(2)),
+        (lambda x: x[..., 1:, 1:], lambda x: x.relu_()),  # a view of a dense tensor, which shows the change
+    ],
+)
+def test_a_view_that_was_changed_after_the_pad_is_refused(window, change):
+    x = gather(images(), EVERYTHING)
+    padded = window(x)
+    change(x)
     with pytest.raises(NotExactError, match="changed in place afterwards"):
         F.max_pool2d(padded, 3, 1)
 

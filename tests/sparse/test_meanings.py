@@ -292,6 +292,7 @@ MIDDLES = {
     "blur": lambda: lambda x: F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), _blur(x), groups=4, stride=2),
     "same padding": lambda: lambda x: F.conv2d(F.pad(x, (0, 1, 0, 1)), _blur(x), groups=4, stride=2),
     "pooling": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+    "pooling that says where": lambda: lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[0],
     "unpadded pooling, blur": lambda: (
         lambda x: F.conv2d(F.pad(F.max_pool2d(x, 2, 1), (1, 2, 1, 2), mode="reflect"), _blur(x), groups=4, stride=2)
     ),

@@ -79,6 +79,7 @@ EXACT = {
     "a view of a norm as channels of one image": nn.Sequential(nn.BatchNorm2d(8), Joined()),
     "hand-written gradient": lambda x: Swish.apply(x),
     "dropout of channels": nn.Dropout2d(0.3),
+    "dropout of whole images, as if they were channels of a volume": nn.Dropout3d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
 }
 
@@ -241,6 +242,28 @@ def test_a_network_that_branches_on_the_size_of_the_run_is_found_out():
         prove(lambda x: [network(x)], network, 3, (64, 64), (8, 8))
 
 
+def test_a_network_for_images_of_one_size_is_told_that_patches_are_of_another():
+    network = Wrapped(lambda x: x.reshape(-1, 8, 8, 8))
+    with pytest.raises(NotExactError, match=r"images of 16x16 pixels: RuntimeError.* Expected .* images of any size"):
+        examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4), images=1)
+
+
+class FrozenStem(Wrapped):
+    """Freezes a part of itself each time that it is put into training mode."""
+
+    def train(self, mode=True):
+        self.stem.requires_grad_(False)
+        return super().train(mode)
+
+
+def test_a_network_that_freezes_a_part_for_training_is_proved():
+    network = FrozenStem(nn.ReLU())
+    assert examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4)).exact
+    network.stem.requires_grad_(True)
+    examine(lambda x: [network(x)], network, 3, (16, 16), (4, 4))
+    assert all(p.requires_grad for p in network.parameters()), "it is left as it was"
+
+
 def test_a_network_that_is_wrong_in_training_alone_is_found_out():
     class InTraining(nn.Module):
         def forward(self, x):
@@ -281,7 +304,7 @@ def test_what_leaves_visible_patches_is_named(make):
 
     network = Wrapped(nn.Identity())
     network.function = Leaves()
-    with pytest.raises(NotExactError, match=r"module function \(Leaves\) returned a plain tensor"):
+    with pytest.raises(NotExactError, match=r"\(Leaves\) returned a plain tensor.* module without\. Take stages"):
         prove(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
 
 
@@ -342,6 +365,7 @@ RANDOM = {
     "dropout": nn.Dropout(0.3),
     "dropout in place": nn.Sequential(nn.Identity(), nn.Dropout(0.3, inplace=True)),
     "dropout of channels": nn.Dropout2d(0.3),
+    "dropout of whole images, as if they were channels of a volume": nn.Dropout3d(0.3),
     "alpha dropout": nn.AlphaDropout(0.3),
     "alpha dropout of channels": nn.FeatureAlphaDropout(0.3),
     "rrelu": nn.RReLU(),

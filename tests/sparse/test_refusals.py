@@ -104,9 +104,14 @@ REFUSED = {
     "mean after pad": (lambda x: F.pad(x, (1, 1, 1, 1)).mean((2, 3)), "mean", "padded"),
     "conv of conv weights": (lambda x: F.conv2d(x, x[:, :, :1]), "__getitem__|conv2d", ""),
     "indices of a pool": (
-        lambda x: F.max_pool2d(x, 2, return_indices=True),
-        "max_pool2d_with_indices",
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        "max_unpool2d",
         "no known meaning",
+    ),
+    "indices of a pool, read": (
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[1] + 1,
+        "add",
+        "not known among visible patches",
     ),
     "transposed conv whose taps lie apart": (
         nn.ConvTranspose2d(4, 4, 2, 2, dilation=2),

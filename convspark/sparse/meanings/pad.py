@@ -33,7 +33,7 @@ def pad(func, input: GridTensor, pad: Sequence[int], mode: str = "constant", val
             raise Refusal("it pads channels of a tensor that is padded already: pad them first, or together")
         x = _padded_channels(x, channels, mode, value)
     positions = {axis: pair for axis, pair in of_axis.items() if axis not in channels}
-    return _announce(x, positions, mode, float(value or 0.0)) if positions else x
+    return announce(x, positions, mode, float(value or 0.0)) if positions else x
 
 
 def _padded_channels(
@@ -49,10 +49,13 @@ def _padded_channels(
     return padded
 
 
-def _announce(x: VisiblePatches, pads: dict[int, tuple[int, int]], mode: str, value: float) -> VisiblePatches:
+def announce(
+    x: VisiblePatches, pads: dict[int, tuple[int, int]], mode: str = "constant", value: float = 0.0, view: bool = False
+) -> VisiblePatches:
+    """With `pads` positions around each axis; `view`: a map without its border, as slices take it."""
     core = x if x.pending is None else x.pending.core
     with_patches_first(core)  # refuses what no convolution can take
     if 0 in pads:
         raise Refusal("it pads patches")
     step = PaddingStep(tuple(pads.get(axis, (0, 0)) for axis in range(2, x.dim())), mode, value)
-    return (Padding(core, [step]) if x.pending is None else x.pending.followed_by(step)).announced()
+    return (Padding(core, [step], view) if x.pending is None else x.pending.followed_by(step)).announced()

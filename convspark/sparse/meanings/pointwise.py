@@ -156,7 +156,10 @@ def glu(func, input, dim=-1):
 
 @meaning(functional.dropout1d, functional.dropout2d, functional.dropout3d)
 def dropout_of_channels(func, input, p=0.5, training=True, inplace=False):
-    """Whole channels of an image, drawn once an image as in the dense network."""
+    """Whole channels of an image, drawn once an image as in the dense network.
+
+    dropout3d of maps (B, C, H, W) drops whole images: it takes them for the channels of one volume.
+    """
     return _drop_channels(func, input, p, training, inplace)
 
 
@@ -183,7 +186,8 @@ def _drop_channels(func, input, p, training, inplace, dropped=0.0):
         return dense_batch(func, x, p, training, inplace)
     if not lay.is_canonical(x.axes):
         raise Refusal("its axes are not (patches, channels, *positions)")
-    keep = x.new_empty(x.grid.batch_size, x.shape[1], *[1] * (x.dim() - 2)).bernoulli_(1 - p)
+    channels = 1 if func is functional.dropout3d and x.dim() == 4 else x.shape[1]
+    keep = x.new_empty(x.grid.batch_size, channels, *[1] * (x.dim() - 2)).bernoulli_(1 - p)
     keep = repeat_per_patch(keep, x.grid)
     if p == 1:
         out = x * 0

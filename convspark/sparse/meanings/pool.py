@@ -27,7 +27,7 @@ from ..tensor import (
 from .neighbourhood import Pads, Source, source_of
 from .operands import WHOLE_MAP, dense_batch, named, per_axis
 from .pad import pad
-from .reduce import over_image, per_image, reduced_kind, wide
+from .reduce import nowhere, over_image, per_image, reduced_kind, wide
 
 _MAX_POOL, _AVERAGE_POOL = "max_pool1d max_pool2d max_pool3d", "avg_pool1d avg_pool2d avg_pool3d"
 _DIMS = {
@@ -58,9 +58,13 @@ def max_pool(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ):
-    """The largest in each window: masked positions are 0, those outside the image nothing."""
+    """The largest in each window: masked positions are 0, those outside the image nothing.
+
+    Where it was, which a decoder may ask for (SegNet), nothing can read among patches.
+    """
     if return_indices:
-        raise Refusal("positions within a map mean nothing among patches (return_indices=True)")
+        pooled = max_pool(func, input, kernel_size, stride, padding, dilation, ceil_mode)
+        return pooled, nowhere(pooled)
     if isinstance(input, PerImage):
         return dense_batch(func, input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
     if _is_whole_map(input, kernel_size, stride):
@@ -79,6 +83,13 @@ def max_pool(
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
     pooled = offered(registered().max_pools, source.values, source.grid, plan, source.outside)
     return source.patches(func(source.window(plan), kernel, strides, 0, dilations) if pooled is None else pooled)
+
+
+@meaning(*named(" ".join(f"{name}_with_indices" for name in _MAX_POOL.split()), functional))
+def max_pool_with_indices(func, input: GridTensor, *args, **kwargs):
+    """What `max_pool2d(..., return_indices=True)` calls."""
+    pool = getattr(functional, func.__name__.removesuffix("_with_indices"))
+    return max_pool(pool, input, *args, **{**kwargs, "return_indices": True})
 
 
 @meaning(*named(_AVERAGE_POOL, torch, functional))

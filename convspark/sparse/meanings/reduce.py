@@ -229,11 +229,11 @@ def max_or_min(func, input, dim: Any = None, keepdim: bool = False, *, other: An
     x = unpadded(input, partially=True)
     if dim is None or not lay.is_plain(x.axes[dim]):
         values = _reduce(x, dim, keepdim, None, f"a{func.__name__}")
-        return values if dim is None else getattr(torch.return_types, func.__name__)((values, _nowhere(values)))
+        return values if dim is None else getattr(torch.return_types, func.__name__)((values, nowhere(values)))
     return along(x, dim, lambda x, at: func(x, at, keepdim))
 
 
-def _nowhere(values: Any) -> GridTensor:
+def nowhere(values: Any) -> GridTensor:
     """In place of the positions of these values, which the dense network would number otherwise."""
     if not isinstance(values, GridTensor):
         raise Refusal(

@@ -38,6 +38,7 @@ from .operands import (
     unpadded,
     with_rows_of,
 )
+from .pad import announce
 
 
 @meaning(*named("reshape", torch, Tensor), Tensor.view)
@@ -255,7 +256,9 @@ def select(func, input, dim, index):
 
 @meaning(Tensor.__getitem__)
 def getitem(func, input, index):
-    """Slices; channels also by a number, a list or a vector of numbers."""
+    """Slices; channels also by a number, a list or a vector of numbers; a map without its border as F.pad crops it."""
+    if border := _border(input, index):
+        return announce(input if input.pending is not None else unpadded(input), border, view=True)
     x = of_patches(input)
     parts, layout = _indexed(x, index)
     return as_same_kind(x[parts], x, layout)
@@ -280,11 +283,7 @@ def setitem(func, input, index, value):
 
 def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
     """An index without ellipsis, and the axes of what it takes."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if any(part is Ellipsis for part in parts):
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        indexed = sum(part is not None for part in parts) - 1
-        parts[at : at + 1] = [slice(None)] * (x.dim() - indexed)
+    parts = _without_ellipsis(x, index)
     axes: list[lay.Axis] = []
     at = vectors = 0
     for part in parts:
@@ -308,6 +307,33 @@ def _indexed(x: GridTensor, index) -> tuple[tuple, lay.Layout]:
     if vectors > 1 or (vectors and any(isinstance(part, int) for part in parts)):
         raise Refusal("it indexes several axes at once")
     return tuple(parts), (*axes, *x.axes[at:])
+
+
+def _without_ellipsis(x: Tensor, index) -> list:
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        indexed = sum(part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (x.dim() - indexed)
+    return parts
+
+
+def _border(x: Tensor, index) -> dict[int, tuple[int, int]]:
+    """What slices leave out at both ends of axes of positions, as F.pad takes it; {} where they do something else."""
+    cut: dict[int, tuple[int, int]] = {}
+    if not isinstance(x, VisiblePatches):
+        return cut
+    for at, part in enumerate(_without_ellipsis(x, index)):
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            return {}
+        start, stop = part.start or 0, part.stop or 0
+        if start == 0 and part.stop is None:
+            continue
+        of_positions = at < x.dim() and any(lay.is_spatial(role) for role, _ in x.axes[at])
+        if not of_positions or start < 0 or stop > 0 or part.stop == 0:
+            return {}
+        cut[at] = (-start, stop)
+    return cut
 
 
 def _is_vector(part) -> bool:

@@ -442,7 +442,8 @@ _RULES: dict[str, Function] = {
         _write: "__setitem__",
         _pad: "pad",
         _count: "numel nelement",
-        _pool: "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d",
+        _pool: """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
+            max_pool2d_with_indices max_pool3d_with_indices""",
         _around: """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d interpolate upsample
             lp_pool2d fold""",
         _unfold: "unfold",

@@ -257,10 +257,7 @@ def _failed(
     gradients: float = math.nan,
     statistics: float = math.nan,
 ) -> Proof:
-    reason = (
-        f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit} "
-        "A function there may act by the size of its input (coordinates, a pooling over the whole map)."
-    )
+    reason = f"{truth} gives other {what} (relative deviation {deviation:.2g}, tolerated {tolerance:.0e}). {culprit}"
     return Proof(dense, features, gradients, statistics, False, sensitivity, tolerance, reason)
 
 
@@ -403,10 +400,15 @@ class _Trial:
             raise NotExactError(f"{error}{remark if 'spatial extent' in str(error) else ''}") from None
         except Exception as error:  # whatever a foreign network raises at a size that it does not take
             what = "images" if way.grid is None else "visible patches of images"
+            any_size = (
+                " Expected a network that takes images of any size and number, as patches are."
+                if way.grid is None
+                else ""
+            )
             message = (str(error).strip() or "no reason given").splitlines()[0]
             raise NotExactError(
                 f"{type(self.module).__name__} cannot be run on {what} of {self.size} pixels: "
-                f"{type(error).__name__}: {message}.{remark}"
+                f"{type(error).__name__}: {message}.{any_size}{remark}"
             ) from error
         finally:
             with torch.no_grad():
@@ -442,7 +444,10 @@ class _Trial:
                 )
         for (name, kind, _, e), (_, _, _, f) in zip(expected, actual, strict=False):
             if e is not None and f is not None and e.shape == f.shape and not _relative(e, f) <= tolerance:
-                return f"The first module to differ is {name} ({kind})."
+                return (
+                    f"The first module to differ is {name} ({kind}). A function there may act by the size of its input "
+                    "(coordinates, a pooling over the whole map)."
+                )
         return "No single module could be made out."
 
     def _outputs(self, way: _Way) -> list[tuple[str, str, Tensor, Tensor | None]]:
@@ -511,13 +516,13 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
     # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
     nudges = torch.randn(_NUDGES, generator=generator, dtype=torch.float64) * _NUDGE
     try:
+        module.train(training)  # first of all: it freezes parameters in some networks
         for parameter in parameters:
             repeated = nudges.repeat(-(-parameter.numel() // _NUDGES))[: parameter.numel()]
             parameter.data = parameter.data.double() + repeated.view(parameter.shape).to(parameter.device)
             parameter.requires_grad_(True)
         for buffer in buffers:
             buffer.data = buffer.data.double()
-        module.train(training)
         for owner in [] if dropout else module.modules():
             if isinstance(owner, nn.modules.dropout._DropoutNd) or type(owner).__name__ == "StochasticDepth":
                 owner.eval()

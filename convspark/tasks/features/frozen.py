@@ -29,7 +29,8 @@ def frozen_features(
         loader: batches of images (B, C, H, W), or of these and labels.
         tick: called with the number of pictures done.
     """
-    return deepest_features(Stages(backbone.to(device).eval()), loader, device, means, tick)
+    backbone.to(device).eval()  # what this returns is nothing in some libraries' networks
+    return deepest_features(Stages(backbone), loader, device, means, tick)
 
 
 def means(features: Tensor) -> Tensor:
