@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -175,13 +176,18 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
 
 
 def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """Renamed by timm's function for other code's files of this network, if more names fit then."""
+    """Renamed by timm's function for other code's files of this network, if more names fit then.
+
+    That function knows names as they are, without the prefix that all of them may have (`module.`, of several GPUs).
+    """
     rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if rename is None:
         return state
     own_names = {_flat(name) for name in backbone.state_dict()}
+    levels = zip(*(name.split(".")[:-1] for name in state), strict=False)
+    shared = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
     try:
-        renamed = rename(dict(state), backbone)
+        renamed = rename({name.removeprefix(shared): tensor for name, tensor in state.items()}, backbone)
     except Exception:  # whatever it raises where names are not those that it expects
         return state
     before, after = (sum(_flat(name) in own_names for name in names) for names in (state, renamed))

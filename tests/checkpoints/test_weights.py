@@ -214,9 +214,11 @@ def official_convnext_v2():
     return network, state
 
 
-def test_names_that_timm_knows_are_changed_by_timm(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module.", "student.backbone."])
+def test_names_that_timm_knows_are_changed_by_timm(tmp_path, prefix):
     """Those of the official ConvNeXt-V2, whose GRNs have other shapes as well."""
     network, state = official_convnext_v2()
+    state = {prefix + name: tensor for name, tensor in state.items()}
     torch.save({"model": state, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     target = timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=0, use_grn=True)
     assert not load_backbone_weights(target, tmp_path / "w.pth").missing
