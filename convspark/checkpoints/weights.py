@@ -108,7 +108,7 @@ def load_backbone_weights(backbone: nn.Module, source: str | os.PathLike[str], p
         UsageError: nothing there, a file that holds no weights, no tensor that fits, one of another shape, or too few.
     """
     path, prefix = split_prefix(source)
-    report = load_state(backbone, read_state(path, backbone), str(source), prefix)
+    report = load_state(backbone, read_state(path, backbone, prefix), str(source), prefix)
     if not partial:
         report.check_whole()
     logger.log(logging.INFO if report.warning is None else logging.WARNING, "%s", report.warning or report)
@@ -252,13 +252,18 @@ def _beginnings(state: Mapping[str, Tensor]) -> list[str]:
     return first if 1 < len(first) < len(state) else list(state)
 
 
-def read_state(source: str | os.PathLike[str], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict that `source` holds for a network like `backbone`; see `load_backbone_weights`."""
+def read_state(source: str | os.PathLike[str], backbone: nn.Module, prefix: str | None = None) -> Mapping[str, Tensor]:
+    """The state dict that `source` holds for a network like `backbone`; see `load_backbone_weights`.
+
+    Args:
+        prefix: of the names that are wanted. Where it is a level of the file (`ema`), the names are those of the level,
+            with it in front.
+    """
     path = Path(source)
     if path.is_dir():
         path = _file_in(path)
     if path.is_file():
-        return _read_file(path, backbone)
+        return _read_file(path, backbone, prefix)
     return _read_timm(str(source), backbone)
 
 
@@ -321,7 +326,7 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
+def _read_file(path: Path, backbone: nn.Module, prefix: str | None) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -330,7 +335,10 @@ def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise UsageError(f"{path} is not a safetensors file, or is damaged ({error})") from None
-    state = _tensors(read_checkpoint(path), path)
+    content, level = read_checkpoint(path), (prefix or "").rstrip(".")
+    if isinstance(content, Mapping) and isinstance(content.get(level), Mapping):
+        return {f"{level}.{name}": tensor for name, tensor in _tensors(content[level], path).items()}
+    state = _tensors(content, path)
     if any(name.startswith("sparse_encoder.") for name in state):
         from .paper import backbone_state_dict
 
@@ -348,6 +356,10 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} or tensors
         others = [(name, level) for name, level in content.items() if isinstance(level, Mapping)]
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        twins = [name for name, level in others if content and level is not content and level.keys() == content.keys()]
+        if twins:
+            message = "%s also holds %s, other weights of the same network: FILE:%s takes them"
+            logger.info(message, path, twins[0], twins[0])
         if content is None and not tensors:  # levels of other names, such as student and teacher: prefixes
             tensors = {f"{name}.{n}": t for name, level in others for n, t in level.items() if isinstance(t, Tensor)}
     if tensors:
