@@ -20,6 +20,7 @@ from ..checkpoints.weights import load_backbone_weights
 from ..data import Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..measure.choices import Choices
+from ..model.masks import KINDS
 from ..model.spark import SparK
 from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
@@ -180,7 +181,7 @@ class Plan:
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
         masks = "" if s.masks == "random" else f", drawn by {s.masks}"
-        visibility = f"{visible} of {patches} visible" if not s.masks.endswith(".npy") else f"{patches} a picture"
+        visibility = f"{visible} of {patches} visible" if s.masks in KINDS else f"{patches} a picture"
         ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
