@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from convspark import SparK
+from convspark.checkpoints.origin import find_weights
 from convspark.data import list_pictures
 from convspark.files import written_whole
 from convspark.model.networks import copied
@@ -271,7 +272,7 @@ class _Views(Dataset):
 def _begin(name: str, budget: Budget, seed: int) -> tuple[Method, DataLoader]:
     """A method with the first weights that the seed gives everyone, and its batches."""
     torch.manual_seed(seed)
-    encoder = vit(budget.size) if METHODS[name] is MAE else timm.create_model(budget.model, num_classes=0)
+    encoder = vit(budget.size) if METHODS[name] is MAE else find_weights(f"random:{budget.model}").build(seed)
     method = METHODS[name](encoder, budget.size).train()
     data = _Views(budget.data / "train", method.views(budget.size))
     workers, batch_size = default_workers(choose_device()), budget.pretrain.get("batch_size", BATCH)

@@ -8,6 +8,9 @@ from torchvision.transforms import v2
 
 from benchmarks import rivals
 from benchmarks.arms import Budget
+from convspark.pretraining import plan
+from convspark.pretraining.settings import PretrainSettings
+from convspark.seeds import Use, counted_seed
 from tests.labelled_pictures import write_pictures
 
 
@@ -53,6 +56,13 @@ def test_a_rival_that_was_stopped_goes_on(budget, tmp_path, monkeypatch):
     weights, _ = rivals.pretrain("plain", 2, 1.0, budget, 0, tmp_path / "out")
     assert Plain.steps == [step / 6 for step in range(6)]  # 12 pictures by 4, twice; no step is taken again
     assert [str(path) for path in (tmp_path / "out").iterdir()] == [weights]
+
+
+def test_a_seed_gives_a_rival_the_first_weights_that_it_gives_spark(budget):
+    rival = rivals._begin("plain", budget, 5)[0].encoder.state_dict()
+    torch.manual_seed(counted_seed(5, Use.INITIAL_WEIGHTS))
+    sparks = plan._backbone(PretrainSettings("images", model="test_resnet")).state_dict()
+    assert rival.keys() == sparks.keys() and all(torch.equal(rival[name], sparks[name]) for name in sparks)
 
 
 def test_rates_grow_with_the_batch(budget, tmp_path, monkeypatch):
