@@ -185,7 +185,6 @@ class Plan:
         ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
-        accumulated = f" in {n.accumulate} passes" if n.accumulate > 1 else ""
         crops = f", {s.crops_per_image} crops of each" if s.crops_per_image > 1 else ""
         turn = self.images.in_turn
         turns = "" if turn is None else f" in the first of {turn.groups} epochs that show all {len(turn.shards)} files"
@@ -196,7 +195,7 @@ class Plan:
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
             f"{visibility}{masks}",
-            f"training  {n.in_words}{accumulated}, {many(n.warmup_steps, 'step')} of warm-up",
+            f"training  {n.in_words}, {many(n.warmup_steps, 'step')} of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
             f"to {s.final_weight_decay:g}",
             f"device    {describe_device(self.device)}, {describe_precision(self.precision, self.device)}, "
