@@ -7,8 +7,8 @@
 
 Each rival gets as many epochs as take as long as SparK's `--pretrain-epochs`, by the costs measured before; pictures
 are read and augmented within that time. Their settings are those of their papers, or of lightly's examples for
-convnets, with rates for batches of 64; `--rate X` multiplies a rival's rate. All are
-fine-tuned by `convspark finetune`.
+convnets, with rates for batches of 64, which grow with the batch; `--rate X` multiplies a rival's rate. All are
+fine-tuned by `convspark finetune`. A rival that is stopped goes on from its last minute.
 """
 
 import itertools
@@ -28,11 +28,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from convspark import SparK
+from convspark.checkpoints.origin import find_weights
 from convspark.data import list_pictures
+from convspark.files import written_whole
 from convspark.model.networks import copied
 from convspark.runs.device import choose_device, choose_precision, default_workers
 from convspark.runs.images import find_images, train_dataset
 from convspark.runs.numbers import normalisation
+from convspark.seeds import Use, counted_seed
 
 from . import records
 from .arms import RANDOM, Arm, Budget, arguments, budget_of, report, run_all
@@ -44,6 +47,7 @@ SPARK = "SparK"
 BATCH = 64
 VIT_PATCH = 16
 _WARM, _STEPS, _ROUNDS = 2, 3, 5
+_BETWEEN_CHECKPOINTS = 60.0  # seconds: the most work that a stop costs
 
 
 def main() -> None:
@@ -84,6 +88,9 @@ class Method(nn.Module):
 
     rate: float
     """Learning rate at a batch of 64."""
+
+    grows = 1.0
+    """Power of the batch's size by which the rate grows: in proportion, as these methods' papers have it."""
 
     def __init__(self, encoder: nn.Module, size: int) -> None:
         super().__init__()
@@ -187,6 +194,7 @@ class MAE(Method):
     """He et al., arXiv 2111.06377, on a transformer about as large as the convnet."""
 
     rate = 6e-4
+    grows = 0.5  # AdamW at small batches
     ratio = 0.75
 
     def __init__(self, encoder: nn.Module, size: int) -> None:
@@ -264,7 +272,7 @@ class _Views(Dataset):
 def _begin(name: str, budget: Budget, seed: int) -> tuple[Method, DataLoader]:
     """A method with the first weights that the seed gives everyone, and its batches."""
     torch.manual_seed(seed)
-    encoder = vit(budget.size) if METHODS[name] is MAE else timm.create_model(budget.model, num_classes=0)
+    encoder = vit(budget.size) if METHODS[name] is MAE else find_weights(f"random:{budget.model}").build(seed)
     method = METHODS[name](encoder, budget.size).train()
     data = _Views(budget.data / "train", method.views(budget.size))
     workers, batch_size = default_workers(choose_device()), budget.pretrain.get("batch_size", BATCH)
@@ -272,6 +280,8 @@ def _begin(name: str, budget: Budget, seed: int) -> tuple[Method, DataLoader]:
 
 
 def _forever(batches: DataLoader) -> Iterator[list[Tensor]]:
+    if not len(batches):  # there would be no end
+        raise SystemExit(f"too few pictures to pre-train on: expected {batches.batch_size} or more, for a batch")
     return itertools.chain.from_iterable(itertools.repeat(batches))
 
 
@@ -283,7 +293,9 @@ def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, fol
     if file.is_file():
         return str(file), settings
     method, batches = _begin(name, budget, seed)
-    optimizer, steps = method.optimizer(method.rate * rate), epochs * len(batches)
+    rate *= method.rate * ((batches.batch_size or BATCH) / BATCH) ** method.grows
+    device = choose_device()
+    optimizer, steps = method.to(device).optimizer(rate), epochs * len(batches)
     warm = max(1, steps // 10)
 
     def shape(step: int) -> float:
@@ -291,10 +303,17 @@ def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, fol
         return (step + 1) / warm if step < warm else float(0.5 * (1 + torch.cos(falling)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
-    device = choose_device()
     precision = choose_precision("auto", device)
-    method.to(device)
-    for step, views in enumerate(itertools.islice(_forever(batches), steps)):
+    parts = {"method": method, "optimizer": optimizer, "schedule": schedule}
+    kept, first, written = folder / "last.pt", 0, time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    if kept.is_file():
+        states = torch.load(kept, map_location=device, weights_only=True)
+        first = states.pop("step")
+        for part, state in states.items():
+            parts[part].load_state_dict(state)
+        torch.manual_seed(counted_seed(seed, Use.STEP, first))  # or the pictures would come as in the first steps
+    for step, views in enumerate(itertools.islice(_forever(batches), steps - first), first):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = method.loss([view.to(device) for view in views], step / steps)
         optimizer.zero_grad()
@@ -303,9 +322,14 @@ def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, fol
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"{name} seed {seed} step {step}/{steps} loss {float(loss):.4f}", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+            print(f"{name} seed {seed} step {step}/{steps} loss {float(loss.detach()):.4f}", flush=True)
+        if time.monotonic() - written > _BETWEEN_CHECKPOINTS:
+            states = {part: one.state_dict() for part, one in parts.items()}
+            with written_whole(kept) as temporary:
+                torch.save({**states, "step": step + 1}, temporary)
+            written = time.monotonic()
     save_file({k: v.contiguous().cpu() for k, v in method.encoder.state_dict().items()}, file)
+    kept.unlink(missing_ok=True)
     return str(file), settings
 
 
@@ -319,6 +343,8 @@ def measure_costs(budget: Budget, names: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         for _ in range(_STEPS):
             next(steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds[name].append((time.perf_counter() - began) / _STEPS / BATCH)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -107,7 +108,7 @@ def load_backbone_weights(backbone: nn.Module, source: str | os.PathLike[str], p
         UsageError: nothing there, a file that holds no weights, no tensor that fits, one of another shape, or too few.
     """
     path, prefix = split_prefix(source)
-    report = load_state(backbone, read_state(path, backbone), str(source), prefix)
+    report = load_state(backbone, read_state(path, backbone, prefix), str(source), prefix)
     if not partial:
         report.check_whole()
     logger.log(logging.INFO if report.warning is None else logging.WARNING, "%s", report.warning or report)
@@ -175,13 +176,18 @@ def load_state(backbone: nn.Module, state: Mapping[str, Tensor], source: str, pr
 
 
 def _renamed_by_timm(state: Mapping[str, Tensor], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """Renamed by timm's function for other code's files of this network, if more names fit then."""
+    """Renamed by timm's function for other code's files of this network, if more names fit then.
+
+    That function knows names as they are, without the prefix that all of them may have (`module.`, of several GPUs).
+    """
     rename = getattr(sys.modules.get(type(backbone).__module__), "checkpoint_filter_fn", None)
     if rename is None:
         return state
     own_names = {_flat(name) for name in backbone.state_dict()}
+    levels = zip(*(name.split(".")[:-1] for name in state), strict=False)
+    shared = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
     try:
-        renamed = rename(dict(state), backbone)
+        renamed = rename({name.removeprefix(shared): tensor for name, tensor in state.items()}, backbone)
     except Exception:  # whatever it raises where names are not those that it expects
         return state
     before, after = (sum(_flat(name) in own_names for name in names) for names in (state, renamed))
@@ -246,13 +252,18 @@ def _beginnings(state: Mapping[str, Tensor]) -> list[str]:
     return first if 1 < len(first) < len(state) else list(state)
 
 
-def read_state(source: str | os.PathLike[str], backbone: nn.Module) -> Mapping[str, Tensor]:
-    """The state dict that `source` holds for a network like `backbone`; see `load_backbone_weights`."""
+def read_state(source: str | os.PathLike[str], backbone: nn.Module, prefix: str | None = None) -> Mapping[str, Tensor]:
+    """The state dict that `source` holds for a network like `backbone`; see `load_backbone_weights`.
+
+    Args:
+        prefix: of the names that are wanted. Where it is a level of the file (`ema`), the names are those of the level,
+            with it in front.
+    """
     path = Path(source)
     if path.is_dir():
         path = _file_in(path)
     if path.is_file():
-        return _read_file(path, backbone)
+        return _read_file(path, backbone, prefix)
     return _read_timm(str(source), backbone)
 
 
@@ -315,7 +326,7 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
+def _read_file(path: Path, backbone: nn.Module, prefix: str | None) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -324,7 +335,10 @@ def _read_file(path: Path, backbone: nn.Module) -> Mapping[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise UsageError(f"{path} is not a safetensors file, or is damaged ({error})") from None
-    state = _tensors(read_checkpoint(path), path)
+    content, level = read_checkpoint(path), (prefix or "").rstrip(".")
+    if isinstance(content, Mapping) and isinstance(content.get(level), Mapping):
+        return {f"{level}.{name}": tensor for name, tensor in _tensors(content[level], path).items()}
+    state = _tensors(content, path)
     if any(name.startswith("sparse_encoder.") for name in state):
         from .paper import backbone_state_dict
 
@@ -342,6 +356,10 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)} or tensors
         others = [(name, level) for name, level in content.items() if isinstance(level, Mapping)]
         content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        twins = [name for name, level in others if content and level is not content and level.keys() == content.keys()]
+        if twins:
+            message = "%s also holds %s, other weights of the same network: FILE:%s takes them"
+            logger.info(message, path, twins[0], twins[0])
         if content is None and not tensors:  # levels of other names, such as student and teacher: prefixes
             tensors = {f"{name}.{n}": t for name, level in others for n, t in level.items() if isinstance(t, Tensor)}
     if tensors:

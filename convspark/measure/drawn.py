@@ -83,6 +83,10 @@ class Maker:
         generator = torch.Generator().manual_seed(counted_seed(self.seed, Use.HELD_OUT_MASK))
         return PatchGrid.random(len(self.images), self.grid_shape(), mask_ratio, generator)
 
+    def masked_share(self, mask_ratio: float) -> float:
+        """The share of the patches that `grid` masks: as near to the ratio as whole patches come."""
+        return 1 - float(self.grid(mask_ratio).visible.double().mean())
+
     def usual_ratios(self) -> list[float]:
         """Those of the usual ratios that leave some patches visible and some masked."""
         patches = int(np.prod(self.grid_shape()))
@@ -95,7 +99,9 @@ class Maker:
             raise UsageError(f"{self.subject.name} has no layer whose maps could be looked at")
         dense, visible = [layer.dense for layer in layers], [layer.visible for layer in layers]
         shares = [float(maps.mean()) for maps in dense]
-        full = next((layers[at].name for at, share in enumerate(shares) if share == 1), None)
+        # A shortcut may pool a map that is not full yet, after a layer whose map is: full is what stays so.
+        partly = max((at for at, share in enumerate(shares) if share < 1), default=-1)
+        full = layers[partly + 1].name if partly + 1 < len(layers) else None
         caption = (
             f"How the mask pattern vanishes in {self.subject.name}. A position is filled if its features tell anything "
             "of the visible pixels, that is, differ from those of a picture masked as a whole. In the dense network, "
@@ -174,17 +180,21 @@ class Maker:
     def reconstructions(self, ratios: Sequence[float]) -> tuple[Drawn, Figure]:
         """What the model makes of pictures masked more and more."""
         columns, errors = list[Column](), list[float]()
+        masked_by = [self.masked_share(ratio) for ratio in ratios]
         for number, ratio in enumerate(ratios):
             original, masked, painted, error = self._reconstructed(self._whole(), ratio)
             columns += [] if number else [Column("original", original)]
-            columns += [Column(f"{_percent(ratio)} masked", masked), Column("reconstructed", painted)]
+            columns += [
+                Column(f"{_percent(masked_by[number])} masked", masked),
+                Column("reconstructed", painted),
+            ]
             errors.append(error)
         caption = (
-            f"Pictures masked by {', '.join(map(_percent, ratios))}, and what {self.subject.name} reconstructs. Masked "
-            f"patches are {self._painted()}; visible ones are copied. The mean squared error of {self._error()}, is "
-            f"{', '.join(f'{error:.2f}' for error in errors)}."
+            f"Pictures masked by {', '.join(map(_percent, masked_by))}, and what {self.subject.name} reconstructs. "
+            f"Masked patches are {self._painted()}; visible ones are copied. The mean squared error of "
+            f"{self._error()}, is {', '.join(f'{error:.2f}' for error in errors)}."
         )
-        numbers = {"ratios": list(ratios), "loss": errors}
+        numbers = {"ratios": list(ratios), "masked": masked_by, "loss": errors}
         figure = draw_pictures(columns, self.names)
         return Drawn("reconstructions", caption, "the figure of reconstruction examples", numbers), figure
 
@@ -197,7 +207,8 @@ class Maker:
                 continue
             original, masked, painted, error = self._reconstructed(whole, self.mask_ratio)
             if not columns:
-                columns = [Column("original", original), Column(f"{_percent(self.mask_ratio)} masked", masked)]
+                share = _percent(self.masked_share(self.mask_ratio))
+                columns = [Column("original", original), Column(f"{share} masked", masked)]
             epochs.append(whole.epoch + 1)
             errors.append(error)
             columns.append(Column(f"epoch {epochs[-1]}", painted))

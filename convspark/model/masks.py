@@ -38,8 +38,8 @@ def masks_named(name: str) -> Masks:
     Raises:
         UsageError: none of these, or a file or a function that cannot be used.
     """
-    if name in _KINDS:
-        return _KINDS[name]
+    if name in KINDS:
+        return KINDS[name]
     if name.endswith(".npy"):
         return _MasksOfFunction(masks_of(name), name)
     if ":" in name:
@@ -152,4 +152,5 @@ class _MasksOfFunction:
         return PatchGrid.from_cells(cells, batch_size, shape, per_image)
 
 
-_KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _MasksOfFunction(blocks, "blocks", same=True)}
+KINDS: dict[str, Masks] = {"random": PatchGrid.random, "blocks": _MasksOfFunction(blocks, "blocks", same=True)}
+"""Ways by which as many patches of each image are visible as the mask ratio says."""

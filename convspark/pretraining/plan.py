@@ -20,6 +20,7 @@ from ..checkpoints.weights import load_backbone_weights
 from ..data import Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..measure.choices import Choices
+from ..model.masks import KINDS
 from ..model.spark import SparK
 from ..model.stages import Stages
 from ..model.strides import as_setting, as_text
@@ -180,11 +181,10 @@ class Plan:
         patches = side[0] * side[1]
         visible = round(patches * (1 - self.model.mask_ratio))
         masks = "" if s.masks == "random" else f", drawn by {s.masks}"
-        visibility = f"{visible} of {patches} visible" if not s.masks.endswith(".npy") else f"{patches} a picture"
+        visibility = f"{visible} of {patches} visible" if s.masks in KINDS else f"{patches} a picture"
         ablated = [f"{name} {getattr(s, name)}" for name in ABLATIONS if getattr(s, name) != ABLATIONS[name]]
         parameters = sum(p.numel() for p in self.model.parameters())
         backbone = sum(p.numel() for p in self.model.backbone.parameters())
-        accumulated = f" in {n.accumulate} passes" if n.accumulate > 1 else ""
         crops = f", {s.crops_per_image} crops of each" if s.crops_per_image > 1 else ""
         turn = self.images.in_turn
         turns = "" if turn is None else f" in the first of {turn.groups} epochs that show all {len(turn.shards)} files"
@@ -195,7 +195,7 @@ class Plan:
             f"{len(self.images.bad)} unreadable",
             f"size      {self.size[0]}x{self.size[1]} pixels, patches of {as_text(self.model.patch_size)}: "
             f"{visibility}{masks}",
-            f"training  {n.in_words}{accumulated}, {many(n.warmup_steps, 'step')} of warm-up",
+            f"training  {n.in_words}, {many(n.warmup_steps, 'step')} of warm-up",
             f"optimiser {s.optimizer}, learning rate {self.learning_rate:.3g}, weight decay {s.weight_decay:g} "
             f"to {s.final_weight_decay:g}",
             f"device    {describe_device(self.device)}, {describe_precision(self.precision, self.device)}, "

@@ -40,8 +40,9 @@ class Numbers:
 
     @property
     def in_words(self) -> str:
-        """For a log: `30 epochs of 25 steps, batch 4`."""
-        return f"{many(self.epochs, 'epoch')} of {many(self.steps_per_epoch, 'step')}, batch {self.batch_size}"
+        """For a log: `30 epochs of 25 steps, batch 4`, and where a batch is divided, ` in 2 passes`."""
+        passes = f" in {self.accumulate} passes" if self.accumulate > 1 else ""
+        return f"{many(self.epochs, 'epoch')} of {many(self.steps_per_epoch, 'step')}, batch {self.batch_size}{passes}"
 
     @property
     def images_a_pass(self) -> int:

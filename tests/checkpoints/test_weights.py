@@ -176,6 +176,19 @@ def test_levels_of_any_name_are_prefixes(source, tmp_path):
         load_backbone_weights(resnet(), tmp_path / "two.pth")
 
 
+def test_averaged_weights_beside_the_raw_ones_are_told_and_can_be_chosen(source, tmp_path, caplog):
+    """As the paper's fine-tuning keeps them, and those of others, as `model_ema`."""
+    average = {name: value + 1 for name, value in source.state_dict().items()}
+    file = tmp_path / "resnet50_1kfinetuned_best_ema.pth"
+    torch.save({"module": source.state_dict(), "ema": average, "optimizer": {"state": {}}, "epoch": 3}, file)
+    with caplog.at_level("INFO"):
+        for part, expected in (("", source.state_dict()), (":module", source.state_dict()), (":ema", average)):
+            target = resnet()
+            assert not load_backbone_weights(target, f"{file}{part}").missing
+            assert all(torch.equal(value, expected[name]) for name, value in target.state_dict().items()), part
+    assert caplog.text.count("also holds ema, other weights of the same network: FILE:ema takes them") == 1
+
+
 def test_a_part_of_a_file_by_its_prefix(source, tmp_path):
     other = resnet()
     state = {f"student.{n}": t for n, t in source.state_dict().items()}
@@ -214,9 +227,11 @@ def official_convnext_v2():
     return network, state
 
 
-def test_names_that_timm_knows_are_changed_by_timm(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module.", "student.backbone."])
+def test_names_that_timm_knows_are_changed_by_timm(tmp_path, prefix):
     """Those of the official ConvNeXt-V2, whose GRNs have other shapes as well."""
     network, state = official_convnext_v2()
+    state = {prefix + name: tensor for name, tensor in state.items()}
     torch.save({"model": state, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
     target = timm.models.ConvNeXt(depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=0, use_grn=True)
     assert not load_backbone_weights(target, tmp_path / "w.pth").missing

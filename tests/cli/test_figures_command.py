@@ -1,6 +1,7 @@
 """`convspark figures`: of names, runs, the paper's files and modules."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from convspark import SparK, figures
 from convspark.checkpoints.whole import load_whole
 from convspark.cli.main import main
 from convspark.data import few_pictures
+from convspark.measure import drawn
 from convspark.measure.drawn import Maker
+from convspark.measure.masking import Layer
 from convspark.measure.subject import find_subject
 from convspark.pretraining.module import counted_grid
 from convspark.seeds import Use
@@ -89,6 +92,32 @@ def test_masks_are_nested(kept, folder):
     assert few.sum() < more.sum() and not (few & ~more).any()
     assert maker.usual_ratios() == [0.3, 0.6, 0.9]
     assert Maker(subject, torch.zeros(1, 3, 32, 64), ["a"], 0.5, 0, None).usual_ratios() == [0.3, 0.6]
+
+
+def test_titles_and_captions_tell_what_is_masked(kept):
+    subject = find_subject(str(kept))
+    maker = Maker(subject, torch.randn(1, 3, 64, 64), ["a"], 0.6, 0, None)
+    described, figure = maker.reconstructions([0.3, 0.6])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "original",
+        "25 % masked",
+        "reconstructed",
+        "50 % masked",
+        "reconstructed",
+    ]  # 1 and 2 of 4 patches
+    assert described.caption.startswith("Pictures masked by 25 %, 50 %,")
+    assert described.numbers["masked"] == [0.25, 0.5]
+
+
+def test_a_layer_from_which_on_all_is_filled_has_no_emptier_one_after_it(monkeypatch):
+    """As in a ResNet-18-D, whose shortcut pools the map before a block after the block's convolutions are full."""
+    shares = [2, 4, 3, 4, 4]  # of 4 patches
+    layers = [Layer(f"layer{n}", np.arange(4).reshape(1, 2, 2) < n, np.ones((1, 2, 2), bool)) for n in shares]
+    layers = [replace(layer, name="abcde"[place]) for place, layer in enumerate(layers)]
+    monkeypatch.setattr(drawn, "mask_pattern", lambda *_: layers)
+    maker = Maker(find_subject("test_resnet", size=64), torch.zeros(1, 3, 64, 64), ["a"], 0.5, 0, None)
+    assert "all of them from d on" in maker.pattern()[0].caption
 
 
 @pytest.mark.slow

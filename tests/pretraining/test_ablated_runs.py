@@ -1,5 +1,7 @@
 """Runs with a part of the method taken away: trained, kept in the config, gone on with, drawn, used as weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -46,6 +48,9 @@ def test_masks_of_a_file_and_of_a_function(pictures, small, tmp_path, monkeypatc
         "    return seen[:, :, None].expand(images, *shape)\n"
     )
     pretrain(str(pictures), out="of-function", masks="my_masks:rows", **small | {"epochs": 1})
+    for run in ("of-file", "of-function"):  # which may show other shares than the mask ratio
+        log = Path(run, "log.txt").read_text()
+        assert "4 a picture, drawn by" in log and "of 4 visible" not in log
     # The masks belong to the run, wherever it goes on and whatever becomes of their file.
     np.save("left.npy", np.array([[[1, 1], [0, 1]]]))
     (tmp_path / "elsewhere").mkdir()

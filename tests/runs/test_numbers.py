@@ -32,6 +32,11 @@ def test_chooses_a_batch_that_fits_and_divides():
     assert of_run.count(10, None, 1, 0, accumulate=4).batch_size == 8
 
 
+def test_in_words_they_say_how_a_batch_is_divided():
+    assert of_run.count(48, 12, 2, 0).in_words == "2 epochs of 4 steps, batch 12"
+    assert of_run.count(48, 12, 2, 0, device_batch_size=5).in_words == "2 epochs of 4 steps, batch 12 in 3 passes"
+
+
 @pytest.mark.parametrize(("images", "processes", "batch"), [(5, 1, 4), (63, 1, 62), (64, 1, 64), (100, 3, 60)])
 def test_a_batch_that_is_mixed_in_pairs_is_even_in_each_process(images, processes, batch):
     chosen = of_run.count(images, None, 1, None, None, processes, in_pairs=True).batch_size

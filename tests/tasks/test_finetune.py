@@ -159,6 +159,20 @@ def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file() and result.epochs == 2
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_a_network_that_was_built_without_a_pool_classifies_pictures(name):
+    network = timm.create_model(name, num_classes=0, global_pool="")
+    logits = classify.with_classifier(network, 3, seed=0).eval()(torch.zeros(2, 3, 64, 64))
+    like = timm.create_model(name, num_classes=3).eval()
+    like.load_state_dict(network.state_dict())
+    assert torch.equal(logits, like(torch.zeros(2, 3, 64, 64)))
+
+
+def test_the_pool_of_a_network_stays():
+    network = timm.create_model("test_resnet", num_classes=0, global_pool="max")
+    assert classify.with_classifier(network, 3, seed=0).global_pool.pool_type == "max"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_accumulated_steps_and_both_optimisers_train(pictures, tmp_path, optimizer):
     options = {"optimizer": optimizer, "accumulate": 4, "mixup": 0.0, "cutmix": 0.0, "epochs": 3}  # three in a pass

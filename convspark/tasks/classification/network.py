@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -52,7 +53,10 @@ def with_classifier(network: nn.Module, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if hasattr(network, "reset_classifier"):
-            network.reset_classifier(classes)  # type: ignore[operator]
+            pools = [module for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
+            # One built without a pool, as backbones often are (global_pool=""), would classify each position.
+            pool = "avg" if any(one.is_identity() for one in pools) else None
+            network.reset_classifier(classes, pool)  # type: ignore[operator]
             return network
         return Headed(network, classes)
 
