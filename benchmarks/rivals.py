@@ -1,7 +1,7 @@
 """SparK beside other ways of pre-training, on the same pictures for the same time; theirs by the library lightly.
 
     pip install lightly
-    python -m benchmarks.rivals DATA --costs                 # seconds an image of each, side by side
+    python -m benchmarks.rivals DATA --costs                 # seconds an image of each, side by side, and memory
     python -m benchmarks.rivals DATA [--pretrain-epochs 30] [--seeds 3] [--fractions 0.1 1] [--arms NAME …]
     python -m benchmarks.rivals --report
 
@@ -31,6 +31,7 @@ from convspark import SparK
 from convspark.checkpoints.origin import find_weights
 from convspark.data import list_pictures
 from convspark.files import written_whole
+from convspark.measure.timing import peak_memory
 from convspark.model.networks import copied
 from convspark.runs.device import choose_device, choose_precision, default_workers
 from convspark.runs.images import find_images, train_dataset
@@ -61,7 +62,7 @@ def main() -> None:
         return
     budget = budget_of(options)
     names = [name for name in (*METHODS, SPARK) if not options.arms or name in options.arms or name == SPARK]
-    cost = records.find(COSTS, _cost_key(budget) | {"processor": records.where()["processor"]})
+    cost = records.find(COSTS, _cost_key(budget))
     if options.costs or cost is None or not {*names} <= cost["seconds"].keys():
         cost = measure_costs(budget, names)
     if options.costs:
@@ -80,7 +81,8 @@ def _arm(name: str, rate: float) -> str:
 
 
 def _cost_key(budget: Budget) -> dict[str, Any]:
-    return {"data": budget.name, "model": budget.model, "size": budget.size}
+    of_device = {"device": choose_device().type, "processor": records.where()["processor"]}
+    return {"data": budget.name, "model": budget.model, "size": budget.size, **of_device}
 
 
 class Method(nn.Module):
@@ -334,7 +336,8 @@ def pretrain(name: str, epochs: int, rate: float, budget: Budget, seed: int, fol
 
 
 def measure_costs(budget: Budget, names: list[str]) -> dict[str, Any]:
-    """Seconds an image of a step, pictures read in the same process, of all methods in turn; medians of rounds."""
+    """Of all methods, seconds an image of a step, pictures read in the same process, in turn, medians of rounds; and
+    the most bytes that a step holds beyond weights and optimiser."""
     device = choose_device()
     precision = choose_precision("auto", device)
     runs = {name: _steps(name, budget, device, precision) for name in names}
@@ -347,9 +350,11 @@ def measure_costs(budget: Budget, names: list[str]) -> dict[str, Any]:
             torch.cuda.synchronize()
         seconds[name].append((time.perf_counter() - began) / _STEPS / BATCH)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    peaks = {name: peak_memory(partial(next, steps), device) for name, steps in runs.items()}
     for name, median in medians.items():
-        print(f"{name:20} {1 / median:7.1f} images/s, {median / medians[SPARK]:.2f} of SparK's time")
-    return records.append(COSTS, _cost_key(budget) | {"seconds": medians, "precision": precision})
+        times = f"{median / medians[SPARK]:.2f} of SparK's time, {peaks[name] / peaks[SPARK]:.2f} of its memory"
+        print(f"{name:20} {1 / median:7.1f} images/s, {times}")
+    return records.append(COSTS, _cost_key(budget) | {"seconds": medians, "peak_bytes": peaks, "precision": precision})
 
 
 def _steps(name: str, budget: Budget, device: torch.device, precision: str) -> Iterator[None]:
@@ -390,9 +395,16 @@ def costs_and_gains() -> str:
     """What each costs, and what it gives."""
     parts = []
     for line in records.read(COSTS):
-        spark = line["seconds"][SPARK]
-        rows = [f"| {name} | {1 / s:.0f} | {s / spark:.2f} |" for name, s in line["seconds"].items()]
-        parts.append("\n".join(["| | images/s | time of an image, SparK's = 1 |", "|---|---|---|", *rows]))
+        seconds, peaks = line["seconds"], line.get("peak_bytes", {})  # older lines have no memory
+        rows = [
+            f"| {line['model']}, {line['size']} px, {line['processor']} | images/s | time of an image, SparK's = 1 "
+            "| memory of a step, SparK's = 1 |",
+            "|---|---|---|---|",
+        ]
+        for name, s in seconds.items():
+            memory = f"{peaks[name] / peaks[SPARK]:.2f}" if peaks else ""
+            rows.append(f"| {name} | {1 / s:.0f} | {s / seconds[SPARK]:.2f} | {memory} |")
+        parts.append("\n".join(rows))
     return "\n\n".join([*parts, report(records.read(RESULTS), None, SPARK)])
 
 

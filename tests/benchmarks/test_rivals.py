@@ -1,5 +1,6 @@
 """Rivals go on where they were stopped; a tiny one stands for those of a library that need not be installed."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -76,3 +77,15 @@ def test_too_few_pictures_for_a_batch_are_told(budget, tmp_path):
     budget.pretrain["batch_size"] = 64
     with pytest.raises(SystemExit, match="too few pictures to pre-train on: expected 64 or more"):
         rivals.pretrain("plain", 1, 1.0, budget, 0, tmp_path / "out")
+
+
+def test_costs_are_seconds_and_memory_of_each(budget, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "COSTS", tmp_path / "costs.jsonl")
+    monkeypatch.setattr(rivals, "RESULTS", tmp_path / "gains.jsonl")
+    monkeypatch.setattr(rivals, "BATCH", 4)
+    cost = rivals.measure_costs(replace(budget, size=64, pretrain={}), ["plain", rivals.SPARK])
+    views = 4 * 3 * 32 * 32 * 4  # bytes: a batch of pictures as they are
+    assert all(seconds > 0 for seconds in cost["seconds"].values())
+    assert views < cost["peak_bytes"]["plain"] < cost["peak_bytes"][rivals.SPARK]  # that has larger images, a decoder
+    table = rivals.costs_and_gains().splitlines()
+    assert "test_resnet, 64 px" in table[0] and table[3].startswith(f"| {rivals.SPARK} | ")
