@@ -477,6 +477,16 @@ def test_stochastic_depth_by_rows_drops_whole_images(form):
     assert abs(kept - 0.75) < 0.03
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+def test_a_pooling_that_says_where_of_signals_and_volumes(dims):
+    class Largest(nn.Module):
+        def forward(self, x):
+            return getattr(F, f"max_pool{dims}d")(x, 3, 2, 1, return_indices=True)[0]
+
+    conv = getattr(nn, f"Conv{dims}d")
+    assert_exact(nn.Sequential(conv(2, 4, 3, 1, 1), Largest()), (3, 2, *[8] * dims), (2,) * dims)
+
+
 def test_volumes():
     net = nn.Sequential(
         nn.Conv3d(2, 4, 3, 2, 1),

@@ -106,6 +106,7 @@ RECIPES = {
     "conv2d": lambda f, x: f(x, weights(4, 8, 3, 3), None, 1, 1),
     "conv_transpose2d": lambda f, x: f(x, weights(8, 4, 2, 2), None, 2),
     "max_pool2d": lambda f, x: f(x, 3, 1, 1),
+    "max_pool2d_with_indices": lambda f, x: f(x, 3, 1, 1)[0],
     "avg_pool2d": lambda f, x: f(x, 3, 1, 1),
     "unfold": lambda f, x: f(x, 3, 1, 1).unflatten(2, x.shape[2:]),
     "fold": lambda f, x: f(x.repeat(1, 9, 1, 1).flatten(2), x.shape[2:], 3, 1, 1),
@@ -198,6 +199,7 @@ RANDOM = set(
 ELSEWHERE = {  # whose results are no maps of this kind: tested by the files named
     **dict.fromkeys("conv1d conv3d conv_transpose1d conv_transpose3d mm bmm".split(), "test_meanings.py"),
     **dict.fromkeys("max_pool1d max_pool3d avg_pool1d avg_pool3d".split(), "test_neighbourhood.py"),
+    **dict.fromkeys("max_pool1d_with_indices max_pool3d_with_indices".split(), "test_meanings.py"),
     **{f"adaptive_{kind}_pool{d}d": "test_constructs.py" for kind in ("avg", "max") for d in (1, 2, 3)},
     "group_norm": "test_constructs.py",
     **dict.fromkeys(
