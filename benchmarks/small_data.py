@@ -29,6 +29,7 @@ ARMS = [
     Arm("batches of 32", {"batch_size": 32}),
     Arm("batches of 16", {"batch_size": 16}),
     Arm("batches of 32, 45 % masked", {"batch_size": 32, "mask_ratio": 0.45}),
+    Arm("batches of 16, loss on all patches", {"batch_size": 16, "loss_on": "all"}),
     Arm("adamw", {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05, "final_weight_decay": 0.05}),
 ]
 
