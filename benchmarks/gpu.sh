@@ -8,9 +8,9 @@
 set -u
 cd "$(dirname "$0")/.."
 : "${DEVICE:=cuda}" "${LIMIT:=480}" "${SIZE:=224}" "${BATCH:=128}" "${LARGE:=512}" "${REPEATS:=9}" "${PYTHON:=python3}"
-: "${OUT:=benchmarks/results/gpu.jsonl}"
+: "${BEFORE:=150}" "${TRACES:=}" "${OUT:=benchmarks/results/gpu.jsonl}"
 export PYTHONUNBUFFERED=1
-[ -n "${TRACES:-}" ] && mkdir -p "$TRACES"
+[ -n "$TRACES" ] && mkdir -p "$TRACES"
 end=$((SECONDS + LIMIT - 12))  # the table takes a few
 
 part() {  # part SECONDS ARGUMENTS...
@@ -25,23 +25,46 @@ part() {  # part SECONDS ARGUMENTS...
     echo "--- exit $? after $((SECONDS - started)) s"
 }
 
-echo "--- tests"  # most of their time goes into compiling kernels, for which there are cores
-beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 8")
-timeout --kill-after=5 80 "$PYTHON" -m pytest -q -p no:cacheprovider $beside -m "not slow" -k "not spilling" \
-    -W ignore::DeprecationWarning -W ignore::FutureWarning tests/runs/test_graphs.py tests/kernels/test_gpu.py
-part 50 encoder resnet50 --batch-sizes "$BATCH" --modes eager,graph
-CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
-TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 150 encoder resnet50 \
-    --batch-sizes "$BATCH" --modes graph  # tries sizes of tiles at the first run: some hundred compilations
-CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool part 30 encoder resnet50 --batch-sizes "$BATCH" --modes graph
-part 40 step resnet50 --batch-sizes "$BATCH" --modes graph,eager
-CONVSPARK_KERNELS=batch_norm part 50 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes graph
-CONVSPARK_KERNELS=batch_norm part 50 profile resnet50 efficientnet_b0 convnext_small --batch-sizes "$BATCH" \
-    ${TRACES:+--traces "$TRACES"}
+# Compilations take most of the time, and there are cores for all of them at once: what is compiled and tested first is
+# found in the compilers' caches when it is measured. Which tiles are fastest is measured anew, with nothing beside it.
+first=$(mktemp -d)
+beforehand() {  # beforehand NAME ARGUMENTS...
+    local name=$1
+    shift
+    timeout --kill-after=5 "$BEFORE" "$PYTHON" -m benchmarks.gpu "$@" --batch-sizes "$BATCH" --device "$DEVICE" \
+        --out "$first/$name.jsonl" --size "$SIZE" --repeats 1 >"$first/$name.log" 2>&1
+    echo "--- beforehand: $name, exit $? after $((SECONDS)) s: $(tail -n 1 "$first/$name.log" | cut -c 1-200)"
+}
+echo "--- tests and compilations (at most $BEFORE s)"
+all=batch_norm,implicit_gemm,max_pool
+beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
+{
+    timeout --kill-after=5 "$BEFORE" "$PYTHON" -m pytest -q -p no:cacheprovider $beside -m "not slow" -k "not spilling" \
+        -W ignore::DeprecationWarning -W ignore::FutureWarning tests/runs/test_graphs.py tests/kernels/test_gpu.py
+    echo "--- tests: exit $? after $SECONDS s"
+} &
+CONVSPARK_KERNELS=$all beforehand tiles encoder resnet50 --modes graph &
+CONVSPARK_KERNELS=batch_norm beforehand encoders encoder efficientnet_b0 convnext_small --modes graph &
+beforehand compiled encoder resnet50 --modes compiled &
+beforehand step step resnet50 --modes compiled &
+beforehand compiled-others encoder efficientnet_b0 convnext_small --modes compiled &
+wait
+find "${TRITON_CACHE_DIR:-$HOME/.triton/cache}" -name '*.autotune.json' -delete 2>/dev/null
+
+batch=(--batch-sizes "$BATCH") others=(efficientnet_b0 convnext_small) traces=(${TRACES:+--traces "$TRACES"})
+part 50 encoder resnet50 "${batch[@]}" --modes eager,graph
+CONVSPARK_KERNELS=batch_norm part 30 encoder resnet50 "${batch[@]}" --modes graph
+TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=batch_norm,implicit_gemm part 150 encoder resnet50 "${batch[@]}" --modes graph
+CONVSPARK_KERNELS=$all part 30 encoder resnet50 "${batch[@]}" --modes graph
+CONVSPARK_KERNELS=$all part 30 profile resnet50 "${batch[@]}" "${traces[@]}"
+CONVSPARK_KERNELS=batch_norm part 30 profile resnet50 "${batch[@]}"
+part 40 step resnet50 "${batch[@]}" --modes graph,eager
+part 120 encoder resnet50 "${batch[@]}" --modes compiled
+CONVSPARK_KERNELS=batch_norm part 50 encoder "${others[@]}" "${batch[@]}" --modes graph
+CONVSPARK_KERNELS=batch_norm part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
+part 120 step resnet50 "${batch[@]}" --modes compiled
+part 90 encoder "${others[@]}" "${batch[@]}" --modes compiled
 part 30 encoder resnet50 --batch-sizes "$LARGE" --modes graph
 part 70 correctness
-part 45 feeding --batch-sizes "$BATCH"
-part 180 encoder resnet50 --batch-sizes "$BATCH" --modes compiled
-part 180 step resnet50 --batch-sizes "$BATCH" --modes compiled
-part 90 encoder efficientnet_b0 convnext_small --batch-sizes "$BATCH" --modes compiled
+part 45 feeding "${batch[@]}"
 "$PYTHON" -m benchmarks.gpu table --out "$OUT"
