@@ -19,7 +19,7 @@ from .sources import DatasetSource, FileSource, ImageSource, adapt
 from .splits import Split, tell_gone
 from .statistics import Statistics, fitting, measure
 from .stored import item_of
-from .transforms import HeldOutTransform, PretrainTransform
+from .transforms import HeldOutTransform, Normalise, PretrainTransform
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -34,6 +34,7 @@ __all__ = [
     "HeldOutTransform",
     "ImageSource",
     "LabelledPicture",
+    "Normalise",
     "Pixels",
     "Places",
     "PretrainImages",

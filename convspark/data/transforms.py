@@ -9,8 +9,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import default_collate
 
 from ..errors import DataError, UsageError
 from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -27,6 +28,32 @@ Box: TypeAlias = tuple[int, int, int, int]
 # Pillow's recommendation for its `reducing_gap`: averaging over blocks that leave twice the pixels that come out hardly
 # differs from resampling all of them, and is much faster.
 _GAP = 2
+
+
+class Normalise(nn.Module):
+    """Pictures (..., C, H, W) to float32, (value - mean) / std; a single channel is repeated for each mean.
+
+    Bytes and 16-bit integers are shares of their largest value; floats count as they are. The same numbers of a picture
+    as of a batch, and on any device.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        means, stds = torch.tensor([mean, std], dtype=torch.float64)
+        self.register_buffer("scale", stds.reciprocal()[:, None, None].float(), persistent=False)  # (C, 1, 1)
+        self.register_buffer("shift", (-means / stds)[:, None, None].float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        channels = len(self.scale)
+        *batch, have, _, _ = images.shape
+        if have not in (1, channels):
+            raise UsageError(f"mean: {channels} channels, but the images have {have}; give one mean and std a channel")
+        values = images.expand(*batch, channels, -1, -1)
+        values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return values.mul_(self.scale / _UNITS.get(images.dtype, 1.0)).add_(self.shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +85,8 @@ class _Normalised:
         return height, width
 
     @cached_property
-    def _shift(self) -> Tensor:  # (C, 1, 1)
-        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)
-        return (-mean / std)[:, None, None].float()
-
-    @cached_property
-    def _scale(self) -> Tensor:  # (C, 1, 1)
-        return torch.tensor(self.std, dtype=torch.float64).reciprocal()[:, None, None].float()
+    def _normalise(self) -> Normalise:
+        return Normalise(self.mean, self.std)
 
     def _cut(self, picture: Picture, box: Box) -> Tensor:
         """The part of a picture in `box`, resized to `size`: (C, H, W), bytes stay bytes, all else is floats.
@@ -90,16 +112,11 @@ class _Normalised:
         values = torch.from_numpy(np.array(part))  # (h, w) or (h, w, C)
         return _resize(values[None] if values.ndim == 2 else values.permute(2, 0, 1), self.shape)
 
-    def _normalise(self, image: Tensor) -> Tensor:
-        """(C, H, W) -> float32, contiguous, (value - mean) / std; a single channel is repeated for each mean."""
-        channels = len(self.mean)
-        values = image.expand(channels, -1, -1) if image.shape[0] == 1 else image
-        if values.shape[0] != channels:
-            raise UsageError(
-                f"mean: {channels} channels, but the images have {image.shape[0]}; give one mean and std a channel"
-            )
-        values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        return values.mul_(self._scale / _UNITS.get(image.dtype, 1.0)).add_(self._shift)
+    def collate(self, examples: Sequence[Tensor]) -> Tensor:
+        """Examples as a batch (B, C, H, W): of bytes where all of them are alike, else of normalised values."""
+        if len({(one.dtype, one.shape) for one in examples}) > 1:
+            examples = [self._normalise(one) if one.dtype == torch.uint8 else one for one in examples]
+        return default_collate(list(examples))
 
 
 def filled(part: Tensor, mean: Sequence[float]) -> Tensor:
@@ -113,7 +130,6 @@ def filled(part: Tensor, mean: Sequence[float]) -> Tensor:
     return torch.where(missing, torch.tensor(means, dtype=part.dtype)[:, None, None], part)
 
 
-# Bytes and 16-bit integers are shares of their largest value; floats count as they are.
 _UNITS = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.int16: 32767.0}
 
 
@@ -130,11 +146,14 @@ class PretrainTransform(_Normalised):
         scale: smallest and largest share of the picture's area, within (0, 1].
         ratio: smallest and largest width / height of the crop.
         flip: whether half of the crops are mirrored.
+        in_bytes: whether crops of bytes stay bytes, a quarter of the memory on their way to the device that makes
+            numbers of them, by `Normalise`.
     """
 
     scale: tuple[float, float] = (0.67, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    in_bytes: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,8 +170,9 @@ class PretrainTransform(_Normalised):
         return min(crop_height / self.shape[0], crop_width / self.shape[1])
 
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
-        """A picture of any size -> float32 (C, H, W)."""
-        return self._normalise(self.crop(picture, np.random.default_rng(counter)))
+        """A picture of any size -> float32 (C, H, W), or bytes."""
+        crop = self.crop(picture, np.random.default_rng(counter))
+        return crop.contiguous() if self.in_bytes and crop.dtype == torch.uint8 else self._normalise(crop)
 
     def crop(self, picture: Picture, rng: np.random.Generator) -> Tensor:
         """A random crop, resized, half of them mirrored; not normalised yet. (C, H, W), bytes or floats."""

@@ -190,7 +190,7 @@ def _threads_of_one(here: Processes) -> Iterator[None]:
 def _measure(plan: Plan, here: Processes) -> Measured:
     device = plan.device
     module, loader = plan.module(), plan.train_loader(here)
-    model = plan.model.to(device).train()
+    model = module.to(device).train().model
     optimizer = module.configure_optimizers()
     set_rates(optimizer, 0.0, 0.0)  # the steps cost what they cost, and change nothing that could overflow
     batches = iter(loader)
@@ -207,7 +207,7 @@ def _measure(plan: Plan, here: Processes) -> Measured:
             except StopIteration:  # fewer steps an epoch than are timed
                 batches = iter(loader)
                 batch = next(batches)
-            images = batch.to(device, memory_format=torch.channels_last)
+            images = module.images_of(batch.to(device))
             with autocast:
                 loss = module.step_loss(images, counted_grid(model, images, 0, Use.MASK, step, part))
             loss.backward()

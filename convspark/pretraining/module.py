@@ -44,6 +44,7 @@ class PretrainModule(TrainingModule):
         model: the model; `.model` here, so that its checkpoint keys begin with `model.`.
         make_optimizer, schedule, seed: see `TrainingModule`.
         gradient_clip: the norm that a step's gradient is cut to; steps whose gradient is cut are counted.
+        normalise: makes numbers of images that come in bytes.
 
     Attributes:
         step_loss: the loss of a training step, which may be computed in a quicker way than by calling the model.
@@ -58,9 +59,11 @@ class PretrainModule(TrainingModule):
         schedule: Schedule,
         seed: int = 0,
         gradient_clip: float = float("inf"),
+        normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(make_optimizer, schedule, seed)
         self.model = model
+        self.normalise = normalise
         self.step_loss: Loss = lambda images, grid: model(images, grid).loss
         self._clip = gradient_clip
         # Of the epoch's steps so far. Tensors where they were computed: reading one makes the host wait for a GPU.
@@ -72,8 +75,14 @@ class PretrainModule(TrainingModule):
         super().on_train_epoch_start()
         self._norms, self._clipped, self._steps = 0.0, 0.0, 0
 
+    def images_of(self, batch: Tensor) -> Tensor:
+        """A batch (B, C, H, W) as the model takes it: normalised, in the quickest memory format."""
+        if self.normalise is not None and batch.dtype == torch.uint8:
+            batch = self.normalise(batch)
+        return channels_last(batch)
+
     def loss_of(self, batch: Tensor, batch_idx: int) -> Tensor:
-        images = channels_last(batch)
+        images = self.images_of(batch)
         part = self.part(len(images), batch_idx)
         grid = counted_grid(self.model, images, self.seed, Use.MASK, *self.place(batch_idx), part=part)
         return self.step_loss(images, grid)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checkpoints.origin import Origin
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
+from ..data import Normalise, Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
 from ..errors import UsageError
 from ..measure.choices import Choices
 from ..model.masks import KINDS
@@ -111,7 +111,8 @@ class Plan:
         s = self.settings
         untrained = frozenset(f"backbone.{name}" for name in self.model.untrained)
         make = partial(_make_optimizer, self.model, untrained, s.optimizer, self.betas, s.gradient_clip)
-        module = PretrainModule(self.model, make, self.schedule(), s.seed, s.gradient_clip)
+        normalise = Normalise(self.mean, self.std)
+        module = PretrainModule(self.model, make, self.schedule(), s.seed, s.gradient_clip, normalise)
         if isinstance(s.model, str):
             record = Origin("", s.model, None, s.model_args or {}, s.size, s.channels, self.mean, self.std)
             module.described = replace(record, pixels=self.images.pixels).as_record()
@@ -134,6 +135,7 @@ class Plan:
             crops_per_image=s.crops_per_image,
             seed=s.seed,
             shuffle=s.shuffle,
+            in_bytes=True,
         )
 
     @cached_property
@@ -142,7 +144,9 @@ class Plan:
 
     def train_loader(self, here: Processes = ALONE) -> TrainLoader:
         s, n, pin = self.settings, self.numbers, self.device.type == "cuda"
-        return TrainLoader(self.train_images, n.batch_size, n.accumulate, s.seed, self.workers, pin, here=here)
+        images = self.train_images
+        collate = images.transform.collate  # type: ignore[attr-defined]
+        return TrainLoader(images, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate, here)
 
     def held_out_loader(self, here: Processes = ALONE) -> MeasuringLoader | None:
         if self.held_out_images is None:

@@ -20,6 +20,7 @@ from ..data import (
     FileSource,
     HeldOutTransform,
     ImageSource,
+    Normalise,
     Pixels,
     Places,
     PretrainImages,
@@ -304,9 +305,14 @@ def train_dataset(
     crops_per_image: int,
     seed: int,
     shuffle: Shuffle = "full",
+    in_bytes: bool = False,
 ) -> PretrainImages:
-    """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index)."""
-    transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip)
+    """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index).
+
+    Args:
+        in_bytes: as in `PretrainTransform`.
+    """
+    transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip, in_bytes=in_bytes)
     source = images.source(images.train)
     files = source if isinstance(source, FileSource) else None
     if shuffle == "full" and files is not None and files.places is not None and files.places.largest_group > _SLOW:
@@ -340,8 +346,10 @@ def held_out_dataset(
 
 
 def first_images(dataset: PretrainImages, count: int = 8) -> Tensor:
-    """The images to draw, (B, C, H, W): the first ones."""
-    return torch.stack([dataset[index] for index in range(min(count, len(dataset)))])
+    """The images to draw, normalised (B, C, H, W): the first ones."""
+    transform: Any = dataset.transform
+    images = transform.collate([dataset[index] for index in range(min(count, len(dataset)))])
+    return Normalise(transform.mean, transform.std)(images) if images.dtype == torch.uint8 else images
 
 
 def _open(
