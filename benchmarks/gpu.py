@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=1024, help="of `feeding`, made for it")
     parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
+    parser.add_argument("--whole", action="store_true", help="`profile` whole steps instead of the encoder's")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
     options = parser.parse_args()
     if options.out.is_dir():
@@ -74,7 +75,7 @@ def main() -> None:
             elif options.part == "step":
                 whole_steps(what, options.modes.split(","), options.repeats, write)
             elif options.part == "profile":
-                profile(what, write, options.traces)
+                profile(what, write, options.whole, options.traces)
 
 
 class Writer:
@@ -440,12 +441,15 @@ _PHOTOGRAPHS: list[Any] = []  # of each worker, decoded once
 # ---------------------------------------------------------------- profile
 
 
-def profile(what: Workload, write: Writer, traces: Path | None, top: int = 20) -> None:
-    """The operators of an encoder step of visible patches that take longest on the device, and the gaps between."""
+def profile(what: Workload, write: Writer, whole: bool, traces: Path | None, top: int = 20) -> None:
+    """The operators that take longest on the device, and the gaps between: of an encoder step of visible patches, one
+    launched after the other, or of a whole step, replayed.
+    """
     from convspark.measure.bench import VISIBLE
 
-    step = what.trial().encoder_step(VISIBLE)
-    for _ in range(3):
+    trial = what.trial(graphed=whole)
+    step, keys = trial.whole_step(VISIBLE) if whole else trial.encoder_step(VISIBLE), what.keys() | {"whole": whole}
+    for _ in range(4):  # the third is recorded
         step()
     _wait_for(what.device)
     kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -456,12 +460,12 @@ def profile(what: Workload, write: Writer, traces: Path | None, top: int = 20) -
         step()
         _wait_for(what.device)
     if traces is not None:
-        recorded.export_chrome_trace(str(traces / f"{what.name}.json.gz"))
+        recorded.export_chrome_trace(str(traces / f"{what.name}{'-whole' * whole}.json.gz"))
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     averages = sorted(recorded.key_averages(), key=lambda one: -getattr(one, time_of))
     for one in averages[:top]:
         milliseconds = getattr(one, time_of) / 1e3
-        write(part="profile", operator=one.key[:120], milliseconds=milliseconds, calls=one.count, **what.keys())
+        write(part="profile", operator=one.key[:120], milliseconds=milliseconds, calls=one.count, **keys)
     if not on_gpu:
         return
     device_type = torch.autograd.DeviceType.CUDA
@@ -479,7 +483,7 @@ def profile(what: Workload, write: Writer, traces: Path | None, top: int = 20) -
         busy_share=busy / (until - spans[0][0]),
         launches=len(spans),
         longest_gaps_microseconds=sorted(gaps, reverse=True)[:10],
-        **what.keys(),
+        **keys,
     )
 
 
@@ -492,7 +496,7 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     for line in lines:
         if "first_step_seconds" not in line:
             kind = "part network batch_size size precision mode way decoder device kernels commit".split()
-            newest[tuple(line.get(key) for key in (*kind, "operator", "host_waits"))] = line
+            newest[tuple(line.get(key) for key in (*kind, "operator", "whole", "host_waits"))] = line
     latest = list(newest.values())
     rows = [
         "| part | what | ms | images/s | of dense | memory, GiB | of a copy's speed |",
@@ -535,7 +539,8 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     profiled = [one for one in latest if one["part"] == "profile"]
     for line in sorted(profiled, key=lambda one: -one["milliseconds"])[:12]:
         more = f", busy {line['busy_share']:.2f}, {line['launches']} launches" if "busy_share" in line else ""
-        rows.append(f"| profile | {line['network']}: {line['operator'][:70]}{more} | {line['milliseconds']:.2f} |||||")
+        what = f"{line['network']}{', whole step' if line.get('whole') else ''}: {line['operator'][:70]}{more}"
+        rows.append(f"| profile | {what} | {line['milliseconds']:.2f} |||||")
     return "\n".join(rows)
 
 

@@ -1,7 +1,7 @@
 """Faster ways to carry out the engine's plans, by kind of device. `sparse/` computes the same without any of them.
 
 What each gains of a whole step is measured by `benchmarks/kernels.py` and, on GPUs, `benchmarks/gpu.py`. What has not
-been seen to gain there is switched on by its name: CONVSPARK_KERNELS=batch_norm,implicit_gemm,max_pool.
+been seen to gain there is switched on by its name: CONVSPARK_KERNELS=implicit_gemm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,5 @@ def register(faster: Faster) -> None:
         faster.convolutions.append(implicit_gemm.offer)
     faster.convolutions += [depthwise.offer, pairs.offer]
     faster.sums.append(rows.offer)
-    if is_chosen("max_pool"):
-        faster.max_pools.append(max_pool.offer)
-    if is_chosen("batch_norm"):
-        faster.batch_norms.append(batch_norm.offer)
+    faster.max_pools.append(max_pool.offer)
+    faster.batch_norms.append(batch_norm.offer)

@@ -1,9 +1,12 @@
 """Layers of densify and decoders for any number of spatial dimensions, and how they are initialised."""
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..sparse.faster import offered, registered
 from ..sparse.synchronised import synchronised_batch_norm
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -17,12 +20,18 @@ class BatchNorm(_BatchNorm):
         pass
 
     def forward(self, input: Tensor, group: ProcessGroup | None = None) -> Tensor:
-        if group is None or not self.training:
+        normalise = None
+        if self.training:
+            if group is not None:
+                normalise = partial(synchronised_batch_norm, group=group)
+            else:
+                normalise = offered(registered().batch_norms, input)
+        if normalise is None:
             return super().forward(input)
         assert self.num_batches_tracked is not None and self.momentum is not None
         self.num_batches_tracked.add_(1)
         statistics = (self.running_mean, self.running_var, self.weight, self.bias)
-        return synchronised_batch_norm(input, *statistics, self.momentum, self.eps, group)
+        return normalise(input, *statistics, self.momentum, self.eps)
 
 
 def initialise(module: nn.Module) -> None:

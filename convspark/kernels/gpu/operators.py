@@ -69,26 +69,24 @@ def _wrong(device: torch.device) -> list[str]:
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
             (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
         ]
+        taken = PLAIN["max_pool"](rows, around, *plan.sizes, -math.inf)[1]
+        cases += [
+            (max_pool, (rows, around, *plan.sizes, -math.inf)),
+            (max_pool_gradient, (grad, taken, around, *plan.sizes)),
+        ]
+        moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
+        sums = PLAIN["normalise_slopes"](slope, rows, *moments)
+        cases += [
+            (batch_moments, (rows, None, None, 0.1, 1e-5)),
+            (normalise, (rows, *moments, bias, bias)),
+            (normalise_slopes, (slope, rows, *moments)),
+            (normalise_gradient, (slope, rows, *moments, bias, sums)),
+        ]
         if is_chosen("implicit_gemm"):
             cases += [
                 (convolve, (rows, full, other, around, *plan.sizes)),
                 (convolve_input_gradient, (slopes, full, around, *plan.sizes)),
                 (convolve_weight_gradient, (slopes, rows, around, *plan.sizes)),
-            ]
-        if is_chosen("max_pool"):
-            taken = PLAIN["max_pool"](rows, around, *plan.sizes, -math.inf)[1]
-            cases += [
-                (max_pool, (rows, around, *plan.sizes, -math.inf)),
-                (max_pool_gradient, (grad, taken, around, *plan.sizes)),
-            ]
-        if is_chosen("batch_norm"):
-            moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
-            sums = PLAIN["normalise_slopes"](slope, rows, *moments)
-            cases += [
-                (batch_moments, (rows, None, None, 0.1, 1e-5)),
-                (normalise, (rows, *moments, bias, bias)),
-                (normalise_slopes, (slope, rows, *moments)),
-                (normalise_gradient, (slope, rows, *moments, bias, sums)),
             ]
         for run, arguments in cases:
             # In float64, which neither autocast nor TF32, under which a step asks, makes anything else of.
