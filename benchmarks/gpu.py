@@ -377,7 +377,9 @@ def _beside_bandwidth(step: Callable[[], object], seconds: float, speed: float) 
 
 
 def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
-    """Images a second that the loader delivers from JPEGs of 500 x 375, by as many workers as there are cores."""
+    """Images a second that the loader delivers from JPEGs of 500 x 375, by as many workers as there are cores: crops
+    that travel as bytes, as in pre-training, and as normalised numbers.
+    """
     from convspark.data import IMAGENET_MEAN, IMAGENET_STD
     from convspark.runs.folder import available_cores
     from convspark.runs.images import find_images, train_dataset
@@ -387,28 +389,31 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), pictures)
         images = find_images(folder, held_out=0, held_out_most=0, seed=0)
-        dataset = train_dataset(
-            images,
-            (size, size),
-            IMAGENET_MEAN,
-            IMAGENET_STD,
-            crop_scale=(0.67, 1.0),
-            flip=True,
-            crops_per_image=8,
-            seed=0,
-        )
         batch_size = min(batch_size, pictures)
-        loader = TrainLoader(dataset, batch_size, 1, 0, cores, torch.cuda.is_available())
-        batches = iter(loader)
-        next(batches)  # workers start
-        started, delivered = time.perf_counter(), 0
-        for batch in batches:
-            delivered += len(batch)
-            if time.perf_counter() - started > 15:
-                break
-        rate = delivered / (time.perf_counter() - started)
-        end_workers(loader)
-    write(part="feeding", workers=cores, size=size, batch_size=batch_size, pictures=pictures, images_a_second=rate)
+        for in_bytes in (True, False):
+            dataset = train_dataset(
+                images,
+                (size, size),
+                IMAGENET_MEAN,
+                IMAGENET_STD,
+                crop_scale=(0.67, 1.0),
+                flip=True,
+                crops_per_image=8,
+                seed=0,
+                in_bytes=in_bytes,
+            )
+            loader = TrainLoader(dataset, batch_size, 1, 0, cores, torch.cuda.is_available())
+            batches = iter(loader)
+            next(batches)  # workers start
+            started, delivered = time.perf_counter(), 0
+            for batch in batches:
+                delivered += len(batch)
+                if time.perf_counter() - started > 7:
+                    break
+            line = {"workers": cores, "size": size, "batch_size": batch_size, "pictures": pictures}
+            rate = delivered / (time.perf_counter() - started)
+            write(part="feeding", in_bytes=in_bytes, images_a_second=rate, **line)
+            end_workers(loader)
 
 
 def make_pictures(folder: Path, count: int) -> None:
@@ -496,7 +501,7 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     for line in lines:
         if "first_step_seconds" not in line:
             kind = "part network batch_size size precision mode way decoder device kernels commit".split()
-            newest[tuple(line.get(key) for key in (*kind, "operator", "whole", "host_waits"))] = line
+            newest[tuple(line.get(key) for key in (*kind, "operator", "whole", "in_bytes", "host_waits"))] = line
     latest = list(newest.values())
     rows = [
         "| part | what | ms | images/s | of dense | memory, GiB | of a copy's speed |",
@@ -525,7 +530,8 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     for line in latest:
         if line["part"] == "feeding":
             rate = f"{line['images_a_second']:.0f}"
-            rows.append(f"| feeding | JPEGs, {line['workers']} workers, {line['size']} px || {rate} ||||")
+            kind = "bytes" if line.get("in_bytes") else "numbers"
+            rows.append(f"| feeding | JPEGs as {kind}, {line['workers']} workers, {line['size']} px || {rate} ||||")
         elif line["part"] == "correctness":
             if "host_waits" in line:
                 finding = f"host waits: {line['host_waits'] or 'never'}"

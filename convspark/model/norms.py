@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..sparse.faster import offered, registered
 from ..sparse.synchronised import synchronised_batch_norm
+from ..sparse.tensor import GridTensor
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -24,7 +25,7 @@ class BatchNorm(_BatchNorm):
         if self.training:
             if group is not None:
                 normalise = partial(synchronised_batch_norm, group=group)
-            else:
+            elif not isinstance(input, GridTensor):  # of visible patches, the engine asks
                 normalise = offered(registered().batch_norms, input)
         if normalise is None:
             return super().forward(input)

@@ -1,5 +1,6 @@
 """The kernels for GPUs: on a GPU where there is one, else by Triton's interpreter; and compiled for other GPUs."""
 
+import copy
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from convspark import SparK
 from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
 from convspark.kernels.gpu import operators
 from convspark.sparse import PatchGrid, gather
@@ -355,6 +358,32 @@ def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monk
     for one, other in zip(train(reached), without, strict=True):
         torch.testing.assert_close(one, other)
     assert set(reached) <= set(called)
+
+
+def test_norms_of_the_decoder_have_kernels_too(monkeypatch):
+    monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
+    torch.manual_seed(0)
+    model = SparK(timm.create_model("resnet10t"), image_size=64, decoder_width=32, prove=False).double()
+    model = model.to(memory_format=torch.channels_last).train()
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    grid = PatchGrid(torch.rand(4, 2, 2) < 0.5)
+
+    def train(kernels):
+        known = {key: value for key, value in ops._KERNELS.items() if key[1] != "cpu"}
+        monkeypatch.setattr(
+            ops, "_KERNELS", known | {(name, "cpu"): ((torch.float64,), lambda: True) for name in kernels}
+        )
+        here, called = copy.deepcopy(model), []
+        with _Called(called):
+            loss = here(images, grid).loss
+        loss.backward()
+        return called, [loss.detach(), *(p.grad for p in here.parameters() if p.grad is not None), *here.buffers()]
+
+    (_, without), (called, by_kernels) = train(()), train(("batch_moments",))
+    for one, other in zip(by_kernels, without, strict=True):
+        torch.testing.assert_close(one, other)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert called.count("batch_moments") == len(norms) > len(list(model.backbone.modules())) // 8
 
 
 class _Called(TorchDispatchMode):

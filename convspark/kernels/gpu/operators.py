@@ -327,7 +327,7 @@ def _parts(rows: Tensor) -> tuple[int, int, dict[str, int], int]:
     count, channels = rows.shape
     at_once, side = _tile(channels, 2048)
     beside = _ceil(channels, side)
-    size = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 2 // beside)) * at_once
+    size = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 4 // beside)) * at_once
     return _ceil(count, size), size, {"ROWS": at_once, "CHANNELS": side}, beside
 
 
