@@ -71,6 +71,7 @@ class Plan:
         learning_rate: the peak.
         mean, std: of each channel of the images.
         statistics: measured for this run, when it began.
+        replays: whether steps are replayed as CUDA graphs, on a GPU.
         picture_epochs: epochs between pictures, 0 for none.
         watch_epochs: epochs between looks at the features, 0 for none.
         probe_pictures: labelled ones for that, or None.
@@ -88,6 +89,7 @@ class Plan:
     betas: tuple[float, float]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    replays: bool
     picture_epochs: int
     watch_epochs: int
     probe_pictures: ProbePictures | None = None
@@ -118,7 +120,7 @@ class Plan:
             module.described = replace(record, pixels=self.images.pixels).as_record()
         if s.compile:
             module.step_loss = compiled(self.model)
-        elif s.cuda_graph and self.device.type == "cuda":
+        elif self.replays and self.device.type == "cuda":
             module.step_loss = Graphed(module.step_loss, self.model)
         return module
 
@@ -285,6 +287,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         betas,
         mean,
         std,
+        run.here.count == 1 if s.cuda_graph is None else s.cuda_graph,
         picture_epochs,
         watch_epochs,
         probe_pictures,

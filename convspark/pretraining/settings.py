@@ -87,7 +87,7 @@ class PretrainSettings(SpreadSettings):
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = field(default=False, metadata={"before": False})
-    cuda_graph: bool = field(default=False, metadata={"before": False})
+    cuda_graph: bool | None = field(default=None, metadata={"before": False})
     probe: str | None = field(default=None, metadata={"before": None})
     watch_epochs: int | None = field(default=None, metadata={"before": None})
     picture_epochs: int | None = None
