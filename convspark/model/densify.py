@@ -74,7 +74,12 @@ class Densify(nn.Module):
             return self.project(self.norm(features, *shared))
         x = self.norm(features)
         # The token takes the features' type, so that under autocast one map has one type.
-        return self.project(scatter(x, fill=0.0 if self.mask_token is None else self.mask_token.to(x.dtype)))
+        token = x.values.new_zeros(1, x.shape[1]) if self.mask_token is None else self.mask_token.to(x.dtype).flatten(1)
+        if isinstance(self.project, nn.Identity) or max(self.project.kernel_size) > 1:
+            return self.project(scatter(x, fill=token.view(1, -1, *[1] * (x.ndim - 2))))
+        # Position by position: visible ones are enough, and a masked one, as all of them are alike.
+        token = F.linear(token, self.project.weight.flatten(1), self.project.bias)
+        return scatter(self.project(x), fill=token.view(1, -1, *[1] * (x.ndim - 2)))
 
 
 def choose_norm(requested: str, modules: Iterable[nn.Module]) -> str:

@@ -27,13 +27,13 @@ class Grow(nn.Module):
         self.conv = CONV[len(factor)](in_width, out_width * math.prod(factor), kernel_size=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, dims = self.conv(x), len(self.factor)
-        batch, sides = x.shape[0], x.shape[2:]
-        # (B, f*f*c', s, s) -> (B, f, f, c', s, s) -> (B, s, f, s, f, c') -> (B, c', s*f, s*f)
-        x = x.view(batch, *self.factor, -1, *sides)
-        order = [n for axis in range(dims) for n in (dims + 2 + axis, 1 + axis)]
-        # Channels last, as the 1x1 conv gives and the next conv wants them: the copy moves whole runs of channels.
-        x = x.permute(0, *order, dims + 1).reshape(batch, *(s * f for s, f in zip(sides, self.factor, strict=True)), -1)
+        # Channels last, as the 1x1 conv gives and the next conv wants them: copies, also of gradients, move whole runs
+        # of channels. (B, s, s, f*f*c') -> (B, s, s, f, f, c') -> (B, s, f, s, f, c') -> (B, s*f, s*f, c')
+        x = self.conv(x).movedim(1, -1)
+        (batch, *sides, _), dims = x.shape, len(self.factor)
+        x = x.reshape(batch, *sides, *self.factor, -1)
+        order = [n for axis in range(dims) for n in (1 + axis, 1 + dims + axis)]
+        x = x.permute(0, *order, -1).reshape(batch, *(s * f for s, f in zip(sides, self.factor, strict=True)), -1)
         return x.movedim(-1, 1)
 
 
