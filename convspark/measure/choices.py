@@ -39,9 +39,9 @@ _DILATED = {32: 1.0, 16: 1.75, 8: 5.5}
 
 # GMAC of dense networks in a second, as what a training step on visible patches gets through.
 _A_CORE, _A_CORE_IN_FP32 = 30.0, 14.0
-_A_PROCESSOR, _A_PROCESSOR_IN_FP32 = 40.0, 16.0
-_READ_SECONDS, _READ_SECONDS_A_MEGAPIXEL = 0.004, 0.006  # of a core, for each picture
-_STEP_SECONDS = {"cpu": 0.1, "mps": 0.1, "cuda": 0.05}  # of launching what it consists of; a GPU computes meanwhile
+_A_PROCESSOR, _A_PROCESSOR_IN_FP32 = 80.0, 16.0
+_READ_SECONDS, _READ_SECONDS_A_MEGAPIXEL = 0.001, 0.006  # of a core, for each picture
+_STEP_SECONDS = {"cpu": 0.1, "mps": 0.1, "cuda": 0.02}  # of launching what it consists of; a GPU computes meanwhile
 _EPOCH_SECONDS = 0.3  # of measuring and writing, whatever its length
 
 _INIT_BELOW = 1000
