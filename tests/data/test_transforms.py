@@ -9,7 +9,14 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from convspark.data import Shrunk, decode, demo_photographs
-from convspark.data.transforms import IMAGENET_MEAN, IMAGENET_STD, HeldOutTransform, Picture, PretrainTransform
+from convspark.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    HeldOutTransform,
+    Normalise,
+    Picture,
+    PretrainTransform,
+)
 from convspark.errors import DataError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -97,6 +104,25 @@ def test_the_same_counter_gives_the_same_crop_and_leaves_global_generators_alone
     torch.set_rng_state(before[0])
     transform(PHOTO, 0)
     assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+
+
+def test_crops_that_travel_as_bytes_become_the_same_numbers() -> None:
+    draw = torch.Generator().manual_seed(0)
+    colour, grey = (torch.randint(256, (c, 50, 60), generator=draw).to(torch.uint8) for c in (3, 1))
+    deep = torch.randint(-9000, 9000, (3, 50, 60), generator=draw).to(torch.int16)
+    numbers, in_bytes = PretrainTransform(size=32), PretrainTransform(size=32, in_bytes=True)
+    normalise = Normalise(numbers.mean, numbers.std)
+    for pictures, are_alike in (
+        ([PHOTO, colour, PHOTO], True),
+        ([grey, grey], True),
+        ([PHOTO, grey], False),
+        ([colour, deep], False),
+        ([deep, deep.float()], False),
+    ):
+        batch = in_bytes.collate([in_bytes(picture, number) for number, picture in enumerate(pictures)])
+        assert (batch.dtype == torch.uint8) == are_alike
+        batch = normalise(batch) if are_alike else batch
+        assert torch.equal(batch, torch.stack([numbers(picture, number) for number, picture in enumerate(pictures)]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 2000)])

@@ -191,7 +191,8 @@ def test_arrays_of_bytes(tmp_path: Path) -> None:
     for i in range(4):
         np.save(tmp_path / f"{i}.npy", rng.integers(0, 256, (64, 64, 3), np.uint8))
     plan = make_plan(Run(PretrainSettings(str(tmp_path), model="test_resnet", size=64, epochs=1, stats="auto")))
-    assert plan.images.bad == [] and abs(float(plan.train_images[0].mean())) < 0.1
+    images = plan.module().images_of(plan.train_images[0][None])
+    assert plan.images.bad == [] and abs(float(images.mean())) < 0.1
 
 
 class FourBands(torch.nn.Module):

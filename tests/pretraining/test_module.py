@@ -1,5 +1,6 @@
 """Seeds and masks are computed from counters, not drawn one after the other."""
 
+import pytest
 import torch
 
 from convspark.model.spark import SparK
@@ -7,6 +8,11 @@ from convspark.pretraining import module
 from convspark.pretraining import pictures as drawing
 from convspark.pretraining.command import pretrain
 from convspark.pretraining.module import counted_grid
+from convspark.pretraining.plan import make_plan
+from convspark.pretraining.settings import PretrainSettings
+from convspark.runs.graphs import Graphed
+from convspark.runs.processes import Processes
+from convspark.runs.run import Run
 from convspark.seeds import Use, counted_seed
 
 
@@ -47,6 +53,15 @@ def test_every_step_has_a_mask_of_its_own_and_held_out_images_always_the_same(pi
     masks = [words for words in asked if words[1] == Use.MASK]
     assert [words[:3] for words in masks] == [(7, Use.MASK, step) for step in range(8)]
     assert [words for words in asked if words[1] == Use.HELD_OUT_MASK] == [(7, Use.HELD_OUT_MASK, 0)] * 4
+
+
+@pytest.mark.parametrize(("asked", "processes", "replayed"), [(None, 1, True), (None, 2, False), (True, 2, True)])
+def test_steps_are_replayed_on_a_single_gpu(pictures, asked, processes, replayed):
+    settings = PretrainSettings(str(pictures), model="test_resnet", size=64, epochs=1, cuda_graph=asked)
+    plan = make_plan(Run(settings, Processes(0, processes, 0, processes)))
+    assert not isinstance(plan.module().step_loss, Graphed)  # on a CPU
+    plan.device = torch.device("cuda")
+    assert isinstance(plan.module().step_loss, Graphed) == replayed
 
 
 def test_a_run_leaves_the_global_generator_alone(pictures, small, tmp_path, monkeypatch):
