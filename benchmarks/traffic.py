@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convspark.kernels import implicit_gemm, max_pool, ops
+from convspark.kernels import implicit_gemm, ops
 from convspark.kernels.cpu import build
 from convspark.sparse.faster import registered
 
@@ -107,24 +107,25 @@ def generic(kernels: bool = False) -> Iterator[None]:
 
     Args:
         kernels: whether operators that have a kernel for GPUs are called, each counted as one that takes and returns
-            its tensors, and carried out by what there is for CPUs.
+            its tensors, and carried out by what there is for CPUs. Batch norms stay PyTorch's two operators, as in the
+            dense network: those launch several kernels each, ours one.
     """
     faster = registered()
     library, known = build.library, dict(ops._KERNELS)
-    convolutions, max_pools = list(faster.convolutions), list(faster.max_pools)
+    convolutions, batch_norms = list(faster.convolutions), list(faster.batch_norms)
     if kernels:
         of_gpus = {name: dtypes for (name, device), (dtypes, _) in known.items() if device == "cuda"}
         ops._KERNELS.clear()
         ops._KERNELS.update({(name, "cpu"): (dtypes, lambda: True) for name, dtypes in of_gpus.items()})
         faster.convolutions.insert(0, implicit_gemm.offer)
-        faster.max_pools.insert(0, max_pool.offer)
+        faster.batch_norms.clear()
     else:
         build.library = lambda: None
     try:
         yield
     finally:
         build.library = library
-        faster.convolutions[:], faster.max_pools[:] = convolutions, max_pools
+        faster.convolutions[:], faster.batch_norms[:] = convolutions, batch_norms
         ops._KERNELS.clear()
         ops._KERNELS.update(known)
 

@@ -1,7 +1,7 @@
 """Faster ways to carry out the engine's plans, by kind of device. `sparse/` computes the same without any of them.
 
 What each gains of a whole step is measured by `benchmarks/kernels.py` and, on GPUs, `benchmarks/gpu.py`. What has not
-been seen to gain there is switched on by its name: CONVSPARK_KERNELS=implicit_gemm.
+been seen to gain there is switched on by its name: CONVSPARK_KERNELS=implicit_gemm,depthwise_lines.
 """
 
 from __future__ import annotations

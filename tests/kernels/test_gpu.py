@@ -59,9 +59,9 @@ def equal(one, other, dtype):
     torch.testing.assert_close(one, other, rtol=EXACTNESS[dtype], atol=EXACTNESS[dtype] * scale)
 
 
-@settings(max_examples=25, deadline=None)
-@given(cases(), st.sampled_from(list(EXACTNESS)))
-def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from(["", "depthwise_lines"]))
+def test_depthwise_kernels_equal_the_plain_versions(case, dtype, chosen):
     (plan, grid, channels, generator), run = case, operators
     around = grid.around(plan.reach).slots
     rows, grad = (
@@ -76,7 +76,9 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
         ("depthwise_input_gradient", (grad, weight, around)),
         ("depthwise_weight_gradient", (grad, rows, around)),
     ):
-        ours = getattr(run, name)(*arguments, *plan.sizes)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("CONVSPARK_KERNELS", chosen)
+            ours = getattr(run, name)(*arguments, *plan.sizes)
         equal(ours, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
@@ -159,7 +161,7 @@ import json, pathlib, re, subprocess, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from convspark.kernels.gpu import gemm, kernels, norms, pool
+from convspark.kernels.gpu import gemm, kernels, lines, norms, pool
 
 constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
 affine = {"WEIGHTED": True, "BIASED": True}
@@ -176,6 +178,14 @@ asked = [
     (norms.slopes, constants | {"ROWS": 32}),
     (norms.gradient, constants | {"WEIGHTED": True}),
 ]
+of_line = {name: constants[name] for name in ("CHANNELS", "WIDE", "INDEX")}
+for side, taps, stride, reach in ((1, 7, 1, 3), (2, 7, 1, 2), (8, 7, 1, 1), (16, 3, 2, 1), (4, 5, 1, 1)):
+    line = of_line | {"STEPS": (stride, 1, 1, taps // 2), "SIDE": side, "REACH": reach, "TAPS": taps}
+    results = side // stride
+    asked += [
+        (lines.sums, line | {"RESULTS": results, "BIASED": True, "BLOCKS": min(32, 128 // results)}),
+        (lines.products, line | {"RESULTS": results, "BLOCKS": 32 if taps < 5 else 16}),
+    ]
 asked = [(kernel, fixed, {}) for kernel, fixed in asked]
 for tile in gemm.TILES[int(sys.argv[3]) :]:
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -187,7 +197,7 @@ for tile in gemm.TILES[int(sys.argv[3]) :]:
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
 types |= dict.fromkeys(("momentum", "eps"), "fp64")
-types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "outside": "fp32"}
+types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "lead": "*i64", "outside": "fp32"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 capability = int(sys.argv[2])
 for kernel, fixed, options in asked:
@@ -218,7 +228,7 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capa
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     compiled = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(compiled) == 10 + 3 * len(gemm.TILES[tiles:])
+    assert len(compiled) == 20 + 3 * len(gemm.TILES[tiles:])
     for one in compiled:
         assert one["STACK"] + one["LOCAL"] <= 16 < one["REG"] <= 255, one
         assert one["stages"] < 4 or one["ahead"], one  # it loads while it multiplies

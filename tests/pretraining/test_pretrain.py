@@ -137,7 +137,7 @@ def test_config_is_resolved_and_gives_the_same_run_again(finished, tmp_path):
     assert set(config) == {field.name for field in fields(PretrainSettings)} - {"out", "resume", "devices", "nodes"}
     unresolved = {name for name, value in config.items() if value is None}
     optional = {"init", "model_args", "base_learning_rate", "stages", "keep_epochs", "drop_path"}
-    optional |= {"device_batch_size", "levels", "shards_per_epoch"}
+    optional |= {"device_batch_size", "levels", "shards_per_epoch", "cuda_graph"}
     of_bands = {"bands", "band_axis", "stats", "low", "high", "show", "probe"}
     assert unresolved <= optional | of_bands
     images = config.pop("images")

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,10 +109,14 @@ def sum_rows(rows: Tensor, around: Tensor, entries: Tensor, patches: int, outsid
 
 
 def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    if is_chosen("depthwise_lines"):
+        return _sums_along_lines(rows, weight, bias, around, _line(Plan.of(sizes), False, around.device))
     return _sums(rows, around, seen_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, bias)
 
 
 def depthwise_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    if is_chosen("depthwise_lines"):
+        return _sums_along_lines(grad, weight, None, around, _line(Plan.of(sizes), True, around.device))
     return _sums(grad, around, seeing_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, None)
 
 
@@ -148,6 +152,9 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
     from . import kernels
 
     plan = Plan.of(sizes)
+    if is_chosen("depthwise_lines"):
+        sums = _products_along_lines(grad, rows, around, _line(plan, False, around.device))
+        return sums.t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
     entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
     (results, most, _), channels, patches = entries.shape, rows.shape[1], around.shape[0]
     side, listed = _tile(channels, 64)[1], min(16, _power_of_2(most))
@@ -164,6 +171,76 @@ def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes
             WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
         )  # fmt: skip
     return sums.sum(0).t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- the same line by line
+
+
+class _Line(NamedTuple):
+    """What a depthwise convolution, or its gradient, sees.
+
+    Attributes:
+        lead: int64 (results, taps), over all axes but the last, an entry of two int32 each.
+        along: of the last axis, as the kernels in `lines.py` take it.
+    """
+
+    lead: Tensor
+    along: dict[str, Any]
+
+
+def _line(plan: Plan, turned: bool, device: torch.device) -> _Line:
+    patch, kernel, stride, dilation, before, out, reach = (axis[-1] for axis in (*plan.sizes, plan.out, plan.reach))
+    others = Plan(*[(start, *axis[:-1]) for start, axis in zip((1, 1, 1, 1, 0), plan.sizes, strict=True)])
+    entries = (seeing_by_tap if turned else seen_by_tap)(others, device)
+    steps = (1, -dilation, stride, -before) if turned else (stride, dilation, 1, before)
+    side, results = (out, patch) if turned else (patch, out)
+    along = {"STEPS": steps, "SIDE": side, "REACH": reach, "RESULTS": results, "TAPS": kernel}
+    return _Line(entries.view(torch.int64)[..., 0], along)
+
+
+def _sums_along_lines(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, line: _Line) -> Tensor:
+    from . import lines
+
+    rows, taps = rows.contiguous(), weight.flatten(1).t().contiguous()
+    patches, channels, (results, leading) = around.shape[0], rows.shape[1], line.lead.shape
+    out = rows.new_empty(patches * results * line.along["RESULTS"], channels)
+    if not out.numel():
+        return out
+    at_once, side = _blocks(channels, line.along["RESULTS"])
+    run: Any = lines.sums
+    run[results * _ceil(patches, at_once), _ceil(channels, side)](
+        out, rows, around, line.lead, taps, taps if bias is None else bias,
+        patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, **line.along,
+        BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows, out), BLOCKS=at_once, CHANNELS=side,
+    )  # fmt: skip
+    return out
+
+
+def _products_along_lines(grad: Tensor, rows: Tensor, around: Tensor, line: _Line) -> Tensor:
+    """(taps, C)"""
+    from . import lines
+
+    grad, rows = grad.contiguous(), rows.contiguous()
+    patches, channels, (results, leading) = around.shape[0], rows.shape[1], line.lead.shape
+    at_once, side = _blocks(channels, line.along["TAPS"])
+    groups, beside = _ceil(patches, at_once), _ceil(channels, side) * leading
+    size = _ceil(groups, max(1, _programs(rows.device) // beside))
+    programs = _ceil(groups, max(1, size))
+    sums = rows.new_empty(programs, leading * line.along["TAPS"], channels, dtype=wide(rows))
+    if sums.numel():
+        run: Any = lines.products
+        run[programs, _ceil(channels, side), leading](
+            sums, grad, rows, around, line.lead,
+            patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, size,
+            **line.along, WIDE=_wide(rows), INDEX=_index(rows, grad), BLOCKS=at_once, CHANNELS=side,
+        )  # fmt: skip
+    return sums.sum(0)
+
+
+def _blocks(channels: int, totals: int) -> tuple[int, int]:
+    """Patches and channels of a program that keeps so many sums of each: as many as registers hold."""
+    side = _tile(channels, 64)[1]
+    return max(1, min(2048, 8192 // _power_of_2(totals)) // side), side
 
 
 # ---------------------------------------------------------------- convolutions over all channels
