@@ -55,7 +55,7 @@ class Graphed:
         self._draws_by_part = False
 
     def __call__(self, images: Tensor, grid: PatchGrid) -> Tensor:
-        if self.why_not or images.device.type != "cuda" or grid.visible_per_image is None or not self.model.training:
+        if self.why_not or not self._may_replay(images, grid):
             return self.loss(images, grid)
         key = _shape_of(images, grid), self._part()
         if key in self._recorded and not self._recorded[key].still_holds():
@@ -82,6 +82,9 @@ class Graphed:
             self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
             return self.loss(images, grid)
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+
+    def _may_replay(self, images: Tensor, grid: PatchGrid) -> bool:
+        return images.device.type == "cuda" and grid.visible_per_image is not None and self.model.training
 
     def _part(self) -> Hashable:
         """Which part of a batch the images are, where what is drawn for them follows from it."""

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from tape import Tape
 from torch import nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from convspark import SparK
 from convspark.model.jointly import Jointly
@@ -144,26 +143,6 @@ def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
     assert graphed.is_recorded
     graphed._leave("no memory is left")
     assert memory() is None and not graphed.is_recorded
-
-
-class Tape(TorchDispatchMode):
-    """A recording on a CPU: operators with their tensors, replayed into the same memory."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for func, args, kwargs, out in self.calls:
-                for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
-                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
