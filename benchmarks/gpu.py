@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import itertools
 import os
 import statistics
 import tempfile
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--modes", default="eager,graph", help="of eager, graph and compiled")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--pictures", type=int, default=1024, help="of `feeding`, made for it")
+    parser.add_argument("--pictures", type=int, default=2048, help="of `feeding`, made for it")
     parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
     parser.add_argument("--whole", action="store_true", help="`profile` whole steps instead of the encoder's")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
@@ -377,8 +378,8 @@ def _beside_bandwidth(step: Callable[[], object], seconds: float, speed: float) 
 
 
 def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
-    """Images a second that the loader delivers from JPEGs of 500 x 375, by as many workers as there are cores: crops
-    that travel as bytes, as in pre-training, and as normalised numbers.
+    """Images a second that the loader delivers from JPEGs of 500 x 375, each decoded for one crop, by as many workers as
+    there are cores: crops that travel as bytes, as in pre-training, and as normalised numbers.
     """
     from convspark.data import IMAGENET_MEAN, IMAGENET_STD
     from convspark.runs.folder import available_cores
@@ -398,19 +399,19 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
                 IMAGENET_STD,
                 crop_scale=(0.67, 1.0),
                 flip=True,
-                crops_per_image=8,
+                crops_per_image=1,
                 seed=0,
                 in_bytes=in_bytes,
             )
             loader = TrainLoader(dataset, batch_size, 1, 0, cores, torch.cuda.is_available())
-            batches = iter(loader)
+            batches = itertools.chain.from_iterable(loader for _ in itertools.count())  # epoch after epoch
             next(batches)  # workers start
             started, delivered = time.perf_counter(), 0
             for batch in batches:
                 delivered += len(batch)
                 if time.perf_counter() - started > 7:
                     break
-            line = {"workers": cores, "size": size, "batch_size": batch_size, "pictures": pictures}
+            line = {"workers": cores, "size": size, "batch_size": batch_size, "pictures": pictures, "crops": 1}
             rate = delivered / (time.perf_counter() - started)
             write(part="feeding", in_bytes=in_bytes, images_a_second=rate, **line)
             end_workers(loader)

@@ -184,8 +184,8 @@ class Command:
         return rest, flagged
 
     def _answered(self, arguments: Sequence[str]) -> list[str]:
-        """`--compile` -> `--compile=true`, where that is not the default and neither true nor false follows."""
-        unset = [a for a in self.parser._actions if _type_of(a) is bool and a.default is False]
+        """`--compile` -> `--compile=true`, where that is not the default and no answer follows."""
+        unset = [a for a in self.parser._actions if _type_of(a) in (bool, bool | None) and not a.default]
         questions = {flag for action in unset for flag in action.option_strings}
         following = [*arguments, ""][1:]
         return [
@@ -292,7 +292,7 @@ class Command:
         return message
 
 
-_ANSWERS = ("true", "false", "yes", "no")
+_ANSWERS = ("true", "false", "yes", "no", "null")
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -42,7 +42,8 @@ class Turn:
 
 
 class PretrainImages(Dataset[Tensor]):
-    """`dataset[(epoch, index)]` is a float tensor (C, H, W), a function of (seed, epoch, index) alone.
+    """`dataset[(epoch, index)]` is what the transform makes, of `PretrainTransform` a tensor (C, H, W): a function of
+    (seed, epoch, index) alone.
 
     Neither the number of workers nor an interruption changes it: the transform is handed the counter instead
     of drawing from a global generator. Indices from `len(dataset)` on are further crops of the same pictures,

@@ -37,23 +37,27 @@ class Normalise(nn.Module):
     as of a batch, and on any device.
     """
 
-    scale: Tensor
+    scales: Tensor
     shift: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         means, stds = torch.tensor([mean, std], dtype=torch.float64)
-        self.register_buffer("scale", stds.reciprocal()[:, None, None].float(), persistent=False)  # (C, 1, 1)
+        scale = stds.reciprocal()[:, None, None].float()  # (C, 1, 1)
+        # Divided here: a GPU multiplies by the rounded reciprocal of a number.
+        scales = torch.stack([scale / unit for unit in (1.0, *_UNITS.values())])
+        self.register_buffer("scales", scales, persistent=False)
         self.register_buffer("shift", (-means / stds)[:, None, None].float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        channels = len(self.scale)
+        channels = len(self.shift)
         *batch, have, _, _ = images.shape
         if have not in (1, channels):
             raise UsageError(f"mean: {channels} channels, but the images have {have}; give one mean and std a channel")
         values = images.expand(*batch, channels, -1, -1)
         values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        return values.mul_(self.scale / _UNITS.get(images.dtype, 1.0)).add_(self.shift)
+        kind = 1 + list(_UNITS).index(images.dtype) if images.dtype in _UNITS else 0
+        return values.mul_(self.scales[kind]).add_(self.shift)
 
 
 @dataclass(frozen=True, kw_only=True)

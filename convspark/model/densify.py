@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,11 +76,18 @@ class Densify(nn.Module):
         x = self.norm(features)
         # The token takes the features' type, so that under autocast one map has one type.
         token = x.values.new_zeros(1, x.shape[1]) if self.mask_token is None else self.mask_token.to(x.dtype).flatten(1)
-        if isinstance(self.project, nn.Identity) or max(self.project.kernel_size) > 1:
+        if not self._projects_positions():
             return self.project(scatter(x, fill=token.view(1, -1, *[1] * (x.ndim - 2))))
-        # Position by position: visible ones are enough, and a masked one, as all of them are alike.
-        token = F.linear(token, self.project.weight.flatten(1), self.project.bias)
-        return scatter(self.project(x), fill=token.view(1, -1, *[1] * (x.ndim - 2)))
+        # Visible ones are enough, and one that is masked, as all of them are alike.
+        project: Any = self.project
+        token = F.linear(token, project.weight.flatten(1), project.bias)
+        return scatter(project(x), fill=token.view(1, -1, *[1] * (x.ndim - 2)))
+
+    def _projects_positions(self) -> bool:
+        """Whether the projection is the conv that was made here, and of one position: others see the whole map."""
+        project: Any = self.project
+        is_watched = project._forward_hooks or project._forward_pre_hooks
+        return type(project) in CONV.values() and max(project.kernel_size) == 1 and not is_watched
 
 
 def choose_norm(requested: str, modules: Iterable[nn.Module]) -> str:

@@ -52,6 +52,7 @@ class Jointly(TorchFunctionMode):
 
     Attributes:
         place: (first, count, total).
+        group: as passed.
         drew: whether something was drawn for images.
     """
 
@@ -59,12 +60,12 @@ class Jointly(TorchFunctionMode):
         super().__init__()
         self.place, self.drew = (first, count, total), False
         self._first, self._count, self._total = first, count, total
-        self._group = group
+        self.group = group
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "batch_norm" and self._group is not None:
+        if name == "batch_norm" and self.group is not None:
             return self._batch_norm(func, args, kwargs)
         if (
             not (name in _FILL or name in _MAKE or name in _LIKE or name in _DROP)
@@ -96,7 +97,7 @@ class Jointly(TorchFunctionMode):
         def enter(module: nn.Module, inputs: Any) -> None:
             running.depth = getattr(running, "depth", 0) + 1
             if running.depth == 1:
-                running.mode = Jointly(self._first, self._count, self._total, self._group)
+                running.mode = Jointly(self._first, self._count, self._total, self.group)
                 running.mode.__enter__()
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -155,8 +156,8 @@ class Jointly(TorchFunctionMode):
         x, mean, variance, weight, bias, training, momentum, eps = in_order(*args, **kwargs)
         if not training:
             return func(*args, **kwargs)
-        assert self._group is not None
-        return synchronised_batch_norm(x, mean, variance, weight, bias, momentum, eps, self._group)
+        assert self.group is not None
+        return synchronised_batch_norm(x, mean, variance, weight, bias, momentum, eps, self.group)
 
 
 def in_force() -> list[Jointly]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..model.spark import SparK
 from ..model.target import patch_statistics, split_patches
 from ..parts import Part
-from ..runs.graphs import Loss
+from ..runs.graphs import Graphed, Loss
 from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
@@ -86,6 +86,10 @@ class PretrainModule(TrainingModule):
         part = self.part(len(images), batch_idx)
         grid = counted_grid(self.model, images, self.seed, Use.MASK, *self.place(batch_idx), part=part)
         return self.step_loss(images, grid)
+
+    def let_go(self) -> None:
+        if isinstance(self.step_loss, Graphed):
+            self.step_loss = self.step_loss.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Before it is cut, and of all processes: their gradients are one by now.

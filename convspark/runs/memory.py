@@ -34,6 +34,7 @@ def out_of_memory(
     batch, a_pass = train.order.batch_size, train.order.images_a_pass
     if train.here.are_several:
         return _with_several(batch, a_pass, train.here.count, device, precision, can_accumulate)
+    module.let_go()
     fits = most_that_fits(lambda count: _take_step(module, train, device, precision, count), a_pass)
     passes = next((k for k in range(1, batch + 1) if batch % k == 0 and batch // k <= fits), 0)
     what = f"out of memory on {device} with {a_pass} images a pass in {precision}{_total(device)}: "

@@ -6,6 +6,7 @@ import pytest
 
 from convspark.cli.arguments import Command
 from convspark.cli.finetune import command as finetune_command
+from convspark.cli.main import main
 from convspark.cli.pretrain import command as pretrain_command
 from convspark.errors import UsageError
 
@@ -123,6 +124,20 @@ def test_every_parameter_is_a_flag(command):
 def test_a_question_is_answered_yes_by_naming_it(command, arguments, images, fast):
     values = parse(command, *arguments)
     assert (values["images"], values["fast"]) == (images, fast)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ([], "null"),
+        (["--cuda-graph"], "true"),
+        (["--cuda-graph", "null"], "null"),
+        (["--cuda-graph", "false"], "false"),
+    ],
+)
+def test_so_is_one_that_may_be_left_open(flag, value, capsys):
+    assert main(["pretrain", "--model", "test_resnet", "--print-config", *flag]) == 0
+    assert f"cuda_graph: {value}" in capsys.readouterr().out
 
 
 def test_every_parameter_is_a_key_and_flags_override_keys(command, tmp_path):

@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark import SparK
+from convspark.data import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
 from convspark.kernels.gpu import operators
+from convspark.model.norms import BatchNorm
 from convspark.sparse import PatchGrid, gather
 from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
@@ -394,6 +396,32 @@ def test_norms_of_the_decoder_have_kernels_too(monkeypatch):
         torch.testing.assert_close(one, other)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert called.count("batch_moments") == len(norms) > len(list(model.backbone.modules())) // 8
+
+
+def test_norms_that_are_not_usual_stay_those_of_pytorch(monkeypatch):
+    monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
+    everything = {(name, "cpu"): ((torch.float32,), lambda: True) for name in ("batch_moments",)}
+    monkeypatch.setattr(ops, "_KERNELS", everything)
+    images = torch.randn(4, 8, 3, 3).contiguous(memory_format=torch.channels_last)
+    for change in ({"momentum": None}, {"running_mean": None, "running_var": None}, {}):
+        ours, theirs = BatchNorm(8), nn.BatchNorm2d(8)
+        for norm in (ours, theirs):
+            for name, value in change.items():
+                setattr(norm, name, value)
+        torch.testing.assert_close(ours(images), theirs(images))
+        for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        BatchNorm(8)(images[:1, :, :1, :1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+def test_pictures_are_normalised_to_the_same_bits(dtype):
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+    images = torch.randint(256, (2, 3, 40, 40), generator=torch.Generator().manual_seed(0)).to(dtype)
+    on_cpu = normalise(images)
+    assert torch.equal(normalise.cuda()(images.cuda()).cpu(), on_cpu)
 
 
 class _Called(TorchDispatchMode):

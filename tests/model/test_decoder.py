@@ -168,6 +168,24 @@ def test_densify(norm):
     torch.testing.assert_close(out, expected.movedim(-1, 1), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("token", [True, False])
+def test_what_projects_positions_projects_the_visible_ones(token):
+    grid = PatchGrid(torch.tensor([[[1, 0, 1], [0, 0, 1]], [[0, 0, 0], [0, 1, 0]]]).bool())
+    densify = Densify(8, 5, "layer", deepest=False, kernel=1, learned_token=token).double()
+    nn.init.normal_(densify.project.bias)
+    patches = gather(torch.randn(2, 8, 4, 6, dtype=torch.float64), grid)
+    fill = densify.mask_token if token else 0.0
+    expected = densify.project(scatter(densify.norm(patches), fill=fill))
+    seen = []
+    torch.testing.assert_close(densify(patches), expected)
+    watch = densify.project.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape))
+    torch.testing.assert_close(densify(patches), expected)
+    assert seen == [(2, 8, 4, 6)]  # who watches the projection sees a map, as it always did
+    watch.remove()
+    densify.project = nn.Sequential(densify.project)
+    torch.testing.assert_close(densify(patches), expected)
+
+
 class LayerNormOfSomeoneElse(nn.Module):
     pass
 
