@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from convspark import PatchGrid, gather
+from convspark import PatchGrid, gather, scatter
 from convspark.errors import UsageError
 from convspark.model.decoder import Decoder
 from convspark.model.densify import Densify, choose_norm
