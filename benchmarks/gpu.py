@@ -378,8 +378,8 @@ def _beside_bandwidth(step: Callable[[], object], seconds: float, speed: float) 
 
 
 def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
-    """Images a second that the loader delivers from JPEGs of 500 x 375, each decoded for one crop, by as many workers as
-    there are cores: crops that travel as bytes, as in pre-training, and as normalised numbers.
+    """Images a second that the loader delivers from JPEGs of 500 x 375, each decoded for one crop, by as many workers
+    as there are cores: crops that travel as bytes, as in pre-training, and as normalised numbers.
     """
     from convspark.data import IMAGENET_MEAN, IMAGENET_STD
     from convspark.runs.folder import available_cores

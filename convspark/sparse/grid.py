@@ -197,14 +197,24 @@ class PatchGrid:
         batch, per_image, visible, image = self.batch_size, self.visible_per_image, self.num_visible, self.image
 
         def first() -> Tensor:
-            """A visible patch of each image, or of another one where an image has none."""
-            if per_image is not None:
-                return torch.arange(batch, dtype=torch.int32, device=image.device) * per_image
-            counts = _counts(image, batch)
-            return (counts.cumsum(0) - counts).clamp(max=max(visible - 1, 0)).to(torch.int32)
+            return _first(image, batch, visible, per_image).to(torch.int32)
 
         slots = self.slots.to(torch.int32).view(batch, math.prod(self.shape))
         return Around(slots, visible, first)
+
+    def first_patches(self) -> Tensor:
+        """(B,) a visible patch of each image, the first, or one of another image where it has none."""
+        return self.cached(
+            "first patches", lambda: _first(self.image, self.batch_size, self.num_visible, self.visible_per_image)
+        )
+
+
+def _first(image: Tensor, batch_size: int, visible: int, per_image: int | None) -> Tensor:
+    """(N,) the image of each visible patch -> (B,) the first patch of each image."""
+    if per_image is not None:
+        return torch.arange(batch_size, device=image.device) * per_image
+    counts = _counts(image, batch_size)
+    return (counts.cumsum(0) - counts).clamp(max=max(visible - 1, 0))
 
 
 def _counts(image: Tensor, batch_size: int) -> Tensor:

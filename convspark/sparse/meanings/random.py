@@ -142,10 +142,4 @@ def _functions_in(source: str) -> Iterator[CodeType]:
 
 def one_an_image(noise: Tensor, grid: PatchGrid) -> PerImage:
     """(N, 1, ...) independent draws -> (B, 1, ...): each image takes that of its first patch."""
-
-    def build() -> Tensor:
-        counts = grid.counts()
-        return (counts.cumsum(0) - counts).clamp(max=grid.num_visible - 1)
-
-    first = grid.cached("first patch", build)
-    return as_per_image(torch.index_select(noise, 0, first), grid)
+    return as_per_image(torch.index_select(noise, 0, grid.first_patches()), grid)
