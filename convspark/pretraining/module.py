@@ -1,5 +1,7 @@
 """What a step of pre-training is: masks counted by (seed, step), the loss, and the loss on held-out images."""
 
+import gc
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,10 +12,13 @@ from ..model.spark import SparK
 from ..model.target import patch_statistics, split_patches
 from ..parts import Part
 from ..runs.graphs import Graphed, Loss
+from ..runs.memory import is_out_of_memory
 from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
 from ..sparse import PatchGrid
+
+logger = logging.getLogger(__name__)
 
 
 def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int, part: Part | None = None) -> PatchGrid:
@@ -108,6 +113,19 @@ class PretrainModule(TrainingModule):
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""
 
     def measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:
+        try:
+            return self._measure(batch, number)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not isinstance(self.step_loss, Graphed):
+                raise
+        # A recording keeps the memory of a step to itself.
+        logger.warning("too little memory to measure beside a recorded step: from here on steps are launched by Python")
+        self.let_go()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return self._measure(batch, number)
+
+    def _measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:
         images = channels_last(batch if isinstance(batch, Tensor) else batch[0])
         grid = counted_grid(self.model, images, self.seed, Use.HELD_OUT_MASK, number)
         out = self.model(images, grid)

@@ -64,6 +64,26 @@ def test_steps_are_replayed_on_a_single_gpu(pictures, asked, processes, replayed
     assert isinstance(plan.module().step_loss, Graphed) == replayed
 
 
+def test_what_is_measured_takes_the_memory_of_a_recording(monkeypatch, caplog):
+    import timm
+
+    model = SparK(timm.create_model("test_resnet"), image_size=64, decoder_width=32, prove=False)
+    measuring = module.PretrainModule(model, lambda: None, None)
+    measuring.step_loss, images = Graphed(measuring.step_loss, model), torch.randn(2, 3, 64, 64)
+    forward = model.forward
+
+    def short_of_memory(images, grid):
+        if len(images) > 2 or isinstance(measuring.step_loss, Graphed):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(images, grid)
+
+    monkeypatch.setattr(model, "forward", short_of_memory)
+    with torch.no_grad():
+        assert measuring.measure(images, 0).images == 2 and "too little memory" in caplog.text
+        with pytest.raises(torch.OutOfMemoryError):  # nothing is left to let go
+            measuring.measure(images.repeat(2, 1, 1, 1), 0)
+
+
 def test_a_run_leaves_the_global_generator_alone(pictures, small, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "8")  # a job of several tasks whose script starts a run: Lightning refuses that
     torch.manual_seed(3)
