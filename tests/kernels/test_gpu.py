@@ -437,8 +437,9 @@ class _Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_kernels_that_compute_something_else_are_found(monkeypatch):
-    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm,max_pool,batch_norm")
+@pytest.mark.parametrize("chosen", ["implicit_gemm", "implicit_gemm,depthwise_lines"])
+def test_kernels_that_compute_something_else_are_found(chosen, monkeypatch):
+    monkeypatch.setenv("CONVSPARK_KERNELS", chosen)
     with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
         assert not operators._wrong(DEVICE)
     right = operators.depthwise
