@@ -5,6 +5,7 @@
     python3 -m benchmarks.gpu encoder resnet50 --batch-sizes 128 --modes compiled
     python3 -m benchmarks.gpu step resnet50 --batch-sizes 128
     python3 -m benchmarks.gpu feeding
+    python3 -m benchmarks.gpu pretrain resnet50
     python3 -m benchmarks.gpu profile resnet50
     python3 -m benchmarks.gpu table
 
@@ -41,7 +42,7 @@ WITHOUT = "visible only, without kernels"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("correctness", "encoder", "step", "feeding", "profile", "table"))
+    parser.add_argument("part", choices=("correctness", "encoder", "step", "feeding", "pretrain", "profile", "table"))
     parser.add_argument("networks", nargs="*", default=["resnet50"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=records.RESULTS / "gpu.jsonl")
@@ -75,6 +76,8 @@ def main() -> None:
                 encoder(what, options.modes.split(","), options.repeats, write)
             elif options.part == "step":
                 whole_steps(what, options.modes.split(","), options.repeats, write)
+            elif options.part == "pretrain":
+                pretraining(what, options.pictures, write)
             elif options.part == "profile":
                 profile(what, write, options.whole, options.traces)
 
@@ -417,10 +420,37 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
             end_workers(loader)
 
 
+def pretraining(what: Workload, pictures: int, write: Writer) -> None:
+    """A whole run of three epochs, from files to a checkpoint, as `pretrain` does it: the figures of its last epoch."""
+    import csv
+
+    from convspark import pretrain
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_pictures(Path(folder, "pictures"), pictures)
+        result = pretrain(
+            str(Path(folder, "pictures")),
+            out=str(Path(folder, "run")),
+            model=what.name,
+            size=what.size,
+            epochs=3,
+            batch_size=min(what.batch_size, pictures // 2),
+            device=what.device.type,
+            precision=what.precision,
+        )
+        with (result.folder / "metrics.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+        replayed = what.device.type == "cuda" and "not replayed" not in (result.folder / "log.txt").read_text()
+    figures = {name: float(last[name]) for name in ("train_loss", "held_out_loss", "data_wait_share")}
+    rate = float(last["images_per_second"])
+    write(part="pretrain", pictures=pictures, images_a_second=rate, replayed=replayed, **figures, **what.keys())
+
+
 def make_pictures(folder: Path, count: int) -> None:
     """JPEGs of 500 x 375, crops of the photographs that come with scikit-learn."""
     import multiprocessing
 
+    folder.mkdir(exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(min(16, os.cpu_count() or 1)) as pool:
         pool.starmap(_make_picture, [(str(folder / f"{i}.jpg"), i) for i in range(count)], chunksize=64)
 
@@ -533,6 +563,10 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             rate = f"{line['images_a_second']:.0f}"
             kind = "bytes" if line.get("in_bytes") else "numbers"
             rows.append(f"| feeding | JPEGs as {kind}, {line['workers']} workers, {line['size']} px || {rate} ||||")
+        elif line["part"] == "pretrain":
+            rate, waited = line["images_a_second"], 100 * line["data_wait_share"]
+            finding = f"loss {line['train_loss']:.3f}, {waited:.0f} % of the time waiting, replayed: {line['replayed']}"
+            rows.append(f"| pretrain | {line['network']}, batch {line['batch_size']}, {finding} || {rate:.0f} ||||")
         elif line["part"] == "correctness":
             if "host_waits" in line:
                 finding = f"host waits: {line['host_waits'] or 'never'}"

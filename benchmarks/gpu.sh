@@ -59,6 +59,7 @@ CONVSPARK_KERNELS=depthwise_lines part 30 encoder "${others[@]}" "${batch[@]}" -
 part 40 encoder resnet50 "${batch[@]}" --modes eager,graph
 part 40 step resnet50 "${batch[@]}" --modes graph,eager
 part 30 profile resnet50 "${batch[@]}" --whole "${traces[@]}"
+part 90 pretrain resnet50 "${batch[@]}"
 CONVSPARK_KERNELS=depthwise_lines part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
 part 160 encoder resnet50 "${batch[@]}" --modes compiled
 part 120 step resnet50 "${batch[@]}" --modes compiled
