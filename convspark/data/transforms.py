@@ -89,7 +89,8 @@ class _Normalised:
         return height, width
 
     @cached_property
-    def _normalise(self) -> Normalise:
+    def normalise(self) -> Normalise:
+        """Makes values of a picture, or of a batch, on the CPU."""
         return Normalise(self.mean, self.std)
 
     def _cut(self, picture: Picture, box: Box) -> Tensor:
@@ -119,7 +120,7 @@ class _Normalised:
     def collate(self, examples: Sequence[Tensor]) -> Tensor:
         """Examples as a batch (B, C, H, W): of bytes where all of them are alike, else of normalised values."""
         if len({(one.dtype, one.shape) for one in examples}) > 1:
-            examples = [self._normalise(one) if one.dtype == torch.uint8 else one for one in examples]
+            examples = [self.normalise(one) if one.dtype == torch.uint8 else one for one in examples]
         return default_collate(list(examples))
 
 
@@ -176,7 +177,7 @@ class PretrainTransform(_Normalised):
     def __call__(self, picture: Picture, counter: Counter) -> Tensor:
         """A picture of any size -> float32 (C, H, W), or bytes."""
         crop = self.crop(picture, np.random.default_rng(counter))
-        return crop.contiguous() if self.in_bytes and crop.dtype == torch.uint8 else self._normalise(crop)
+        return crop.contiguous() if self.in_bytes and crop.dtype == torch.uint8 else self.normalise(crop)
 
     def crop(self, picture: Picture, rng: np.random.Generator) -> Tensor:
         """A random crop, resized, half of them mirrored; not normalised yet. (C, H, W), bytes or floats."""
@@ -219,7 +220,7 @@ class HeldOutTransform(_Normalised):
 
     def __call__(self, picture: Picture, counter: Counter = 0) -> Tensor:
         """A picture of any size -> float32 (C, H, W); called like `PretrainTransform`, `counter` unused."""
-        return self._normalise(self._cut(picture, self._centre(*_height_width(picture))))
+        return self.normalise(self._cut(picture, self._centre(*_height_width(picture))))
 
     def _centre(self, have_height: int, have_width: int) -> Box:
         """The part of a picture that is shown."""

@@ -1,6 +1,5 @@
 """What a step of pre-training is: masks counted by (seed, step), the loss, and the loss on held-out images."""
 
-import gc
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from ..model.spark import SparK
 from ..model.target import patch_statistics, split_patches
 from ..parts import Part
 from ..runs.graphs import Graphed, Loss
-from ..runs.memory import is_out_of_memory
+from ..runs.memory import collect, is_out_of_memory
 from ..runs.module import TrainingModule, channels_last
 from ..runs.schedule import Schedule
 from ..seeds import Use, counted_seed
@@ -121,8 +120,7 @@ class PretrainModule(TrainingModule):
         # A recording keeps the memory of a step to itself.
         logger.warning("too little memory to measure beside a recorded step: from here on steps are launched by Python")
         self.let_go()
-        gc.collect()
-        torch.cuda.empty_cache()
+        collect()
         return self._measure(batch, number)
 
     def _measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:

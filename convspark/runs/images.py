@@ -20,7 +20,6 @@ from ..data import (
     FileSource,
     HeldOutTransform,
     ImageSource,
-    Normalise,
     Pixels,
     Places,
     PretrainImages,
@@ -349,7 +348,7 @@ def first_images(dataset: PretrainImages, count: int = 8) -> Tensor:
     """The images to draw, normalised (B, C, H, W): the first ones."""
     transform: Any = dataset.transform
     images = transform.collate([dataset[index] for index in range(min(count, len(dataset)))])
-    return Normalise(transform.mean, transform.std)(images) if images.dtype == torch.uint8 else images
+    return transform.normalise(images) if images.dtype == torch.uint8 else images
 
 
 def _open(

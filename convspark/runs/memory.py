@@ -65,9 +65,7 @@ def most_that_fits(step: Callable[[int], None], count: int) -> int:
 
 
 def _fits(step: Callable[[int], None], count: int) -> bool:
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    collect()
     try:
         step(count)
     except RuntimeError as error:
@@ -75,6 +73,13 @@ def _fits(step: Callable[[int], None], count: int) -> bool:
             raise
         return False
     return True
+
+
+def collect() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

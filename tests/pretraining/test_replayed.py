@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import stopped_after
 from tape import Tape
 
 from convspark.pretraining.command import pretrain
@@ -81,11 +80,11 @@ def test_a_run_whose_steps_are_replayed_is_the_same_run(pictures, small, tmp_pat
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_a_run_that_goes_on_is_replayed_again(pictures, small, tmp_path, monkeypatch, on_tape):
+def test_a_run_that_goes_on_is_replayed_again(pictures, small, stopping, tmp_path, monkeypatch, on_tape):
     monkeypatch.setattr(registered(), "convolutions", [])
     settings = {**small, "epochs": 4}
     pretrain(str(pictures), out=str(tmp_path / "whole"), **settings)
-    with stopped_after(7):
+    with stopping(7):
         pretrain(str(pictures), out=str(tmp_path / "stopped"), **settings)
     on_tape.clear()
     pretrain(resume=str(tmp_path / "stopped"))

@@ -29,6 +29,13 @@ def is_seen(steps, at, results, taps):
 
 
 @triton.jit
+def look_up(at, valid, patches, positions, place, INDEX: tl.constexpr):
+    """Of the patches that `around` names at these places: the rows where their line begins, and whether it is there."""
+    slot = tl.load(at, mask=valid, other=patches)
+    return slot.to(INDEX) * positions + place, slot < patches
+
+
+@triton.jit
 def sums(
     out, rows, around, lead, weight, bias, count, channels, patches, positions, block, results, taps,
     STEPS: tl.constexpr, SIDE: tl.constexpr, REACH: tl.constexpr, RESULTS: tl.constexpr, TAPS: tl.constexpr,
@@ -57,9 +64,9 @@ def sums(
             factors = factors + (factor.to(WIDE)[None, :],)
         for beside in tl.static_range(2 * REACH + 1):
             at = around + centre * block + patch * (2 * REACH + 1) + beside
-            slot = tl.load(at, mask=valid & (patch >= 0), other=patches)
-            there = (slot < patches)[:, None] & wide_enough[None, :]
-            seen = rows + (slot.to(INDEX) * positions + place)[:, None] * channels + channel[None, :]
+            row, there = look_up(at, valid & (patch >= 0), patches, positions, place, INDEX)
+            seen = rows + row[:, None] * channels + channel[None, :]
+            there = there[:, None] & wide_enough[None, :]
             for position in tl.static_range(SIDE):
                 if is_seen(STEPS, (beside - REACH) * SIDE + position, RESULTS, TAPS):
                     value = tl.load(seen + position * channels, mask=there, other=0).to(WIDE)
@@ -102,9 +109,9 @@ def products(
             slopes = slopes + (tl.load(at, mask=valid[:, None] & wide_enough[None, :], other=0).to(WIDE),)
         for beside in tl.static_range(2 * REACH + 1):
             at = around + centre * block + patch * (2 * REACH + 1) + beside
-            slot = tl.load(at, mask=valid & (patch >= 0), other=patches)
-            there = (slot < patches)[:, None] & wide_enough[None, :]
-            seen = rows + (slot.to(INDEX) * positions + place)[:, None] * channels + channel[None, :]
+            row, there = look_up(at, valid & (patch >= 0), patches, positions, place, INDEX)
+            seen = rows + row[:, None] * channels + channel[None, :]
+            there = there[:, None] & wide_enough[None, :]
             for position in tl.static_range(SIDE):
                 if is_seen(STEPS, (beside - REACH) * SIDE + position, RESULTS, TAPS):
                     value = tl.load(seen + position * channels, mask=there, other=0).to(WIDE)

@@ -65,7 +65,7 @@ class FinetuneTransform(PretrainTransform):
         with _seeded(int(rng.integers(1 << 62))):
             if self.policy and crop.dtype == torch.uint8:
                 crop = functional.pil_to_tensor(self._policy(functional.to_pil_image(crop)))
-            image = self._normalise(crop)
+            image = self.normalise(crop)
             return self._erasing(image) if self.erase else image
 
 
