@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
+from ..sparse.compiled import all_shown
 from ..sparse.proof.gradients import gradients
 from ..sparse.proof.prove import position_embedding
 from .find_stages import (
@@ -145,7 +146,8 @@ class Stages:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Features of each stage, finest first: visible patches for visible patches, dense for dense."""
-        return self._way(self.backbone, x)
+        with all_shown():
+            return self._way(self.backbone, x)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -87,11 +87,18 @@ class GridTensor(Tensor):
             if kwargs.pop("out") is not None:
                 raise refuse(func, "it writes into a tensor of the network's own (out=)")
         try:
-            with torch._C.DisableTorchFunctionSubclass():
+            with _dispatch_off(func):
                 return known(func, args, kwargs or {})
         except (Refusal, LostAxes) as refusal:
             reason = refusal.args[0]  # not str() of it, nor `raise ... from`: old Dynamos know neither
         raise refuse(func, reason)
+
+
+def _dispatch_off(func: Callable[..., Any]) -> Any:
+    """Of modes as well for attributes under `torch.compile`: Dynamo has not left them, and would come back for ever."""
+    if torch.compiler.is_compiling() and getattr(func, "__name__", "") == "__get__":
+        return torch._C.DisableTorchFunction()
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def _computes_gradients(func: Callable[..., Any]) -> bool:
@@ -350,8 +357,7 @@ def check_patches(patches: object, what: str) -> None:
             f"{what} a {type(patches).__name__}, not visible patches. Values of whole images (a pooled map) "
             "cannot be put back. A plain tensor comes from functions that PyTorch hides from tensor subclasses: "
             "TorchScript functions, torch.func, torch.autograd.Variable(x), torch.Tensor(x); under torch.compile also "
-            "abs(x), pow(x, 2), x[...] = y, torch.cat of a tuple (a list works), and sigmoid, tanh, hardsigmoid and "
-            "hardswish of torch.nn.functional (torch.sigmoid works). Write the network without them."
+            "abs(x), pow(x, 2) and x[...] = y (x.abs() and x**2 work). Write the network without them."
         )
 
 

@@ -17,7 +17,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from convspark import PatchGrid, SparK, gather, scatter
+from convspark.model.jointly import Jointly
 from convspark.sparse import as_patches
+from convspark.sparse.compiled import all_shown
 
 SIDE = 32
 
@@ -200,6 +202,12 @@ ONE_AS_ANOTHER = {
     "in place": lambda x: (x * 1).add_(x).relu_().clamp_(0, 1),
     "a border cut off": lambda x: x + F.interpolate(F.avg_pool2d(x[:, :, 1:, 1:], 1, 2), scale_factor=2),
     "the largest, and where": lambda x: x + F.interpolate(F.max_pool2d(x, 2, return_indices=True)[0], scale_factor=2),
+    "in a tuple": lambda x: torch.cat((x, x * 2), 1).sum(1, keepdim=True) * x,
+    "in a tuple by keyword": lambda x: torch.stack(tensors=(x, x * 2), dim=1).sum(1),
+    "hardswish": lambda x: F.hardswish(x) + nn.Hardswish(inplace=True)(x * 2),
+    "hardsigmoid in a tuple": lambda x: torch.stack((F.hardsigmoid(x), x * 2), 1).sum(1),
+    "sigmoid": lambda x: F.sigmoid(x),
+    "tanh": lambda x: F.tanh(x),
 }
 
 
@@ -211,12 +219,30 @@ def eagerly_and_compiled(*functions: Callable[[Tensor], Tensor]) -> tuple[list[T
 
     def beside_means(images: Tensor, grid: PatchGrid) -> list[Tensor]:
         x = gather(images, grid.afresh())
-        means = [function(x).mean((2, 3)).mean(1)[:, None, None, None] for function in functions]
-        return [scatter(x + mean) for mean in means]  # type: ignore[arg-type]
+        with all_shown():  # as the stages of a backbone are called
+            means = [function(x).mean((2, 3)).mean(1)[:, None, None, None] for function in functions]
+            return [scatter(x + mean) for mean in means]  # type: ignore[arg-type]
 
     images, grid = torch.randn(2, 4, 8, 8, dtype=torch.float64), PatchGrid(SEEN)
     compiled = torch.compile(beside_means, fullgraph=True, backend="eager")
     return beside_means(images, grid), compiled(images, grid)
+
+
+def test_a_part_of_a_batch_draws_as_the_whole_batch_would():
+    """A mode is in force then, which Dynamo has not left where it reads an attribute or calls a method in Python."""
+
+    def drawn(images: Tensor, grid: PatchGrid) -> Tensor:
+        x = gather(images, grid.afresh())
+        x = x + x.new_zeros(x.shape) + x.norm(dim=1, keepdim=True)
+        return F.dropout(x, 0.5).values
+
+    images, grid = torch.randn(2, 4, 8, 8), PatchGrid(SEEN)
+    compiled, results = torch.compile(drawn, fullgraph=True, backend="aot_eager"), []  # "eager" runs in the mode again
+    for function in (drawn, compiled):
+        torch.manual_seed(0)
+        with Jointly(2, 2, 4):
+            results.append(function(images, grid))
+    torch.testing.assert_close(*results)
 
 
 SEEN = torch.tensor([[[1, 0], [1, 1]], [[0, 1], [1, 1]]]).bool()
@@ -264,9 +290,14 @@ def test_what_dynamo_takes_out_of_the_patches_is_refused_where_it_meets_them(fun
             torch.testing.assert_close(compiled, run(images, grid))
 
 
+class Absolute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return abs(x)
+
+
 @pytest.mark.slow
 def test_a_stage_that_dynamo_took_out_of_the_patches_is_refused_in_words():
-    model = model_of(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2), nn.Hardswish()))
+    model = model_of(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2), Absolute()))
     images, grid = torch.randn(2, 3, SIDE, SIDE), grids(model, 2, 1)[0]
     try:
         loss = torch.compile(model.forward, fullgraph=True, backend="eager")(images, grid).loss
@@ -323,9 +354,12 @@ def test_what_is_refused_says_why():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny", "efficientnet_b0", "regnety_016"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "convnext_tiny", "efficientnet_b0", "regnety_016", "mobilenetv3_small_100", "shufflenet"]
+)
 def test_networks_of_timm_are_one_graph(name, bf16):
-    model = SparK(timm.create_model(name), image_size=224, prove=False, decoder="lean").train()
+    network = torchvision.models.shufflenet_v2_x0_5() if name == "shufflenet" else timm.create_model(name)
+    model = SparK(network, image_size=224, prove=False, decoder="lean").train()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model.forward, fullgraph=True, backend=counter)
     for _ in range(3):

@@ -78,6 +78,8 @@ _LIKE = "zeros_like ones_like empty_like full_like rand_like randn_like"
             torch.dropout,
             torch.dropout_,
             functional.dropout,
+            functional.sigmoid,  # to which torch.compile does not look inside
+            functional.tanh,
         ]
     )
 )
