@@ -41,7 +41,8 @@ _DILATED = {32: 1.0, 16: 1.75, 8: 5.5}
 _A_CORE, _A_CORE_IN_FP32 = 30.0, 14.0
 _A_PROCESSOR, _A_PROCESSOR_IN_FP32 = 80.0, 16.0
 _READ_SECONDS, _READ_SECONDS_A_MEGAPIXEL = 0.001, 0.006  # of a core, for each picture
-_STEP_SECONDS = {"cpu": 0.1, "mps": 0.1, "cuda": 0.02}  # of launching what it consists of; a GPU computes meanwhile
+_PASS_SECONDS = {"cpu": 0.1, "mps": 0.1, "cuda": 0.02}  # of launching what it consists of; a GPU computes meanwhile
+_PASS_SECONDS_OF_SEVERAL_GPUS = 0.08  # not replayed
 _EPOCH_SECONDS = 0.3  # of measuring and writing, whatever its length
 
 _INIT_BELOW = 1000
@@ -139,7 +140,8 @@ def choose(
     size: tuple[int, int] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    parts: int = 1,
+    passes: int = 1,
+    processes: int = 1,
     may_dilate: bool = True,
     may_start_anew: bool = True,
 ) -> Choices:
@@ -147,7 +149,7 @@ def choose(
 
     Args:
         size: (height, width).
-        parts: that a batch must divide into.
+        passes: of a batch, one after the other; processes: that share each of them.
         may_dilate: whether a network that is chosen may have finer patches.
         may_start_anew: whether the run begins with random weights, which do not suit a small set of pictures.
     """
@@ -167,11 +169,13 @@ def choose(
             chosen.append(Choice("model-args", {"output_stride": patch}, why))
     area = size[0] * size[1] / _USUAL_SIZE**2
     if batch_size is None:
-        batch_size, why = _batch(pictures, machine, max(1.0, known.gmac / _GMAC["resnet50"]) * area)
+        parts = passes * processes
+        batch_size, why = _batch(pictures, machine, max(1.0, known.gmac / _GMAC["resnet50"]) * area / parts)
         batch_size = max(1, batch_size // parts) * parts
         chosen.append(Choice("batch-size", batch_size, why))
     steps = ceil(pictures.examples / batch_size)
-    epoch_seconds = _epoch_seconds(machine, known.gmac * dilated * area, pictures, batch_size)
+    work = known.gmac * dilated * area
+    epoch_seconds = _epoch_seconds(machine, work, pictures.area, pictures.examples, steps * passes, processes)
     if epochs is None:
         epochs, why = _epochs(pictures.examples, steps, epoch_seconds)
         chosen.append(Choice("epochs", epochs, why))
@@ -226,7 +230,7 @@ def _batch(pictures: Known, machine: Machine, share: float) -> tuple[int, str]:
     """The batch, and why.
 
     Args:
-        share: memory of an image, relative to one of 224 pixels in a ResNet-50.
+        share: memory of an image, relative to one of 224 pixels in a ResNet-50, over the parts that a batch has.
     """
     count = pictures.examples
     usual = _BATCH_ON_GPU if machine.kind == "cuda" and count >= FEW else _BATCH
@@ -269,20 +273,23 @@ def _epochs(count: int, steps: int, seconds: float) -> tuple[int, str]:
     return epochs, why
 
 
-def _epoch_seconds(machine: Machine, work: float, pictures: Known, batch_size: int) -> float:
+def _epoch_seconds(machine: Machine, work: float, area: float, examples: int, passes: int, processes: int) -> float:
     """Of an epoch, roughly.
 
     Args:
         work: GMAC of the dense network for an image.
+        area: of a picture, in pixels.
+        passes: of the epoch.
+        processes: on this machine; a GPU is one's own, cores they share.
     """
-    reading = _READ_SECONDS + _READ_SECONDS_A_MEGAPIXEL * pictures.area / 1e6
-    launching = _STEP_SECONDS[machine.kind] * ceil(pictures.examples / batch_size)
+    reading = _READ_SECONDS + _READ_SECONDS_A_MEGAPIXEL * area / 1e6
     if machine.kind == "cuda":
-        speed = machine.processors * (_A_PROCESSOR if machine.is_bf16 else _A_PROCESSOR_IN_FP32)
-        seconds = max(launching, pictures.examples * max(work / speed, reading / max(1, machine.cores - 1)))
+        launching = passes * (_PASS_SECONDS["cuda"] if processes == 1 else _PASS_SECONDS_OF_SEVERAL_GPUS)
+        speed = processes * machine.processors * (_A_PROCESSOR if machine.is_bf16 else _A_PROCESSOR_IN_FP32)
+        seconds = max(launching, examples * max(work / speed, reading / max(1, machine.cores - processes)))
     else:
         speed = _A_CORE if machine.is_bf16 else _A_CORE_IN_FP32
-        seconds = launching + pictures.examples * (work / speed + reading) / machine.cores
+        seconds = passes * _PASS_SECONDS[machine.kind] + examples * (work / speed + reading) / machine.cores
     return _EPOCH_SECONDS + seconds
 
 

@@ -52,7 +52,8 @@ def choices_for(
         size=size,
         epochs=s.epochs,
         batch_size=s.batch_size,
-        parts=(s.accumulate or 1) * processes,
+        passes=s.accumulate or 1,
+        processes=processes,
         may_dilate=s.model_args is None and s.patch_size is None and s.stages is None,
         may_start_anew=s.init is None,
     )

@@ -1,5 +1,7 @@
 """What is chosen for pictures and machines of many kinds: worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from convspark.cli.pretrain import command
@@ -88,8 +90,20 @@ def test_patches_that_were_given_stay():
 
 
 def test_batches_divide_among_processes_and_passes():
-    assert choose(Known(3000, *PHOTOS), TWO_CORES, parts=3).settings["batch_size"] == 63
-    assert choose(Known(3000, *PHOTOS), TWO_CORES, parts=100).settings["batch_size"] == 100
+    assert choose(Known(3000, *PHOTOS), TWO_CORES, passes=3).settings["batch_size"] == 63
+    assert choose(Known(3000, *PHOTOS), TWO_CORES, processes=50, passes=2).settings["batch_size"] == 100
+
+
+def test_several_gpus_take_a_part_each_and_are_launched_from_python():
+    small = replace(H100, memory=4 * GIB, cores=128)
+    many = Known(1_281_167, *PHOTOS)
+    one, eight = (choose(many, small, network=Network(4.1, 32), epochs=1, processes=n) for n in (1, 8))
+    heavy = choose(many, small, network=Network(100.0, 32), epochs=1, batch_size=256, processes=8)
+    assert (one.settings["batch_size"], eight.settings["batch_size"]) == (32, 256)
+    # Launching takes longer than 4.1 GMAC a picture: 40,037 steps replayed, 5,005 launched from Python.
+    assert one.seconds == pytest.approx(0.3 + 40_037 * 0.02)
+    assert eight.seconds == pytest.approx(0.3 + 5_005 * 0.08)
+    assert heavy.seconds == pytest.approx(0.3 + 1_281_167 * 100 / (8 * small.processors * 80))
 
 
 def test_crops_are_examples_and_few_pictures_stay_few():
