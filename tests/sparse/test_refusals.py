@@ -90,6 +90,11 @@ REFUSED = {
     "einsum of positions and channels": (lambda x: torch.einsum("bchw,bhdw->bdw", x, x), "einsum", "in one operand"),
     "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), "dim|size", "torch.vmap runs a function on each row"),
     "positional embedding": (lambda x: x + torch.randn(1, 4, 4, 4), "add", "spatial extent"),
+    "columns of its own beside channels": (
+        lambda x: torch.cat((x, torch.arange(4.0).expand(4, 1, 4, 4)), 1),
+        "cat",
+        "a tensor without patches",
+    ),
     "a row for each patch": (lambda x: x * torch.arange(4.0).view(4, 1, 1, 1), "mul", "more than one row"),
     "conv of rows": (
         lambda x: F.conv2d(x.flatten(2).unsqueeze(1), torch.ones(1, 1, 3, 3), padding=1),
@@ -149,11 +154,6 @@ REFUSED = {
     "one image": (lambda x: x[0], "__getitem__", "a row is a patch"),
     "images in a loop": (lambda x: [image for image in x], "unbind", "a row is a patch"),
     "half of the images": (lambda x: x.chunk(2), "chunk", "a row is a patch"),
-    "zeros of the shape, joined": (
-        lambda x: torch.cat([x, torch.zeros(x.shape)], 1),
-        "cat",
-        "make it from them",
-    ),
     "reversed map": (lambda x: x.flip(3), "flip", "patches or positions"),
     "first half of the map": (lambda x: x[:, :, :2], "__getitem__", "part of the patches or positions"),
 }

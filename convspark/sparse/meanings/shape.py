@@ -176,7 +176,7 @@ def cat(func, tensors, dim=0):
     leader = leader if leader is not None else next(t for t in tensors if isinstance(t, GridTensor))
     at = dimension(leader, dim)
     require_plain(leader, [at], "joining along this axis")
-    tensors = [_beside(other, leader) for other in tensors]
+    tensors = [_beside(other, leader, at) for other in tensors]
     for other in tensors:
         if not isinstance(other, type(leader)):
             raise Refusal(
@@ -194,12 +194,24 @@ def cat(func, tensors, dim=0):
     return as_same_kind(out, leader, tuple(axes))
 
 
-def _beside(other: Tensor, leader: GridTensor) -> Tensor:
-    """Values of an image that were expanded to a map of one position a patch, which changed no size."""
-    one = isinstance(leader, VisiblePatches) and lay.is_canonical(leader.axes) and set(leader.shape[2:]) == {1}
+def _beside(other: Tensor, leader: GridTensor, at: int) -> Tensor:
+    """What is joined along axis `at`, as patches: values of an image that were expanded to a map of one position a
+    patch, which changed no size; or a plain tensor as large that is the same everywhere, as PyramidNet joins zeros.
+    """
+    if not isinstance(leader, VisiblePatches):
+        return other
+    one = lay.is_canonical(leader.axes) and set(leader.shape[2:]) == {1}
     if one and isinstance(other, PerImage) and other.shape[2:] == leader.shape[2:]:
         return spread_over_positions(other, leader.shape[2:])
-    return other
+    sizes = (*leader.shape[:at], other.shape[at : at + 1].numel(), *leader.shape[at + 1 :])
+    if isinstance(other, GridTensor) or torch.compiler.is_compiling() or tuple(other.shape) != sizes:
+        return other
+    first = other
+    for axis, what in enumerate(leader.axes):
+        first = first if lay.is_plain(what) else first[(slice(None),) * axis + (slice(1),)]
+    if not bool((other == first).all()):
+        return other
+    return as_patches(other, leader.grid, (*leader.axes[:at], lay.plain_axis(other.shape[at]), *leader.axes[at + 1 :]))
 
 
 @meaning(torch.stack)
