@@ -61,7 +61,10 @@ def main() -> None:
             f"--out {options.out} is a folder: name the file of the figures, {options.out / 'gpu.jsonl'} perhaps"
         )
     if options.part == "table":
-        print(table(records.read(options.out), options.rows))
+        lines = records.read(options.out)
+        if not lines:
+            parser.error(f"--out {options.out} holds no figures yet")
+        print(table(lines, options.rows))
         return
     batches = [int(n) for n in options.batch_sizes.split(",")]
     device, write = torch.device(options.device), Writer(options.out, options.device)

@@ -13,14 +13,18 @@ data=$1 seconds=${2:-480}
 export PYTHONUNBUFFERED=1
 end=$((SECONDS + seconds - 20))  # to stop in
 
-slice() {  # slice MODULE: until the time is over
+slice() {  # slice MODULE: until the time is over; fails if it ended in an error before
     local left=$((end - SECONDS))
-    [ "$left" -lt 20 ] && return
+    [ "$left" -lt 20 ] && return 0
     timeout --signal=INT --kill-after=18 "$left" "$PYTHON" -m "benchmarks.$1" "$data" --out "$OUT" --model "$MODEL" \
         --size "$SIZE" --pretrain-epochs "$PRETRAIN_EPOCHS" --finetune-epochs "$FINETUNE_EPOCHS" --seeds "$SEEDS" \
         --batch-size "$BATCH" --fractions 0.1 1
+    local status=$?
+    [ "$status" -eq 124 ] && return 0 # the time is over
+    return "$status"
 }
 
-slice ablation
-"$PYTHON" -c "import lightly" 2>/dev/null && slice rivals
-exit 0
+failed=0
+slice ablation || failed=1
+if "$PYTHON" -c "import lightly" 2>/dev/null; then slice rivals || failed=1; fi
+exit "$failed"
