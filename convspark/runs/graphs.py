@@ -76,12 +76,20 @@ class Graphed:
             return loss
         if len(self._recorded) >= _SHAPES:
             return self.loss(images, grid)
-        try:
-            recorded = self._recorded[key] = _Recorded(self._calling, images, grid)
-        except Exception as error:  # whatever an operation that cannot be recorded raises
-            self._leave((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = self._record(key, images, grid)
+        if reason:
+            self._leave(reason)
             return self.loss(images, grid)
+        recorded = self._recorded[key]
         return _Replayed.apply(recorded, images, grid.cells, *recorded.parameters)
+
+    def _record(self, key: Hashable, images: Tensor, grid: PatchGrid) -> str | None:
+        """Why it cannot be recorded; by its return, nothing holds what a recording that failed had computed."""
+        try:
+            self._recorded[key] = _Recorded(self._calling, images, grid)
+        except Exception as error:  # whatever an operation that cannot be recorded raises
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None
 
     def _may_replay(self, images: Tensor, grid: PatchGrid) -> bool:
         return images.device.type == "cuda" and grid.visible_per_image is not None and self.model.training

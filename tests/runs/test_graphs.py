@@ -27,6 +27,18 @@ def spark(name="resnet10t", **options):
     return SparK(timm.create_model(name, **options), image_size=64, mask_ratio=0.5, decoder_width=64, prove=False)
 
 
+@pytest.fixture
+def by_tape(monkeypatch):
+    """Records and replays on a CPU."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(graphs, "recording", lambda tape, *_: tape)
+    monkeypatch.setattr(Graphed, "_may_replay", lambda *_: True)
+
+
 def test_leaves_of_a_recording_have_the_gradients_of_the_parameters():
     model, images, grid = spark(), torch.randn(2, 3, 64, 64), PatchGrid.random(2, (2, 2), 0.5)
     calling = graphs._Calling(lambda images, grid: model(images, grid).loss, model)
@@ -145,12 +157,26 @@ def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
     assert memory() is None and not graphed.is_recorded
 
 
+def test_a_step_after_a_recording_that_failed_has_the_memory_of_that(by_tape):
+    """What it had computed is held by its exception."""
+    model, computed, held = nn.Linear(3, 3), [], []
+
+    def loss(images, grid):
+        out = model(images)
+        if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+            computed.append(weakref.ref(out))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        held.extend(one() for one in computed)
+        return out.sum()
+
+    graphed = Graphed(loss, model)
+    graphed._calls[graphs._shape_of(torch.ones(2, 3), PatchGrid.random(2, (2, 2), 0.5)), None] = 2
+    graphed(torch.ones(2, 3), PatchGrid.random(2, (2, 2), 0.5))
+    assert held == [None] and graphed.why_not == "CUDA out of memory"
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
-def test_a_recording_keeps_nothing_of_its_own_images_and_mask(name, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(graphs, "recording", lambda tape, *_: tape)
+def test_a_recording_keeps_nothing_of_its_own_images_and_mask(name, monkeypatch, by_tape):
     monkeypatch.setattr(registered(), "convolutions", [])  # those of CPUs ask how many pairs are visible
     model = spark(name).train()
     other = copy.deepcopy(model)
