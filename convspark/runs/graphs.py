@@ -37,8 +37,9 @@ class Graphed:
     """A loss that is replayed, with its gradients, wherever that is sure to be the same.
 
     The first batch of a shape runs as it is: libraries are loaded and plans made. So does the second, and it is
-    watched. A model that makes the host wait, draws random numbers on the host, or counts its calls would do something
-    else in a step than in its recording, and is never recorded. From the third on, the recording is replayed.
+    watched. A model that makes the host wait, draws random numbers on the host, counts its calls, or puts new tensors
+    in the place of its own would do something else in a step than in its recording, and is never recorded. From the
+    third on, the recording is replayed.
 
     Args:
         loss: of a batch.
@@ -228,7 +229,7 @@ class _Replayed(torch.autograd.Function):
 def _watched(model: nn.Module) -> Iterator[list[str]]:
     """What a step does that its recording would not; filled when the context ends."""
     reasons: list[str] = []
-    before, counted, mode = _host_random(), _counters(model), torch.cuda.get_sync_debug_mode()
+    before, counted, states, mode = _host_random(), _counters(model), _states(model), torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -244,6 +245,8 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
         reasons.append("draws random numbers on the host")
     if _counters(model) != counted:
         reasons.append("counts its calls")
+    if any(one is not states.get(place) for place, one in _states(model).items()):
+        reasons.append("replaces tensors that it keeps from step to step")
 
 
 def _host_random() -> tuple[Any, ...]:
@@ -255,3 +258,12 @@ def _counters(model: nn.Module) -> list[dict[str, Any]]:
     """Plain values that modules hold."""
     plain = (bool, int, float, str, type(None))
     return [{k: v for k, v in vars(module).items() if isinstance(v, plain)} for module in model.modules()]
+
+
+def _states(model: nn.Module) -> dict[tuple[int, str], Tensor]:
+    """Tensors that modules keep, by the module's number and their name: a replay changes them in their place alone.
+
+    Parameters are not among them, nor what is computed anew from these in each step, as a normalised weight is.
+    """
+    kept = ((n, {**vars(module), **module._buffers}) for n, module in enumerate(model.modules()))
+    return {(n, k): v for n, own in kept for k, v in own.items() if isinstance(v, Tensor) and v.grad_fn is None}

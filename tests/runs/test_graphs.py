@@ -66,18 +66,30 @@ class Odd(nn.Module):
         super().__init__()
         self.what, self.calls = what, 0
         self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("mean", torch.zeros(3))
 
     def forward(self, x):
+        self.last = x.mean((0, 2, 3)) * self.weight  # computed anew in each step, and in each replay
         if self.what == "draws random numbers on the host":
             x = x * torch.rand(()).item()
         elif self.what == "counts its calls":
             self.calls += 1
         elif self.what == "makes the host wait for the device" and x.sum() > 0:
             x = x + 1
+        elif self.what == "replaces tensors that it keeps from step to step":
+            self.mean = 0.9 * self.mean + 0.1 * x.mean((0, 2, 3))
         return (nn.functional.dropout(x).mean((0, 2, 3)) * self.weight).sum()
 
 
-@pytest.mark.parametrize("what", ["draws random numbers on the host", "counts its calls", ""])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "draws random numbers on the host",
+        "counts its calls",
+        "replaces tensors that it keeps from step to step",
+        "",
+    ],
+)
 def test_what_a_recording_would_not_repeat_is_found(what, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
@@ -208,7 +220,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "what", ["draws random numbers on the host", "counts its calls", "makes the host wait for the device", ""]
+    "what",
+    [
+        "draws random numbers on the host",
+        "counts its calls",
+        "makes the host wait for the device",
+        "replaces tensors that it keeps from step to step",
+        "",
+    ],
 )
 def test_only_what_a_recording_repeats_is_recorded(what):
     model = Odd(what).cuda().train()
