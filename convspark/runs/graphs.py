@@ -188,7 +188,11 @@ class _Recorded:
             leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
             with replaced(calling, {id(p): leaves[name] for name, p in trained.items()}):
                 self.loss = calling(self._images, recorded)
-                self.gradients = torch.autograd.grad(self.loss, list(leaves.values()), allow_unused=True)
+                tensors = [*leaves.values(), *self.parameters]
+                gradients = torch.autograd.grad(self.loss, tensors, allow_unused=True)
+            self.gradients, elsewhere = gradients[: len(leaves)], gradients[len(leaves) :]
+            if any(gradient is not None for gradient in elsewhere):  # pyright: ignore[reportUnnecessaryComparison]
+                raise RuntimeError("the network keeps a parameter in a list, a dictionary or a function, too")
         self.loss = self.loss.detach()
 
     def still_holds(self) -> bool:
@@ -265,5 +269,6 @@ def _states(model: nn.Module) -> dict[tuple[int, str], Tensor]:
 
     Parameters are not among them, nor what is computed anew from these in each step, as a normalised weight is.
     """
-    kept = ((n, {**vars(module), **module._buffers}) for n, module in enumerate(model.modules()))
-    return {(n, k): v for n, own in kept for k, v in own.items() if isinstance(v, Tensor) and v.grad_fn is None}
+    kept = [{**vars(module), **dict(module.named_buffers(recurse=False))} for module in model.modules()]
+    tensors = {(n, k): v for n, own in enumerate(kept) for k, v in own.items() if isinstance(v, Tensor)}
+    return {place: tensor for place, tensor in tensors.items() if tensor.grad_fn is None}

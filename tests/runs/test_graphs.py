@@ -187,6 +187,22 @@ def test_a_step_after_a_recording_that_failed_has_the_memory_of_that(by_tape):
     assert held == [None] and graphed.why_not == "CUDA out of memory"
 
 
+def test_a_parameter_that_a_network_also_keeps_elsewhere_has_all_of_its_gradient(by_tape):
+    linear = nn.Linear(3, 3)
+    own, weight = copy.deepcopy(linear), linear.weight
+
+    def loss_of(layer, tied):
+        return lambda images, grid: (layer(images) @ tied).square().sum()
+
+    graphed = Graphed(loss_of(linear, weight), linear)
+    for seed in range(4):
+        images = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
+        graphed(images, PatchGrid.random(2, (2, 2), 0.5)).backward()
+        loss_of(own, own.weight)(images, None).backward()
+        torch.testing.assert_close(weight.grad, own.weight.grad)
+    assert "keeps a parameter" in graphed.why_not
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 def test_a_recording_keeps_nothing_of_its_own_images_and_mask(name, monkeypatch, by_tape):
     monkeypatch.setattr(registered(), "convolutions", [])  # those of CPUs ask how many pairs are visible
