@@ -121,7 +121,7 @@ class Plan:
         if s.compile:
             module.step_loss = compiled(self.model)
         elif self.replays and self.device.type == "cuda":
-            module.step_loss = Graphed(module.step_loss, self.model)
+            module.step_loss = Graphed(module.step_loss, self.model, self.numbers.accumulate)
         return module
 
     @cached_property

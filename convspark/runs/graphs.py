@@ -44,10 +44,11 @@ class Graphed:
     Args:
         loss: of a batch.
         model: whose parameters want gradients, and whose buffers the loss may change.
+        passes: of a batch; what they are divided by comes first on the way back, and rounds what follows.
     """
 
-    def __init__(self, loss: Loss, model: nn.Module) -> None:
-        self.loss, self.model = loss, model
+    def __init__(self, loss: Loss, model: nn.Module, passes: int = 1) -> None:
+        self.loss, self.model, self._passes = loss, model, passes
         self._calling = _Calling(loss, model)
         self.why_not: str | None = None
         """Why steps are not recorded."""
@@ -87,7 +88,7 @@ class Graphed:
     def _record(self, key: Hashable, images: Tensor, grid: PatchGrid) -> str | None:
         """Why it cannot be recorded; by its return, nothing holds what a recording that failed had computed."""
         try:
-            self._recorded[key] = _Recorded(self._calling, images, grid)
+            self._recorded[key] = _Recorded(self._calling, images, grid, self._passes)
         except Exception as error:  # whatever an operation that cannot be recorded raises
             return (str(error).strip() or type(error).__name__).splitlines()[0]
         return None
@@ -164,10 +165,11 @@ class _Recorded:
     Attributes:
         parameters: that want gradients.
         loss: that of the last replay, and `gradients` those of the parameters; None where there is none.
+        slope: that of what is minimised in the loss, to which these gradients belong.
         replays: so far.
     """
 
-    def __init__(self, calling: _Calling, images: Tensor, grid: PatchGrid) -> None:
+    def __init__(self, calling: _Calling, images: Tensor, grid: PatchGrid, passes: int = 1) -> None:
         trained = {name: p for name, p in calling.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
         self._tensors = [*calling.parameters(), *calling.buffers()]
@@ -189,7 +191,8 @@ class _Recorded:
             with replaced(calling, {id(p): leaves[name] for name, p in trained.items()}):
                 self.loss = calling(self._images, recorded)
                 tensors = [*leaves.values(), *self.parameters]
-                gradients = torch.autograd.grad(self.loss, tensors, allow_unused=True)
+                self.slope = torch.ones_like(self.loss) / passes
+                gradients = torch.autograd.grad(self.loss, tensors, self.slope, allow_unused=True)
             self.gradients, elsewhere = gradients[: len(leaves)], gradients[len(leaves) :]
             if any(gradient is not None for gradient in elsewhere):  # pyright: ignore[reportUnnecessaryComparison]
                 raise RuntimeError("the network keeps a parameter in a list, a dictionary or a function, too")
@@ -225,7 +228,8 @@ class _Replayed(torch.autograd.Function):
             raise RuntimeError("these gradients were overwritten: the next step was replayed before `backward`")
         gradients: Sequence[Tensor | None] = ctx.recorded.gradients
         # A few launches for all; torch has no public name for it.
-        scaled = iter(torch._foreach_mul([g for g in gradients if g is not None], slope))  # pyright: ignore
+        factor = slope / ctx.recorded.slope
+        scaled = iter(torch._foreach_mul([g for g in gradients if g is not None], factor))  # pyright: ignore
         return None, None, None, *(None if g is None else next(scaled) for g in gradients)
 
 

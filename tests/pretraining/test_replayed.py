@@ -31,7 +31,7 @@ def on_tape(monkeypatch):
 
     def replayed(plan):
         made = module(plan)
-        made.step_loss = OnTape(made.step_loss, plan.model)
+        made.step_loss = OnTape(made.step_loss, plan.model, plan.numbers.accumulate)
         return made
 
     @contextmanager
@@ -44,9 +44,9 @@ def on_tape(monkeypatch):
 
     made = graphs._Recorded.__init__
 
-    def record(self, calling, images, grid):
+    def record(self, calling, *rest):
         OnTape.recorded_model = calling.model
-        made(self, calling, images, grid)
+        made(self, calling, *rest)
 
     monkeypatch.setattr(graphs._Recorded, "__init__", record)
     monkeypatch.setattr(Plan, "module", replayed)

@@ -187,6 +187,20 @@ def test_a_step_after_a_recording_that_failed_has_the_memory_of_that(by_tape):
     assert held == [None] and graphed.why_not == "CUDA out of memory"
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+def test_gradients_of_a_pass_have_the_bits_of_one_that_is_launched(passes, by_tape):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 5)).bfloat16()
+    own = copy.deepcopy(model)
+    graphed = Graphed(lambda images, grid: model(images).float().square().mean(), model, passes)
+    for seed in range(4):
+        images = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        (graphed(images, PatchGrid.random(2, (2, 2), 0.5)) / passes).backward()
+        (own(images).float().square().mean() / passes).backward()
+    assert graphed.is_recorded
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(model.parameters(), own.parameters(), strict=True))
+
+
 def test_a_parameter_that_a_network_also_keeps_elsewhere_has_all_of_its_gradient(by_tape):
     linear = nn.Linear(3, 3)
     own, weight = copy.deepcopy(linear), linear.weight
