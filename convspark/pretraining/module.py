@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from ..seeds import Use, counted_seed
 from ..sparse import PatchGrid
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def counted_grid(model: SparK, images: Tensor, seed: int, use: Use, *place: int, part: Part | None = None) -> PatchGrid:
@@ -112,8 +114,12 @@ class PretrainModule(TrainingModule):
         return f"held out {self.measured['held_out_loss']:.4f}" if self.measured else ""
 
     def measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:
+        return self.with_room(lambda: self._measure(batch, number))
+
+    def with_room(self, look: Callable[[], T]) -> T:
+        """What a look at the model gives between steps; where memory is short, without what is recorded of these."""
         try:
-            return self._measure(batch, number)
+            return look()
         except RuntimeError as error:
             if not is_out_of_memory(error) or not isinstance(self.step_loss, Graphed):
                 raise
@@ -121,7 +127,7 @@ class PretrainModule(TrainingModule):
         logger.warning("too little memory to measure beside a recorded step: from here on steps are launched by Python")
         self.let_go()
         collect()
-        return self._measure(batch, number)
+        return look()
 
     def _measure(self, batch: Tensor | list[Tensor], number: int) -> Measured:
         images = channels_last(batch if isinstance(batch, Tensor) else batch[0])

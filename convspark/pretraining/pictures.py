@@ -55,8 +55,9 @@ class Pictures(Callback):
         assert isinstance(pl_module, PretrainModule)
         model = pl_module.model
         images = self._images.to(pl_module.device)
+        grid = counted_grid(model, images, pl_module.seed, Use.HELD_OUT_MASK, 0)
         with trainer.precision_plugin.forward_context():
-            output = model.reconstruct(images, counted_grid(model, images, pl_module.seed, Use.HELD_OUT_MASK, 0))
+            output = pl_module.with_room(lambda: model.reconstruct(images, grid))
         width = len(str(trainer.max_epochs))
         path = self._folder.pictures / f"epoch_{epoch:0{width}d}.png"
         visible = output.grid.visible.cpu()

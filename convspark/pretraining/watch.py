@@ -187,7 +187,7 @@ class Watch(Callback):
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> None:
         assert isinstance(pl_module, PretrainModule)
         started = perf_counter()
-        figures = self._measure(pl_module.model.stages, pl_module.device)
+        figures = pl_module.with_room(lambda: self._measure(pl_module.model.stages, pl_module.device))
         if not trainer.is_global_zero:
             return
         cells = {name: f"{value:.6f}" for name, value in figures.items()}

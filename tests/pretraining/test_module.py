@@ -8,8 +8,9 @@ from convspark.pretraining import module
 from convspark.pretraining import pictures as drawing
 from convspark.pretraining.command import pretrain
 from convspark.pretraining.module import counted_grid
-from convspark.pretraining.plan import make_plan
+from convspark.pretraining.plan import Plan, make_plan
 from convspark.pretraining.settings import PretrainSettings
+from convspark.pretraining.watch import Watch
 from convspark.runs.graphs import Graphed
 from convspark.runs.processes import Processes
 from convspark.runs.run import Run
@@ -82,6 +83,29 @@ def test_what_is_measured_takes_the_memory_of_a_recording(monkeypatch, caplog):
         assert measuring.measure(images, 0).images == 2 and "too little memory" in caplog.text
         with pytest.raises(torch.OutOfMemoryError):  # nothing is left to let go
             measuring.measure(images.repeat(2, 1, 1, 1), 0)
+
+
+@pytest.mark.parametrize("what", ["reconstruct", "_measure"])
+def test_what_looks_at_the_network_between_epochs_takes_it_too(what, pictures, small, tmp_path, monkeypatch, caplog):
+    short = []
+
+    def replayed(plan):
+        made = plan_module(plan)
+        made.step_loss = Graphed(made.step_loss, plan.model)
+        short.append(made)
+        return made
+
+    def short_of_memory(self, *rest):
+        if short and short[0].global_step and isinstance(short[0].step_loss, Graphed):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return looks(self, *rest)
+
+    plan_module, owner = Plan.module, SparK if what == "reconstruct" else Watch
+    looks = getattr(owner, what)
+    monkeypatch.setattr(Plan, "module", replayed)
+    monkeypatch.setattr(owner, what, short_of_memory)
+    pretrain(str(pictures), out=str(tmp_path / "run"), **{**small, "epochs": 1, "held_out": 0.2})
+    assert not isinstance(short[0].step_loss, Graphed) and "too little memory" in caplog.text
 
 
 def test_a_run_leaves_the_global_generator_alone(pictures, small, tmp_path, monkeypatch):
