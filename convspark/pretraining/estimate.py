@@ -18,7 +18,7 @@ from ..runs.device import describe_device, quick_products
 from ..runs.graphs import Graphed
 from ..runs.launch import asked_for
 from ..runs.logs import run_log
-from ..runs.memory import out_of_memory
+from ..runs.memory import is_out_of_memory, out_of_memory
 from ..runs.numbers import count, format_seconds
 from ..runs.optimizer import set_rates
 from ..runs.processes import Processes
@@ -170,8 +170,9 @@ def _measured(plan: Plan, here: Processes) -> Measured:
     try:
         with quick_products(plan.device), _threads_of_one(here):
             return _measure(plan, here)
-    except torch.OutOfMemoryError:
-        pass  # and let go of the exception, which holds what the step had computed
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise  # else let go of the exception, which holds what the step had computed
     raise out_of_memory(plan.module(), plan.train_loader(here), plan.device, plan.precision)
 
 

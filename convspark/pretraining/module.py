@@ -93,9 +93,11 @@ class PretrainModule(TrainingModule):
         grid = counted_grid(self.model, images, self.seed, Use.MASK, *self.place(batch_idx), part=part)
         return self.step_loss(images, grid)
 
-    def let_go(self) -> None:
-        if isinstance(self.step_loss, Graphed):
-            self.step_loss = self.step_loss.loss
+    def let_go(self) -> str | None:
+        if not isinstance(self.step_loss, Graphed):
+            return None
+        self.step_loss = self.step_loss.loss
+        return "--cuda-graph false"
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Before it is cut, and of all processes: their gradients are one by now.

@@ -24,9 +24,9 @@ def out_of_memory(
 ) -> ConvsparkError:
     """The error for a run whose pass did not fit into the device's memory.
 
-    Takes steps with fewer and fewer images until one fits; with several processes, whose steps need each other, it does
-    not try. Call it outside of the `except` clause: its exception holds what the pass had computed. The module is of no
-    use afterwards.
+    Takes steps with fewer and fewer images until one fits; where the module kept something only to be quicker, first
+    one with as many images, without that. With several processes, whose steps need each other, it does not try. Call it
+    outside of the `except` clause: its exception holds what the pass had computed. The module is of no use afterwards.
 
     Args:
         can_accumulate: whether the command can divide a batch into passes.
@@ -34,8 +34,17 @@ def out_of_memory(
     batch, a_pass = train.order.batch_size, train.order.images_a_pass
     if train.here.are_several:
         return _with_several(batch, a_pass, train.here.count, device, precision, can_accumulate)
-    module.let_go()
-    fits = most_that_fits(lambda count: _take_step(module, train, device, precision, count), a_pass)
+    flag = module.let_go()
+
+    def step(count: int) -> None:
+        _take_step(module, train, device, precision, count)
+
+    if flag is not None and _fits(step, a_pass):
+        return ConvsparkError(
+            f"out of memory on {device} with {a_pass} images a pass in {precision}{_total(device)}: they fit, as tried "
+            f"just now, with {flag}, which is slower; or take a smaller --batch-size"
+        )
+    fits = most_that_fits(step, a_pass)
     passes = next((k for k in range(1, batch + 1) if batch % k == 0 and batch // k <= fits), 0)
     what = f"out of memory on {device} with {a_pass} images a pass in {precision}{_total(device)}: "
     if not fits:

@@ -81,8 +81,8 @@ class TrainingModule(pl.LightningModule):
         """The values of `measures`, from what `measure` returned for all batches, in their order."""
         raise NotImplementedError
 
-    def let_go(self) -> None:
-        """Free what it keeps in the device's memory only to be quicker."""
+    def let_go(self) -> str | None:
+        """Free what it keeps in the device's memory only to be quicker; the flag that has it keep nothing."""
 
     @property
     def here(self) -> Processes:

@@ -7,8 +7,11 @@ import torch
 
 from convspark import pretrain
 from convspark.errors import ConvsparkError
+from convspark.pretraining import estimate as estimating
 from convspark.pretraining.estimate import Measured, estimate
 from convspark.pretraining.module import PretrainModule
+from convspark.pretraining.plan import Plan
+from convspark.runs.graphs import Graphed
 from convspark.runs.memory import is_out_of_memory, most_that_fits, out_of_memory
 
 
@@ -57,6 +60,38 @@ def test_a_run_says_what_fits(most, says, holds, pictures, tmp_path):
         pretrain(str(pictures), out=str(tmp_path / "run"), device="cpu", **SMALL)
 
 
+@pytest.mark.parametrize("most", [12, 3])
+def test_steps_that_fit_unless_they_are_recorded_are_told_so(most, holds, pictures, tmp_path, monkeypatch):
+    holds(most)
+    makes, loss_of = Plan.module, PretrainModule.loss_of
+
+    def replayed(plan):
+        module = makes(plan)
+        module.step_loss = Graphed(module.step_loss, plan.model)
+        return module
+
+    def beside_a_recording(self, batch, batch_idx):
+        if isinstance(self.step_loss, Graphed):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(self, batch, batch_idx)
+
+    monkeypatch.setattr(Plan, "module", replayed)
+    monkeypatch.setattr(PretrainModule, "loss_of", beside_a_recording)
+    says = "12 images a pass in fp32: they fit, as tried .* --cuda-graph false" if most == 12 else "3 fit, as tried"
+    with pytest.raises(ConvsparkError, match=says):
+        pretrain(str(pictures), out=str(tmp_path / "run"), device="cpu", **SMALL)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("12 images"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")])
+def test_so_does_an_estimate(error, pictures, monkeypatch):
+    def without_memory(plan, here):
+        raise error
+
+    monkeypatch.setattr(estimating, "_measure", without_memory)
+    with pytest.raises(ConvsparkError, match="12 images a pass in fp32: 6 fit"):
+        estimate(str(pictures), device="cpu", **SMALL)
+
+
 def test_what_fits_does_fit(holds, pictures, tmp_path):
     holds(3)
     assert pretrain(str(pictures), out=str(tmp_path / "run"), device="cpu", accumulate=4, **SMALL).steps == 3
@@ -81,12 +116,10 @@ def test_images_that_fit_are_those_that_the_memory_has_room_for():
 
 
 def test_an_estimate_tells_the_memory_of_a_gpu(monkeypatch, pictures):
-    from convspark.pretraining import estimate as module
-
     cost = estimate(str(pictures), device="cpu", **SMALL)
     assert cost.device_bytes is None and "GiB on CPU" in str(cost)
     gib = 2**30
-    monkeypatch.setattr(module, "_measure", lambda plan, here: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
+    monkeypatch.setattr(estimating, "_measure", lambda plan, here: Measured(1.0, 12 * gib, 2 * gib, 80 * gib))
     assert "12.0 of 80.0 GiB on CPU, 2 cores; about 84 images a pass would fit" in str(
         estimate(str(pictures), device="cpu", **SMALL)
     ).replace("1 cores", "2 cores")
