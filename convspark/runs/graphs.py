@@ -69,6 +69,10 @@ class Graphed:
         if calls == 1:
             loss = self.loss(images, grid)
             self._draws_by_part = self._draws_by_part or any(mode.drew for mode in in_force())
+            if self._draws_by_part and self._passes > _SHAPES:
+                self._leave(
+                    f"all {self._passes} passes of a batch draw numbers of their own, and {_SHAPES} are the most"
+                )
             return loss
         if calls == 2:
             with _watched(self.model) as reasons:
@@ -262,10 +266,20 @@ def _host_random() -> tuple[Any, ...]:
     return random.getstate(), (name, bytes(keys.data), *rest), bytes(torch.get_rng_state().numpy().data)  # type: ignore[union-attr]
 
 
-def _counters(model: nn.Module) -> list[dict[str, Any]]:
-    """Plain values that modules hold."""
-    plain = (bool, int, float, str, type(None))
-    return [{k: v for k, v in vars(module).items() if isinstance(v, plain)} for module in model.modules()]
+def _counters(model: nn.Module) -> list[Any]:
+    """Plain values that modules hold, also in lists and dictionaries, and how often tensors elsewhere were changed."""
+    device = next((p.device for p in model.parameters()), None)
+
+    def plain(value: Any, depth: int = 3) -> Any:
+        if isinstance(value, (list, tuple)) and depth:
+            return [plain(one, depth - 1) for one in value]
+        if isinstance(value, dict) and depth:
+            return {key: known for key, one in value.items() if (known := plain(one, depth - 1)) is not None}
+        if isinstance(value, Tensor):
+            return None if value.device == device or value.is_inference() else value._version
+        return value if isinstance(value, (bool, int, float, str)) else None
+
+    return [plain(vars(module)) for module in model.modules()]
 
 
 def _states(model: nn.Module) -> dict[tuple[int, str], Tensor]:

@@ -1,6 +1,7 @@
 """Steps replayed as a CUDA graph: what of it can be seen without a GPU, and all of it where there is one."""
 
 import copy
+import functools
 import warnings
 import weakref
 from contextlib import contextmanager, nullcontext
@@ -64,7 +65,7 @@ def test_steps_run_as_they_are_without_a_gpu():
 class Odd(nn.Module):
     def __init__(self, what):
         super().__init__()
-        self.what, self.calls = what, 0
+        self.what, self.calls, self.seen = what, 0, {"losses": [0.0]}
         self.weight = nn.Parameter(torch.ones(3))
         self.register_buffer("mean", torch.zeros(3))
 
@@ -74,6 +75,8 @@ class Odd(nn.Module):
             x = x * torch.rand(()).item()
         elif self.what == "counts its calls":
             self.calls += 1
+        elif self.what == "counts its calls in a list":
+            self.seen["losses"].append(1.0)
         elif self.what == "makes the host wait for the device" and x.sum() > 0:
             x = x + 1
         elif self.what == "replaces tensors that it keeps from step to step":
@@ -86,6 +89,7 @@ class Odd(nn.Module):
     [
         "draws random numbers on the host",
         "counts its calls",
+        "counts its calls in a list",
         "replaces tensors that it keeps from step to step",
         "",
     ],
@@ -97,7 +101,7 @@ def test_what_a_recording_would_not_repeat_is_found(what, monkeypatch):
     model = Odd(what)
     with graphs._watched(model) as reasons:
         model(torch.ones(2, 3, 4, 4))
-    assert reasons == ([what] if what else [])
+    assert reasons == ([what.removesuffix(" in a list")] if what else [])
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
@@ -157,6 +161,18 @@ def test_passes_are_recorded_apart_where_what_they_draw_follows_from_their_part(
         with Jointly(*part):
             graphed(images, grid)
     assert [place for _, place in graphed._calls] == places
+
+
+def test_more_passes_than_are_recorded_apart_are_not_recorded_at_all():
+    """Some of them replayed would take the memory of as many steps, and the others theirs beside it."""
+    images = SimpleNamespace(device=torch.device("cuda"), shape=(2, 3), stride=tuple, dtype=torch.float32)
+    grid = PatchGrid.random(2, (2, 2), 0.5)
+    for passes, p, recorded in ((4, 0.5, True), (5, 0.5, False), (5, 0.0, True)):
+        drop = functools.partial(nn.functional.dropout, torch.ones(2, 3), p)
+        graphed = Graphed(lambda images, grid, drop=drop: drop().sum(), nn.Identity(), passes)
+        with Jointly(0, 2, 2 * passes):
+            graphed(images, grid)
+        assert (graphed.why_not is None) == recorded
 
 
 def test_recordings_are_let_go_when_steps_are_no_longer_replayed():
