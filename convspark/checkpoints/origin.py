@@ -159,8 +159,8 @@ def find_weights(weights: str | None, model: str | None = None, partial: bool = 
 
     Args:
         weights: a run folder, an export folder, a timm name, a .safetensors, .pth or .ckpt file (`FILE:PREFIX`
-            for a part of it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random
-            weights, and images as it takes them.
+            for a part of it), or `random:MODEL`; `random:FOLDER` and `random:FILE` are the network of a run, an export
+            or a file with random weights, and images as it takes them.
         model: the network's name, where the weights do not name it.
         partial: see `Origin`.
 
@@ -177,8 +177,8 @@ def find_weights(weights: str | None, model: str | None = None, partial: bool = 
 def _origin(weights: str, model: str | None) -> Origin:
     if weights.startswith(RANDOM):
         like = weights.removeprefix(RANDOM)
-        if model is None and Path(like).is_dir():
-            return replace(_origin(like, None), weights=weights, source=None, classes=())
+        if Path(like).exists():
+            return replace(_origin(like, model), weights=weights, source=None, classes=())
         return _known(weights, model or like, None)
     path = Path(weights)
     if (path / "config.yaml").is_file():
@@ -197,6 +197,13 @@ class _Named:
     """What every run keeps of its network."""
 
     model: str | None
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """What a fine-tuning keeps of its images."""
+
+    size: int | str | None
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,11 @@ def _of_run(weights: str, model: str | None) -> Origin:
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
+        if not (folder.export / "config.json").is_file() and folder.last_checkpoint.is_file():
+            # Of a network that timm does not know, the export does not say how it takes images.
+            size = read_part(_Sized, folder.config).size
+            origin = _of_file(folder.last_checkpoint, model)
+            return replace(origin, weights=weights, source=str(folder.export), size=size)
         return replace(_of_export(str(folder.export), model), weights=weights)
     run = read_part(Trained, folder.config)
     if model is None:

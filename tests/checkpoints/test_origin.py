@@ -1,5 +1,7 @@
 """What WEIGHTS may stand for."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,8 @@ from safetensors.torch import save_file
 from convspark.checkpoints.origin import find_weights
 from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import UsageError
+from convspark.tasks.comparison.command import _arms
+from convspark.tasks.comparison.settings import CompareSettings
 from convspark.tasks.load import load
 from convspark.tasks.segmentation.network import Segmenter
 
@@ -29,6 +33,21 @@ def test_an_export_tells_network_size_and_normalisation(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(built.state_dict().values(), network.state_dict().values(), strict=True)
     )
+
+
+def test_random_weights_are_of_the_very_network_and_take_images_as_it_does(tmp_path):
+    folder, norm = tmp_path / "export", {"mean": (0.4,), "std": (0.3,), "image_size": (64, 96)}
+    export_timm(timm.create_model("test_resnet", num_classes=0, in_chans=1, output_stride=16), folder, **norm)
+    trained = find_weights(str(folder))
+    for place in (folder, folder / "model.safetensors"):
+        for model in (None, "test_resnet"):  # which a run that goes on knows
+            random = find_weights(f"random:{place}", model)
+            assert random == replace(trained, weights=f"random:{place}", source=None), model
+        arms = _arms(CompareSettings(str(place), against=["random"]))
+        assert find_weights(*arms["random"]) == replace(trained, weights=f"random:{place}", source=None)
+    assert trained.model_args == {"output_stride": 16}
+    plain = _arms(CompareSettings("random:test_resnet"))
+    assert plain["random"] == ("random:test_resnet", None)
 
 
 @pytest.mark.parametrize("arguments", [{"output_stride": 16}, {"act_layer": "silu"}, {"global_pool": "max"}])
