@@ -87,6 +87,7 @@ def export(
                 card=facts,
                 classes=list(classes) or None,
                 pixels=origin.pixels,
+                crop=origin.crop,
             )
             by = "timm" if report.architecture else "torch"
             checked = f"loaded by {by}, features equal to {report.difference:.1e}"

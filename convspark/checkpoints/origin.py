@@ -41,6 +41,7 @@ class Origin:
         mean, std: of each channel of their images.
         classes: names of the classes that a classifier among the weights tells apart.
         pixels: how picture files were read.
+        crop: share of a picture's shorter side that an export is to see, or "whole".
         partial: whether to go on where the weights leave most of the network, or a whole kind of its tensors, random.
     """
 
@@ -55,6 +56,7 @@ class Origin:
     classes: Sequence[str] = ()
     pixels: Pixels = PLAIN
     partial: bool = False
+    crop: float | Literal["whole"] = 1.0
 
     @property
     def is_random(self) -> bool:
@@ -292,11 +294,14 @@ def _of_export(weights: str, model: str | None) -> Origin:
         classes = tuple(map(str, config.get("label_names") or ()))
         pixels = Pixels.of_dict(config.get("pixels", {"channels": channels}))
         arguments = _arguments(config) if name == config.get("architecture") else {}
+        crop = "whole" if described.get("crop_mode") == "squash" else float(described.get("crop_pct") or 1)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    return Origin(weights, name, weights, arguments, size, channels, tuple(mean), tuple(std), classes, pixels)
+    return Origin(
+        weights, name, weights, arguments, size, channels, tuple(mean), tuple(std), classes, pixels, crop=crop
+    )
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:

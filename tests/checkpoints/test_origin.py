@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.config import resolve_data_config
 
+from convspark.checkpoints.export import export
 from convspark.checkpoints.origin import find_weights
 from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import UsageError
@@ -63,6 +65,18 @@ def test_an_export_is_built_with_the_arguments_that_it_was_made_with(tmp_path, a
     export_timm(network, tmp_path / "features", **norm)
     built = find_weights(str(tmp_path / "features")).build().eval()
     torch.testing.assert_close(built.forward_features(images), network.forward_features(images))
+
+
+@pytest.mark.parametrize(("crop", "timms"), [(0.9, (0.9, "center")), ("whole", (1.0, "squash"))])
+def test_an_export_says_how_much_of_a_picture_the_network_is_to_see(tmp_path, crop, timms):
+    network = timm.create_model("test_resnet", num_classes=2)
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
+    export_timm(network, tmp_path / "export", **norm, classes=["a", "b"], crop=crop)
+    export(str(tmp_path / "export"), to="timm", out=str(tmp_path / "again"))
+    for folder in ("export", "again"):
+        loaded = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
+        config = resolve_data_config({}, model=loaded)
+        assert (config["crop_pct"], config["crop_mode"]) == timms
 
 
 def test_weights_that_other_code_keeps_as_a_network(tmp_path):

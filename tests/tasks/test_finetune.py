@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from timm.data.config import resolve_data_config
 from timm.data.mixup import Mixup
 
 from convspark.checkpoints.origin import Origin, find_weights
@@ -71,6 +72,7 @@ def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures)
         probability = network(image[None]).softmax(1)[0]
     assert config["label_names"][int(probability.argmax())] == row["predicted"]
     assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+    assert resolve_data_config({}, model=network)["crop_pct"] == 0.95  # as timm's transforms will cut pictures
 
 
 def test_whoever_may_read_files_that_are_usual_here_may_read_all_of_a_run(tuned, tmp_path):
