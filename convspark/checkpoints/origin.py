@@ -181,6 +181,11 @@ def _origin(weights: str, model: str | None) -> Origin:
         like = weights.removeprefix(RANDOM)
         if Path(like).exists():
             return replace(_origin(like, model), weights=weights, source=None, classes=())
+        if model not in (None, like):  # a run that goes on knows its network's name, but not how it takes images
+            raise UsageError(
+                f"weights is {weights!r}, but the network is {model!r}, and there is no folder or file {like!r} here, "
+                "which would say how it takes images; run this where it was, or put it back"
+            )
         return _known(weights, model or like, None)
     path = Path(weights)
     if (path / "config.yaml").is_file():

@@ -48,6 +48,8 @@ def test_random_weights_are_of_the_very_network_and_take_images_as_it_does(tmp_p
         arms = _arms(CompareSettings(str(place), against=["random"]))
         assert find_weights(*arms["random"]) == replace(trained, weights=f"random:{place}", source=None)
     assert trained.model_args == {"output_stride": 16}
+    with pytest.raises(UsageError, match="there is no folder or file 'gone' here"):
+        find_weights("random:gone", "test_resnet")  # begun where it was
     plain = _arms(CompareSettings("random:test_resnet"))
     assert plain["random"] == ("random:test_resnet", None)
 
