@@ -101,6 +101,13 @@ def export(
         elif to == "torchvision":
             written = targets.export_torchvision(network, origin.model, target, sides)
         else:
+            if origin.model_args:  # torchvision's and onnx are compared in their features
+                logger.warning(
+                    "The network was built with %s, which the file does not say: build %s's so, too, or its features "
+                    "are others",
+                    dict(origin.model_args),
+                    to,
+                )
             write = targets.export_detectron2 if to == "detectron2" else targets.export_mmdet
             written = write(network, origin.model, target)
         card = file_card(
