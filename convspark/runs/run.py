@@ -73,8 +73,7 @@ class Run(Generic[S]):
             )
             self._own = replace(own, **{name: places[name] for name in self.moved})
             for key, name in as_dict(own).items():
-                like = str(name).removeprefix("random:")
-                typed = key == "weights" and (like == name or Path(like).exists())  # FILE:PREFIX is no code
+                typed = key == "weights" and not str(name).startswith("random:")  # FILE:PREFIX is no code
                 if key in settings.code and name != getattr(settings, key) and not typed:
                     check_code(name, self._folder.config, None if key == "weights" else f"--{key}")
         elif settings.out is not None:
