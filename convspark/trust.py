@@ -34,7 +34,9 @@ def check_code(name: object, file: str | Path, flag: str | None = "--model") -> 
     """
     if not isinstance(name, str):
         return
-    name = name.removeprefix("random:")
+    name, weights = name.removeprefix("random:"), name
+    if name != weights and Path(name).exists():
+        return  # random:FOLDER, which may have a colon in its name; what network it is of is looked at apart
     home, colon, _ = name.partition(":")
     if colon and home not in NO_CODE and not _trusted.intersection((name, None)):
         raise UsageError(

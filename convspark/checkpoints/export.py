@@ -87,6 +87,7 @@ def export(
                 card=facts,
                 classes=list(classes) or None,
                 pixels=origin.pixels,
+                crop=origin.crop,
             )
             by = "timm" if report.architecture else "torch"
             checked = f"loaded by {by}, features equal to {report.difference:.1e}"
@@ -100,6 +101,13 @@ def export(
         elif to == "torchvision":
             written = targets.export_torchvision(network, origin.model, target, sides)
         else:
+            if origin.model_args:  # torchvision's and onnx are compared in their features
+                logger.warning(
+                    "The network was built with %s, which the file does not say: build %s's so, too, or its features "
+                    "are others",
+                    dict(origin.model_args),
+                    to,
+                )
             write = targets.export_detectron2 if to == "detectron2" else targets.export_mmdet
             written = write(network, origin.model, target)
         card = file_card(

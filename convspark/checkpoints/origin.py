@@ -41,6 +41,7 @@ class Origin:
         mean, std: of each channel of their images.
         classes: names of the classes that a classifier among the weights tells apart.
         pixels: how picture files were read.
+        crop: share of a picture's shorter side that an export is to see, or "whole".
         partial: whether to go on where the weights leave most of the network, or a whole kind of its tensors, random.
     """
 
@@ -55,6 +56,7 @@ class Origin:
     classes: Sequence[str] = ()
     pixels: Pixels = PLAIN
     partial: bool = False
+    crop: float | Literal["whole"] = 1.0
 
     @property
     def is_random(self) -> bool:
@@ -159,8 +161,8 @@ def find_weights(weights: str | None, model: str | None = None, partial: bool = 
 
     Args:
         weights: a run folder, an export folder, a timm name, a .safetensors, .pth or .ckpt file (`FILE:PREFIX`
-            for a part of it), or `random:MODEL`; `random:FOLDER` is the network of a run or an export with random
-            weights, and images as it takes them.
+            for a part of it), or `random:MODEL`; `random:FOLDER` and `random:FILE` are the network of a run, an export
+            or a file with random weights, and images as it takes them.
         model: the network's name, where the weights do not name it.
         partial: see `Origin`.
 
@@ -177,8 +179,13 @@ def find_weights(weights: str | None, model: str | None = None, partial: bool = 
 def _origin(weights: str, model: str | None) -> Origin:
     if weights.startswith(RANDOM):
         like = weights.removeprefix(RANDOM)
-        if model is None and Path(like).is_dir():
-            return replace(_origin(like, None), weights=weights, source=None, classes=())
+        if Path(like).exists():
+            return replace(_origin(like, model), weights=weights, source=None, classes=())
+        if model not in (None, like):  # a run that goes on knows its network's name, but not how it takes images
+            raise UsageError(
+                f"weights is {weights!r}, but the network is {model!r}, and there is no folder or file {like!r} here, "
+                "which would say how it takes images; run this where it was, or put it back"
+            )
         return _known(weights, model or like, None)
     path = Path(weights)
     if (path / "config.yaml").is_file():
@@ -197,6 +204,13 @@ class _Named:
     """What every run keeps of its network."""
 
     model: str | None
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """What a fine-tuning keeps of its images."""
+
+    size: int | str | None
 
 
 @dataclass(frozen=True)
@@ -236,6 +250,11 @@ def _of_run(weights: str, model: str | None) -> Origin:
         if model is None:
             model = read_part(_Named, folder.config).model
             check_code(model, folder.config)
+        if not (folder.export / "config.json").is_file() and folder.last_checkpoint.is_file():
+            # Of a network that timm does not know, the export does not say how it takes images.
+            size = read_part(_Sized, folder.config).size
+            origin = _of_file(folder.last_checkpoint, model)
+            return replace(origin, weights=weights, source=str(folder.export), size=size)
         return replace(_of_export(str(folder.export), model), weights=weights)
     run = read_part(Trained, folder.config)
     if model is None:
@@ -280,11 +299,14 @@ def _of_export(weights: str, model: str | None) -> Origin:
         classes = tuple(map(str, config.get("label_names") or ()))
         pixels = Pixels.of_dict(config.get("pixels", {"channels": channels}))
         arguments = _arguments(config) if name == config.get("architecture") else {}
+        crop = "whole" if described.get("crop_mode") == "squash" else float(described.get("crop_pct") or 1)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file} is not the config of an export for timm ({error!r})") from None
     if model is None:
         check_code(name, file)
-    return Origin(weights, name, weights, arguments, size, channels, tuple(mean), tuple(std), classes, pixels)
+    return Origin(
+        weights, name, weights, arguments, size, channels, tuple(mean), tuple(std), classes, pixels, crop=crop
+    )
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:

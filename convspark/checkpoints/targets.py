@@ -100,6 +100,11 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
         state = renamed(state, _CONVNEXT_TO_TORCHVISION)
         state = {n: t[:, None, None] if n.endswith("layer_scale") else t for n, t in state.items()}
     theirs = models.get_model(_TORCHVISION[architecture], weights=None)
+    if (have := next(t.shape[1] for t in state.values() if t.ndim == 4)) != 3:
+        raise UsageError(
+            f"torchvision's {architecture} takes colour images, and these weights are of images of "
+            f"{many(have, 'channel')}: use --to timm or onnx"
+        )
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     head = {n for n in missing if n.startswith(("fc.", "classifier."))}
     if unexpected or set(missing) - head:
@@ -116,7 +121,10 @@ def export_torchvision(backbone: nn.Module, name: str, file: str | os.PathLike[s
     with torch.no_grad():
         difference = float((theirs(images) - expected).abs().max() / expected.abs().max())
     if not difference < 1e-4:
-        raise ConvsparkError(f"torchvision's {architecture} gives other features with these weights ({difference:.2g})")
+        raise ConvsparkError(
+            f"torchvision's {architecture} gives other features with these weights ({difference:.2g}): was the network "
+            "built with arguments (--model-args) that torchvision's does not have? Use --to timm or onnx"
+        )
     return _save(
         state,
         file,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ def export_timm(
     card: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     pixels: Pixels = PLAIN,
+    crop: float | Literal["whole"] = 1.0,
 ) -> ExportReport:
     """Write `model.safetensors`, timm's `config.json` and a model card, load them again and compare the features.
 
@@ -80,6 +81,7 @@ def export_timm(
         card: lines of the card's table: what the weights were trained on, and how.
         classes: names of the classes that the network's classifier tells apart; None leaves the classifier out.
         pixels: how picture files were read; kept in `config.json`, unless they are plain.
+        crop: share of a picture's shorter side that the network is to see, at its centre; "whole" squeezes the picture.
 
     Raises:
         ConvsparkError: the reloaded export is not equal to the backbone.
@@ -95,7 +97,7 @@ def export_timm(
     fresh.mkdir(parents=True)
     try:
         with disk_errors(folder):
-            if plain is not None and not _write_timm(plain, fresh, mean, std, input_size, classes, pixels):
+            if plain is not None and not _write_timm(plain, fresh, mean, std, input_size, classes, pixels, crop):
                 plain = None
             if plain is None:
                 architecture = None
@@ -188,6 +190,7 @@ def _write_timm(
     input_size: tuple[int, int, int],
     classes: Sequence[str] | None,
     pixels: Pixels,
+    crop: float | Literal["whole"],
 ) -> bool:
     """Weights and `config.json` as timm itself writes them, less what it says of other weights.
 
@@ -201,7 +204,8 @@ def _write_timm(
         "std": tuple(std),
         "input_size": input_size,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": 1.0 if crop == "whole" else crop,
+        "crop_mode": "squash" if crop == "whole" else "center",
     }
     try:
         save_for_hf(plain, str(folder), safe_serialization=True, data_config=data)

@@ -401,7 +401,7 @@ def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], sourc
     """The prefix of the source's names under which most of the backbone's are found.
 
     Raises:
-        UsageError: all of them are found under several, with other values: student and teacher, raw and averaged.
+        UsageError: as many are found under several, with other values: student and teacher, raw and averaged.
     """
     own_names = {_flat(name) for name in own}
     prefixes = {""}
@@ -412,16 +412,22 @@ def _common_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], sourc
     def matches(prefix: str) -> int:
         return sum(_flat(name.removeprefix(prefix)) in own_names for name in state if name.startswith(prefix))
 
-    best = max(sorted(prefixes, key=len), key=matches)
-    if best and matches(best) == len(own_names):  # bare names mean themselves
-        whole = [prefix for prefix in sorted(prefixes) if matches(prefix) == len(own_names)]
-        tensors = [{_flat(n.removeprefix(p)): t for n, t in state.items() if n.startswith(p)} for p in whole]
-        if any(not torch.equal(tensors[0][name], others[name]) for others in tensors[1:] for name in own_names):
+    fits = {prefix: matches(prefix) for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))}
+    best = max(fits, key=lambda prefix: fits[prefix])
+    if best and fits[best] > len(own_names) / 2:  # bare names mean themselves, and a few may fit by chance
+        alike = sorted(prefix for prefix in fits if fits[prefix] == fits[best])  # a classifier may be in none of them
+        tensors = [{_flat(n.removeprefix(p)): t for n, t in state.items() if n.startswith(p)} for p in alike]
+        kept = [{name: t for name, t in of_one.items() if name in own_names} for of_one in tensors]
+        if any(not _are_equal(kept[0], others) for others in kept[1:]):
             raise UsageError(
-                f"{source} holds several networks that fit: {', '.join(p.rstrip('.') for p in whole)}. "
-                f"Choose one by FILE:PREFIX, as {source}:{whole[-1].rstrip('.')}"
+                f"{source} holds several networks that fit: {', '.join(p.rstrip('.') for p in alike)}. "
+                f"Choose one by FILE:PREFIX, as {source}:{alike[-1].rstrip('.')}"
             )
     return best
+
+
+def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def _flat(name: str) -> str:

@@ -1,13 +1,19 @@
 """What WEIGHTS may stand for."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data.config import resolve_data_config
 
+from convspark.checkpoints.export import export
 from convspark.checkpoints.origin import find_weights
 from convspark.checkpoints.to_timm import export_timm
 from convspark.errors import UsageError
+from convspark.tasks.comparison.command import _arms
+from convspark.tasks.comparison.settings import CompareSettings
 from convspark.tasks.load import load
 from convspark.tasks.segmentation.network import Segmenter
 
@@ -31,6 +37,23 @@ def test_an_export_tells_network_size_and_normalisation(tmp_path):
     )
 
 
+def test_random_weights_are_of_the_very_network_and_take_images_as_it_does(tmp_path):
+    folder, norm = tmp_path / "export", {"mean": (0.4,), "std": (0.3,), "image_size": (64, 96)}
+    export_timm(timm.create_model("test_resnet", num_classes=0, in_chans=1, output_stride=16), folder, **norm)
+    trained = find_weights(str(folder))
+    for place in (folder, folder / "model.safetensors"):
+        for model in (None, "test_resnet"):  # which a run that goes on knows
+            random = find_weights(f"random:{place}", model)
+            assert random == replace(trained, weights=f"random:{place}", source=None), model
+        arms = _arms(CompareSettings(str(place), against=["random"]))
+        assert find_weights(*arms["random"]) == replace(trained, weights=f"random:{place}", source=None)
+    assert trained.model_args == {"output_stride": 16}
+    with pytest.raises(UsageError, match="there is no folder or file 'gone' here"):
+        find_weights("random:gone", "test_resnet")  # begun where it was
+    plain = _arms(CompareSettings("random:test_resnet"))
+    assert plain["random"] == ("random:test_resnet", None)
+
+
 @pytest.mark.parametrize("arguments", [{"output_stride": 16}, {"act_layer": "silu"}, {"global_pool": "max"}])
 def test_an_export_is_built_with_the_arguments_that_it_was_made_with(tmp_path, arguments):
     network = timm.create_model("resnet10t", num_classes=3, **arguments).eval()
@@ -44,6 +67,18 @@ def test_an_export_is_built_with_the_arguments_that_it_was_made_with(tmp_path, a
     export_timm(network, tmp_path / "features", **norm)
     built = find_weights(str(tmp_path / "features")).build().eval()
     torch.testing.assert_close(built.forward_features(images), network.forward_features(images))
+
+
+@pytest.mark.parametrize(("crop", "timms"), [(0.9, (0.9, "center")), ("whole", (1.0, "squash"))])
+def test_an_export_says_how_much_of_a_picture_the_network_is_to_see(tmp_path, crop, timms):
+    network = timm.create_model("test_resnet", num_classes=2)
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (64, 64)}
+    export_timm(network, tmp_path / "export", **norm, classes=["a", "b"], crop=crop)
+    export(str(tmp_path / "export"), to="timm", out=str(tmp_path / "again"))
+    for folder in ("export", "again"):
+        loaded = timm.create_model(f"local-dir:{tmp_path / folder}", pretrained=True)
+        config = resolve_data_config({}, model=loaded)
+        assert (config["crop_pct"], config["crop_mode"]) == timms
 
 
 def test_weights_that_other_code_keeps_as_a_network(tmp_path):

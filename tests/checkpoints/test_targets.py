@@ -40,6 +40,24 @@ def test_a_resnet_becomes_torchvisions(tmp_path):
         assert torch.allclose(theirs.eval()(IMAGES), backbone(IMAGES), atol=1e-4)
 
 
+def test_what_torchvisions_networks_are_not_is_told(tmp_path):
+    grey = network("resnet18", in_chans=1)
+    with pytest.raises(UsageError, match="these weights are of images of 1 channel: use --to timm or onnx"):
+        targets.export_torchvision(grey, "resnet18", tmp_path / "r.pth", (64, 64))
+    dilated = network("resnet18", output_stride=16)
+    with pytest.raises(ConvsparkError, match="built with arguments"):
+        targets.export_torchvision(dilated, "resnet18", tmp_path / "r.pth", (64, 64))
+
+
+def test_arguments_of_a_network_that_a_file_does_not_say_are_told(tmp_path, caplog):
+    norm = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "image_size": (64, 64)}
+    for place, options in (("dilated", {"output_stride": 16}), ("plain", {})):
+        export_timm(network("resnet18", **options), tmp_path / place, **norm)
+        caplog.clear()
+        export(str(tmp_path / place), to="mmdet", out=str(tmp_path / f"{place}.pth"))
+        assert ("built with {'output_stride': 16}, which the file does not say" in caplog.text) == bool(options)
+
+
 def test_a_convnext_becomes_torchvisions(tmp_path):
     backbone = network("convnext_tiny")
     with torch.no_grad():

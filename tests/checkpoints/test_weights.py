@@ -164,6 +164,15 @@ def test_one_of_two_networks_in_a_file_is_not_taken_by_chance(source, tmp_path):
     assert not load_backbone_weights(copy.deepcopy(source), tmp_path / "same.pth").missing
 
 
+def test_several_networks_without_the_classifier_are_told_too():
+    network = timm.create_model("test_resnet", num_classes=3)
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    both = {f"{part}.{name}": value + i for i, part in enumerate(("teacher", "student")) for name, value in own.items()}
+    with pytest.raises(UsageError, match="several networks that fit: student, teacher"):
+        load_state(network, both, "file")
+    assert len(load_state(network, both, "file", "student").missing) == 2
+
+
 def test_levels_of_any_name_are_prefixes(source, tmp_path):
     other = {name: value + 1 for name, value in source.state_dict().items()}
     torch.save({"teacher": source.state_dict(), "epoch": 3, "optimizer": {"lr": 1}}, tmp_path / "one.pth")

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -102,6 +103,16 @@ def test_names_of_timm_and_torchvision_are_no_code():
         "random:resnet18",
     ):
         trust.check_code(name, "config.yaml")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="Python code of its author's, first"):
+        trust.check_code("random:first:run", "config.yaml")
+    Path("first:run").mkdir()
+    trust.check_code("random:first:run", "config.yaml")
+    with pytest.raises(UsageError, match="Python code of its author's, first"):
+        trust.check_code("first:run", "config.yaml")  # of a network
 
 
 @pytest.mark.parametrize("name", [":factory", "..package:factory", ".:factory"])

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import signal
 import stat
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from timm.data.config import resolve_data_config
 from timm.data.mixup import Mixup
 
+from convspark.checkpoints.origin import Origin, find_weights
+from convspark.checkpoints.to_timm import export_timm
 from convspark.cli.main import main
 from convspark.errors import DivergedError, UsageError
 from convspark.runs import callbacks
@@ -68,6 +72,7 @@ def test_its_export_is_a_timm_classifier_that_predicts_the_same(tuned, pictures)
         probability = network(image[None]).softmax(1)[0]
     assert config["label_names"][int(probability.argmax())] == row["predicted"]
     assert float(probability.max()) == pytest.approx(float(row["confidence"]), abs=2e-4)
+    assert resolve_data_config({}, model=network)["crop_pct"] == 0.95  # as timm's transforms will cut pictures
 
 
 def test_whoever_may_read_files_that_are_usual_here_may_read_all_of_a_run(tuned, tmp_path):
@@ -155,8 +160,15 @@ def test_stopped_at_once_it_leaves_no_process(pictures, tmp_path, monkeypatch):
 
 
 def test_networks_that_are_not_timms_get_a_head(pictures, tmp_path):
-    result = finetune("random:torchvision:resnet18", str(pictures), epochs=2, out=str(tmp_path / "run"), **SMALL)
-    assert (tmp_path / "run" / "export" / "model.safetensors").is_file() and result.epochs == 2
+    origin = replace(find_weights("random:torchvision:resnet18"), size=64, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1))
+    file, run = tmp_path / "weights.pth", tmp_path / "run"
+    torch.save({"model": origin.build().state_dict(), "network": origin.as_record()}, file)
+    result = finetune(str(file), str(pictures), epochs=2, out=str(run), **SMALL)
+    assert (run / "export" / "model.safetensors").is_file() and result.epochs == 2
+    tuned = find_weights(str(run))  # takes images as it was trained on them
+    assert tuned == replace(origin, weights=str(run), source=str(run / "export"), size=32)
+    trained = load_file(run / "export" / "model.safetensors")["backbone.conv1.weight"]
+    assert torch.equal(tuned.build().conv1.weight, trained)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
@@ -255,6 +267,15 @@ def test_probe_tells_colours_apart_even_at_random(pictures):
     assert len(scores["linear"]["top1"]) == 2 and min(scores["linear"]["top1"]) > 0.8
     assert report.chance == pytest.approx(1 / 3) and "±" in str(report)
     assert report.trained_on == 3 * 13  # 80 % of 16, of each class
+
+
+def test_probe_puts_the_very_network_with_random_weights_beside(pictures, tmp_path, monkeypatch):
+    network = timm.create_model("test_resnet", num_classes=0, in_chans=1, output_stride=16)
+    export_timm(network, tmp_path / "export", mean=(0.4,), std=(0.3,), image_size=(32, 32))
+    build, built = Origin.build, list[Origin]()
+    monkeypatch.setattr(Origin, "build", lambda self, *seed: built.append(self) or build(self, *seed))
+    probe(str(tmp_path / "export"), str(pictures), seeds=1, workers=0, device="cpu")
+    assert built[1] == replace(built[0], weights="random:test_resnet", source=None)
 
 
 def test_probe_puts_random_weights_beside_others(tuned, pictures):

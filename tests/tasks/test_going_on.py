@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from labelled_pictures import write_pictures
 from PIL import Image
+from safetensors.torch import load_file
 
 from convspark.data import Split
 from convspark.errors import DataError
@@ -87,6 +89,18 @@ def stopped(monkeypatch, step, command, *args, **kwargs):
         patched.setattr(callbacks.Checkpoints, "_save", save_and_stop)
         with pytest.raises(ConnectionAbortedError):
             command(*args, **(COMMON | {"epochs": 3, "checkpoint_minutes": 1e-9} | kwargs))
+
+
+def test_statistics_that_are_kept_are_kept_in_an_epoch_that_goes_on(tmp_path, monkeypatch):
+    data, weights, run = write_pictures(tmp_path / "data", 4), tmp_path / "weights.pth", tmp_path / "run"
+    before = timm.create_model("test_resnet", num_classes=0).state_dict()
+    torch.save(before, weights)
+    options = {"model": "test_resnet", "size": 32, "batch_size": 2, "epochs": 1, "out": str(run)}
+    stopped(monkeypatch, 2, finetune, str(weights), str(data), **options, **SHARE)  # of 3 steps
+    finetune(resume=str(run))
+    after = load_file(run / "export" / "model.safetensors")
+    statistics = [name for name in before if "running" in name]
+    assert statistics and all(torch.equal(after[name], before[name]) for name in statistics)
 
 
 def labels_by_folder(rows):

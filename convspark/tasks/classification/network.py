@@ -100,8 +100,8 @@ class ClassifyModule(TrainingModule):
         self._loss = loss
         self._warned_of_collapse = False
 
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
+    def on_train_start(self) -> None:  # a run that goes on in the midst of an epoch does not start that epoch again
+        super().on_train_start()
         for module in batch_norms(self.network) if self._keep_statistics else ():
             module.eval()
 

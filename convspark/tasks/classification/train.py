@@ -228,6 +228,7 @@ class Classification(Task[FinetuneSettings, FinetuneResult]):
             card=card,
             classes=self.data.classes if has_timm_head else None,
             pixels=origin.pixels,
+            crop=self.settings.eval_crop,
         )
 
     def _warn_of_collapse(self, predictions: Predictions) -> None:

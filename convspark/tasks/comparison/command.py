@@ -123,9 +123,11 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
     origin = find_weights(run, settings.model)
     arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, settings.model)}
     for other in settings.against or ["random"]:
-        like = origin.model if origin.pixels.is_plain else run
+        # Random weights of the very network, and images as it takes them.
+        like = run.removeprefix(RANDOM) if Path(run.removeprefix(RANDOM)).exists() else origin.model
         weights = {"random": f"{RANDOM}{like}", "imagenet": origin.model}.get(other, other)
-        model = settings.model if weights == run else origin.model if Path(weights).is_file() else None
+        is_own = weights in (run, f"{RANDOM}{like}")
+        model = settings.model if is_own else origin.model if Path(weights).is_file() else None
         find_weights(weights, model)
         arms[other] = weights, model
     if len({_safe(arm) for arm in arms}) < len(arms):

@@ -117,7 +117,7 @@ def probe(
         )
         arms = [(origin.weights, origin)]
         if not origin.is_random:
-            beside = replace(find_weights(f"{RANDOM}{origin.model}"), channels=origin.channels)
+            beside = replace(origin, weights=f"{RANDOM}{origin.model}", source=None, classes=())
             arms.append((beside.weights, beside))
         for name, arm in arms:
             features: dict[str, Any] = {}
