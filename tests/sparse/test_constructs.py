@@ -163,6 +163,9 @@ POOLED = {
         - torch.ones(3, 8).double().expand(x.flatten(2).shape[2], -1, -1).permute(1, 2, 0)
     ).mean(-1),
     "einsum by an image's values": lambda x: torch.einsum("bchw,bc->bchw", x, x.mean((2, 3))),
+    "einsum by an image's values, expanded": lambda x: torch.einsum(
+        "bchw,bck->bkhw", x, x.mean((2, 3))[:, :, None].expand(-1, -1, 3)
+    ),
     "groups beside images": lambda x: _grouped(x).mean((2, 3)).view(len(x), -1),
     "gates of groups beside images": lambda x: (_grouped(x) * F.adaptive_avg_pool2d(_grouped(x), 1)).reshape(x.shape),
     "group norm of groups beside images": lambda x: F.group_norm(_grouped(x), 2).reshape(x.shape),
@@ -361,11 +364,19 @@ def test_a_pad_that_crops_before_a_padded_convolution_does_not_see_what_was_cut(
     torch.testing.assert_close(scatter(conv(F.pad(gather(x, EVERYTHING), (-1, 1, -1, 1)))), expected)
 
 
-@pytest.mark.parametrize("part", [slice(1, 0), slice(1, 3), slice(-3, None), slice(0, 3)])
+@pytest.mark.parametrize("part", [slice(1, 0), slice(1, 3), slice(-3, None), slice(0, 3), slice(-4, None)])
 def test_parts_of_a_map_that_are_no_crop_are_refused(part):
     x = gather(images(), EVERYTHING)
     with pytest.raises(NotExactError, match="takes a part of the patches or positions"):
         x[:, :, 1:, part]
+
+
+@pytest.mark.parametrize("last", [lambda x: x[:, :, -4:], lambda x: x[..., -9:], lambda x: x[-2:]])
+def test_the_last_ones_are_not_those_of_each_patch(last):
+    visible = torch.tensor([[[0, 0, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]).bool()
+    x = gather(images(), PatchGrid(visible))
+    with pytest.raises(NotExactError, match="takes a part of the patches or positions"):
+        last(x)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +406,17 @@ def test_changes_in_place_of_what_is_a_view_only_in_a_dense_network(copied, whic
     changed + 1
     with pytest.raises(NotExactError, match="out of place"):
         other + 1
+
+
+@pytest.mark.parametrize("expanded", [lambda x, g: g.expand_as(x), lambda x, g: g.expand(-1, -1, 5, 5)])
+@pytest.mark.parametrize("origin", [True, False])
+def test_values_of_images_that_are_changed_after_they_were_expanded(expanded, origin):
+    x = gather(images(), EVERYTHING)
+    pooled = x.mean((2, 3), keepdim=True) if origin else x.mean((2, 3))[:, :, None, None]
+    y = expanded(x, pooled)
+    pooled.mul_(2)
+    with pytest.raises(NotExactError, match="out of place"):
+        y + 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ from torch.nn import functional
 from .. import axes as lay
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
-from .operands import joined_layout, named, require_plain, rowed, unpadded, with_rows_of
+from .operands import (
+    image_axis,
+    joined_layout,
+    named,
+    repeat_along,
+    require_plain,
+    rowed,
+    unpadded,
+    with_rows_of,
+)
 
 
 @meaning(functional.linear)
@@ -105,7 +114,9 @@ def einsum(func, equation, *operands):
     sparse_axes = [axis_of[name] for name in out_names if not lay.is_plain(axis_of[name])]
     if len({role for axis in sparse_axes for role, _ in axis}) != sum(map(len, sparse_axes)):
         raise Refusal("it relates positions to each other, within a patch where it should be the whole image")
-    out = torch.einsum(equation, *[with_rows_of(o, leader) if isinstance(o, GridTensor) else o for o in operands])
+    if isinstance(leader, VisiblePatches):
+        operands = [repeat_along(o, image_axis(o), leader.grid) if isinstance(o, PerImage) else o for o in operands]
+    out = torch.einsum(equation, *operands)
     if summed:
         out = sum_per_image(out.movedim(rows[0], 0), leader.grid).movedim(0, rows[0])
         axis_of[out_names[rows[0]]] = ((lay.IMAGE, leader.grid.batch_size),)

@@ -357,8 +357,8 @@ def _is_vector(part) -> bool:
 def _sliced(axis: lay.Axis, part: slice, size: int) -> lay.Axis:
     chosen = range(size)[part]  # not `part.indices`, which old Dynamos do not know
     start, stop, step = chosen.start, chosen.stop, chosen.step
-    if (start, stop, step) == (0, size, 1) and (lay.is_plain(axis) or part.stop in (None, size)):
-        return axis  # all of it; a stop that was read off a patch
+    if (start, stop, step) == (0, size, 1) and (lay.is_plain(axis) or (not part.start and part.stop in (None, size))):
+        return axis  # all of it; a stop that was read off a patch, but no start counted from the end of one
     if lay.is_plain(axis):
         return lay.plain_axis(len(range(start, stop, step)))
     if (
@@ -380,7 +380,7 @@ def expand_as(func, input, other):
     if not isinstance(other, GridTensor):
         raise Refusal("it expands to the shape of a plain tensor")
     leader, layout = joined_layout([x, unpadded(other)])
-    return as_same_kind(with_rows_of(x, leader).expand(other.shape), leader, layout)
+    return as_view(as_same_kind(with_rows_of(x, leader).expand(other.shape), leader, layout), x)
 
 
 def _is_pooled_map(x: GridTensor) -> TypeGuard[PerImage]:
@@ -395,12 +395,12 @@ def expand(func, input, *lengths, size=None, implicit=False):
     sizes = as_sizes(lengths if lengths else (size,))
     if isinstance(x, PerImage) and x.origin is not None and tuple(sizes) == tuple(x.origin[1]):
         axes, shape = x.origin
-        return as_patches(repeat_along(x, image_axis(x), x.grid).expand(shape), x.grid, axes)
+        return as_view(as_patches(repeat_along(x, image_axis(x), x.grid).expand(shape), x.grid, axes), x)
     lead = len(sizes) - x.dim()
     if isinstance(x, PerImage):
         grows = [n not in (-1, own) for n, own in zip(sizes, x.shape, strict=False)]
         if lead == 0 and _is_pooled_map(x) and any(grows[2:]) and not grows[1]:
-            return spread_over_positions(x, [max(n, 1) for n in sizes[2:]])
+            return as_view(spread_over_positions(x, [max(n, 1) for n in sizes[2:]]), x)
         sizes = sizes_for(x, sizes)
     out = x.expand(sizes)
     axes = []
