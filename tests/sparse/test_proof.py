@@ -487,6 +487,29 @@ def test_buffers_that_a_network_replaces_are_its_own_again():
     assert network.function.mean is before and before.dtype == torch.float32 and not before.any()
 
 
+class Begun(nn.Module):
+    """Takes its shift from its first batch, as ActNorm does, and keeps a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(8))
+        self.begun, self.kernel = False, None
+
+    def forward(self, x):
+        if not self.begun:
+            self.begun, self.shift.data = True, -x.detach().mean((0, 2, 3))
+            self.kernel = torch.ones(8, 1, 3, 3, dtype=x.dtype)
+        return F.conv2d(x + self.shift.view(1, -1, 1, 1), self.kernel, padding=1, groups=8)
+
+
+def test_a_network_that_has_not_begun_has_not_begun_afterwards():
+    network = Wrapped(Begun())
+    prove(lambda x: [network(x)], network, 3, (40, 40), (8, 8))
+    begun = network.function
+    assert (begun.begun, begun.kernel) == (False, None) and not begun.shift.any()
+    assert network(torch.zeros(2, 3, 16, 16)).dtype == torch.float32
+
+
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 def test_what_a_single_image_has_not_is_compared_on_two():
     network = Wrapped(lambda x: x / (1 + x.mean((2, 3), keepdim=True).var(0, keepdim=True)))

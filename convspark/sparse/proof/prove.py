@@ -506,12 +506,15 @@ def _slopes(maps: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Te
 
 @contextmanager
 def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iterator[None]:
-    """The module's floating-point tensors in float64, nudged, in one mode, without dropout; put back afterwards."""
+    """The module's floating-point tensors in float64, nudged, in one mode, without dropout; put back afterwards.
+
+    So are its attributes: what it kept from its first call would otherwise be there at the first one of the run.
+    """
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     registered = [(owner, dict(owner._buffers)) for owner in module.modules()]  # a network may put others there
     originals = [(t, t.data, t.requires_grad) for t in (*parameters, *buffers)]
-    modes = [(owner, owner.training) for owner in module.modules()]
+    attributes = [(owner, dict(vars(owner))) for owner in module.modules()]  # mode, and what they keep
     generator = torch.Generator().manual_seed(3)
     # The same numbers again and again, a prime of them: to draw one for each weight takes longer than all else.
     nudges = torch.randn(_NUDGES, generator=generator, dtype=torch.float64) * _NUDGE
@@ -533,8 +536,9 @@ def in_float64(module: nn.Module, training: bool, dropout: bool = False) -> Iter
         for tensor, data, requires_grad in originals:
             tensor.data = data
             tensor.requires_grad_(requires_grad)
-        for owner, mode in modes:
-            owner.training = mode
+        for owner, kept in attributes:
+            vars(owner).clear()
+            vars(owner).update(kept)
 
 
 # ------------------------------------------------------------------------------------------------ comparing
