@@ -69,6 +69,11 @@ REFUSED = {
     ),
     "zeros of the shape": (lambda x: x + torch.zeros(x.shape), "add", "torch.zeros_like(x)"),
     "expanded positions": (lambda x: F.max_pool2d(x, 4).expand(-1, -1, 4, 4), "expand", "repeats patches or positions"),
+    "channels dropped by hand, of one position": (
+        lambda x: (lambda y: y * F.dropout(y.new_ones(len(y), 4, 1, 1)))(F.max_pool2d(x, 4)),
+        "new_ones",
+        "F.dropout2d for channels",
+    ),
     "half of a position": (lambda x: F.max_pool2d(x, 4).reshape(len(x), 4, 0, 2, 0, 2), "reshape", "larger patches"),
     "einsum over rows": (lambda x: torch.einsum("bchw,bdhw->bcdw", x, x), "einsum", "some patches or positions"),
     "einsum over the patches": (lambda x: torch.einsum("bchw->chw", x), "einsum", "some patches or positions"),

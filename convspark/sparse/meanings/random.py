@@ -16,7 +16,7 @@ from torch._guards import TracingContext
 
 from .. import axes as lay
 from ..grid import PatchGrid
-from ..registry import Refusal, meaning
+from ..registry import Refusal, meaning, name_of
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image
 from .operands import as_sizes, named
 
@@ -30,7 +30,14 @@ _FRAMES = 3  # how many of the network's functions are looked at, from where the
 @meaning(*named("new_empty new_zeros new_ones", Tensor))
 def new(func, x: GridTensor, *sizes: Any, size: Any = None, **kwargs: Any):
     """A tensor with a row a patch becomes one with a row an image where it has one number a row."""
-    return _new(x, as_sizes(sizes if size is None else (size,)), lambda shape: func(x, shape, **kwargs))
+    shape = as_sizes(sizes if size is None else (size,))
+    per_channel = len(shape) == x.dim() > 2 and shape[0] == x.shape[0] and shape[1] != 1 and set(shape[2:]) == {1}
+    if per_channel and isinstance(x, VisiblePatches) and name_of(func) != "new_zeros":
+        raise Refusal(
+            "patches have one position, and nothing says whether numbers are drawn for positions or for an image's "
+            "channels: make them from the patches (torch.empty_like(x), ones_like), or use F.dropout2d for channels"
+        )
+    return _new(x, shape, lambda shape: func(x, shape, **kwargs))
 
 
 @meaning(Tensor.new_full)
