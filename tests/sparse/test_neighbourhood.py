@@ -273,6 +273,31 @@ def test_convolution_after_uneven_padding(drawn, kernel, stride, before, after, 
         )
 
 
+@pytest.mark.parametrize(
+    ("kernel", "padding", "patch"), [((1, 5), (0, 2), (6, 2)), ((3, 3), (1, 1), (8, 2)), ((1, 2), 0, (6, 2))]
+)
+def test_convolution_of_one_channel_to_patches_of_one_column(kernel, padding, patch):
+    """In float32, which libraries compute otherwise than the float64 of the tests above."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 4, kernel, (1, 2), padding)
+    images = torch.randn(2, 1, 3 * patch[0], 3 * patch[1])
+    visible = torch.rand(2, 3, 3) < 0.6
+    expected = conv(torch.where(whole_mask(visible, patch), images, 0))
+    patches = scatter(conv(gather(images, PatchGrid(visible))))
+    torch.testing.assert_close(patches, torch.where(whole_mask(visible, (patch[0], patch[1] // 2)), expected, 0))
+
+
+@pytest.mark.parametrize("pool", [functional.max_pool2d, functional.avg_pool2d])
+def test_a_pooling_that_begins_a_window_in_what_was_padded_is_refused(pool):
+    def padded(x):
+        return pool(functional.pad(x, (0, 2, 0, 2)), 2, 2, ceil_mode=True)
+
+    images = torch.randn(1, 1, 8, 8)
+    assert padded(images).shape[2:] == (5, 5)
+    with pytest.raises(NotExactError, match="line up"):
+        padded(gather(images, PatchGrid(torch.ones(1, 2, 2, dtype=torch.bool))))
+
+
 def made_up_for(x, pooled):
     """What a pooling has lost at the end of a map, filled with zeros by the next layer."""
     lost = [before - now for before, now in zip(x.shape[2:], pooled.shape[2:], strict=True)]

@@ -75,9 +75,13 @@ class Source(NamedTuple):
         announced = ((0, 0),) * len(padding) if self.announced is None else self.announced.pads
         return tuple([(lo + p, hi + p) for (lo, hi), p in zip(announced, padding, strict=True)])
 
-    def plan(self, kernel: Sizes, stride: Sizes, dilation: Sizes, pads: Pads, ceil_mode: bool = False) -> Plan:
-        """What an op sees around these patches; refuses one after which patches were cut through."""
-        return _plan(tuple(self.values.shape[2:]), kernel, stride, dilation, self.grid.shape, pads, ceil_mode)
+    def plan(self, kernel: Sizes, stride: Sizes, dilation: Sizes, pads: Pads, beyond: Sizes | None = None) -> Plan:
+        """What an op sees around these patches; refuses one after which patches were cut through.
+
+        Args:
+            beyond: the op's own part of `pads`, if windows may reach beyond it (`ceil_mode`).
+        """
+        return _plan(tuple(self.values.shape[2:]), kernel, stride, dilation, self.grid.shape, pads, beyond)
 
     def image_size(self, plan: Plan) -> Sizes:
         """Positions of a whole image with all that an op needs around it."""
@@ -166,15 +170,15 @@ def cut(maps: Tensor, grid: PatchGrid) -> VisiblePatches:
 
 @cached
 def _plan(
-    patch: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes, shape: Sizes, pads: Pads, ceil_mode: bool
+    patch: Sizes, kernel: Sizes, stride: Sizes, dilation: Sizes, shape: Sizes, pads: Pads, beyond: Sizes | None
 ) -> Plan:
     """An op's plan on a grid of this shape; refuses one after which patches were cut through."""
     plan = Plan(patch, kernel, stride, dilation, tuple(lo for lo, _ in pads))
-    for p, h, s, extent, (lo, hi) in zip(patch, shape, stride, plan.extent, pads, strict=True):
+    for axis, (p, h, s, extent, (lo, hi)) in enumerate(zip(patch, shape, stride, plan.extent, pads, strict=True)):
         side = h * p
-        if ceil_mode:
+        if beyond is not None:
             out = -(-(side + lo + hi - extent) // s) + 1
-            out -= (out - 1) * s >= side + lo  # a window may not begin in the padding after the map
+            out -= (out - 1) * s >= side + lo + hi - beyond[axis]  # a window may not begin in its padding after the map
         else:
             out = (side + lo + hi - extent) // s + 1
         if p % s:

@@ -77,7 +77,7 @@ def max_pool(
     around = source.pads(pads)
     if lost := _positions_lost(source, kernel, strides, dilations, around):
         return _cropped(input, lost, -math.inf, lambda x: max_pool(func, x, kernel, 1, padding, dilation))
-    plan = source.plan(kernel, strides, dilations, around, ceil_mode)
+    plan = source.plan(kernel, strides, dilations, around, pads if ceil_mode else None)
     # After the map ceil_mode sees nothing, whatever F.pad wrote before it.
     if source.is_padded_otherwise(pads) or (_overhangs(plan, around) and source.outside != -math.inf):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, dilations, ceil_mode))
@@ -119,7 +119,7 @@ def average_pool(
     lost = _positions_lost(source, kernel, strides, (1,) * dims, around)
     if lost and (count_include_pad or not any(pads)):  # or else what is added would count
         return _cropped(input, lost, 0.0, lambda x: average_pool(func, x, kernel, 1, padding, False, *options[1:]))
-    plan = source.plan(kernel, strides, (1,) * dims, around, ceil_mode)
+    plan = source.plan(kernel, strides, (1,) * dims, around, pads if ceil_mode else None)
     overhangs = _overhangs(plan, around)
     if source.is_padded_otherwise(pads) or (overhangs and not source.has_zeros_around):
         return source.through_padded_images(lambda maps: func(maps, kernel, strides, pads, *options))
