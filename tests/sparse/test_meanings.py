@@ -531,6 +531,16 @@ def test_batch_norm_of_one_position(norm):
 WIDE = {"dtype": torch.float32}
 
 
+def test_instance_norm_of_one_patch_in_evaluation():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True).eval()
+    norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(1, 4, 4, 4, requires_grad=True)
+    slope = torch.randn(1, 4, 4, 4)
+    out = scatter(norm(gather(images, PatchGrid(torch.ones(1, 1, 1, dtype=torch.bool)))))
+    (ours,) = torch.autograd.grad((out * slope).sum(), images)
+    torch.testing.assert_close(ours, slope / (norm.running_var.view(-1, 1, 1) + norm.eps).sqrt())
+
+
 @pytest.mark.parametrize(
     "function",
     [
