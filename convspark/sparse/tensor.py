@@ -283,7 +283,9 @@ def gather(images: Tensor, grid: PatchGrid) -> VisiblePatches:
     TorchScript functions (`@torch.jit.script`, `torch.jit.trace` of a function), `torch.func.grad` and `vjp`, and
     constructors (`torch.autograd.Variable(x)`, `torch.Tensor(x)`, `torch.tensor(x)`). They return a plain tensor with a
     row a patch. As soon as it meets visible patches or `scatter` it is refused, but a convolution that gets nothing
-    else takes patches for images. `SparK` and `convspark.check` prove a network, and name the module that returned it.
+    else takes patches for images. So are the gradients that a `torch.autograd.Function` of the network's own and the
+    backward hooks of modules get (those of tensors get patches): a mean over positions there is one of each patch.
+    `SparK` and `convspark.check` prove a network, gradients included, and name the module that returned a plain tensor.
 
     Args:
         images: (B, C, H, W), or one more axis for volumes; each side a multiple of the grid's.
