@@ -95,8 +95,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         workers: processes that load images; by default chosen by the number of cores.
         compile: run the steps through torch.compile. The first one takes minutes, and a C++ compiler is needed.
         cuda_graph: record a step once and replay it, if the network allows it: the same numbers, several times as fast
-            as steps that Python launches. By default on a single GPU; with several it has not been tried. Compiled steps
-            are not recorded.
+            as steps that Python launches. By default on a single GPU; with several it has not been tried. Steps that
+            are compiled are not recorded.
         probe: labelled pictures, in any form that `convspark probe` takes: every few epochs it is measured how well the
             features separate its classes. The network is not trained on it.
         watch_epochs: epochs between measurements of the features, 0 for none; by default fifty measurements a run, or
