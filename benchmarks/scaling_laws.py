@@ -115,7 +115,8 @@ def plot(points: Sequence[dict[str, Any]]) -> None:
                 axis.lines[-1].set_label(", ".join(map(str, key)))
         axis.set(xlabel=label, xscale="log")
         places = sorted({place(p) for p in of})
-        axis.set_xticks(places, [f"{tick:.3g}" if tick < 1000 else f"{tick:,}" for tick in places])
+        apart = [tick for n, tick in enumerate(places) if n == 0 or tick > 1.2 * places[n - 1]]  # or they overlap
+        axis.set_xticks(apart, [f"{tick:.3g}" if tick < 1000 else f"{tick:,}" for tick in apart])
         axis.minorticks_off()
         axis.axhline(0, color="grey", linewidth=0.8)
         if axis.get_legend_handles_labels()[0]:
