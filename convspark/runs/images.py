@@ -43,6 +43,7 @@ from ..data import (
     scan,
     shards_of,
     stamp_of,
+    within,
 )
 from ..errors import DataError, UsageError
 from ..files import write_text
@@ -99,7 +100,13 @@ class Images:
         """
         if in_turn is None:
             return self
-        left_out = frozenset(self.held_out if isinstance(self.held_out, list) else ())
+        identity = _Identities()
+        spelled = {identity.of_shard(shard): shard for shard in in_turn.shards}  # as their pictures will be called
+        parts = ((path, within(path)) for path in (self.held_out if isinstance(self.held_out, list) else ()))
+        left_out = frozenset(
+            path if part is None else str(part._replace(shard=spelled.get(identity.of_shard(part.shard), part.shard)))
+            for path, part in parts
+        )
         in_turn = replace(in_turn, bands=not self.pixels.is_plain, left_out=left_out)
         train = [path for path in first if path not in left_out]
         return replace(self, train=train, bad=[*self.bad, *lost], in_turn=in_turn)
@@ -374,8 +381,9 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
     """Files to train on, less those that are held out: a folder of these may lie within that of all."""
     if not isinstance(images, list) or not isinstance(held_out, list):
         return images
-    measured = set(held_out)
-    train = [path for path in images if path not in measured]
+    identity = _Identities()
+    measured = set(map(identity, held_out))
+    train = [path for path in images if identity(path) not in measured]
     if not train:
         raise DataError("held_out: it names all pictures that are to be trained on: hold fewer out")
     if len(train) < len(images):
@@ -383,6 +391,29 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
             "%d of the pictures to train on are held out as well: they are not trained on", len(images) - len(train)
         )
     return train
+
+
+class _Identities:
+    """What two names of a picture have in common, where one of them goes through a link: of addresses in shards too."""
+
+    def __init__(self) -> None:
+        self._shards: dict[str, str] = {}
+
+    def of_shard(self, shard: str) -> str:
+        if shard not in self._shards:
+            self._shards[shard] = shard if is_url(shard) else os.path.realpath(shard)
+        return self._shards[shard]
+
+    def __call__(self, address: str) -> object:
+        part = within(address)
+        if part is not None:
+            return part._replace(shard=self.of_shard(part.shard))
+        file, item = item_of(address) if address.endswith("]") else (address, None)
+        try:
+            status = os.stat(file)
+        except (OSError, ValueError):  # a URL, or gone
+            return address
+        return status.st_dev, status.st_ino, item
 
 
 def _called(images: Any) -> str | None:
