@@ -192,7 +192,7 @@ def test_labels_in_tars_of_any_bytes(tmp_path: Path) -> None:
     assert [one.label for one in labelled] == ["red", "red", "gr\udcfcn", "gr\udce8n", "red"]
 
 
-def test_a_list_in_parquet(tmp_path: Path) -> None:
+def test_a_list_in_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from data.test_tables import write
 
@@ -204,6 +204,10 @@ def test_a_list_in_parquet(tmp_path: Path) -> None:
     parts = ["train"] * 14 + ["val"]
     expected = zip(names, numbers, parts, strict=True)
     assert labelled == [LabelledPicture(str(tmp_path / name), str(number), part) for name, number, part in expected]
+    info = {"features": {"label": {"_type": "ClassLabel", "names": CLASSES}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.chdir(tmp_path)  # a path of its name alone
+    assert [one.label for one in list_labelled("list.parquet")] == [label for _, label in PARTS["train"]]
 
 
 def test_a_list_in_parquet_without_rows(tmp_path: Path) -> None:
