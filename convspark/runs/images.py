@@ -101,10 +101,10 @@ class Images:
         if in_turn is None:
             return self
         identity = _Identities()
-        spelled = {identity.of_shard(shard): shard for shard in in_turn.shards}  # as their pictures will be called
+        spelled = {identity.of_place(shard): shard for shard in in_turn.shards}  # as their pictures will be called
         parts = ((path, within(path)) for path in (self.held_out if isinstance(self.held_out, list) else ()))
         left_out = frozenset(
-            path if part is None else str(part._replace(shard=spelled.get(identity.of_shard(part.shard), part.shard)))
+            path if part is None else str(part._replace(shard=spelled.get(identity.of_place(part.shard), part.shard)))
             for path, part in parts
         )
         in_turn = replace(in_turn, bands=not self.pixels.is_plain, left_out=left_out)
@@ -394,26 +394,25 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
 
 
 class _Identities:
-    """What two names of a picture have in common, where one of them goes through a link: of addresses in shards too."""
+    """What several names of a picture have in common, where they go through symbolic links; also of those in shards."""
 
     def __init__(self) -> None:
-        self._shards: dict[str, str] = {}
+        self._real: dict[str, str] = {}
 
-    def of_shard(self, shard: str) -> str:
-        if shard not in self._shards:
-            self._shards[shard] = shard if is_url(shard) else os.path.realpath(shard)
-        return self._shards[shard]
+    def of_place(self, place: str) -> str:
+        """Of a folder or a shard."""
+        if place not in self._real:
+            self._real[place] = place if is_url(place) else os.path.realpath(place)
+        return self._real[place]
 
-    def __call__(self, address: str) -> object:
+    def __call__(self, address: str) -> str:
         part = within(address)
         if part is not None:
-            return part._replace(shard=self.of_shard(part.shard))
-        file, item = item_of(address) if address.endswith("]") else (address, None)
-        try:
-            status = os.stat(file)
-        except (OSError, ValueError):  # a URL, or gone
+            return str(part._replace(shard=self.of_place(part.shard)))
+        if is_url(address):
             return address
-        return status.st_dev, status.st_ino, item
+        folder, _, name = address.rpartition("/")
+        return os.path.realpath(address) if os.path.islink(address) else f"{self.of_place(folder)}/{name}"
 
 
 def _called(images: Any) -> str | None:
