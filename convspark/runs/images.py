@@ -19,6 +19,7 @@ from ..data import (
     UNKNOWN,
     FileSource,
     HeldOutTransform,
+    Identities,
     ImageSource,
     Pixels,
     Places,
@@ -100,7 +101,7 @@ class Images:
         """
         if in_turn is None:
             return self
-        identity = _Identities()
+        identity = Identities()
         spelled = {identity.of_place(shard): shard for shard in in_turn.shards}  # as their pictures will be called
         parts = ((path, within(path)) for path in (self.held_out if isinstance(self.held_out, list) else ()))
         left_out = frozenset(
@@ -381,7 +382,7 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
     """Files to train on, less those that are held out: a folder of these may lie within that of all."""
     if not isinstance(images, list) or not isinstance(held_out, list):
         return images
-    identity = _Identities()
+    identity = Identities()
     measured = set(map(identity, held_out))
     train = [path for path in images if identity(path) not in measured]
     if not train:
@@ -391,28 +392,6 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
             "%d of the pictures to train on are held out as well: they are not trained on", len(images) - len(train)
         )
     return train
-
-
-class _Identities:
-    """What several names of a picture have in common, where they go through symbolic links; also of those in shards."""
-
-    def __init__(self) -> None:
-        self._real: dict[str, str] = {}
-
-    def of_place(self, place: str) -> str:
-        """Of a folder or a shard."""
-        if place not in self._real:
-            self._real[place] = place if is_url(place) else os.path.realpath(place)
-        return self._real[place]
-
-    def __call__(self, address: str) -> str:
-        part = within(address)
-        if part is not None:
-            return str(part._replace(shard=self.of_place(part.shard)))
-        if is_url(address):
-            return address
-        folder, _, name = address.rpartition("/")
-        return os.path.realpath(address) if os.path.islink(address) else f"{self.of_place(folder)}/{name}"
 
 
 def _called(images: Any) -> str | None:

@@ -315,3 +315,20 @@ def test_labels_of_pandas_categories(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_of_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data: .* does not exist"):
         list_labelled(str(tmp_path / "none"))
+
+
+def test_pictures_in_two_parts_by_two_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.png").write_bytes(b"")
+    (tmp_path / "val" / "cat" / "b.png").write_bytes(b"")
+    list_labelled(str(tmp_path))
+    assert "trained on as well" not in caplog.text
+    (tmp_path / "val" / "cat" / "a.png").symlink_to(tmp_path / "train" / "cat" / "a.png")
+    list_labelled(str(tmp_path))
+    assert "1 of the pictures of" in caplog.text and "trained on as well, by another name" in caplog.text
+    caplog.clear()
+    rows = "train/cat/a.png,cat,train", "val/../train/cat/a.png,cat,val"
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    list_labelled(str(tmp_path / "list.csv"))
+    assert "trained on as well, by another name" in caplog.text
