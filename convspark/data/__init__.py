@@ -1,7 +1,7 @@
 """Where images come from and how they become tensors."""
 
 from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
-from .addresses import absolute, base_name, is_url, within
+from .addresses import Identities, absolute, base_name, is_url, within
 from .dataset import EpochSampler, PretrainImages, Turn
 from .decode import BadPictureError, Shrunk, decode
 from .few import check_shown, few_pictures
@@ -32,6 +32,7 @@ __all__ = [
     "EpochSampler",
     "FileSource",
     "HeldOutTransform",
+    "Identities",
     "ImageSource",
     "LabelledPicture",
     "Normalise",

@@ -54,6 +54,28 @@ def absolute(address: str) -> str:
     return address if plain else os.path.abspath(address)  # no second copies of a million paths
 
 
+class Identities:
+    """What several names of a picture have in common, where they go through symbolic links; also of those in shards."""
+
+    def __init__(self) -> None:
+        self._real: dict[str, str] = {}
+
+    def of_place(self, place: str) -> str:
+        """Of a folder or a shard."""
+        if place not in self._real:
+            self._real[place] = place if is_url(place) else os.path.realpath(place)
+        return self._real[place]
+
+    def __call__(self, address: str) -> str:
+        part = within(address)
+        if part is not None:
+            return str(part._replace(shard=self.of_place(part.shard)))
+        if is_url(address):
+            return address
+        folder, _, name = address.rpartition("/")
+        return os.path.realpath(address) if os.path.islink(address) else f"{self.of_place(folder)}/{name}"
+
+
 def base_name(address: str) -> str:
     """What to call a picture in a title: its file's name, or its row's number and its table's name."""
     parts = within(address)

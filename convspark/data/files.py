@@ -87,13 +87,14 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
         if folder != root and _is_run({entry.name for entry in entries}):
             _log.warning("%s is a run of convspark: its own pictures are left out", shown(folder))
             continue
+        inner: list[str] = []
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
             if _leads_to(entry.is_dir):
                 if not is_left_out(entry.name):
-                    folders.append(entry.path)
+                    inner.append(entry.path)
             elif suffix in suffixes:
                 # A link that leads nowhere is a bad file, not a missing one.
                 if _leads_to(entry.is_file) or entry.is_symlink():
@@ -107,6 +108,7 @@ def walk(root: str, shards: list[str] | None = None, bands: bool = False) -> lis
             elif _leads_to(entry.is_file):
                 whole = ".nii.gz" if entry.name.lower().endswith(".nii.gz") else suffix
                 other[whole or "without suffix"] += 1
+        folders += sorted(inner, reverse=True)  # of several links to a folder the same one is entered anywhere
     if nowhere:
         _log.warning(
             "%d links lead nowhere, and may have been folders of pictures: %s", len(nowhere), shown(nowhere[0])

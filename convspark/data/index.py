@@ -14,7 +14,7 @@ from ..files import written_whole
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 4  # of the files in the cache; those of another version are not read
+_VERSION = 5  # of the files in the cache; those of another version are not read
 
 
 def cache_folder() -> Path:

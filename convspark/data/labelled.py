@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import DataError, UsageError
 from ..names import some
 from . import remote
-from .addresses import absolute, is_url, within
+from .addresses import Identities, absolute, is_url, within
 from .decode import picture_suffixes
 from .files import PATH_COLUMNS, beside, csv_rows, is_left_out, names_in
 from .parquet import ParquetShard
@@ -81,7 +81,24 @@ def list_labelled(data: str | None, lenient: bool = False, bands: bool = False) 
     doubled = [path for path, n in Counter(one.address for one in pictures).items() if n > 1]
     if doubled:  # trained on and measured with, or of two classes
         raise DataError(f"data: {data!r} names {len(doubled)} pictures more than once: {some(doubled, repr)}")
+    _tell_shared(data, pictures)
     return pictures
+
+
+def _tell_shared(data: str, pictures: Sequence[LabelledPicture]) -> None:
+    """Warn of pictures that are trained on and measured with, which a link or another path hides."""
+    identity = Identities()
+    if len({one.part for one in pictures}) < 2:
+        return
+    train = {identity(absolute(one.address)) for one in pictures if one.part == "train"}
+    shared = [one.address for one in pictures if one.part != "train" and identity(absolute(one.address)) in train]
+    if shared:
+        logger.warning(
+            "data: %d of the pictures of %r to validate or test with are trained on as well, by another name: %s",
+            len(shared),
+            data,
+            some(shared, repr),
+        )
 
 
 def list_in_parts(place: str, bands: bool = False) -> list[tuple[str, str]]:

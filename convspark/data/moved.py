@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..names import shown, some
 from .addresses import is_url, within
 from .scan import MOST_BAD
+from .stored import item_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,17 @@ def at_new_place(
 
 def _file_of(address: str) -> str:
     part = within(address)
-    return address if part is None else part.shard
+    if part is not None:
+        return part.shard
+    return item_of(address)[0] if address.endswith("]") else address
 
 
 def _with_file(address: str, file: str) -> str:
     part = within(address)
-    return file if part is None else str(part._replace(shard=file))
+    if part is not None:
+        return str(part._replace(shard=file))
+    item = item_of(address)[1] if address.endswith("]") else None
+    return file if item is None else f"{file}[{item}]"
 
 
 def _base(paths: Sequence[str], root: str, there: Callable[[str], bool]) -> str:

@@ -123,7 +123,7 @@ class LostShard:
         raise remote.UnreachableError(f"the file that holds it is gone or cannot be read: {self.reason}")
 
     def blocks(self, places: np.ndarray) -> np.ndarray:
-        return np.zeros(len(places), dtype=np.int64)
+        return neighbours(len(places))  # as of a tar, so that the order of an epoch stays
 
     def labels(self, names: Sequence[str]) -> list[str]:
         return [""] * len(names)

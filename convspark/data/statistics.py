@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..seeds import Use, counted
+from .addresses import within
 from .decode import BadPictureError, quiet, reason_of
 from .pixels import Pixels
 from .sources import FileSource
@@ -80,7 +81,9 @@ def fitting(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Pixels:
     if not pixels.is_plain:
         return pixels
     ends = tuple(re.escape(suffix) for suffix in ARRAY_SUFFIXES)
-    if any(re.search(rf"({'|'.join(ends)})(\[\d+\])?$", path, re.IGNORECASE) for path in paths):
+    is_array = re.compile(rf"({'|'.join(ends)})(\[\d+\]|#\d+)?$", re.IGNORECASE).search
+    parts = ((path, within(path)) for path in paths)
+    if any(is_array(path if part is None else part.inner) for path, part in parts):
         return replace(pixels, stored=True)
     kinds = _kinds(_sample(paths, pixels, seed)[0])
     return pixels if set(kinds) <= {"uint8"} else replace(pixels, stored=True)

@@ -102,7 +102,8 @@ class Table:
         try:
             if noted is not None:
                 return json.loads(noted)["info"]["features"]
-            return json.loads(remote.read_all(f"{self._path.rpartition('/')[0]}/dataset_info.json"))["features"]
+            folder, slash, _ = self._path.rpartition("/")
+            return json.loads(remote.read_all(f"{folder}{slash}dataset_info.json"))["features"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import re
 import tarfile
+from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 
@@ -18,11 +20,14 @@ from .files import is_left_out
 from .names import Names
 from .stored import BAND_SUFFIXES
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _LABELS = (".cls", ".json")
 _MOST_OF_A_LABEL = 1 << 20  # bytes
 _MASKS = (".mask.png", ".seg.png")
+_REPEATED = re.compile(r"(.*\.[^./#]+)(#\d+)", re.DOTALL)  # as `_new_name` has them
+_PADDING = 1 << 20  # bytes after the end of a tar that are looked at; GNU tar writes zeros there, 10 KiB or less
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
@@ -66,15 +71,48 @@ def masks_of(names: Sequence[str], there: Sequence[str]) -> list[str]:
     """The name of each picture's mask, among the names that are there: `a.mask.png` or `a.seg.png` of `a.jpg`; "" where
     there is none, and for masks.
     """
-    masks = {name[: -len(end)]: name for name in there for end in _MASKS if name.endswith(end)}
-    return ["" if name.endswith(_MASKS) else _beside(name, masks) for name in names]
+    masks: dict[str, dict[str, str]] = {}  # by the sign of a repetition
+    for name in there:
+        plain, sign = _parted(name)
+        masks.setdefault(sign, {}).update((plain[: -len(end)], name) for end in _MASKS if plain.endswith(end))
+    parted = map(_parted, names)
+    return ["" if plain.endswith(_MASKS) else _beside(plain, masks.get(sign, {}), "") for plain, sign in parted]
 
 
-def _beside(name: str, others: Mapping[str, str]) -> str:
+def _labels_of(names: Sequence[str], labelled: Mapping[str, str], repeated: Mapping[str, list[str]]) -> list[str]:
+    """The label of each picture; "" where there is none, or where names come again and it is not clear whose it is.
+
+    Args:
+        labelled: what each member with a label says, the last of its name.
+        repeated: of names that come again with different labels, all of them in their order.
+    """
+    labels = {os.path.splitext(name)[0]: label for name, label in labelled.items() if label}
+    several = {os.path.splitext(name)[0]: every for name, every in repeated.items()}
+    parted = [_parted(name) for name in names]
+    times = Tally(plain for plain, _ in parted) if several else Tally[str]()
+    before = Tally[str]()
+    answers: list[str] = []
+    for plain, _ in parted:
+        every = _beside(plain, several, [])
+        if not every:
+            answers.append(_beside(plain, labels, ""))
+        else:  # the first of the name has the first label, and so on
+            answers.append(every[before[plain]] if len(every) == times[plain] else "")
+            before[plain] += 1
+    return answers
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A member's name, and the sign of its repetition: "#2", say, or ""."""
+    match = _REPEATED.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
+def _beside(name: str, others: Mapping[str, T], nothing: T) -> T:
     """The entry of `others` for a picture's name without its suffix, or as webdataset has it, up to its first dot."""
     stem = os.path.splitext(name)[0]
     folder, slash, file = name.rpartition("/")
-    return others.get(stem) or others.get(f"{folder}{slash}{file.partition('.')[0]}", "")
+    return others.get(stem) or others.get(f"{folder}{slash}{file.partition('.')[0]}", nothing)
 
 
 def _walk(path: str) -> dict[str, np.ndarray]:
@@ -84,7 +122,8 @@ def _walk(path: str) -> dict[str, np.ndarray]:
             "without compression, which saves next to nothing with pictures"
         )
     places: dict[str, tuple[int, int]] = {}
-    labels: dict[str, str] = {}
+    labelled: dict[str, str] = {}
+    repeated: dict[str, list[str]] = {}
     count, complaint = 0, ""
     with remote.open_anywhere(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -105,15 +144,18 @@ def _walk(path: str) -> dict[str, np.ndarray]:
                             places[_new_name(member.name, places)] = place
                         elif place is not None and member.name.endswith(_LABELS) and place[1] <= _MOST_OF_A_LABEL:
                             label = _label_in(member.name, _read(cast("BinaryIO", file), *place))
-                            if label:  # of `.cls` and `.json`, whichever has one
-                                labels[os.path.splitext(member.name)[0]] = label
+                            if member.name in labelled:
+                                repeated.setdefault(member.name, [labelled[member.name]]).append(label)
+                            labelled[member.name] = label
                 except tarfile.ReadError as error:
                     complaint = f"is damaged or cut off after {count} members ({error}): what lies after is not used"
                 if not complaint and tar.offset >= size:
                     complaint = "has no end: it may have been cut off"
+                complaint = complaint or _what_follows(_read(cast("BinaryIO", file), tar.offset, _PADDING), count)
         except tarfile.ReadError as error:
             raise DataError(f"images: {path!r} is no tar file: {error}") from None
-    names, label_names = Names(places), Names(_beside(name, labels) for name in places)
+    repeated = {name: every for name, every in repeated.items() if len({*every}) > 1}
+    names, label_names = Names(places), Names(_labels_of(list(places), labelled, repeated))
     offsets, sizes = np.array(list(places.values()), dtype=np.int64).reshape(-1, 2).T
     return {
         "text": names.text,
@@ -124,6 +166,18 @@ def _walk(path: str) -> dict[str, np.ndarray]:
         "sizes": sizes,
         "complaint": np.array(complaint),
     }
+
+
+def _what_follows(rest: bytes, count: int) -> str:
+    """What is wrong where the walk over a tar ended, at which it has these bytes: "" if nothing."""
+    if rest[: tarfile.BLOCKSIZE].strip(b"\0"):  # the end is a block of zeros
+        return f"is damaged after {count} members: what lies after is not used"
+    if rest.strip(b"\0"):
+        return (
+            f"has more after its end, which is after {count} members, as tar files have that were put together by "
+            "`cat`: what lies after is not used; `tar --concatenate` puts them together"
+        )
+    return ""
 
 
 def _is_picture(name: str, place: tuple[int, int], file: BinaryIO) -> bool:

@@ -19,6 +19,7 @@ from ..data import (
     UNKNOWN,
     FileSource,
     HeldOutTransform,
+    Identities,
     ImageSource,
     Pixels,
     Places,
@@ -43,6 +44,7 @@ from ..data import (
     scan,
     shards_of,
     stamp_of,
+    within,
 )
 from ..errors import DataError, UsageError
 from ..files import write_text
@@ -99,7 +101,13 @@ class Images:
         """
         if in_turn is None:
             return self
-        left_out = frozenset(self.held_out if isinstance(self.held_out, list) else ())
+        identity = Identities()
+        spelled = {identity.of_place(shard): shard for shard in in_turn.shards}  # as their pictures will be called
+        parts = ((path, within(path)) for path in (self.held_out if isinstance(self.held_out, list) else ()))
+        left_out = frozenset(
+            path if part is None else str(part._replace(shard=spelled.get(identity.of_place(part.shard), part.shard)))
+            for path, part in parts
+        )
         in_turn = replace(in_turn, bands=not self.pixels.is_plain, left_out=left_out)
         train = [path for path in first if path not in left_out]
         return replace(self, train=train, bad=[*self.bad, *lost], in_turn=in_turn)
@@ -374,8 +382,9 @@ def _not_held_out(images: Any, held_out: Any) -> Any:
     """Files to train on, less those that are held out: a folder of these may lie within that of all."""
     if not isinstance(images, list) or not isinstance(held_out, list):
         return images
-    measured = set(held_out)
-    train = [path for path in images if path not in measured]
+    identity = Identities()
+    measured = set(map(identity, held_out))
+    train = [path for path in images if identity(path) not in measured]
     if not train:
         raise DataError("held_out: it names all pictures that are to be trained on: hold fewer out")
     if len(train) < len(images):

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
@@ -77,6 +78,7 @@ class TrainLoader(DataLoader[Tensor]):
         self.arrived = 0.0
         self.images, self._length = dataset, self.order.length
         self.turns: Turns | None = None
+        self._are_compared = False
         self._position = (0, 0)
         super().__init__(
             dataset,
@@ -112,6 +114,9 @@ class TrainLoader(DataLoader[Tensor]):
         """Take the pictures of this epoch, where not every epoch has the same."""
         images, epoch = self.images, self.order.epoch
         if images.turn_of is None:
+            if images.blocks is not None and not self._are_compared:
+                self._compare(images.source, images.blocks, epoch)
+                self._are_compared = True
             return
         if self.turns is None or self.turns.next_epoch not in (epoch, epoch + 1):
             end_workers(self.turns)
@@ -119,11 +124,18 @@ class TrainLoader(DataLoader[Tensor]):
         if epoch == images.epoch:
             return
         turn = self.turns.next()
-        if len({*self.here.gathered(crc32(turn.source.names.text.tobytes()))}) > 1:
-            raise DataError(f"images: the processes do not see the same pictures in epoch {epoch + 1}")
+        self._compare(turn.source, turn.blocks, epoch)
         end_workers(self)  # which read from the earlier ones
         images.take(turn)
         self.order.take(len(images), images.blocks)
+
+    def _compare(self, source: Any, blocks: np.ndarray | None, epoch: int) -> None:
+        """Raise DataError where processes have different pictures or blocks of them: each would have an own order."""
+        content = [source.names.text.tobytes(), b"" if blocks is None else blocks.tobytes()]
+        if len({*self.here.gathered(tuple(map(crc32, content)))}) > 1:
+            raise DataError(
+                f"images: the processes do not see the same pictures in epoch {epoch + 1}: can each read all files?"
+            )
 
     def mark(self, epoch: int, batches: int) -> None:
         """So many batches (optimiser steps) of this epoch are done."""

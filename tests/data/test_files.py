@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -211,3 +213,20 @@ def test_unusable_lists(tmp_path: Path) -> None:
 def test_tables_of_paths(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     assert list_pictures(tmp_path / name) == [str(tmp_path / "x.jpg"), str(tmp_path / "y, z.jpg")]
+
+
+def test_of_several_ways_to_a_folder_the_same_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "all" / "b").mkdir(parents=True)
+    (tmp_path / "all" / "b" / "x.jpg").write_bytes(b"")
+    for name in ("a", "c"):
+        (tmp_path / "all" / name).symlink_to(tmp_path / "all" / "b")
+    scandir = os.scandir
+    for is_reversed in (False, True):  # file systems list as they like
+
+        @contextmanager
+        def listed(folder: str, is_reversed: bool = is_reversed) -> Iterator[list[os.DirEntry[str]]]:
+            with scandir(folder) as listing:
+                yield sorted(listing, key=lambda entry: entry.name, reverse=is_reversed)
+
+        monkeypatch.setattr(os, "scandir", listed)
+        assert list_pictures(tmp_path / "all") == [f"{tmp_path}/all/a/x.jpg"]

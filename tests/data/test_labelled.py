@@ -192,7 +192,7 @@ def test_labels_in_tars_of_any_bytes(tmp_path: Path) -> None:
     assert [one.label for one in labelled] == ["red", "red", "gr\udcfcn", "gr\udce8n", "red"]
 
 
-def test_a_list_in_parquet(tmp_path: Path) -> None:
+def test_a_list_in_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     from data.test_tables import write
 
@@ -204,6 +204,10 @@ def test_a_list_in_parquet(tmp_path: Path) -> None:
     parts = ["train"] * 14 + ["val"]
     expected = zip(names, numbers, parts, strict=True)
     assert labelled == [LabelledPicture(str(tmp_path / name), str(number), part) for name, number, part in expected]
+    info = {"features": {"label": {"_type": "ClassLabel", "names": CLASSES}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.chdir(tmp_path)  # a path of its name alone
+    assert [one.label for one in list_labelled("list.parquet")] == [label for _, label in PARTS["train"]]
 
 
 def test_a_list_in_parquet_without_rows(tmp_path: Path) -> None:
@@ -311,3 +315,20 @@ def test_labels_of_pandas_categories(tmp_path: Path) -> None:
 def test_what_is_missing_is_said_of_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data: .* does not exist"):
         list_labelled(str(tmp_path / "none"))
+
+
+def test_pictures_in_two_parts_by_two_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.png").write_bytes(b"")
+    (tmp_path / "val" / "cat" / "b.png").write_bytes(b"")
+    list_labelled(str(tmp_path))
+    assert "trained on as well" not in caplog.text
+    (tmp_path / "val" / "cat" / "a.png").symlink_to(tmp_path / "train" / "cat" / "a.png")
+    list_labelled(str(tmp_path))
+    assert "1 of the pictures of" in caplog.text and "trained on as well, by another name" in caplog.text
+    caplog.clear()
+    rows = "train/cat/a.png,cat,train", "val/../train/cat/a.png,cat,val"
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    list_labelled(str(tmp_path / "list.csv"))
+    assert "trained on as well, by another name" in caplog.text

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from convspark.data import UNKNOWN, at_new_place, file_sizes
+from convspark.data import UNKNOWN, at_new_place, file_sizes, list_pictures
 from convspark.errors import DataError
 
 
@@ -68,3 +69,11 @@ def test_others_are_refused(old: Path, tmp_path: Path, caplog: pytest.LogCapture
     with pytest.raises(DataError, match=r"30 of the 30"):
         at_new_place(paths, sizes, str(tmp_path))
     assert file_sizes(paths) == [UNKNOWN] * 30
+
+
+def test_pictures_of_an_array_move_with_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8)[..., None])
+    paths = list_pictures(tmp_path, bands=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "a.npy").rename(tmp_path / "new" / "a.npy")
+    assert at_new_place(paths, [], str(tmp_path / "new")) == [f"{tmp_path}/new/a.npy[{i}]" for i in range(3)]

@@ -1,6 +1,7 @@
 """Pictures of any bands and types, against the arrays that were written."""
 
 import gc
+import io
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import odd_files
 import pytest
 import torch
+from data.shards import write_tar
 from odd_files import DEFLATE, LZW, RGB, tiff
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -494,6 +496,14 @@ def test_arrays_of_bytes_are_read_as_they_are_stored(channels: int, name: str, t
     read = stats.scaled(pixels).read(paths[0])
     assert isinstance(read, torch.Tensor)
     np.testing.assert_allclose(read.permute(1, 2, 0), ((array - low) / (high - low)).clip(0, 1), atol=1e-5)
+
+
+def test_arrays_of_bytes_in_tars_are_arrays_too(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.zeros((20, 30, 3), np.uint8))
+    write_tar(tmp_path / "a.tar", {"a.npy": file.getvalue()})
+    pixels = fitting(list_pictures(tmp_path, bands=True), Pixels(3))
+    assert not pixels.is_plain
 
 
 def test_one_large_value_everywhere_has_a_scale(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from convspark.data import FileSource, Pixels, decode, list_pictures, scan
 from convspark.data.addresses import Within, absolute, expanded, within
 from convspark.data.decode import BadPictureError
+from convspark.data.shards import labels_of, masks_of
 from convspark.errors import DataError
 
 FILES = pictures(12)
@@ -118,6 +119,40 @@ def test_cut_off_tars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.truncate(path, before.offset)
     caplog.clear()
     assert list_pictures(path) == addresses[:10] and "has no end" in caplog.text
+
+
+def test_pictures_that_are_not_reached_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    halves = [dict(list(FILES.items())[:6]), dict(list(FILES.items())[6:])]
+    one, other = (write_tar(tmp_path / f"{i}.tar", half).read_bytes() for i, half in enumerate(halves))
+    (tmp_path / "both.tar").write_bytes(one + other)
+    assert len(list_pictures(tmp_path / "both.tar")) == 6
+    assert "both.tar has more after its end, which is after 6 members" in caplog.text
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        third = tar.getmembers()[2].offset
+    (tmp_path / "torn.tar").write_bytes(one[:third] + b"x" * 512 + one[third + 512 :])
+    assert len(list_pictures(tmp_path / "torn.tar")) == 2
+    assert "torn.tar is damaged after 2 members" in caplog.text
+
+
+def test_labels_and_masks_of_names_that_come_again(tmp_path: Path) -> None:
+    picture = FILES["000001.png"]
+
+    def answers(*members: tuple[str, bytes]) -> tuple[list[str], list[str], list[str]]:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name, content in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        addresses = list_pictures(tmp_path / "a.tar")
+        inner = [[getattr(within(one), "inner", "") for one in every] for every in (addresses, masks_of(addresses))]
+        return inner[0], labels_of(addresses), inner[1]
+
+    cat = ("a.png", picture), ("a.cls", b"cat"), ("a.mask.png", picture)
+    dog = ("a.mask.png", picture), ("a.cls", b"dog"), ("a.png", picture)
+    assert answers(*cat, *dog) == (["a.png", "a.png#2"], ["cat", "dog"], ["a.mask.png", "a.mask.png#2"])
+    assert answers(*cat, *cat)[1] == ["cat", "cat"]
+    assert answers(*cat[:2], *dog[2:])[1] == ["cat", "cat"]  # a picture that was added again
+    assert answers(*cat[:2], *dog[2:], *dog)[1] == ["", "", ""]  # whose label is missing, nothing tells
 
 
 def test_what_is_no_tar(tmp_path: Path) -> None:
