@@ -96,9 +96,9 @@ class TrainLoader(DataLoader[Tensor]):
         return self.order.num_batches * self.accumulate
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        starts_workers = self.num_workers > 0 and self._iterator is None
         requested_at = perf_counter()
-        self._take_turn()
+        self._take_turn()  # which may end the workers
+        starts_workers = self.num_workers > 0 and self._iterator is None
         for batch in super().__iter__():
             self.arrived = perf_counter()
             # On a GPU the host runs ahead: it asks for the next batch while the device still computes. Only if the
