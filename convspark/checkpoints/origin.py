@@ -62,6 +62,10 @@ class Origin:
     def is_random(self) -> bool:
         return self.source is None
 
+    def at_random(self, weights: str) -> "Origin":
+        """The same network with random weights, which are called `weights`, and images as it takes them."""
+        return replace(self, weights=weights, source=None, classes=())
+
     def as_record(self) -> dict[str, Any]:
         """Plain values, kept beside weights that were trained further, for `from_record`."""
         return {
@@ -180,7 +184,7 @@ def _origin(weights: str, model: str | None) -> Origin:
     if weights.startswith(RANDOM):
         like = weights.removeprefix(RANDOM)
         if Path(like).exists():
-            return replace(_origin(like, model), weights=weights, source=None, classes=())
+            return _origin(like, model).at_random(weights)
         if model not in (None, like):  # a run that goes on knows its network's name, but not how it takes images
             raise UsageError(
                 f"weights is {weights!r}, but the network is {model!r}, and there is no folder or file {like!r} here, "

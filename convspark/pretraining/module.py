@@ -123,11 +123,10 @@ class PretrainModule(TrainingModule):
         try:
             return look()
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not isinstance(self.step_loss, Graphed):
+            if not is_out_of_memory(error) or self.let_go() is None:
                 raise
         # A recording keeps the memory of a step to itself.
         logger.warning("too little memory to measure beside a recorded step: from here on steps are launched by Python")
-        self.let_go()
         collect()
         return look()
 

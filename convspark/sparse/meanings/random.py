@@ -30,14 +30,8 @@ _FRAMES = 3  # how many of the network's functions are looked at, from where the
 @meaning(*named("new_empty new_zeros new_ones", Tensor))
 def new(func, x: GridTensor, *sizes: Any, size: Any = None, **kwargs: Any):
     """A tensor with a row a patch becomes one with a row an image where it has one number a row."""
-    shape = as_sizes(sizes if size is None else (size,))
-    per_channel = len(shape) == x.dim() > 2 and shape[0] == x.shape[0] and shape[1] != 1 and set(shape[2:]) == {1}
-    if per_channel and isinstance(x, VisiblePatches) and name_of(func) != "new_zeros":
-        raise Refusal(
-            "patches have one position, and nothing says whether numbers are drawn for positions or for an image's "
-            "channels: make them from the patches (torch.empty_like(x), ones_like), or use F.dropout2d for channels"
-        )
-    return _new(x, shape, lambda shape: func(x, shape, **kwargs))
+    shape, may_be_drawn = as_sizes(sizes if size is None else (size,)), name_of(func) != "new_zeros"
+    return _new(x, shape, lambda shape: func(x, shape, **kwargs), may_be_drawn)
 
 
 @meaning(Tensor.new_full)
@@ -54,7 +48,10 @@ def new_tensor(func, x: GridTensor, data: Any, **kwargs: Any):
     return func(x, data, **kwargs)
 
 
-def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor]) -> Tensor:
+def _new(
+    x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor], may_be_drawn: bool = False
+) -> Tensor:
+    """`may_be_drawn`: whether networks make such a tensor to fill it with random numbers."""
     grid = x.grid
     rows = grid.num_visible if isinstance(x, VisiblePatches) else x.shape[0]
     if len(sizes) < 2 or sizes[0] != rows or (isinstance(x, PerImage) and sizes[0] == 1):
@@ -63,6 +60,11 @@ def _new(x: GridTensor, sizes: list[int], make: Callable[[Sequence[int]], Tensor
         # One number a row: the dense network has one row an image (stochastic depth drops whole images).
         return as_per_image(make((grid.batch_size, *sizes[1:])), grid)
     if len(sizes) == x.dim() and tuple(sizes[2:]) == tuple(x.shape[2:]):
+        if may_be_drawn and set(sizes[2:]) == {1}:
+            raise Refusal(
+                "patches have one position, and nothing says whether numbers are drawn for positions or for an image's "
+                "channels: make them from the patches (torch.empty_like(x), ones_like), or use F.dropout2d for channels"
+            )
         layout = (x.axes[0], lay.plain_axis(sizes[1]), *x.axes[2:])
         return as_patches(make(sizes), grid, layout)
     raise Refusal(f"it makes a tensor of shape {sizes}, and nothing says which of its axes are patches or positions")

@@ -189,9 +189,7 @@ def cat(func, tensors, dim=0):
             raise Refusal("its operands have different axes at the same place")
         require_plain(other, [at], "joining along this axis")
     out = torch.cat(tuple(tensors), at)
-    axes = list(leader.axes)
-    axes[at] = lay.plain_axis(out.shape[at])
-    return as_same_kind(out, leader, tuple(axes))
+    return as_same_kind(out, leader, _resized(leader, at, out.shape[at]))
 
 
 def _beside(other: Tensor, leader: GridTensor, at: int) -> Tensor:
@@ -203,15 +201,13 @@ def _beside(other: Tensor, leader: GridTensor, at: int) -> Tensor:
     one = lay.is_canonical(leader.axes) and set(leader.shape[2:]) == {1}
     if one and isinstance(other, PerImage) and other.shape[2:] == leader.shape[2:]:
         return spread_over_positions(other, leader.shape[2:])
-    sizes = (*leader.shape[:at], other.shape[at : at + 1].numel(), *leader.shape[at + 1 :])
-    if isinstance(other, GridTensor) or torch.compiler.is_compiling() or tuple(other.shape) != sizes:
+    if isinstance(other, GridTensor) or torch.compiler.is_compiling() or other.dim() != leader.dim():
         return other
-    first = other
-    for axis, what in enumerate(leader.axes):
-        first = first if lay.is_plain(what) else first[(slice(None),) * axis + (slice(1),)]
-    if not bool((other == first).all()):
+    is_as_large = all(n == m for axis, (n, m) in enumerate(zip(other.shape, leader.shape, strict=True)) if axis != at)
+    first = other[tuple([slice(None) if lay.is_plain(axis) else slice(1) for axis in leader.axes])]
+    if not is_as_large or not bool((other == first).all()):
         return other
-    return as_patches(other, leader.grid, (*leader.axes[:at], lay.plain_axis(other.shape[at]), *leader.axes[at + 1 :]))
+    return as_patches(other, leader.grid, _resized(leader, at, other.shape[at]))
 
 
 @meaning(torch.stack)

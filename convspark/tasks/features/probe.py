@@ -3,7 +3,7 @@
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...arguments import checked_arguments
@@ -117,7 +117,7 @@ def probe(
         )
         arms = [(origin.weights, origin)]
         if not origin.is_random:
-            beside = replace(origin, weights=f"{RANDOM}{origin.model}", source=None, classes=())
+            beside = origin.at_random(f"{RANDOM}{origin.model}")
             arms.append((beside.weights, beside))
         for name, arm in arms:
             features: dict[str, Any] = {}
