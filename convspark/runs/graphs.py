@@ -95,6 +95,8 @@ class Graphed:
             self._recorded[key] = _Recorded(self._calling, images, grid, self._passes)
         except Exception as error:  # whatever an operation that cannot be recorded raises
             return (str(error).strip() or type(error).__name__).splitlines()[0]
+        finally:
+            torch.clear_autocast_cache()  # of weights that were cast in the recording's memory
         return None
 
     def _may_replay(self, images: Tensor, grid: PatchGrid) -> bool:
@@ -148,7 +150,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _shape_of(images: Tensor, grid: PatchGrid) -> Hashable:
     """All but values that a step depends on."""
-    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    kind = images.device.type
+    autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return images.shape, images.stride(), images.dtype, images.device, grid.shape, grid.visible_per_image, autocast
 
 
@@ -183,14 +186,11 @@ class _Recorded:
         gc.collect()
         torch.cuda.empty_cache()  # the recording needs the memory that ordinary steps held
         self._graph = torch.cuda.CUDAGraph()
-        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        with (
-            recording(self._graph, images.device, "thread_local"),  # other threads may load images meanwhile
-            torch.autocast("cuda", dtype, enabled=on, cache_enabled=False),
-        ):
-            # Nothing cached: neither tables nor what autocast has cast of other steps' weights.
+        with recording(self._graph, images.device, "thread_local"):  # other threads may load images meanwhile
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
-            # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream.
+            # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream,
+            # and autocast may know them already, cast. In a step it casts a weight once, however often it is used,
+            # which decides what its gradients are summed in; so it does here.
             leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
             with replaced(calling, {id(p): leaves[name] for name, p in trained.items()}):
                 self.loss = calling(self._images, recorded)

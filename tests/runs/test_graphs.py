@@ -4,7 +4,7 @@ import copy
 import functools
 import warnings
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +35,6 @@ def by_tape(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(graphs, "recording", lambda tape, *_: tape)
     monkeypatch.setattr(Graphed, "_may_replay", lambda *_: True)
 
@@ -214,6 +213,26 @@ def test_gradients_of_a_pass_have_the_bits_of_one_that_is_launched(passes, by_ta
         (graphed(images, PatchGrid.random(2, (2, 2), 0.5)) / passes).backward()
         (own(images).float().square().mean() / passes).backward()
     assert graphed.is_recorded
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(model.parameters(), own.parameters(), strict=True))
+
+
+def test_a_weight_that_is_used_twice_has_the_gradient_of_steps_as_they_are_under_autocast(by_tape):
+    """It is cast once, and what its uses give is summed in bfloat16."""
+    torch.manual_seed(0)
+    model = nn.Linear(16, 16)
+    own = copy.deepcopy(model)
+
+    def loss_of(layer):
+        return lambda images, grid: layer(layer(images).float()).float().square().sum()
+
+    graphed = Graphed(loss_of(model), model)
+    for seed in range(4):
+        images = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = graphed(images, PatchGrid.random(2, (2, 2), 0.5)), loss_of(own)(images, None)
+        for loss in losses:
+            loss.backward()
+    assert graphed.is_recorded and torch.equal(*losses)
     assert all(torch.equal(one.grad, two.grad) for one, two in zip(model.parameters(), own.parameters(), strict=True))
 
 
