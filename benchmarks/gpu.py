@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-sizes", default="128")
     parser.add_argument("--modes", default="eager,graph", help="of eager, graph and compiled")
+    parser.add_argument("--ways", help="of `encoder`, divided by commas; all unless given")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=2048, help="of `feeding`, made for it")
@@ -76,7 +77,7 @@ def main() -> None:
         for batch_size in batches:
             what = Workload(name, batch_size, options.size, options.precision, device)
             if options.part == "encoder":
-                encoder(what, options.modes.split(","), options.repeats, write)
+                encoder(what, options.modes.split(","), options.ways, options.repeats, write)
             elif options.part == "step":
                 whole_steps(what, options.modes.split(","), options.repeats, write)
             elif options.part == "pretrain":
@@ -231,7 +232,7 @@ def host_waits(name: str, device: torch.device) -> str:
 # ---------------------------------------------------------------- time
 
 
-def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> None:
+def encoder(what: Workload, modes: list[str], ways: str | None, repeats: int, write: Writer) -> None:
     """Forward and backward passes: dense, mask-and-multiply, visible only; eager, compiled, as a graph."""
     from convspark.measure.bench import DENSE, IMITATED, VISIBLE
     from convspark.measure.timing import peak_memory
@@ -241,7 +242,7 @@ def encoder(what: Workload, modes: list[str], repeats: int, write: Writer) -> No
         steps: dict[str, Callable[[], object]] = {}
         peaks: dict[str, int] = {}
         trial = what.trial(compiled=mode == "compiled")
-        for way in (VISIBLE, DENSE, WITHOUT, IMITATED):
+        for way in ways.split(",") if ways else (VISIBLE, DENSE, WITHOUT, IMITATED):
             # Mask-and-multiply asks which positions are visible: the host waits.
             if (way == IMITATED and mode != "eager") or (mode == "graph" and what.device.type != "cuda"):
                 continue

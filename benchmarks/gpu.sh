@@ -38,7 +38,7 @@ beforehand() {  # beforehand NAME ARGUMENTS...
     echo "--- beforehand: $name, exit $? after $((SECONDS)) s: $(tail -n 1 "$first/$name.log" | cut -c 1-200)"
 }
 echo "--- tests and compilations (at most $BEFORE s)"
-all=implicit_gemm,depthwise_lines
+new=layer_norm,column_sums,products  # not measured yet
 beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
 {
     timeout --kill-after=5 "$BEFORE" "$PYTHON" -m pytest -q -p no:cacheprovider -p no:benchmark $beside \
@@ -46,21 +46,20 @@ beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
         tests/runs/test_graphs.py tests/kernels/test_gpu.py
     echo "--- tests: exit $? after $SECONDS s"
 } &
-CONVSPARK_KERNELS=$all beforehand tiles encoder resnet50 --modes graph &
-beforehand encoders encoder efficientnet_b0 convnext_small --modes graph &
-CONVSPARK_KERNELS=$all beforehand lines encoder efficientnet_b0 convnext_small --modes graph &
+CONVSPARK_KERNELS=implicit_gemm beforehand tiles encoder resnet50 --modes graph &
+CONVSPARK_KERNELS=$new beforehand encoders encoder efficientnet_b0 convnext_small --ways "visible only" --modes graph &
 beforehand compiled encoder resnet50 --modes compiled &
 wait
 find "${TRITON_CACHE_DIR:-$HOME/.triton/cache}" -name '*.autotune.json' -delete 2>/dev/null
 
 batch=(--batch-sizes "$BATCH") others=(efficientnet_b0 convnext_small) traces=(${TRACES:+--traces "$TRACES"})
-part 30 encoder "${others[@]}" "${batch[@]}" --modes graph
-CONVSPARK_KERNELS=depthwise_lines part 30 encoder "${others[@]}" "${batch[@]}" --modes graph
+part 60 encoder "${others[@]}" "${batch[@]}" --modes graph --ways "visible only,dense"
+CONVSPARK_KERNELS=$new part 60 encoder resnet50 "${others[@]}" "${batch[@]}" --modes graph --ways "visible only"
 part 40 encoder resnet50 "${batch[@]}" --modes eager,graph
 part 40 step resnet50 "${batch[@]}" --modes graph,eager
 part 30 profile resnet50 "${batch[@]}" --whole "${traces[@]}"
 part 90 pretrain resnet50 "${batch[@]}"
-CONVSPARK_KERNELS=depthwise_lines part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
+CONVSPARK_KERNELS=$new part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
 part 160 encoder resnet50 "${batch[@]}" --modes compiled
 part 120 step resnet50 "${batch[@]}" --modes compiled
 TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=implicit_gemm part 90 encoder resnet50 "${batch[@]}" --modes graph

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..sparse.convolve import Gradients
 from ..sparse.plans import Plan
 from ..sparse.tensor import flat_rows, from_rows
+from .linear import column_sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class ReadsNeighbours:
             to_values = from_rows(self._operator("_input_gradient")(rows, weight, *rest), self.plan.patch)
         if wanted[1]:
             to_weight = self._operator("_weight_gradient")(rows, flat_rows(values), *rest)
-        return to_values, to_weight, rows.sum(0) if wanted[2] else None
+        return to_values, to_weight, column_sums(rows) if wanted[2] else None
 
     def _operator(self, gradient: str = "") -> Any:
         return getattr(torch.ops.convspark, self.operator + gradient)

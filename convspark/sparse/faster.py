@@ -19,6 +19,11 @@ T = TypeVar("T")
 BatchNorm = Callable[..., Tensor]
 """Values (N, C, ...), running mean and variance, weight, bias, momentum, eps: as `functional.batch_norm` trains."""
 
+LayerNorm = Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]
+"""Values (..., C), weight, bias, eps: as `functional.layer_norm` over the last axis."""
+
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""As `functional.linear`."""
 
 MaxPool = Callable[..., Tensor | None]
 """Values (N, C, *patch), grid, plan, what lies outside the image -> (N, C, *out), or None."""
@@ -32,6 +37,10 @@ class Faster:
     sums: list[SumKernel] = field(default_factory=list)
     max_pools: list[MaxPool] = field(default_factory=list)
     batch_norms: list[Callable[[Tensor], BatchNorm | None]] = field(default_factory=list)
+    layer_norms: list[Callable[[Tensor, Tensor | None, Tensor | None], LayerNorm | None]] = field(default_factory=list)
+    linears: list[Callable[[Tensor, Tensor, Tensor | None], Linear | None]] = field(default_factory=list)
+    product_devices: set[str] = field(default_factory=set)
+    """Where products are quicker than the library's convolutions that do not overlap."""
     is_loaded: bool = False
 
 

@@ -110,6 +110,12 @@ class Plan:
         return math.prod(self.kernel) == 1 and not any(self.before) and max(self.after) <= 0
 
     @property
+    def is_side_by_side(self) -> bool:
+        """Whether the kernels of a patch's results lie side by side in it, and fill it."""
+        dense = all(d == 1 or k == 1 for d, k in zip(self.dilation, self.kernel, strict=True))
+        return dense and self.is_alone and self.kernel == self.stride
+
+    @property
     def cells(self) -> int:
         """Taps of all positions of a patch of the result."""
         return math.prod(self.out) * math.prod(self.kernel)

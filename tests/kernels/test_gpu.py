@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark import SparK
 from convspark.data import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from convspark.kernels import batch_norm, implicit_gemm, max_pool, ops
+from convspark.kernels import batch_norm, implicit_gemm, layer_norm, linear, max_pool, ops
 from convspark.kernels.gpu import operators
 from convspark.model.norms import BatchNorm
 from convspark.sparse import PatchGrid, gather
@@ -62,8 +62,8 @@ def equal(one, other, dtype):
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from(["", "depthwise_lines"]))
-def test_depthwise_kernels_equal_the_plain_versions(case, dtype, chosen):
+@given(cases(), st.sampled_from(list(EXACTNESS)))
+def test_depthwise_kernels_equal_the_plain_versions(case, dtype):
     (plan, grid, channels, generator), run = case, operators
     around = grid.around(plan.reach).slots
     rows, grad = (
@@ -78,9 +78,7 @@ def test_depthwise_kernels_equal_the_plain_versions(case, dtype, chosen):
         ("depthwise_input_gradient", (grad, weight, around)),
         ("depthwise_weight_gradient", (grad, rows, around)),
     ):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setenv("CONVSPARK_KERNELS", chosen)
-            ours = getattr(run, name)(*arguments, *plan.sizes)
+        ours = getattr(run, name)(*arguments, *plan.sizes)
         equal(ours, ops.PLAIN[name](*arguments, *plan.sizes), dtype)
 
 
@@ -163,30 +161,33 @@ import json, pathlib, re, subprocess, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from convspark.kernels.gpu import gemm, kernels, lines, norms, pool
+from convspark.kernels.gpu import depthwise, gemm, kernels, norms, pool
 
 constants = {"ROWS": 64, "CHANNELS": 64, "WIDE": triton.language.float32, "INDEX": triton.language.int32}
 affine = {"WEIGHTED": True, "BIASED": True}
 product = {name: constants[name] for name in ("WIDE", "INDEX")} | {"FACTOR": triton.language.bfloat16}
 asked = [
-    (kernels.sums, constants | affine | {"OUTSIDE": False, "ROWS": 32}),
-    (kernels.sums, constants | {"OUTSIDE": True, "WEIGHTED": False, "BIASED": False}),
-    (kernels.products, constants | {"ROWS": 4, "ENTRIES": 16}),
+    (kernels.sums, constants | {"OUTSIDE": False}),
+    (kernels.sums, constants | {"OUTSIDE": True}),
     (pool.largest, constants | {"ROWS": 32}),
     (pool.gradient, constants | {"ROWS": 32}),
     (norms.moments, constants | {"ROWS": 32}),
     (norms.join, {"PARTS": 64, "CHANNELS": 16, "WIDE": triton.language.float32, "RUNNING": True}),
     (norms.normalise, constants | affine),
-    (norms.slopes, constants | {"ROWS": 32}),
+    (norms.slopes, constants | {"ROWS": 32, "ALONG": True}),
+    (norms.slopes, constants | {"ROWS": 32, "ALONG": False}),
     (norms.gradient, constants | {"WEIGHTED": True}),
 ]
+for rows, channels in ((16, 128), (1, 2048)):
+    whole = constants | {"ROWS": rows, "CHANNELS": channels}
+    asked += [(norms.layer_norm, whole | affine), (norms.layer_norm_gradient, whole | {"WEIGHTED": True})]
 of_line = {name: constants[name] for name in ("CHANNELS", "WIDE", "INDEX")}
 for side, taps, stride, reach in ((1, 7, 1, 3), (2, 7, 1, 2), (8, 7, 1, 1), (16, 3, 2, 1), (4, 5, 1, 1)):
     line = of_line | {"STEPS": (stride, 1, 1, taps // 2), "SIDE": side, "REACH": reach, "TAPS": taps}
     results = side // stride
     asked += [
-        (lines.sums, line | {"RESULTS": results, "BIASED": True, "BLOCKS": min(32, 128 // results)}),
-        (lines.products, line | {"RESULTS": results, "BLOCKS": 32 if taps < 5 else 16}),
+        (depthwise.sums, line | {"RESULTS": results, "BIASED": True, "BLOCKS": min(32, 128 // results)}),
+        (depthwise.products, line | {"RESULTS": results, "BLOCKS": 32 if taps < 5 else 16}),
     ]
 asked = [(kernel, fixed, {}) for kernel, fixed in asked]
 for tile in gemm.TILES[int(sys.argv[3]) :]:
@@ -230,7 +231,7 @@ def test_kernels_are_compiled_for_gpus_without_spilling_registers(tmp_path, capa
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     compiled = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(compiled) == 20 + 3 * len(gemm.TILES[tiles:])
+    assert len(compiled) == 24 + 3 * len(gemm.TILES[tiles:])
     for one in compiled:
         assert one["STACK"] + one["LOCAL"] <= 16 < one["REG"] <= 255, one
         assert one["stages"] < 4 or one["ahead"], one  # it loads while it multiplies
@@ -279,6 +280,44 @@ def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
     equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 90), st.sampled_from([1, 3, 16, 70, 384]), st.sampled_from(list(EXACTNESS)), st.booleans(),
+    st.sampled_from([0.0, 30.0]), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_layer_norms_equal_those_of_pytorch(count, channels, dtype, affine, mean, casts, seed):
+    draw = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    kind = wide if casts else dtype  # as autocast has it
+    rows = torch.randn(count, channels, generator=draw).add(mean).to(DEVICE, dtype)
+    grad = torch.randn(count, channels, generator=draw).to(DEVICE, kind)
+    weight, bias = (torch.rand(channels, generator=draw).to(DEVICE, kind) + 0.5 for _ in range(2))
+    parameters = (weight, bias) if affine else (None, None)
+    out, *of_rows = operators.layer_norm(rows, *parameters, 1e-5, kind)
+    to_rows, sums = operators.layer_norm_gradient(grad, rows, *of_rows, parameters[0])
+    assert (out.dtype, to_rows.dtype, sums.dtype) == (kind, dtype, wide)
+
+    leaves = [t.double().requires_grad_() for t in (rows, weight, bias)]
+    expected = functional.layer_norm(leaves[0], (channels,), *(leaves[1:] if affine else (None, None)), 1e-5)
+    slopes = torch.autograd.grad(expected, leaves, grad.double(), allow_unused=True)
+    exactness = max(EXACTNESS[dtype], EXACTNESS[kind]) * (30 if mean else 1)
+    pairs = [(out, expected.detach()), (to_rows, slopes[0]), *([(sums[0], slopes[2]), (sums[1], slopes[1])] * affine)]
+    largest = max(1.0, float(grad.abs().max())) if count else 1.0
+    steepest = largest * max(1.0, float(of_rows[1].max()) if count else 1.0)
+    for one, other in pairs:
+        scale = largest * count if other is slopes[1] else steepest
+        torch.testing.assert_close(one.double(), other, rtol=exactness, atol=exactness * scale)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 700), st.sampled_from([1, 3, 16, 70]), st.sampled_from(list(EXACTNESS)))
+def test_column_sums_equal_the_plain_version(count, channels, dtype):
+    rows = torch.randn(count, channels, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+    equal(operators.column_sums(rows), ops.PLAIN["column_sums"](rows), dtype)
+    apart = rows.t().contiguous().t()  # in another order in memory
+    equal(operators.column_sums(apart), ops.PLAIN["column_sums"](rows), dtype)
+
+
 def test_results_lie_in_memory_as_compiled_graphs_are_told():
     """They check it as they run; what they are told is what an operator says of tensors without values."""
     plan, taps = Plan((2,), (3,), (1,), (1,), (1,)), torch.ones(2, 4, dtype=torch.int8, device=DEVICE)
@@ -299,6 +338,9 @@ def test_results_lie_in_memory_as_compiled_graphs_are_told():
         "normalise": (rows, ones, ones, None, None),
         "normalise_slopes": (rows, rows, ones, ones),
         "normalise_gradient": (rows, rows, ones, ones, None, rows),
+        "column_sums": (rows,),
+        "layer_norm": (rows.bfloat16(), ones, None, 1e-5, torch.float32),
+        "layer_norm_gradient": (rows, rows, slopes[:, 0].contiguous(), slopes[:, 0].contiguous(), ones),
     }
     for name, arguments in cases.items():
         with FakeTensorMode() as mode:
@@ -340,16 +382,37 @@ class Small(nn.Sequential):
             nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
             nn.Conv2d(8, 8, 5, 1, 2, groups=8), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 16, 3, 1, 1),
             nn.BatchNorm2d(16, track_running_stats=False), nn.AvgPool2d(3, 1, 1), nn.Conv2d(16, 16, 1),
+            Mixed(16), nn.Conv2d(16, 12, 2, 2), nn.ReLU(inplace=True), Mixed(12),
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("reached", [("sum_rows",), ("batch_moments",), ("depthwise",), ("convolve",), ("max_pool",)])
+class Mixed(nn.Sequential):
+    """A norm and a product of each position's channels, as in ConvNeXt."""
+
+    def __init__(self, channels):
+        super().__init__(nn.LayerNorm(channels), nn.Linear(channels, channels), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "reached",
+    [
+        ("sum_rows",), ("batch_moments",), ("depthwise",), ("convolve",), ("max_pool",), ("layer_norm",),
+        ("column_sums",), ("depthwise", "column_sums"),
+    ],
+)  # fmt: skip
 def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monkeypatch):
     """By the operators' plain versions, on a device that says that it has kernels."""
     called = []
     monkeypatch.setattr(registered(), "batch_norms", [batch_norm.offer])
     monkeypatch.setattr(registered(), "max_pools", [max_pool.offer])
     monkeypatch.setattr(registered(), "convolutions", [implicit_gemm.offer, *registered().convolutions])
+    monkeypatch.setattr(registered(), "layer_norms", [layer_norm.offer])
+    monkeypatch.setattr(registered(), "linears", [linear.offer])
+    monkeypatch.setattr(registered(), "product_devices", {"cpu"} if "column_sums" in reached else set())
+    monkeypatch.setenv("CONVSPARK_KERNELS", "column_sums" if "column_sums" in reached else "")
 
     def train(kernels):
         known = {key: value for key, value in ops._KERNELS.items() if key[1] != "cpu"}
@@ -370,6 +433,16 @@ def test_what_kernels_are_offered_the_engine_computes_without_them(reached, monk
     for one, other in zip(train(reached), without, strict=True):
         torch.testing.assert_close(one, other)
     assert set(reached) <= set(called)
+
+
+def test_products_have_gradients_of_gradients(monkeypatch):
+    monkeypatch.setenv("CONVSPARK_KERNELS", "column_sums")
+    sizes = (5, 2, 3), (4, 3), (4,)
+    leaves = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    assert torch.autograd.gradgradcheck(linear.linear, leaves)
+    ours, theirs = (torch.autograd.grad(run(*leaves).sin().sum(), leaves) for run in (linear.linear, functional.linear))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_norms_of_the_decoder_have_kernels_too(monkeypatch):
@@ -437,9 +510,8 @@ class _Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("chosen", ["implicit_gemm", "implicit_gemm,depthwise_lines"])
-def test_kernels_that_compute_something_else_are_found(chosen, monkeypatch):
-    monkeypatch.setenv("CONVSPARK_KERNELS", chosen)
+def test_kernels_that_compute_something_else_are_found(monkeypatch):
+    monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
     with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
         assert not operators._wrong(DEVICE)
     right = operators.depthwise

@@ -27,11 +27,10 @@ def look_up(around, entries, row, entry, valid, results, block, patches, positio
 
 @triton.jit
 def sums(
-    out, rows, around, entries, weight, bias, count, channels, patches, positions, block, results, most, outside,
-    WEIGHTED: tl.constexpr, BIASED: tl.constexpr, OUTSIDE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    out, rows, around, entries, count, channels, patches, positions, block, results, most, outside,
+    OUTSIDE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out (count, channels): each row's `most` entries, summed with weights (most, channels), plus bias (channels,).
+    """out (count, channels): each row's `most` entries, summed.
 
     Masked positions count as 0, and those outside the image as `outside`, where that is wanted.
     """
@@ -39,44 +38,12 @@ def sums(
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     valid, wide_enough = row < count, channel < channels
     total = tl.zeros((ROWS, CHANNELS), WIDE)
-    if BIASED:
-        total += tl.load(bias + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
     for entry in range(most):
         source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = (slot < patches)[:, None] & wide_enough[None, :]
         value = tl.load(rows + source[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
         if OUTSIDE:
             value = tl.where((slot > patches)[:, None], outside, value)
-        if WEIGHTED:
-            value *= tl.load(weight + entry * channels + channel, mask=wide_enough, other=0).to(WIDE)[None, :]
         total += value
     at = row.to(INDEX)[:, None] * channels + channel[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=valid[:, None] & wide_enough[None, :])
-
-
-@triton.jit
-def products(
-    out, grad, rows, around, entries, count, channels, patches, positions, block, results, most, size,
-    WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, ENTRIES: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """out (programs, most, channels): over `size` rows a program, grad (count, channels) times what each entry sees."""
-    first = tl.program_id(0) * size
-    entry = tl.program_id(2) * ENTRIES + tl.arange(0, ENTRIES)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    wide_enough = channel < channels
-    total = tl.zeros((ROWS, ENTRIES, CHANNELS), WIDE)
-    for start in range(0, size, ROWS):
-        row = (first + start + tl.arange(0, ROWS))[:, None]
-        valid = row < count
-        to_row = grad + row.to(INDEX)[:, :, None] * channels + channel[None, None, :]
-        slope = tl.load(to_row, mask=valid[:, :, None] & wide_enough[None, None, :], other=0).to(WIDE)
-        listed = valid & (entry < most)[None, :]
-        source, slot = look_up(
-            around, entries, row, entry[None, :], listed, results, block, patches, positions, most, INDEX
-        )
-        there = (slot < patches)[:, :, None] & wide_enough[None, None, :]
-        value = tl.load(rows + source[:, :, None] * channels + channel[None, None, :], mask=there, other=0).to(WIDE)
-        total += slope * value
-    at = (tl.program_id(0) * most + entry).to(tl.int64)[:, None] * channels + channel[None, :]
-    written = (entry < most)[:, None] & wide_enough[None, :]
-    tl.store(out + at, tl.sum(total, 0).to(out.dtype.element_ty), mask=written)

@@ -1,4 +1,4 @@
-"""Kernels in Triton for batch norms of rows, (count, channels).
+"""Kernels in Triton for batch norms and layer norms of rows, (count, channels), and for sums over all rows.
 
 Sums are over parts of `size` rows, a program each, and then over the parts, always in the same order. Their loops load
 three tiles ahead: waiting for each took a third longer (H200, 2026-11-27).
@@ -103,24 +103,30 @@ def normalise(
 @triton.jit
 def slopes(
     out, grad, rows, mean, scale, count, channels, size,
-    WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ALONG: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """out (parts, 2, channels): of each part, grad summed, and grad times the normalised rows summed."""
+    """out (parts, 2, channels): of each part, grad summed, and grad times the normalised rows summed.
+
+    Without `ALONG` only the first, (parts, channels).
+    """
     first = tl.program_id(0) * size
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channel < channels
-    middle, stretch = tl.load(mean + channel, mask=there, other=0), tl.load(scale + channel, mask=there, other=0)
     total, along = tl.zeros((ROWS, CHANNELS), WIDE), tl.zeros((ROWS, CHANNELS), WIDE)
+    if ALONG:
+        middle, stretch = tl.load(mean + channel, mask=there, other=0), tl.load(scale + channel, mask=there, other=0)
     for start in tl.range(0, size, ROWS, num_stages=4):  # pyright: ignore
         row = first + start + tl.arange(0, ROWS)
         valid = (row < count)[:, None] & there[None, :]
         at = row.to(INDEX)[:, None] * channels + channel[None, :]
         slope = tl.load(grad + at, mask=valid, other=0).to(WIDE)
         total += slope
-        along += slope * (tl.load(rows + at, mask=valid, other=0).to(WIDE) - middle[None, :])
-    at = tl.program_id(0) * 2 * channels + channel
+        if ALONG:
+            along += slope * (tl.load(rows + at, mask=valid, other=0).to(WIDE) - middle[None, :])
+    at = tl.program_id(0) * (2 if ALONG else 1) * channels + channel
     tl.store(out + at, tl.sum(total, 0), mask=there)
-    tl.store(out + channels + at, tl.sum(along, 0) * stretch, mask=there)
+    if ALONG:
+        tl.store(out + channels + at, tl.sum(along, 0) * stretch, mask=there)
 
 
 @triton.jit
@@ -138,3 +144,57 @@ def gradient(
     value = tl.load(rows + at, mask=valid, other=0).to(WIDE) - tl.load(mean + channel, mask=there, other=0)[None, :]
     slope = tl.load(grad + at, mask=valid, other=0).to(WIDE) - shift[None, :] - value * along[None, :]
     tl.store(out + at, (slope * stretch[None, :]).to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def layer_norm(
+    out, mean_out, scale_out, rows, weight, bias, count, channels,
+    eps: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
+    WEIGHTED: tl.constexpr, BIASED: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out: each row normalised over its channels, CHANNELS or fewer; its mean and 1 / deviation, (count,)."""
+    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, CHANNELS)
+    valid = (row < count)[:, None] & (channel < channels)[None, :]
+    at = row.to(INDEX)[:, None] * channels + channel[None, :]
+    value = tl.load(rows + at, mask=valid, other=0).to(WIDE)
+    mean = tl.sum(value, 1) / channels
+    value = tl.where(valid, value - mean[:, None], 0)
+    scale = (1 / tl.sqrt(tl.sum(value * value, 1) / channels + eps)).to(WIDE)
+    value *= scale[:, None]
+    if WEIGHTED:
+        value *= tl.load(weight + channel, mask=channel < channels, other=0).to(WIDE)[None, :]
+    if BIASED:
+        value += tl.load(bias + channel, mask=channel < channels, other=0).to(WIDE)[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=valid)
+    tl.store(mean_out + row, mean, mask=row < count)
+    tl.store(scale_out + row, scale, mask=row < count)
+
+
+@triton.jit
+def layer_norm_gradient(
+    out, sums, grad, rows, mean, scale, weight, count, channels, size,
+    WEIGHTED: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """out: of the rows; sums (parts, 2, channels): of each part, grad summed, and grad times the normalised rows."""
+    first, channel = tl.program_id(0) * size, tl.arange(0, CHANNELS)
+    there = channel < channels
+    total, along = tl.zeros((ROWS, CHANNELS), WIDE), tl.zeros((ROWS, CHANNELS), WIDE)
+    for start in range(0, size, ROWS):
+        row = first + start + tl.arange(0, ROWS)
+        valid = (row < count)[:, None] & there[None, :]
+        at = row.to(INDEX)[:, None] * channels + channel[None, :]
+        slope = tl.load(grad + at, mask=valid, other=0).to(WIDE)
+        middle = tl.load(mean + row, mask=row < count, other=0)[:, None]
+        stretch = tl.load(scale + row, mask=row < count, other=0)[:, None]
+        value = tl.where(valid, (tl.load(rows + at, mask=valid, other=0).to(WIDE) - middle) * stretch, 0)
+        total += slope
+        along += slope * value
+        if WEIGHTED:
+            slope *= tl.load(weight + channel, mask=there, other=0).to(WIDE)[None, :]
+        shift, lean = tl.sum(slope, 1) / channels, tl.sum(slope * value, 1) / channels
+        slope = (slope - shift[:, None] - value * lean[:, None]) * stretch
+        tl.store(out + at, slope.to(out.dtype.element_ty), mask=valid)
+    at = tl.program_id(0) * 2 * channels + channel
+    tl.store(sums + at, tl.sum(total, 0), mask=there)
+    tl.store(sums + channels + at, tl.sum(along, 0), mask=there)

@@ -81,6 +81,12 @@ def _wrong(device: torch.device) -> list[str]:
             (normalise, (rows, *moments, bias, bias)),
             (normalise_slopes, (slope, rows, *moments)),
             (normalise_gradient, (slope, rows, *moments, bias, sums)),
+            (column_sums, (slope,)),
+        ]
+        of_rows = PLAIN["layer_norm"](rows, bias, bias, 1e-5, dtype)[1:]
+        cases += [
+            (layer_norm, (rows, bias, bias, 1e-5, dtype)),
+            (layer_norm_gradient, (slope, rows, *of_rows, bias)),
         ]
         if is_chosen("implicit_gemm"):
             cases += [
@@ -105,30 +111,6 @@ def _in_float64(argument: Any) -> Any:
 
 
 def sum_rows(rows: Tensor, around: Tensor, entries: Tensor, patches: int, outside: float) -> Tensor:
-    return _sums(rows, around, entries, patches, None, None, outside)
-
-
-def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
-    if is_chosen("depthwise_lines"):
-        return _sums_along_lines(rows, weight, bias, around, _line(Plan.of(sizes), False, around.device))
-    return _sums(rows, around, seen_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, bias)
-
-
-def depthwise_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    if is_chosen("depthwise_lines"):
-        return _sums_along_lines(grad, weight, None, around, _line(Plan.of(sizes), True, around.device))
-    return _sums(grad, around, seeing_by_tap(Plan.of(sizes), around.device), around.shape[0], weight, None)
-
-
-def _sums(
-    rows: Tensor,
-    around: Tensor,
-    entries: Tensor,
-    patches: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    outside: float = 0.0,
-) -> Tensor:
     from . import kernels
 
     rows = rows.contiguous()
@@ -136,44 +118,46 @@ def _sums(
     out = rows.new_empty(around.shape[0] * results, channels)
     if not out.numel():
         return out
-    taps = rows if weight is None else weight.flatten(1).t().contiguous()
     run: Any = kernels.sums
-    at_once, side = _tile(channels, 4096 if weight is None else 2048)
+    at_once, side = _tile(channels, 4096)
     run[_ceil(len(out), at_once), _ceil(channels, side)](
-        out, rows, around, entries.view(torch.int64), taps, rows if bias is None else bias.contiguous(),
+        out, rows, around, entries.view(torch.int64),
         len(out), channels, patches, _positions(rows, patches), around.shape[1], results, most, float(outside),
-        WEIGHTED=weight is not None, BIASED=bias is not None, OUTSIDE=outside != 0,
-        WIDE=_wide(rows), INDEX=_index(rows, out), ROWS=at_once, CHANNELS=side,
+        OUTSIDE=outside != 0, WIDE=_wide(rows), INDEX=_index(rows, out), ROWS=at_once, CHANNELS=side,
     )  # fmt: skip
     return out
 
 
-def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
-    from . import kernels
+# ---------------------------------------------------------------- depthwise convolutions
 
-    plan = Plan.of(sizes)
-    if is_chosen("depthwise_lines"):
-        sums = _products_along_lines(grad, rows, around, _line(plan, False, around.device))
-        return sums.t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
-    entries, grad, rows = seen_by_tap(plan, around.device), grad.contiguous(), rows.contiguous()
-    (results, most, _), channels, patches = entries.shape, rows.shape[1], around.shape[0]
-    side, listed = _tile(channels, 64)[1], min(16, _power_of_2(most))
-    at_once = max(1, 4096 // listed // side)
-    beside = _ceil(channels, side) * _ceil(most, listed)
-    size = _ceil(_ceil(len(grad), at_once), max(1, _programs(rows.device) // beside)) * at_once
-    programs = _ceil(len(grad), max(1, size))
-    sums = rows.new_empty(programs, most, channels, dtype=wide(rows))
+
+def depthwise(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums_along_lines(rows, weight, bias, around, _line(Plan.of(sizes), False, around.device))
+
+
+def depthwise_input_gradient(grad: Tensor, weight: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    return _sums_along_lines(grad, weight, None, around, _line(Plan.of(sizes), True, around.device))
+
+
+def depthwise_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes: Sizes) -> Tensor:
+    from . import depthwise as kernels
+
+    plan, grad, rows = Plan.of(sizes), grad.contiguous(), rows.contiguous()
+    line = _line(plan, False, around.device)
+    patches, channels, (results, leading) = around.shape[0], rows.shape[1], line.lead.shape
+    at_once, side = _blocks(channels, line.along["TAPS"])
+    groups, beside = _ceil(patches, at_once), _ceil(channels, side) * leading
+    size = _ceil(groups, max(1, _programs(rows.device) // beside))
+    programs = _ceil(groups, max(1, size))
+    sums = rows.new_empty(programs, leading * line.along["TAPS"], channels, dtype=wide(rows))
     if sums.numel():
         run: Any = kernels.products
-        run[programs, _ceil(channels, side), _ceil(most, listed)](
-            sums, grad, rows, around, entries.view(torch.int64),
-            len(grad), channels, patches, _positions(rows, patches), around.shape[1], results, most, size,
-            WIDE=_wide(rows), INDEX=_index(rows, grad), ROWS=at_once, ENTRIES=listed, CHANNELS=side,
+        run[programs, _ceil(channels, side), leading](
+            sums, grad, rows, around, line.lead,
+            patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, size,
+            **line.along, WIDE=_wide(rows), INDEX=_index(rows, grad), BLOCKS=at_once, CHANNELS=side,
         )  # fmt: skip
     return sums.sum(0).t().contiguous().view(-1, 1, *plan.kernel).to(rows.dtype)
-
-
-# ---------------------------------------------------------------- the same line by line
 
 
 class _Line(NamedTuple):
@@ -181,7 +165,7 @@ class _Line(NamedTuple):
 
     Attributes:
         lead: int64 (results, taps), over all axes but the last, an entry of two int32 each.
-        along: of the last axis, as the kernels in `lines.py` take it.
+        along: of the last axis, as the kernels in `depthwise.py` take it.
     """
 
     lead: Tensor
@@ -199,7 +183,7 @@ def _line(plan: Plan, turned: bool, device: torch.device) -> _Line:
 
 
 def _sums_along_lines(rows: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor, line: _Line) -> Tensor:
-    from . import lines
+    from . import depthwise as kernels
 
     rows, taps = rows.contiguous(), weight.flatten(1).t().contiguous()
     patches, channels, (results, leading) = around.shape[0], rows.shape[1], line.lead.shape
@@ -207,34 +191,13 @@ def _sums_along_lines(rows: Tensor, weight: Tensor, bias: Tensor | None, around:
     if not out.numel():
         return out
     at_once, side = _blocks(channels, line.along["RESULTS"])
-    run: Any = lines.sums
+    run: Any = kernels.sums
     run[results * _ceil(patches, at_once), _ceil(channels, side)](
         out, rows, around, line.lead, taps, taps if bias is None else bias,
         patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, **line.along,
         BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows, out), BLOCKS=at_once, CHANNELS=side,
     )  # fmt: skip
     return out
-
-
-def _products_along_lines(grad: Tensor, rows: Tensor, around: Tensor, line: _Line) -> Tensor:
-    """(taps, C)"""
-    from . import lines
-
-    grad, rows = grad.contiguous(), rows.contiguous()
-    patches, channels, (results, leading) = around.shape[0], rows.shape[1], line.lead.shape
-    at_once, side = _blocks(channels, line.along["TAPS"])
-    groups, beside = _ceil(patches, at_once), _ceil(channels, side) * leading
-    size = _ceil(groups, max(1, _programs(rows.device) // beside))
-    programs = _ceil(groups, max(1, size))
-    sums = rows.new_empty(programs, leading * line.along["TAPS"], channels, dtype=wide(rows))
-    if sums.numel():
-        run: Any = lines.products
-        run[programs, _ceil(channels, side), leading](
-            sums, grad, rows, around, line.lead,
-            patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, size,
-            **line.along, WIDE=_wide(rows), INDEX=_index(rows, grad), BLOCKS=at_once, CHANNELS=side,
-        )  # fmt: skip
-    return sums.sum(0)
 
 
 def _blocks(channels: int, totals: int) -> tuple[int, int]:
@@ -379,8 +342,23 @@ def normalise_slopes(grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor) ->
     parts, size, tile, beside = _parts(rows)
     sums = rows.new_empty(parts, 2, channels, dtype=wide(rows))
     run: Any = norms.slopes
-    run[parts, beside](sums, grad, rows, mean, scale, count, channels, size, **kind, **tile)
+    run[parts, beside](sums, grad, rows, mean, scale, count, channels, size, ALONG=True, **kind, **tile)
     return sums.sum(0)
+
+
+def column_sums(rows: Tensor) -> Tensor:
+    from . import norms
+
+    rows = rows.contiguous()
+    parts, size, tile, beside = _parts(rows)
+    sums = rows.new_empty(parts, rows.shape[1], dtype=wide(rows))
+    if sums.numel():
+        run: Any = norms.slopes
+        run[parts, beside](
+            sums, rows, rows, sums, sums, *rows.shape, size,
+            ALONG=False, WIDE=_wide(rows), INDEX=_index(rows), **tile,
+        )  # fmt: skip
+    return sums.sum(0).to(rows.dtype)
 
 
 def normalise_gradient(
@@ -399,13 +377,60 @@ def normalise_gradient(
     return out
 
 
+# ---------------------------------------------------------------- layer norms
+
+
+def layer_norm(
+    rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import norms
+
+    rows, (count, channels) = rows.contiguous(), rows.shape
+    out = torch.empty_like(rows, dtype=dtype)
+    mean, scale = (rows.new_empty(count, dtype=wide(rows)) for _ in range(2))
+    if out.numel():
+        at_once, side = _rows_at_once(channels)
+        run: Any = norms.layer_norm
+        run[_ceil(count, at_once),](
+            out, mean, scale, rows, rows if weight is None else weight, rows if bias is None else bias,
+            count, channels, float(eps), WEIGHTED=weight is not None, BIASED=bias is not None,
+            WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
+        )  # fmt: skip
+    return out, mean, scale
+
+
+def layer_norm_gradient(
+    grad: Tensor, rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from . import norms
+
+    rows, grad, (count, channels) = rows.contiguous(), grad.contiguous(), rows.shape
+    at_once, side = _rows_at_once(channels)
+    size = _ceil(_ceil(count, at_once), _programs(rows.device) // 4) * at_once
+    parts = _ceil(count, max(1, size))
+    out, sums = torch.empty_like(rows), rows.new_empty(parts, 2, channels, dtype=wide(rows))
+    if out.numel():
+        run: Any = norms.layer_norm_gradient
+        run[parts,](
+            out, sums, grad, rows, mean, scale, rows if weight is None else weight, count, channels, size,
+            WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
+        )  # fmt: skip
+    return out, sums.sum(0)
+
+
+def _rows_at_once(channels: int) -> tuple[int, int]:
+    """Rows of a program that has all channels of each, and their number rounded up."""
+    side = _power_of_2(channels)
+    return max(1, 2048 // side), side
+
+
 def _parts(rows: Tensor) -> tuple[int, int, dict[str, int], int]:
     """Parts that rows are summed in, rows of each, the tile of a program, and programs beside each other."""
     count, channels = rows.shape
     at_once, side = _tile(channels, 2048)
     beside = _ceil(channels, side)
     size = _ceil(_ceil(count, at_once), max(1, _programs(rows.device) // 4 // beside)) * at_once
-    return _ceil(count, size), size, {"ROWS": at_once, "CHANNELS": side}, beside
+    return _ceil(count, max(1, size)), size, {"ROWS": at_once, "CHANNELS": side}, beside
 
 
 # ---------------------------------------------------------------- how the work is cut
@@ -486,6 +511,9 @@ for _kernel in (
     normalise,
     normalise_slopes,
     normalise_gradient,
+    column_sums,
+    layer_norm,
+    layer_norm_gradient,
 ):
     _dtypes = torch.float32, torch.bfloat16, torch.float16, torch.float64
     run_on("cuda", _kernel.__name__, _where_they_lie(_kernel), _dtypes, kernels_run)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .. import axes as lay
 from ..convolve import FEW, Gathered, Way, convolved, faster
+from ..faster import offered, registered
 from ..grid import PatchGrid
 from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
@@ -73,7 +74,7 @@ def convolve(
     if way == "local":
         return source.patches(func(source.values, weight, bias, plan.stride, 0, plan.dilation, groups))
     if way == "product":
-        return source.patches(_product(source, plan, weight.flatten(1), bias))
+        return source.patches(_product(source, plan, weight, bias))
     if source.values.is_complex():
         raise Refusal("the gradients of a kernel that looks at other patches are not known for complex numbers")
     return source.patches(convolved(source.values, weight, bias, way))
@@ -90,9 +91,23 @@ def _stays_within_positions(x: VisiblePatches, weight: Tensor, stride: Size, pad
 
 
 def _product(source: Source, plan: Plan, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """By a kernel of one position, (O, C)."""
-    rows = functional.linear(source.strided(plan), weight, bias)  # (N, *out, O)
+    """By a kernel of one position, or of as many as its stride."""
+    if plan.is_pointwise:
+        seen, matrix = source.strided(plan), weight.flatten(1)
+    else:
+        seen, matrix = _side_by_side(source.values, plan), weight.movedim(1, -1).flatten(1)  # (N, *out, taps * C)
+    run = offered(registered().linears, seen, matrix, bias) or functional.linear
+    rows = run(seen, matrix, bias)  # (N, *out, O)
     return from_rows(rows.flatten(0, -2), plan.out) if plan.outputs == 1 else rows.movedim(-1, 1)
+
+
+def _side_by_side(values: Tensor, plan: Plan) -> Tensor:
+    """(N, C, *patch) -> (N, *out, prod(kernel) * C), of kernels that lie side by side."""
+    dims = len(plan.kernel)
+    split = [n for axis in zip(plan.out, plan.kernel, strict=True) for n in axis]
+    apart = values.movedim(1, -1).reshape(values.shape[0], *split, values.shape[1])
+    order = (0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1)
+    return apart.permute(order).flatten(1 + dims)
 
 
 def _looked_at(
@@ -154,6 +169,8 @@ def _way(source: Source, plan: Plan, weight: Tensor, groups: int) -> Literal["lo
     "local": the dense convolution of the patches as they are; "product": one product, of a kernel of one position.
     """
     grid, few = source.grid, plan.outputs <= FEW
+    if groups == 1 and plan.is_side_by_side and source.values.device.type in registered().product_devices:
+        return "product"
     if plan.is_pointwise:
         return "product" if groups == 1 and few else "local"
     if source.has_zeros_around:

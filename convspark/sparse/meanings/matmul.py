@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
+from ..faster import offered, registered
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
 from .operands import (
@@ -28,7 +29,8 @@ def linear(func, input, weight, bias=None):
     if not isinstance(x, GridTensor) or isinstance(weight, GridTensor) or isinstance(bias, GridTensor):
         raise Refusal("its weights were computed from patches")
     require_plain(x, [x.dim() - 1], "multiplying along the last axis")
-    out = func(x, weight, bias)
+    run = offered(registered().linears, x.values, weight, bias) if isinstance(x, VisiblePatches) else None
+    out = func(x, weight, bias) if run is None else run(x.values, weight, bias)
     return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
 
 

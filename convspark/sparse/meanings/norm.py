@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -88,15 +90,34 @@ def _batch_norm_of_few(
 
 
 @meaning(functional.layer_norm, torch.layer_norm)
-def layer_norm(func, input, normalized_shape, *args, **kwargs):
+def layer_norm(func, input, normalized_shape, weight=None, bias=None, eps=1e-5, *args, **kwargs):
     """Each position's channels alone."""
+    x, shape = unpadded(input), _plain_last(input, normalized_shape)
+    kernel = None
+    if isinstance(x, VisiblePatches) and shape == x.shape[-1:] and all(_is_of_shape(t, shape) for t in (weight, bias)):
+        kernel = offered(registered().layer_norms, x.values, weight, bias)
+    if kernel is not None:
+        return as_same_kind(kernel(x.values, weight, bias, eps), x, x.axes)
+    return as_same_kind(func(x, normalized_shape, weight, bias, eps, *args, **kwargs), x, x.axes)
+
+
+@meaning(*named("rms_norm", functional, torch))
+def rms_norm(func, input, normalized_shape, *args, **kwargs):
+    """The same, without a mean."""
+    _plain_last(input, normalized_shape)
     x = unpadded(input)
-    count = 1 if isinstance(normalized_shape, int) else len(normalized_shape)
-    require_plain(x, range(x.dim() - count, x.dim()), "normalising over this axis")
     return as_same_kind(func(x, normalized_shape, *args, **kwargs), x, x.axes)
 
 
-meaning(*named("rms_norm", functional, torch))(layer_norm)
+def _plain_last(x: GridTensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The sizes of the last axes that are normalised over, which have to be channels."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    require_plain(x, range(x.dim() - len(shape), x.dim()), "normalising over this axis")
+    return shape
+
+
+def _is_of_shape(parameter: Tensor | None, shape: tuple[int, ...]) -> bool:
+    return parameter is None or (not isinstance(parameter, GridTensor) and parameter.shape == shape)
 
 
 @meaning(functional.group_norm, torch.group_norm)
