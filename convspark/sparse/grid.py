@@ -183,8 +183,9 @@ class PatchGrid:
             rows = image_rows(self.shape, patch, before, sides, self.device).index_select(0, place)
             index = torch.add(rows, self.image[:, None], alpha=math.prod(sides)).flatten()
             around = self.cached("whole images", self._whole_images)
-            shape = (self.shape, patch, before, sides, self.device)
-            return IntoImages(Sums(around, math.prod(patch), image_cells, *shape), index)
+            entries = image_cells, self.shape, patch, before, sides, self.device
+            positions, one_more = math.prod(patch), Around(around.slots, around.patches + 1, around.own)
+            return IntoImages(Sums(around, positions, *entries), Sums(one_more, positions, *entries), index)
 
         return self.cached(("images", patch, before, after), build)
 

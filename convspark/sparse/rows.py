@@ -55,9 +55,13 @@ class _Copied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return ctx.copy.back(grad), None
-        return copied(grad, ctx.copy.reversed()), None  # whose own gradient may be asked for (create_graph)
+        return _back(grad, ctx.copy), None
+
+
+def _back(grad: Tensor, copy: Copy) -> Tensor:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return copy.back(grad)
+    return copied(grad, copy.reversed())  # whose own gradient may be asked for (create_graph)
 
 
 # ---------------------------------------------------------------- sums of rows of the patches around
@@ -74,14 +78,14 @@ class Around:
 
     def __init__(self, slots: Tensor, patches: int, own: Callable[[], Tensor]) -> None:
         self.slots, self.patches = slots, patches
-        self._own = own
+        self.own = own
         self._tables: dict[object, Tensor] = {}
 
     def index(self, entries: Entries, positions: int) -> Tensor:
         """int32 (blocks * results * most,): the row that each entry means, of patches of so many positions."""
 
         def build() -> Tensor:
-            return torch.where(self._visible(), self.slots, self._own()[:, None])
+            return torch.where(self._visible(), self.slots, self.own()[:, None])
 
         patch = once(self._tables, "nearest", build).index_select(1, entries.patch)
         return torch.add(entries.position, patch, alpha=positions).flatten()
@@ -115,6 +119,28 @@ def without_inference(build: Callable[[], T]) -> T:
         return build()
     with torch.inference_mode(False), torch.no_grad():
         return build()
+
+
+def filled(rows: Tensor, fill: Tensor, images: IntoImages) -> Tensor:
+    """Rows of whole images, `fill` (1, C) where nothing is visible; with the gradients of both."""
+    return _Filled.apply(rows, fill, images)
+
+
+class _Filled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, fill: Tensor, images: IntoImages) -> Tensor:  # type: ignore[override]
+        ctx.images = images
+        return images.filled(rows, fill)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        to_rows = _back(grad, ctx.images)
+        if not ctx.needs_input_grad[1]:
+            return to_rows, None, None
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        # What all rows add up to, less those that are visible: nothing of the masked ones is gathered.
+        to_fill = grad.sum(0, keepdim=True, dtype=wide) - to_rows.sum(0, keepdim=True, dtype=wide)
+        return to_rows, to_fill.to(grad.dtype), None
 
 
 class Sums:
@@ -214,22 +240,27 @@ class IntoImages:
 
     Args:
         sums: what each row of the images is.
+        filled: the same where one more patch stands for all masked ones.
         index: int64 (N * positions,) where each row of the patches goes.
     """
 
-    def __init__(self, sums: Sums, index: Tensor) -> None:
-        self._sums, self._index = sums, index
+    def __init__(self, sums: Sums, filled: Sums, index: Tensor) -> None:
+        self._sums, self._filled, self._index = sums, filled, index
 
     def there(self, rows: Tensor, /) -> Tensor:
         """(N * positions, C) -> (rows of all images, C)"""
         return self._sums.of(rows)
+
+    def filled(self, rows: Tensor, fill: Tensor) -> Tensor:
+        """The same, with `fill` (1, C) in place of zeros."""
+        return self._filled.of(torch.cat([rows, fill.expand(self._filled.positions, -1)]))
 
     def back(self, grad: Tensor, /) -> Tensor:
         """(rows of all images, C) -> (N * positions, C)"""
         return grad.index_select(0, self._index)
 
     def reversed(self) -> OutOfImages:
-        return OutOfImages(self._sums, self._index)
+        return OutOfImages(self._sums, self._filled, self._index)
 
 
 class OutOfImages(IntoImages):
@@ -238,4 +269,4 @@ class OutOfImages(IntoImages):
     there, back = IntoImages.back, IntoImages.there
 
     def reversed(self) -> IntoImages:  # type: ignore[override]
-        return IntoImages(self._sums, self._index)
+        return IntoImages(self._sums, self._filled, self._index)

@@ -16,7 +16,7 @@ from .axes import Layout, LostAxes
 from .grid import PatchGrid
 from .refuse import refuse
 from .registry import Refusal, meaning_of
-from .rows import Copy, copied
+from .rows import Copy, copied, filled
 
 T = TypeVar("T")
 G = TypeVar("G", bound="GridTensor")
@@ -339,17 +339,24 @@ def scatter(patches: VisiblePatches, fill: float | Tensor = 0.0) -> Tensor:
             reason = refusal.args[0]
             raise UsageError(f"patches cannot be put back into images: {reason}") from None
         patch = values.shape[2:]
-        rows = copied(flat_rows(values), grid.into_images(tuple(patch)))
-        sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
-        images = rows.view(grid.batch_size, *sides, values.shape[1]).movedim(-1, 1)
+        rows, images = flat_rows(values), grid.into_images(tuple(patch))
         if isinstance(fill, (int, float)) and fill == 0:
-            return images
-        visible = visible_positions(grid, patch)
-        try:
-            filling = fill if isinstance(fill, Tensor) else images.new_tensor(fill)
-        except (TypeError, ValueError):
-            raise UsageError(f"fill is {fill!r}: expected a number, or a tensor of one a channel, (C, 1, 1)") from None
-        return torch.where(visible, images, filling.to(images.dtype))
+            rows = copied(rows, images)
+        else:
+            rows = filled(rows, _of_channels(fill, rows, len(patch)), images)
+        sides = [h * p for h, p in zip(grid.shape, patch, strict=True)]
+        return rows.view(grid.batch_size, *sides, values.shape[1]).movedim(-1, 1)
+
+
+def _of_channels(fill: float | Tensor, rows: Tensor, dims: int) -> Tensor:
+    """(1, C), like rows (R, C)."""
+    try:
+        if not isinstance(fill, Tensor):
+            return rows.new_full((1, rows.shape[1]), fill)  # the host waits for no copy
+        return fill.to(rows).broadcast_to(1, rows.shape[1], *[1] * dims).flatten(1)
+    except (TypeError, ValueError, RuntimeError):
+        told = f"of shape {tuple(fill.shape)}" if isinstance(fill, Tensor) else repr(fill)
+        raise UsageError(f"fill is {told}: expected a number, or a tensor of one a channel, (C, 1, 1)") from None
 
 
 def check_patches(patches: object, what: str) -> None:

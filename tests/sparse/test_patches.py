@@ -56,7 +56,16 @@ def test_gradients_of_gather_scatter_and_fill():
     visible = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0)) < 0.5
     images = torch.randn(2, 2, 4, 6, dtype=torch.float64, requires_grad=True)
     fill = torch.randn(1, 2, 1, 1, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda i, f: scatter(gather(i, PatchGrid(visible)), f), (images, fill))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda i, f: scatter(gather(i, PatchGrid(visible)), f), (images, fill))
+        assert check(lambda f: scatter(gather(images.detach(), PatchGrid(visible)), f), fill)
+
+
+@pytest.mark.parametrize("fill", ["0", None, [1.0, 2.0], torch.ones(3, 1, 1), torch.ones(1, 2, 4, 6)])
+def test_what_cannot_fill_masked_patches_is_refused(fill):
+    patches = gather(torch.randn(2, 2, 4, 6), PatchGrid(torch.ones(2, 2, 3) > 0))
+    with pytest.raises(UsageError, match=r"fill is .*: expected a number, or a tensor of one a channel"):
+        scatter(patches, fill)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
