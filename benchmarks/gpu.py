@@ -5,6 +5,7 @@
     python3 -m benchmarks.gpu encoder resnet50 --batch-sizes 128 --modes compiled
     python3 -m benchmarks.gpu step resnet50 --batch-sizes 128
     python3 -m benchmarks.gpu feeding
+    python3 -m benchmarks.gpu decoding resnet50
     python3 -m benchmarks.gpu pretrain resnet50
     python3 -m benchmarks.gpu profile resnet50
     python3 -m benchmarks.gpu table
@@ -25,6 +26,7 @@ import itertools
 import os
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -36,13 +38,14 @@ from torch import Tensor
 
 from . import records
 
+PARTS = ("correctness", "encoder", "step", "feeding", "decoding", "pretrain", "profile", "table")
 SMALL = ("resnet10t", "convnext_atto", "regnety_002", "efficientnet_b0")
 WITHOUT = "visible only, without kernels"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("correctness", "encoder", "step", "feeding", "pretrain", "profile", "table"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("networks", nargs="*", default=["resnet50"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=records.RESULTS / "gpu.jsonl")
@@ -80,6 +83,8 @@ def main() -> None:
                 encoder(what, options.modes.split(","), options.ways, options.repeats, write)
             elif options.part == "step":
                 whole_steps(what, options.modes.split(","), options.repeats, write)
+            elif options.part == "decoding":
+                decoding(what, options.pictures, write)
             elif options.part == "pretrain":
                 pretraining(what, options.pictures, write)
             elif options.part == "profile":
@@ -424,14 +429,61 @@ def feeding(size: int, pictures: int, batch_size: int, write: Writer) -> None:
             end_workers(loader)
 
 
+def decoding(what: Workload, pictures: int, write: Writer, seconds: float = 5) -> None:
+    """Pictures that torchvision decodes on the device in a thread beside whole steps, and what that costs the steps."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    from convspark.measure.bench import VISIBLE
+
+    step = what.trial(graphed=True).whole_step(VISIBLE)
+    for _ in range(4):
+        step()  # the third is recorded
+    decoded, ends = 0, threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        make_pictures(Path(folder), pictures)
+        files = [read_file(str(path)) for path in Path(folder).iterdir()]
+    batches = itertools.cycle([files[n : n + what.batch_size] for n in range(0, len(files), what.batch_size)])
+
+    def decode() -> None:
+        nonlocal decoded
+        stream = torch.cuda.Stream() if what.device.type == "cuda" else None
+        with torch.cuda.stream(stream):
+            while not ends.is_set():
+                decoded += len(decode_jpeg(next(batches), ImageReadMode.RGB, device=what.device.type))
+
+    def steps_a_second() -> float:
+        count, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            step()
+            if what.device.type == "cuda":
+                torch.cuda.synchronize()
+            count += 1
+        return count / (time.perf_counter() - started)
+
+    alone, started = steps_a_second(), time.perf_counter()
+    thread = threading.Thread(target=decode, daemon=True)
+    thread.start()
+    beside = steps_a_second()
+    rate = decoded / (time.perf_counter() - started)
+    ends.set()
+    thread.join()
+    figures = {"images_a_second": rate, "steps_a_second": alone, "steps_a_second_beside": beside}
+    write(part="decoding", pictures=pictures, **figures, **what.keys())
+
+
 def pretraining(what: Workload, pictures: int, write: Writer) -> None:
-    """A whole run of three epochs, from files to a checkpoint, as `pretrain` does it: the figures of its last epoch."""
+    """A whole run of three epochs, from files to a checkpoint, as `pretrain` does it: the figures of its last epoch.
+
+    Each picture lies there eight times, by links: how an epoch begins and ends should not count.
+    """
     import csv
 
     from convspark import pretrain
 
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder, "pictures"), pictures)
+        for path, copy in itertools.product([*Path(folder, "pictures").iterdir()], range(7)):
+            path.with_stem(f"{path.stem}-{copy}").hardlink_to(path)
         result = pretrain(
             str(Path(folder, "pictures")),
             out=str(Path(folder, "run")),
@@ -447,7 +499,7 @@ def pretraining(what: Workload, pictures: int, write: Writer) -> None:
         replayed = what.device.type == "cuda" and "not replayed" not in (result.folder / "log.txt").read_text()
     figures = {name: float(last[name]) for name in ("train_loss", "held_out_loss", "data_wait_share")}
     rate = float(last["images_per_second"])
-    write(part="pretrain", pictures=pictures, images_a_second=rate, replayed=replayed, **figures, **what.keys())
+    write(part="pretrain", pictures=8 * pictures, images_a_second=rate, replayed=replayed, **figures, **what.keys())
 
 
 def make_pictures(folder: Path, count: int) -> None:
@@ -567,6 +619,11 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             rate = f"{line['images_a_second']:.0f}"
             kind = "bytes" if line.get("in_bytes") else "numbers"
             rows.append(f"| feeding | JPEGs as {kind}, {line['workers']} workers, {line['size']} px || {rate} ||||")
+        elif line["part"] == "decoding" and "steps_a_second" in line:
+            beside = f"{line['steps_a_second_beside']:.1f} steps a second beside it, {line['steps_a_second']:.1f} alone"
+            rows.append(
+                f"| decoding | on the device, {line['network']}: {beside} || {line['images_a_second']:.0f} ||||"
+            )
         elif line["part"] == "pretrain":
             rate, waited = line["images_a_second"], 100 * line["data_wait_share"]
             finding = f"loss {line['train_loss']:.3f}, {waited:.0f} % of the time waiting, replayed: {line['replayed']}"

@@ -66,5 +66,6 @@ TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=implicit_gemm part 90 encoder resnet
 part 90 encoder "${others[@]}" "${batch[@]}" --modes compiled
 part 30 encoder resnet50 --batch-sizes "$LARGE" --modes graph
 part 70 correctness
+part 45 decoding resnet50 "${batch[@]}"
 part 45 feeding "${batch[@]}"
 "$PYTHON" -m benchmarks.gpu table --out "$OUT"
