@@ -621,9 +621,8 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             rows.append(f"| feeding | JPEGs as {kind}, {line['workers']} workers, {line['size']} px || {rate} ||||")
         elif line["part"] == "decoding" and "steps_a_second" in line:
             beside = f"{line['steps_a_second_beside']:.1f} steps a second beside it, {line['steps_a_second']:.1f} alone"
-            rows.append(
-                f"| decoding | on the device, {line['network']}: {beside} || {line['images_a_second']:.0f} ||||"
-            )
+            what = f"on the device, {line['network']}: {beside}"
+            rows.append(f"| decoding | {what} || {line['images_a_second']:.0f} ||||")
         elif line["part"] == "pretrain":
             rate, waited = line["images_a_second"], 100 * line["data_wait_share"]
             finding = f"loss {line['train_loss']:.3f}, {waited:.0f} % of the time waiting, replayed: {line['replayed']}"
