@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.autograd.graph import get_gradient_edge
 
 from ...errors import NotExactError
@@ -41,7 +42,8 @@ def ask_shape(func, x, *args, **kwargs):
 @meaning(Tensor.untyped_storage)
 def memory(func, x):
     """Read by Dynamo, of what comes into the code that it compiles."""
-    if torch.compiler.is_compiling():
+    # Before 2.14, Dynamo read it before it said that it was compiling.
+    if torch.compiler.is_compiling() or TracingContext.try_get() is not None:
         raise _FromOutside(
             "A module that torch.compile compiled was given visible patches. Compile the whole step, `gather` included "
             "(`SparK.forward` is one), or leave its parts uncompiled."
