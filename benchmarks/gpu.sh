@@ -27,13 +27,13 @@ part() {  # part SECONDS ARGUMENTS...
 }
 
 # Compilations take most of the time, and there are cores for some of them at once: what is compiled and tested first is
-# found in the compilers' caches when it is measured. (Six at once took longer than one after the other.) Which tiles are
-# fastest is measured anew, with nothing beside it.
-first=$(mktemp -d)
-beforehand() {  # beforehand NAME ARGUMENTS...
-    local name=$1
-    shift
-    timeout --kill-after=5 "$BEFORE" "$PYTHON" -m benchmarks.gpu "$@" --batch-sizes "$BATCH" --device "$DEVICE" \
+# found in the compilers' caches when it is measured. (Six at once took longer than one after the other.) `torch.compile`
+# takes minutes on one core: it goes on while recorded steps are timed, which hardly need the host.
+first=$(mktemp -d) others=(efficientnet_b0 convnext_small)
+beforehand() {  # beforehand SECONDS NAME ARGUMENTS...
+    local limit=$1 name=$2
+    shift 2
+    timeout --kill-after=5 "$limit" "$PYTHON" -m benchmarks.gpu "$@" --batch-sizes "$BATCH" --device "$DEVICE" \
         --out "$first/$name.jsonl" --size "$SIZE" --repeats 1 >"$first/$name.log" 2>&1
     echo "--- beforehand: $name, exit $? after $((SECONDS)) s: $(tail -n 1 "$first/$name.log" | cut -c 1-200)"
 }
@@ -46,26 +46,30 @@ beside=$("$PYTHON" -c "import xdist" 2>/dev/null && echo "-n 6")
         tests/runs/test_graphs.py tests/kernels/test_gpu.py
     echo "--- tests: exit $? after $SECONDS s"
 } &
-CONVSPARK_KERNELS=implicit_gemm beforehand tiles encoder resnet50 --modes graph &
-CONVSPARK_KERNELS=$new beforehand encoders encoder efficientnet_b0 convnext_small --ways "visible only" --modes graph &
-beforehand compiled encoder resnet50 --modes compiled &
-wait
-find "${TRITON_CACHE_DIR:-$HOME/.triton/cache}" -name '*.autotune.json' -delete 2>/dev/null
+tests=$!
+CONVSPARK_KERNELS=$new beforehand "$BEFORE" encoders encoder "${others[@]}" --ways "visible only" --modes graph &
+encoders=$!
+beforehand $((LIMIT / 2)) compiled encoder resnet50 --modes compiled &
+compiled=$!
+wait $tests $encoders
 
-batch=(--batch-sizes "$BATCH") others=(efficientnet_b0 convnext_small) traces=(${TRACES:+--traces "$TRACES"})
+batch=(--batch-sizes "$BATCH") traces=(${TRACES:+--traces "$TRACES"})
 part 60 encoder "${others[@]}" "${batch[@]}" --modes graph --ways "visible only,dense"
 CONVSPARK_KERNELS=$new part 60 encoder resnet50 "${others[@]}" "${batch[@]}" --modes graph --ways "visible only"
-part 40 encoder resnet50 "${batch[@]}" --modes eager,graph
-part 40 step resnet50 "${batch[@]}" --modes graph,eager
+part 40 encoder resnet50 "${batch[@]}" --modes graph
+part 40 step resnet50 "${batch[@]}" --modes graph
 part 30 profile resnet50 "${batch[@]}" --whole "${traces[@]}"
-part 90 pretrain resnet50 "${batch[@]}"
 CONVSPARK_KERNELS=$new part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
+wait $compiled
+part 90 pretrain resnet50 "${batch[@]}"
 part 160 encoder resnet50 "${batch[@]}" --modes compiled
+part 45 decoding resnet50 "${batch[@]}"
+part 40 step resnet50 "${batch[@]}" --modes eager
+part 40 encoder resnet50 "${batch[@]}" --modes eager
 part 120 step resnet50 "${batch[@]}" --modes compiled
 TRITON_PRINT_AUTOTUNING=1 CONVSPARK_KERNELS=implicit_gemm part 90 encoder resnet50 "${batch[@]}" --modes graph
 part 90 encoder "${others[@]}" "${batch[@]}" --modes compiled
 part 30 encoder resnet50 --batch-sizes "$LARGE" --modes graph
 part 70 correctness
-part 45 decoding resnet50 "${batch[@]}"
 part 45 feeding "${batch[@]}"
 "$PYTHON" -m benchmarks.gpu table --out "$OUT"
