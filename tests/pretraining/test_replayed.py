@@ -80,6 +80,10 @@ def test_a_run_whose_steps_are_replayed_is_the_same_run(pictures, small, tmp_pat
     assert len(replayed) == 4
     for one, other in zip(replayed, launched, strict=True):
         assert one == other
+    ours, theirs = (
+        torch.load(tmp_path / run / "checkpoints/last.ckpt")["state_dict"] for run in ("replayed", "launched")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_run_that_goes_on_is_replayed_again(pictures, small, stopping, tmp_path, monkeypatch, on_tape):
