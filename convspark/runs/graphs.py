@@ -189,8 +189,8 @@ class _Recorded:
         with recording(self._graph, images.device, "thread_local"):  # other threads may load images meanwhile
             recorded = PatchGrid.from_cells(self._cells, grid.batch_size, grid.shape, grid.visible_per_image)
             # Leaves of the recording's own: the parameters' may be held by other steps, which ran on another stream,
-            # and autocast may know them already, cast. Where it casts a parameter once for all its uses, it does so here
-            # as well: that decides what their gradients are summed in.
+            # and autocast may know them already, cast. Where it casts a parameter once for all its uses, it does so
+            # here, too: that decides what their gradients are summed in.
             leaves = {name: p.detach().requires_grad_() for name, p in trained.items()}
             with replaced(calling, {id(p): leaves[name] for name, p in trained.items()}):
                 self.loss = calling(self._images, recorded)
