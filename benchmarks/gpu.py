@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--pictures", type=int, default=2048, help="of `feeding`, made for it")
+    parser.add_argument("--decode", choices=("workers", "device"), default="workers", help="of `pretrain`")
     parser.add_argument("--traces", type=Path, help="a folder: `profile` leaves NETWORK.json.gz there, for Perfetto")
     parser.add_argument("--whole", action="store_true", help="`profile` whole steps instead of the encoder's")
     parser.add_argument("--rows", type=int, default=60, help="of `table`, the newest")
@@ -86,7 +87,7 @@ def main() -> None:
             elif options.part == "decoding":
                 decoding(what, options.pictures, write)
             elif options.part == "pretrain":
-                pretraining(what, options.pictures, write)
+                pretraining(what, options.pictures, options.decode, write)
             elif options.part == "profile":
                 profile(what, write, options.whole, options.traces)
 
@@ -471,7 +472,7 @@ def decoding(what: Workload, pictures: int, write: Writer, seconds: float = 5) -
     write(part="decoding", pictures=pictures, **figures, **what.keys())
 
 
-def pretraining(what: Workload, pictures: int, write: Writer) -> None:
+def pretraining(what: Workload, pictures: int, decode: str, write: Writer) -> None:
     """A whole run of three epochs, from files to a checkpoint, as `pretrain` does it: the figures of its last epoch.
 
     Each picture lies there eight times, by links: how an epoch begins and ends should not count.
@@ -493,13 +494,14 @@ def pretraining(what: Workload, pictures: int, write: Writer) -> None:
             batch_size=min(what.batch_size, pictures // 2),
             device=what.device.type,
             precision=what.precision,
+            decode=decode,
         )
         with (result.folder / "metrics.csv").open() as file:
             last = list(csv.DictReader(file))[-1]
         replayed = what.device.type == "cuda" and "not replayed" not in (result.folder / "log.txt").read_text()
     figures = {name: float(last[name]) for name in ("train_loss", "held_out_loss", "data_wait_share")}
-    rate = float(last["images_per_second"])
-    write(part="pretrain", pictures=8 * pictures, images_a_second=rate, replayed=replayed, **figures, **what.keys())
+    figures |= {"pictures": 8 * pictures, "images_a_second": float(last["images_per_second"])}
+    write(part="pretrain", decode=decode, replayed=replayed, **figures, **what.keys())
 
 
 def make_pictures(folder: Path, count: int) -> None:
@@ -587,7 +589,7 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
     newest: dict[Any, dict[str, Any]] = {}
     for line in lines:
         if "first_step_seconds" not in line:
-            kind = "part network batch_size size precision mode way decoder device kernels commit".split()
+            kind = "part network batch_size size precision mode way decoder decode device kernels commit".split()
             newest[tuple(line.get(key) for key in (*kind, "operator", "whole", "in_bytes", "host_waits"))] = line
     latest = list(newest.values())
     rows = [
@@ -625,7 +627,8 @@ def table(lines: list[dict[str, Any]], most: int) -> str:
             rows.append(f"| decoding | {what} || {line['images_a_second']:.0f} ||||")
         elif line["part"] == "pretrain":
             rate, waited = line["images_a_second"], 100 * line["data_wait_share"]
-            finding = f"loss {line['train_loss']:.3f}, {waited:.0f} % of the time waiting, replayed: {line['replayed']}"
+            finding = f"decoded by {line.get('decode', 'workers')}, loss {line['train_loss']:.3f}, "
+            finding += f"{waited:.0f} % of the time waiting, replayed: {line['replayed']}"
             rows.append(f"| pretrain | {line['network']}, batch {line['batch_size']}, {finding} || {rate:.0f} ||||")
         elif line["part"] == "correctness":
             if "host_waits" in line:

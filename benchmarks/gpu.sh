@@ -61,7 +61,8 @@ part 40 step resnet50 "${batch[@]}" --modes graph
 part 30 profile resnet50 "${batch[@]}" --whole "${traces[@]}"
 CONVSPARK_KERNELS=$new part 40 profile "${others[@]}" "${batch[@]}" "${traces[@]}"
 wait $compiled
-part 90 pretrain resnet50 "${batch[@]}"
+part 60 pretrain resnet50 "${batch[@]}"
+part 60 pretrain resnet50 "${batch[@]}" --decode device
 part 160 encoder resnet50 "${batch[@]}" --modes compiled
 part 45 decoding resnet50 "${batch[@]}"
 part 40 step resnet50 "${batch[@]}" --modes eager

@@ -44,6 +44,7 @@ _GROUPS = {
         "crop_scale",
         "flip",
         "crops_per_image",
+        "decode",
     ),
     "values": ("bands", "band_axis", "stats", "low", "high", "mean", "std"),
     "machine": ("seed", "device", "devices", "nodes", "precision", "workers", "compile", "cuda_graph"),

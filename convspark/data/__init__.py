@@ -20,6 +20,7 @@ from .splits import Split, tell_gone
 from .statistics import Statistics, fitting, measure
 from .stored import item_of
 from .transforms import HeldOutTransform, Normalise, PretrainTransform
+from .undecoded import Decoder, collate
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -29,6 +30,7 @@ __all__ = [
     "UNKNOWN",
     "BadPictureError",
     "DatasetSource",
+    "Decoder",
     "EpochSampler",
     "FileSource",
     "HeldOutTransform",
@@ -56,6 +58,7 @@ __all__ = [
     "blaming",
     "check_no_input",
     "check_shown",
+    "collate",
     "decode",
     "demo_photographs",
     "few_pictures",

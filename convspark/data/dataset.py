@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,8 @@ from .decode import BadPictureError, Shrink
 from .order import in_windows
 from .scan import MOST_BAD, TooManyBadPicturesError, check_bad_share
 from .sources import FileSource, GonePictureError, ImageSource
-from .transforms import Picture
+from .transforms import Picture, Undecoded
+from .undecoded import undecoded
 
 Key: TypeAlias = int | tuple[int, int]
 """(epoch, index), or an index in epoch 0."""
@@ -65,6 +66,8 @@ class PretrainImages(Dataset[Tensor]):
         blocks: of each picture, the number of its block, if an epoch's order is to keep blocks together (`in_windows`).
         turn_of: opens the pictures of an epoch, where not every epoch has the same; `source` and `blocks` are those of
             the first one.
+        leaves_coded: whether examples of a batch of JPEGs are `Coded`, for a `Decoder`; the transform must be able to
+            `place` crops.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class PretrainImages(Dataset[Tensor]):
         most_bad: float = MOST_BAD,
         blocks: np.ndarray | None = None,
         turn_of: Callable[[int], Turn] | None = None,
+        leaves_coded: bool = False,
     ) -> None:
         if crops_per_image < 1:
             raise UsageError(f"crops_per_image: expected 1 or more, got {crops_per_image}")
@@ -88,6 +92,7 @@ class PretrainImages(Dataset[Tensor]):
         self._shrink: Callable[[int, int, Counter], float] | None = getattr(transform, "shrink", None)
         self._is_bad = torch.zeros(len(self.source), dtype=torch.uint8).share_memory_()
         self.turn_of, self.epoch = turn_of, 0
+        self.leaves_coded = leaves_coded
         self._lost: list[tuple[str, str]] = []
 
     def take(self, turn: Turn) -> None:
@@ -100,13 +105,17 @@ class PretrainImages(Dataset[Tensor]):
         return len(self.source) * self.crops_per_image
 
     def __getitem__(self, key: Key) -> Tensor:
-        return self.__getitems__([key])[0]
+        """An example, decoded."""
+        return self._examples([key], leaves_coded=False)[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
         """A batch of examples; the DataLoader asks for them at once, so that neighbours share a picture."""
+        return self._examples(keys, self.leaves_coded)
+
+    def _examples(self, keys: Sequence[Key], leaves_coded: bool) -> list[Any]:
         examples: list[Any] = []
         current: tuple[int, int] | None = None
-        picture: Picture | None = None
+        picture: Picture | Undecoded | None = None
         image = 0
         for key in keys:
             epoch, index = (0, key) if isinstance(key, int) else key
@@ -114,8 +123,15 @@ class PretrainImages(Dataset[Tensor]):
                 raise IndexError(f"index {index} of a dataset that is indexed from 0")
             visit = epoch, index // self.crops_per_image
             if picture is None or visit != current:
-                (picture, image), current = self._read(*visit), visit
-            examples.append(self._example(picture, image, self._counter(epoch, index)))
+                picture, current = self._coded(*visit) if leaves_coded else None, visit
+                if picture is None:
+                    picture, image = self._read(*visit)
+            counter = self._counter(epoch, index)
+            if isinstance(picture, Undecoded):
+                transform: Any = self.transform
+                examples.append(replace(transform.place(picture, counter), key=key))
+            else:
+                examples.append(self._example(picture, image, counter))
         return examples
 
     def bad_files(self) -> list[tuple[str, str]]:
@@ -149,6 +165,13 @@ class PretrainImages(Dataset[Tensor]):
             return None
         counters = [self._counter(epoch, index) for index in range(visit * crops, (visit + 1) * crops)]
         return lambda height, width: min(shrink(height, width, counter) for counter in counters)
+
+    def _coded(self, epoch: int, visit: int) -> Undecoded | None:
+        """The picture of a visit as it is in its file; None where it is to be decoded here, or not to be read."""
+        try:
+            return undecoded(self.source, visit % len(self.source), self._shrink_for(epoch, visit))
+        except OSError:
+            return None
 
     def _read(self, epoch: int, visit: int) -> tuple[Picture, int]:
         """The picture of a visit, or the one that stands in for it this epoch; and its index.

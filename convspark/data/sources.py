@@ -88,8 +88,12 @@ class FileSource:
             pairs = [_stamp(name) for name in self._names.encoded(indices)]
         return np.array(pairs, dtype=np.int64)
 
+    def is_gone(self, index: int) -> bool:
+        """Whether it does not belong to the data any more."""
+        return index in self._gone
+
     def read(self, index: int, shrink: Shrink | None = None) -> Picture:
-        if index in self._gone:
+        if self.is_gone(index):
             raise GonePictureError(self.name(index), "no longer among the data")
         with quiet():
             return self.decode(index, shrink)

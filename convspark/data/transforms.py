@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,12 +18,31 @@ from ..imagenet import IMAGENET_MEAN, IMAGENET_STD
 from ..seeds import Counter
 from .decode import Shrunk
 
+Box: TypeAlias = tuple[int, int, int, int]
+"""(top, left, height, width) of a part of a picture, in pixels of its full size."""
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """The content of a picture's file, and the (H, W) of the picture."""
+
+    content: bytes
+    full_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A crop of a picture that is yet to be decoded; `key` is that of the example."""
+
+    content: bytes
+    box: Box
+    mirrored: bool
+    key: Any = None
+
+
 Picture: TypeAlias = Image.Image | Shrunk | Tensor
 """A Pillow image, one decoded smaller than it is, or a tensor (C, H, W) of bytes, 16-bit integers, or floats, which are
 NaN where nothing is known."""
-
-Box: TypeAlias = tuple[int, int, int, int]
-"""(top, left, height, width) of a part of a picture, in pixels of its full size."""
 
 # Pillow's recommendation for its `reducing_gap`: averaging over blocks that leave twice the pixels that come out hardly
 # differs from resampling all of them, and is much faster.
@@ -178,6 +197,11 @@ class PretrainTransform(_Normalised):
         """A picture of any size -> float32 (C, H, W), or bytes."""
         crop = self.crop(picture, np.random.default_rng(counter))
         return crop.contiguous() if self.in_bytes and crop.dtype == torch.uint8 else self.normalise(crop)
+
+    def place(self, picture: Undecoded, counter: Counter) -> Coded:
+        """The crop of a picture that this counter draws, to be cut out where it is decoded."""
+        mirrored, box = self._draw(np.random.default_rng(counter), *picture.full_size)
+        return Coded(picture.content, box, mirrored)
 
     def crop(self, picture: Picture, rng: np.random.Generator) -> Tensor:
         """A random crop, resized, half of them mirrored; not normalised yet. (C, H, W), bytes or floats."""

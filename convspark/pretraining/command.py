@@ -77,6 +77,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         crop_scale: smallest and largest share of a picture's area that a crop has.
         flip: mirror half of the crops.
         crops_per_image: crops made of each picture in an epoch; more than 1 helps with few, large photographs.
+        decode: who decodes JPEGs: the workers, or the device, an NVIDIA GPU, for machines whose cores cannot keep up
+            with it. The same crops, whose values differ a little; not yet tried on a GPU.
         bands: which bands of a file are the channels, counted from 1, in this order; by default all.
         band_axis: which axis of an array holds the bands, first or last, for arrays where this is not clear.
         stats: auto measures those of low, high, mean and std that are not set, over up to 500 files.

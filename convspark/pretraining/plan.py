@@ -17,7 +17,18 @@ from torch import Tensor, nn
 from ..checkpoints.origin import Origin
 from ..checkpoints.to_timm import export_timm
 from ..checkpoints.weights import load_backbone_weights
-from ..data import Normalise, Pixels, PretrainImages, Statistics, check_shown, is_missing, list_pictures, measure
+from ..data import (
+    Decoder,
+    Normalise,
+    Pixels,
+    PretrainImages,
+    Statistics,
+    check_shown,
+    collate,
+    is_missing,
+    list_pictures,
+    measure,
+)
 from ..errors import UsageError
 from ..measure.choices import Choices
 from ..model.masks import KINDS
@@ -138,6 +149,7 @@ class Plan:
             seed=s.seed,
             shuffle=s.shuffle,
             in_bytes=True,
+            leaves_coded=s.decode == "device",
         )
 
     @cached_property
@@ -146,9 +158,14 @@ class Plan:
 
     def train_loader(self, here: Processes = ALONE) -> TrainLoader:
         s, n, pin = self.settings, self.numbers, self.device.type == "cuda"
-        images = self.train_images
-        collate = images.transform.collate  # type: ignore[attr-defined]
-        return TrainLoader(images, n.batch_size, n.accumulate, s.seed, self.workers, pin, collate, here)
+        images, decoder = self.train_images, None
+        together = images.transform.collate  # type: ignore[attr-defined]
+        if s.decode == "device":
+            together = partial(collate, whole=together)
+            decoder = Decoder(self.device, self.size, len(self.mean), images.__getitem__)
+        return TrainLoader(
+            images, n.batch_size, n.accumulate, s.seed, self.workers, pin, together, here, decoder=decoder
+        )
 
     def held_out_loader(self, here: Processes = ALONE) -> MeasuringLoader | None:
         if self.held_out_images is None:
@@ -237,6 +254,7 @@ def make_plan(run: Run[PretrainSettings]) -> Plan:
         _look_for_images(s.images)
     device = choose_device(s.device)
     precision = choose_precision(s.precision, device)
+    _check_decoder(s, device)
     if s.compile:
         check_compiler(device)
 
@@ -472,6 +490,13 @@ def _check(s: PretrainSettings) -> None:
     )
 
 
+def _check_decoder(s: PretrainSettings, device: torch.device) -> None:
+    if s.decode == "device" and device.type != "cuda":
+        raise UsageError(
+            f"decode is 'device', which needs an NVIDIA GPU, but the device is {device}: leave it to the workers"
+        )
+
+
 def _refuse_for_dataset(s: PretrainSettings) -> None:
     """Raise UsageError for settings of files, as the images are a Dataset."""
     of_files = {"bands": s.bands, "band_axis": s.band_axis, "stats": s.stats, "low": s.low, "high": s.high}
@@ -481,7 +506,8 @@ def _refuse_for_dataset(s: PretrainSettings) -> None:
             f"{', '.join(wrong)}: only for images in files, but images is a {type(s.images).__name__}, whose values "
             "are used unchanged: leave it out, and give mean and std"
         )
-    for name, value, without in (("shuffle", s.shuffle, "windows"), ("check", s.check, "full")):
+    idle = ("shuffle", s.shuffle, "windows"), ("check", s.check, "full"), ("decode", s.decode, "device")
+    for name, value, without in idle:
         if value == without:
             logger.warning(
                 "%s %r has no effect on a %s: it is for images in files", name, value, type(s.images).__name__

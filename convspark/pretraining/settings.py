@@ -77,6 +77,7 @@ class PretrainSettings(SpreadSettings):
     crop_scale: tuple[float, float] = (0.67, 1.0)
     flip: bool = True
     crops_per_image: int = 1
+    decode: Literal["workers", "device"] = field(default="workers", metadata={"before": "workers"})
     bands: list[int] | None = field(default=None, metadata={"before": None})
     band_axis: Literal["first", "last"] | None = field(default=None, metadata={"before": None})
     stats: Literal["auto"] | None = field(default=None, metadata={"before": None})

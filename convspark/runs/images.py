@@ -313,11 +313,13 @@ def train_dataset(
     seed: int,
     shuffle: Shuffle = "full",
     in_bytes: bool = False,
+    leaves_coded: bool = False,
 ) -> PretrainImages:
     """Random crops of the images to train on, each (C, H, W), counted by (seed, epoch, index).
 
     Args:
         in_bytes: as in `PretrainTransform`.
+        leaves_coded: as in `PretrainImages`.
     """
     transform = PretrainTransform(size=size, scale=crop_scale, mean=mean, std=std, flip=flip, in_bytes=in_bytes)
     source = images.source(images.train)
@@ -331,7 +333,9 @@ def train_dataset(
     in_windows = shuffle == "windows"
     blocks = files.blocks() if in_windows and files is not None else None
     turn_of = None if images.in_turn is None else partial(_turn, images.in_turn, images.pixels, in_windows)
-    return PretrainImages(source, transform, seed, crops_per_image, blocks=blocks, turn_of=turn_of)
+    return PretrainImages(
+        source, transform, seed, crops_per_image, blocks=blocks, turn_of=turn_of, leaves_coded=leaves_coded
+    )
 
 
 def _turn(in_turn: ShardsInTurn, pixels: Pixels, in_windows: bool, epoch: int, share: float = 0.0) -> Turn:

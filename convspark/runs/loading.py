@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from ..data import EpochSampler, PretrainImages, Turn, tell_repeated
+from ..data import Decoder, EpochSampler, PretrainImages, Turn, tell_repeated
 from ..errors import ConvsparkError, DataError
 from .processes import ALONE, Processes
 
@@ -38,6 +38,7 @@ class TrainLoader(DataLoader[Tensor]):
 
     Args:
         batches, apart: of `EpochSampler`.
+        decoder: of batches of which some pictures are not decoded.
 
     Attributes:
         here: the processes that share each batch.
@@ -59,9 +60,10 @@ class TrainLoader(DataLoader[Tensor]):
         here: Processes = ALONE,
         batches: int | None = None,
         apart: bool = False,
+        decoder: Decoder | None = None,
     ) -> None:
         self.accumulate = accumulate
-        self.here = here
+        self.here, self.decoder = here, decoder
         self.order = EpochSampler(
             len(dataset),
             batch_size,
@@ -99,7 +101,8 @@ class TrainLoader(DataLoader[Tensor]):
         requested_at = perf_counter()
         self._take_turn()  # which may end the workers
         starts_workers = self.num_workers > 0 and self._iterator is None
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches if self.decoder is None else self.decoder.ahead(batches):
             self.arrived = perf_counter()
             # On a GPU the host runs ahead: it asks for the next batch while the device still computes. Only if the
             # device has nothing left to do by the time the batch comes, the wait has cost something. It then counts
