@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arms, records
+from benchmarks import arms, records, scaling_laws
 from benchmarks.arms import RANDOM, Arm, Budget
+from convspark.runs.numbers import count
 from tests.labelled_pictures import write_pictures
 
 
@@ -63,6 +64,16 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
     assert records.read(file) == lines and json.dumps(lines)
     shown = arms.report(lines, [arm.name for arm in planned], "all of it")
     assert shown.count("| 1 level | 1 |") == 2 and "12 val pictures" in shown
+
+
+@pytest.mark.parametrize("pictures", [250, 500, 1000, 2000, 4000])
+def test_fewer_pictures_take_as_many_steps(tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr(scaling_laws, "list_pictures", lambda folder: [f"{n}.jpg" for n in range(3068)])
+    settings = scaling_laws.fewer(Budget(tmp_path, "x", "resnet18", 96, 10, 8, (1.0,)), pictures, tmp_path).settings
+    shown = len(Path(settings["images"]).read_text().splitlines())
+    assert shown == min(pictures, 3068)
+    steps = count(shown * settings["crops_per_image"], 64, settings.get("epochs", 10), None).steps
+    assert steps == pytest.approx(count(3007, 64, 10, None).steps, rel=0.05)  # 2 % of all pictures are held out
 
 
 def test_a_folder_is_no_record(tmp_path):
