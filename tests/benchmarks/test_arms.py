@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,31 @@ def test_fewer_pictures_take_as_many_steps(tmp_path, monkeypatch, pictures):
     assert shown == min(pictures, 3068)
     steps = count(shown * settings["crops_per_image"], 64, settings.get("epochs", 10), None).steps
     assert steps == pytest.approx(count(3007, 64, 10, None).steps, rel=0.05)  # 2 % of all pictures are held out
+
+
+def test_batches_of_another_size_are_another_experiment(tmp_path, monkeypatch):
+    trained: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def pretrain(out, **settings):
+        trained.append(out)
+        raise Stop
+
+    monkeypatch.setattr("convspark.pretrain", pretrain)
+    file, usual = tmp_path / "record.jsonl", Budget(tmp_path, "x", "resnet18", 64, 1, 1, (1.0,))
+    old = {key: value for key, value in line("a", 0, "01").items() if key != "batch_size"}
+    records.append(file, old)
+    arms.run(file, usual, Arm("a"), 0, tmp_path)  # is known
+    for seed, own in ((0, {"batch_size": 16}), (0, {"batch_size": 32}), (1, {})):
+        with pytest.raises(Stop):
+            arms.run(file, replace(usual, pretrain=own), Arm("a"), seed, tmp_path)
+    assert len(set(trained)) == 3
+    small = line("a", 0, "11") | {"batch_size": 16}
+    shown = arms.report([small, old, line("b", 0, "11") | {"batch_size": 16}, line("b", 0, "00")], None, "a")
+    assert shown.count("| b | 1 | 100.0 % | +0.0 |") == 1 and shown.count("| b | 1 | 0.0 % | -50.0 |") == 1
+    assert shown.count("in batches of 16") == 1
 
 
 def test_a_folder_is_no_record(tmp_path):
