@@ -23,7 +23,8 @@ from convspark.tasks.comparison.verdict import Difference, Score, difference
 
 from . import records
 
-_COMMON = ("data", "model", "size", "pretrain_epochs", "finetune_epochs", "fraction")
+_COMMON = ("data", "model", "size", "pretrain_epochs", "batch_size", "finetune_epochs", "fraction")
+_OLDER = {"batch_size": None}  # of lines from before there was this field
 
 RANDOM = "random"
 """The arm without pre-training."""
@@ -71,6 +72,7 @@ class Budget:
             "model": self.model,
             "size": self.size,
             "pretrain_epochs": self.pretrain_epochs,
+            "batch_size": self.pretrain.get("batch_size"),
             "finetune_epochs": self.finetune_epochs,
             "arm": arm,
             "seed": seed,
@@ -121,10 +123,11 @@ def run_all(file: Path, budget: Budget, arms: Sequence[Arm], seeds: int, out: Pa
 
 def run(file: Path, budget: Budget, arm: Arm, seed: int, out: Path) -> None:
     """Pre-train and fine-tune one arm with one seed, unless the records hold it."""
-    missing = [f for f in budget.fractions if not records.find(file, budget.key(arm.name, seed, f))]
+    missing = [f for f in budget.fractions if not records.find(file, budget.key(arm.name, seed, f), _OLDER)]
     if not missing:
         return
     shape = f"{budget.name}-{budget.model}-{budget.size}-{budget.pretrain_epochs}"
+    shape += f"-of-{batch_size}" if (batch_size := budget.pretrain.get("batch_size")) else ""
     folder = out / shape / f"{arm.name}-seed{seed}"
     weights, pretrained, tune = f"random:{budget.model}", {}, budget.finetune
     began = time.perf_counter()
@@ -234,9 +237,12 @@ def groups(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[dict[str, Any],
     """What lines that may be compared have in common, and those lines."""
 
     def common(line: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(line[key] for key in _COMMON)
+        return tuple((_OLDER | line)[key] for key in _COMMON)
 
-    for values, group in groupby(sorted(lines, key=common), common):
+    def place(line: Mapping[str, Any]) -> list[tuple[bool, Any]]:  # None is less than any number
+        return [(value is not None, value) for value in common(line)]
+
+    for values, group in groupby(sorted(lines, key=place), common):
         yield dict(zip(_COMMON, values, strict=True)), list(group)
 
 
@@ -244,9 +250,10 @@ def report(lines: Sequence[Mapping[str, Any]], arms: Sequence[str] | None, to: s
     """A table for each data set, network, budget and share of the labels; of all arms where none are named."""
     parts = []
     for common, of in groups(lines):
+        batches = f" in batches of {common['batch_size']}" if common["batch_size"] else ""
         parts.append(
             f"{common['data']}, {common['model']} at {common['size']} pixels, {common['pretrain_epochs']} epochs of "
-            f"pre-training, fine-tuned with {100 * common['fraction']:g} % of the labels ({of[0]['labels']}; "
+            f"pre-training{batches}, fine-tuned with {100 * common['fraction']:g} % of the labels ({of[0]['labels']}; "
             f"{common['finetune_epochs']} epochs of all), measured on {of[0]['pictures']} {of[0]['split']} pictures"
         )
         parts.append(table(of, arms or list(dict.fromkeys(line["arm"] for line in of)), to))

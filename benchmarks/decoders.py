@@ -105,9 +105,9 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> None:
     add_candidates()
     what = setting(options, arm)
     folder = options.out / f"{options.name}-{options.model}-{options.size}"
+    place = folder / f"{what['decoder']}-{what['epochs']}-{seed}"
     weights, pretrained = f"random:{options.model}", {}
     if what["epochs"]:
-        place = folder / f"{arm}-{seed}"
         settings = ARMS[what["decoder"]] | {"model": options.model, "size": options.size, "epochs": what["epochs"]}
         if (place / "config.yaml").is_file():
             pretraining = convspark.pretrain(resume=str(place))
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace, arm: str, seed: int) -> None:
             )
         pretrained = {"held_out_loss": pretraining.held_out_loss}
         weights = str(place)
-    place = folder / f"{arm}-{seed}-finetuned"
+    place = folder / f"{place.name}-finetuned-{options.fraction:g}-{options.finetune_epochs}"
     if (place / "config.yaml").is_file():
         finetuning = convspark.finetune(resume=str(place))
     else:

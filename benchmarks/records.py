@@ -15,9 +15,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def find(path: Path, fields: dict[str, Any]) -> dict[str, Any] | None:
-    """The latest line that agrees with all of `fields`."""
-    return next((line for line in reversed(read(path)) if fields.items() <= line.items()), None)
+def find(path: Path, fields: dict[str, Any], older: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The latest line that agrees with all of `fields`; `older` is what lines stand for that lack a field."""
+    lines = reversed(read(path))
+    return next((line for line in lines if fields.items() <= ((older or {}) | line).items()), None)
 
 
 def append(path: Path, line: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@
     python -m benchmarks.scaling_laws DATA --by pictures [--pictures 250 500 …] [--model resnet18]
     python -m benchmarks.scaling_laws --report       # the tables of docs/scaling-laws.md, and its plot
 
-Fewer pictures are shown as many times more often, so that all arms take the same number of steps. Results go to
-benchmarks/results/scaling_laws.jsonl.
+Fewer pictures are shown as many times more often, by several crops of each in an epoch, which share a batch, so that
+all arms take about the same number of steps. Results go to benchmarks/results/scaling_laws.jsonl.
 """
 
 import dataclasses
@@ -62,7 +62,9 @@ def fewer(budget: Budget, pictures: int, out: Path) -> Arm:
     file = out / f"{budget.name}-{pictures}.txt"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{Path(path).resolve()}\n" for path in chosen))
-    settings = {"images": str(file), "crops_per_image": max(1, round(len(paths) / pictures)), "held_out": 0}
+    crops = max(1, len(paths) // len(chosen))  # whole ones; more epochs make up for the rest
+    epochs = round(budget.pretrain_epochs * len(paths) / (len(chosen) * crops))
+    settings = {"images": str(file), "epochs": epochs, "crops_per_image": crops, "held_out": 0}
     return Arm(f"{pictures} pictures", settings)
 
 

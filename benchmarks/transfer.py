@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--against", nargs="+", default=["random"], help="as of `convspark compare`")
     options = parser.parse_args()
+    options.out /= f"{options.model}-{options.size}-{options.decoder}-{options.pretrain_epochs}"  # of what is compared
     options.out.mkdir(parents=True, exist_ok=True)
 
     run = options.out / "pretrained"

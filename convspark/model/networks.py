@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,7 +25,7 @@ def find_network(
         name: a timm name (`resnet50`), `torchvision:NAME`, or `package.module:factory`, where `factory` is a module, or
             something that returns one when called; the current folder is searched too.
         channels: channels of the images, for timm networks; others take what they take.
-        drop_path: stochastic depth rate, for timm networks.
+        drop_path: stochastic depth rate, for timm networks; with 0, that of `model_args` or else none.
         model_args: further arguments of `timm.create_model`, of torchvision's builder or of the factory.
 
     Raises:
@@ -115,8 +116,13 @@ def _timm(name: str, channels: int | None, drop_path: float, model_args: Mapping
 
     check_name(name)
     options: dict[str, Any] = {"num_classes": 0, **({"in_chans": channels} if channels else {}), **model_args}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
-        return timm.create_model(name, pretrained=False, drop_path_rate=drop_path or None, **options)
+        if "drop_path_rate" not in options:
+            with suppress(TypeError):  # of a network without stochastic depth; FasterNets have some of their own accord
+                return timm.create_model(name, pretrained=False, drop_path_rate=0.0, **options)
+        return timm.create_model(name, pretrained=False, **options)
     except TypeError as error:
         if "drop_path_rate" in str(error) and drop_path:
             raise UsageError(

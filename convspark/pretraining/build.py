@@ -24,9 +24,12 @@ _PAPER_DROP_PATH = {
 
 
 def drop_path_of(settings: PretrainSettings) -> float:
-    """The stochastic depth rate of a run: the one set, or else the paper's for the networks that it trained."""
+    """The stochastic depth rate of a run: the one set, or else the paper's for the networks that it trained; 0 leaves
+    it to `model_args`, where they have one."""
     if settings.drop_path is not None:
         return settings.drop_path
+    if "drop_path_rate" in (settings.model_args or {}):
+        return 0.0
     return _PAPER_DROP_PATH.get(str(settings.model).partition(".")[0], 0.0)
 
 

@@ -51,7 +51,8 @@ def pretrain(settings: PretrainSettings) -> PretrainResult:
         target: what is predicted: pixels normalised by their patch's mean and deviation, or raw pixels.
         loss_on: count the loss on masked patches, or on all.
         densify_norm: norm in front of the decoder; auto is layer for networks with LayerNorm, else batch.
-        drop_path: stochastic depth rate; by default the paper's for the networks it trained, else 0.
+        drop_path: stochastic depth rate; by default drop_path_rate of `model_args`, or the paper's for the networks it
+            trained, else 0.
         optimizer: lamb (the paper's) or adamw.
         learning_rate: peak learning rate; by default 3.2e-3, and more for runs of less than 4,000 steps.
         base_learning_rate: peak learning rate for each 256 images of a batch (the paper's linear rule), instead of

@@ -410,7 +410,7 @@ def _random_stages(settings: PretrainSettings) -> Stages:
     """Of the network with the random weights that belong to a run, whatever it began with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted_seed(settings.seed, Use.INITIAL_WEIGHTS))
-        return build_model(settings, prove=False).stages
+        return build_model(replace(settings, masks="random"), prove=False).stages  # a file of masks may be gone
 
 
 def _check_export(model: SparK, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import arms, records
+from benchmarks import arms, records, scaling_laws
 from benchmarks.arms import RANDOM, Arm, Budget
+from convspark.runs.numbers import count
 from tests.labelled_pictures import write_pictures
 
 
@@ -63,6 +65,41 @@ def test_an_experiment_runs_once(tmp_path, monkeypatch):
     assert records.read(file) == lines and json.dumps(lines)
     shown = arms.report(lines, [arm.name for arm in planned], "all of it")
     assert shown.count("| 1 level | 1 |") == 2 and "12 val pictures" in shown
+
+
+@pytest.mark.parametrize("pictures", [250, 500, 1000, 2000, 4000])
+def test_fewer_pictures_take_as_many_steps(tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr(scaling_laws, "list_pictures", lambda folder: [f"{n}.jpg" for n in range(3068)])
+    settings = scaling_laws.fewer(Budget(tmp_path, "x", "resnet18", 96, 10, 8, (1.0,)), pictures, tmp_path).settings
+    shown = len(Path(settings["images"]).read_text().splitlines())
+    assert shown == min(pictures, 3068)
+    steps = count(shown * settings["crops_per_image"], 64, settings.get("epochs", 10), None).steps
+    assert steps == pytest.approx(count(3007, 64, 10, None).steps, rel=0.05)  # 2 % of all pictures are held out
+
+
+def test_batches_of_another_size_are_another_experiment(tmp_path, monkeypatch):
+    trained: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def pretrain(out, **settings):
+        trained.append(out)
+        raise Stop
+
+    monkeypatch.setattr("convspark.pretrain", pretrain)
+    file, usual = tmp_path / "record.jsonl", Budget(tmp_path, "x", "resnet18", 64, 1, 1, (1.0,))
+    old = {key: value for key, value in line("a", 0, "01").items() if key != "batch_size"}
+    records.append(file, old)
+    arms.run(file, usual, Arm("a"), 0, tmp_path)  # is known
+    for seed, own in ((0, {"batch_size": 16}), (0, {"batch_size": 32}), (1, {})):
+        with pytest.raises(Stop):
+            arms.run(file, replace(usual, pretrain=own), Arm("a"), seed, tmp_path)
+    assert len(set(trained)) == 3
+    small = line("a", 0, "11") | {"batch_size": 16}
+    shown = arms.report([small, old, line("b", 0, "11") | {"batch_size": 16}, line("b", 0, "00")], None, "a")
+    assert shown.count("| b | 1 | 100.0 % | +0.0 |") == 1 and shown.count("| b | 1 | 0.0 % | -50.0 |") == 1
+    assert shown.count("in batches of 16") == 1
 
 
 def test_a_folder_is_no_record(tmp_path):

@@ -16,6 +16,8 @@ from convspark.errors import UsageError
 from convspark.measure.check import check
 from convspark.model.networks import find_network
 from convspark.model.stages import Stages, image_channels
+from convspark.pretraining.build import named_backbone
+from convspark.pretraining.settings import PretrainSettings
 
 # ------------------------------------------------------------------------------------------- torchvision
 
@@ -443,6 +445,31 @@ def test_a_network_by_import(own_module):
 def test_names_that_cannot_be(own_module, name, options, message):
     with pytest.raises(UsageError, match=message):
         find_network(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "drop_path", "model_args", "rate"),
+    [
+        ("fasternet_t1", 0.0, None, 0.0),  # timm's own is 0.02
+        ("fasternet_t1", 0.1, None, 0.1),
+        ("resnet18", 0.0, {"drop_path_rate": 0.3}, 0.3),
+        ("resnet18", 0.2, {"drop_path_rate": 0.3}, 0.2),
+        ("vgg11", 0.0, None, 0.0),  # has none, and does not take a rate
+    ],
+)
+def test_networks_have_the_stochastic_depth_that_was_asked_for(name, drop_path, model_args, rate):
+    with torch.device("meta"):
+        network = find_network(name, drop_path=drop_path, model_args=model_args)
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, timm.layers.DropPath)]
+    assert max(rates, default=0.0) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("asked_for", "rate"), [({}, 0.05), ({"model_args": {"drop_path_rate": 0.3}}, 0.3)])
+def test_the_papers_stochastic_depth_gives_way_to_that_of_model_args(asked_for, rate):
+    with torch.device("meta"):
+        network = named_backbone(PretrainSettings(model="resnet50", **asked_for))
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, timm.layers.DropPath)]
+    assert max(rates) == pytest.approx(rate)
 
 
 class SpaceToDepth(nn.Module):

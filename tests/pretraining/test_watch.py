@@ -14,6 +14,8 @@ from convspark import probe
 from convspark.errors import DataError
 from convspark.pretraining import watch
 from convspark.pretraining.command import pretrain
+from convspark.pretraining.plan import _random_stages
+from convspark.pretraining.settings import PretrainSettings
 from convspark.pretraining.watch import look_every
 from convspark.runs import fit
 
@@ -69,6 +71,11 @@ def test_a_run_is_the_same_bit_for_bit_whether_it_is_watched_or_not(pictures, la
     assert states[0]["convspark_epoch"] == states[1]["convspark_epoch"]
     for part in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+
+
+def test_the_network_to_compare_with_needs_no_file_of_masks(tmp_path):
+    stages = _random_stages(PretrainSettings(model="test_resnet", size=64, masks=str(tmp_path / "gone.npy")))
+    assert stages.strides[-1] == (32, 32)
 
 
 @pytest.fixture(scope="module")
