@@ -238,7 +238,8 @@ def _batch(pictures: Known, machine: Machine, share: float) -> tuple[int, str]:
     if count < _LEAST_BATCH:
         return max(1, count), "all pictures in one step"
     if few < usual:
-        return few, f"so that {count} pictures make {many(ceil(count / few), 'step')} an epoch"
+        what = "pictures" if pictures.crops == 1 else "crops"
+        return few, f"so that {count} {what} make {many(ceil(count / few), 'step')} an epoch"
     if machine.kind == "cuda":
         room = _power_of_two(max(1.0, _GPU_SHARE * machine.memory / (_GPU_BYTES * share)))
         if room < usual:

@@ -122,7 +122,13 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
     run = str(settings.run)
     origin = find_weights(run, settings.model)
     arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, settings.model)}
-    for other in settings.against or ["random"]:
+    others = list(dict.fromkeys(settings.against or ["random"]))
+    if len({_safe(arm) for arm in (PRETRAINED, *others)}) <= len(others):
+        raise UsageError(
+            f"against is {settings.against}: two of these, or one of them and {PRETRAINED!r}, would have the same "
+            "folder; rename one"
+        )
+    for other in others:
         # Random weights of the very network, and images as it takes them.
         like = run.removeprefix(RANDOM) if Path(run.removeprefix(RANDOM)).exists() else origin.model
         weights = {"random": f"{RANDOM}{like}", "imagenet": origin.model}.get(other, other)
@@ -130,8 +136,6 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
         model = settings.model if is_own else origin.model if Path(weights).is_file() else None
         find_weights(weights, model)
         arms[other] = weights, model
-    if len({_safe(arm) for arm in arms}) < len(arms):
-        raise UsageError(f"against is {settings.against}: two of these would have the same folder; rename one")
     return arms
 
 
