@@ -142,7 +142,8 @@ class Command:
         for key, value in flagged.items():
             options[key] = value
         flags = {flag: action.dest for action in self.parser._actions for flag in action.option_strings}
-        typed = (flags.get(word.partition("=")[0]) for word in arguments)
+        # `-oDIR` is `-o DIR`.
+        typed = (flags.get(word.partition("=")[0], flags.get(word[:2])) for word in arguments)
         self._named = {*configured, *flagged, *typed, *(key for key in self._positional if options[key] is not None)}
         if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
             print("Loading PyTorch, which takes some seconds …", file=sys.stderr)

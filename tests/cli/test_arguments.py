@@ -66,6 +66,7 @@ def test_of_a_run_that_goes_on_only_what_was_named_is_passed(tmp_path):
     pretrain = pretrain_command()
     named = ["--resume", "run", "--device", "auto", "--mask-ratio=0.6", "--config", str(tmp_path / "c.yaml"), "-o", "x"]
     assert parse(pretrain, *named) == {"resume": "run", "device": "auto", "mask_ratio": 0.6, "seed": 0, "out": "x"}
+    assert parse(pretrain, "--resume", "run", "-ox") == {"resume": "run", "out": "x"}
     assert parse(pretrain, "pictures", "--resume", "run") == {"images": "pictures", "resume": "run"}
     assert len(parse(pretrain, "pictures")) > 50
 
