@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..files import written_whole
+from ..errors import ConvsparkError, UsageError
+from ..files import DISK_ERRORS, written_whole
 from ..names import shown, shown_text
 from ..runs.folder import RunFolder
 from ..runs.settings import Settings
@@ -108,6 +108,7 @@ def report(
     Raises:
         KeyboardInterrupt: stopped while it watches; the message says that the page is there.
         UsageError: no such run, too many, or an `out` that is no HTML file.
+        ConvsparkError: the run's folder, where the page would lie, cannot be written.
     """
     paths = _paths_of(runs)
     page = Path(out) if out is not None else RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html")
@@ -115,7 +116,14 @@ def report(
         raise UsageError(f"out is {str(out)!r}: expected a file that ends in .html")
     if not 1 <= every <= _LONGEST_WAIT:
         raise UsageError(f"every is {every:g}: expected one second or more, up to {_LONGEST_WAIT:g}")
-    records = write_page(paths, page, known, round(every) if watch else 0)
+    try:
+        records = write_page(paths, page, known, round(every) if watch else 0)
+    except OSError as error:
+        if out is not None or error.errno not in DISK_ERRORS:
+            raise
+        raise ConvsparkError(
+            f"{page} cannot be written ({error.strerror}): name another place by --out FILE.html"
+        ) from error
     try:
         while watch and any(record.state == "running" for record in records):
             time.sleep(every)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -336,6 +337,21 @@ def test_whoever_ends_the_watching_has_a_page(tmp_path, monkeypatch, capsys):
         assert main(["report", str(run), "--watch"]) == 130
     said = capsys.readouterr().err
     assert (run / "report.html").is_file() and "stays as it was written" in said and "nothing was written" not in said
+
+
+def test_somebody_elses_run_has_its_page_elsewhere(tmp_path, monkeypatch, capsys):
+    run = make(tmp_path / "run")
+
+    @contextmanager
+    def refuse(path):
+        if run in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        yield path
+
+    monkeypatch.setattr(page, "written_whole", refuse)
+    assert main(["report", str(run)]) == 1
+    assert "Permission denied): name another place by --out FILE.html" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
 
 
 def test_how_runs_of_a_demo_and_of_datasets_go_on(tmp_path):
