@@ -124,7 +124,8 @@ def scan(
         out: PNG file for a sheet of pictures; that of an earlier scan is replaced.
         pictures: how many pictures the sheet shows, chosen by the seed; 0 for no sheet.
         keep: text file for a list of the good pictures, which pretrain takes; an existing one is replaced. It leaves
-            out unreadable pictures; of pictures that are the same or look alike it keeps the first.
+            out unreadable pictures and those of other bands than most; of pictures that are the same or look alike it
+            keeps the first.
         seed: seed that chooses the pictures that are shown and measured.
         workers: number of threads; by default two more than cores.
 

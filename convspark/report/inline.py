@@ -66,7 +66,7 @@ def _inline(path: Path, widest: int, quality: int) -> Inline | None:
             return None
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow's decoders raise nearly anything of a damaged file
         return None
     scale = min(widest / picture.width, _HIGHEST / picture.height)
     if scale < 1:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -317,6 +318,16 @@ def test_pictures_that_are_trained_on_are_not_said_to_be_held_out(tmp_path):
     (run / "metrics.csv").write_text("epoch,step,train_loss,held_out_loss\n1,10,0.9,\n3,30,0.6,\n")
     words = Page(report([str(run)], KNOWN)[0]).words
     assert "Nothing is held out: of pictures that it is trained on." in words and "held-out" not in words
+
+
+@pytest.mark.parametrize("error", [SyntaxError, TypeError, struct.error, Image.DecompressionBombError])
+def test_a_damaged_picture_is_left_out_whatever_its_decoder_raises(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("broken")
+
+    run = make(tmp_path / "run")
+    monkeypatch.setattr(Image, "open", fail)
+    assert not Page(report([str(run)], KNOWN)[0]).of("img")
 
 
 def test_a_picture_higher_than_webp_allows(tmp_path):
