@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -129,6 +129,10 @@ class Command:
         arguments, flagged = self._without_positional_flags(arguments)
         arguments, configured = self._without_configs(arguments)
         arguments = self._bracketed(self._answered(arguments))
+        flags = {flag: action.dest for action in self.parser._actions for flag in action.option_strings}
+        # `-oDIR` is `-o DIR`.
+        typed = {flags.get(word.partition("=")[0], flags.get(word[:2])) for word in arguments}
+        configured = _without_rivals(configured, typed)
         try:
             begun = self.parser.parse_object(configured, defaults=False) if configured else None
             options = self.parser.parse_args(arguments, begun)
@@ -141,8 +145,6 @@ class Command:
                 options[key] = configured.get(key)
         for key, value in flagged.items():
             options[key] = value
-        flags = {flag: action.dest for action in self.parser._actions for flag in action.option_strings}
-        typed = (flags.get(word.partition("=")[0]) for word in arguments)
         self._named = {*configured, *flagged, *typed, *(key for key in self._positional if options[key] is not None)}
         if self.name not in _LIGHT and "torch" not in sys.modules and sys.stderr.isatty():
             print("Loading PyTorch, which takes some seconds …", file=sys.stderr)
@@ -165,7 +167,8 @@ class Command:
                 check_code(name, value)
             if self.name == "pretrain":  # elsewhere masks are pictures
                 check_code(content.get("masks"), value, "--masks")
-            configured |= content
+            named = [key for key, setting in content.items() if setting is not None]
+            configured = _without_rivals(configured, named) | content
         return rest, configured
 
     def _without_positional_flags(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -290,6 +293,16 @@ class Command:
             names = [a.metavar or a.dest for a in self.parser._actions if a.dest in required[1].split(", ")]
             return f"{' and '.join(map(str, names))} missing. `convspark {self.name} --help` shows what to give"
         return message
+
+
+_RIVALS = {"learning_rate": "base_learning_rate", "base_learning_rate": "learning_rate"}
+"""Settings that exclude each other: whoever names one overrides what a file or a recipe says of the other."""
+
+
+def _without_rivals(configured: Mapping[str, Any], named: Collection[str | None]) -> dict[str, Any]:
+    """Settings of a file without those that the named ones exclude."""
+    excluded = {_RIVALS[key] for key in named if key in _RIVALS}.difference(named)
+    return {key: value for key, value in configured.items() if key not in excluded}
 
 
 _ANSWERS = ("true", "false", "yes", "no", "null")

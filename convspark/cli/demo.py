@@ -1,10 +1,12 @@
 """`convspark demo`."""
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..runs.folder import default_path, going_on
 from ..runs.numbers import check_positive, format_seconds
 from .arguments import Command
@@ -54,7 +56,7 @@ def demo(
         resume: folder of a demo that was stopped, to go on with.
 
     Raises:
-        UsageError: the photographs are not installed: pip install 'convspark[demo]'.
+        UsageError: the photographs are not installed: pip install 'convspark[demo]'; or settings beside `resume`.
     """
     from ..data import demo_photographs
     from ..pretraining.command import pretrain
@@ -65,6 +67,11 @@ def demo(
     held_out = [picture for name, picture in photographs if name in _HELD_OUT]
     arguments = {**SETTINGS, "held_out": _Pictures(held_out), "model": model, "seed": seed}
     if resume is not None:
+        named = {"out": out, "minutes": minutes, "epochs": epochs, "model": model, "seed": seed}
+        usual = inspect.signature(demo).parameters
+        wrong = [f"--{name}" for name, value in named.items() if value != usual[name].default]
+        if wrong:
+            raise UsageError(f"{resume} goes on with its own settings: leave out {', '.join(wrong)}")
         return _run(resume, lambda: pretrain(_Pictures(train), held_out=_Pictures(held_out), resume=resume))
     if epochs is None:
         _say(f"Measuring how far about {minutes:g} minutes of training go on this machine; that takes up to a minute …")

@@ -30,10 +30,12 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps({row.name: row.as_dict() for row in rows}, indent=2))
         return 0
     width = max(len(row.name) for row in rows)
-    print(f"{'network':{width}}  {'family':20}{'parameters':>11}  {'stride':>6}  verdict")
+    wide = max(len(row.family) for row in rows)
+    print(f"{'network':{width}}  {'family':{wide}}{'parameters':>12}  {'stride':>6}  verdict")
     for row in rows:
         size = "" if row.parameters is None else f"{row.parameters / 1e6:.1f} M"
-        print(f"{row.name:{width}}  {row.family:20}{size:>11}  {row.stride or '':>6}  {row.verdict}{_why(row.brief)}")
+        facts = f"{row.name:{width}}  {row.family:{wide}}{size:>12}  {row.stride or '':>6}"
+        print(f"{facts}  {row.verdict}{_why(row.brief)}")
     print(summary(rows))
     return 0
 

@@ -132,7 +132,8 @@ def measure(paths: Sequence[str], pixels: Pixels, seed: int = 0) -> Statistics:
     for number, channel in enumerate(known, start=1):
         if not len(channel):
             raise DataError(
-                f"images: channel {number} has no value in any of {len(arrays)} files: leave its band out, by --bands"
+                f"images: channel {number} has no value in any of {len(arrays)} files: leave its band out, by --bands "
+                "of pretrain"
             )
     ends = [_ends(channel) for channel in known]
     low = high = None

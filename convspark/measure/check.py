@@ -33,6 +33,8 @@ class Cost:
     image_size: tuple[int, ...]
     batch_size: int
     mask_ratio: float
+    visible_share: float
+    """Visible patches over all patches, as near to 1 - `mask_ratio` as whole patches come."""
     threads: int
     device: str
     dense: Measured
@@ -209,7 +211,8 @@ def _measured(stages: Stages, image_size: Sides) -> Cost:
             for name, buffer in module.named_buffers():
                 buffer.copy_(before[name])
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return Cost(image_size, _BATCH, MASK_RATIO, threads, str(device), costs["dense"], costs["visible"])
+    visible_share = float(PatchGrid.random(1, shape, MASK_RATIO, torch.Generator()).visible.double().mean())
+    return Cost(image_size, _BATCH, MASK_RATIO, visible_share, threads, str(device), costs["dense"], costs["visible"])
 
 
 def _backward(features: Sequence[torch.Tensor], parameters: Sequence[nn.Parameter]) -> None:
@@ -285,5 +288,5 @@ def _cost_lines(cost: Cost) -> list[str]:
         lines.append(f"  {name:14}{one.seconds:8.3f} s {one.peak_bytes / 2**20:8.0f} MiB")
     seconds = cost.visible.seconds / cost.dense.seconds
     memory = cost.visible.peak_bytes / max(1, cost.dense.peak_bytes)
-    share = 1 - cost.mask_ratio
+    share = cost.visible_share
     return [*lines, f"  {'share':14}{seconds:8.2f}   {memory:8.2f}       (visible share: {share:.2f})"]

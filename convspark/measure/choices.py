@@ -170,8 +170,8 @@ def choose(
     area = size[0] * size[1] / _USUAL_SIZE**2
     if batch_size is None:
         parts = passes * processes
-        batch_size, why = _batch(pictures, machine, max(1.0, known.gmac / _GMAC["resnet50"]) * area / parts)
-        batch_size = max(1, batch_size // parts) * parts
+        share = max(1.0, known.gmac / _GMAC["resnet50"]) * area / parts
+        batch_size, why = _batch(pictures, machine, share, parts)
         chosen.append(Choice("batch-size", batch_size, why))
     steps = ceil(pictures.examples / batch_size)
     work = known.gmac * dilated * area
@@ -226,26 +226,32 @@ def _size(pictures: Known, machine: Machine, patch: int, *, may_dilate: bool) ->
     return size, patch, why
 
 
-def _batch(pictures: Known, machine: Machine, share: float) -> tuple[int, str]:
+def _batch(pictures: Known, machine: Machine, share: float, parts: int) -> tuple[int, str]:
     """The batch, and why.
 
     Args:
         share: memory of an image, relative to one of 224 pixels in a ResNet-50, over the parts that a batch has.
+        parts: what the batch must divide into.
     """
+
+    def whole(batch: int) -> int:
+        return max(1, batch // parts) * parts
+
     count = pictures.examples
     usual = _BATCH_ON_GPU if machine.kind == "cuda" and count >= FEW else _BATCH
     few = max(_LEAST_BATCH, _power_of_two(count / _LEAST_STEPS_AN_EPOCH))
     if count < _LEAST_BATCH:
-        return max(1, count), "all pictures in one step"
+        return whole(count), "all pictures in one step"
     if few < usual:
-        return few, f"so that {count} pictures make {many(ceil(count / few), 'step')} an epoch"
+        what = "pictures" if pictures.crops == 1 else "crops"
+        return whole(few), f"so that {count} {what} make {many(ceil(count / whole(few)), 'step')} an epoch"
     if machine.kind == "cuda":
         room = _power_of_two(max(1.0, _GPU_SHARE * machine.memory / (_GPU_BYTES * share)))
         if room < usual:
-            return room, f"about what the GPU's {machine.memory / 2**30:.0f} GiB hold"
+            return whole(room), f"about what the GPU's {machine.memory / 2**30:.0f} GiB hold"
         if usual == _BATCH_ON_GPU:
-            return usual, "large batches keep a GPU busy"
-    return usual, "the usual one"
+            return whole(usual), "large batches keep a GPU busy"
+    return whole(usual), "the usual one"
 
 
 def _epochs(count: int, steps: int, seconds: float) -> tuple[int, str]:

@@ -107,12 +107,11 @@ def figures(
     for share in (ratio, *(ratios or ())):
         check_mask_ratio(share, maker.grid_shape())
     run = network if isinstance(network, str) and Path(network).is_dir() else None
-    descriptions: list[Drawn] = []
     with in_style():
-        for description, figure in every(maker, ratios, run, model):
+        drawn = list(every(maker, ratios, run, model))  # all of them, before the first is written
+        for description, figure in drawn:
             write(figure, folder / description.name)
-            descriptions.append(description)
-    done = Figures(folder, tuple(descriptions), subject.why_not)
+    done = Figures(folder, tuple(description for description, _ in drawn), subject.why_not)
     facts = {
         "network": subject.name,
         "weights": subject.weights,
@@ -122,7 +121,7 @@ def figures(
         "mask_ratio": ratio,
         "seed": seed,
     }
-    content = {**facts, "figures": [asdict(description) for description in descriptions], "left_out": done.left_out}
+    content = {**facts, "figures": [asdict(description) for description in done.figures], "left_out": done.left_out}
     write_text(folder / "figures.json", json.dumps(content, indent=2) + "\n")
     write_text(folder / "README.md", _page(facts, done))
     return done

@@ -98,8 +98,8 @@ class ScanReport:
             f"  {self.command}",
         ]
         if self.others:
-            where = "are not in that list" if self.keep else "cannot be read with these: --keep FILE lists the others"
-            lines.append(f"  {self.others} pictures of other bands {where}")
+            where = "left out of that list" if self.keep else "cannot be read with these: --keep FILE lists the others"
+            lines.append(f"  {many(self.others, 'picture')} of other bands {where}")
         lines += [f"Sheet of pictures: {self.sheet}"] if self.sheet else []
         lines += [f"Without what is unreadable or double: {self.keep}"] if self.keep else []
         return "\n".join(lines)
@@ -124,7 +124,8 @@ def scan(
         out: PNG file for a sheet of pictures; that of an earlier scan is replaced.
         pictures: how many pictures the sheet shows, chosen by the seed; 0 for no sheet.
         keep: text file for a list of the good pictures, which pretrain takes; an existing one is replaced. It leaves
-            out unreadable pictures; of pictures that are the same or look alike it keeps the first.
+            out unreadable pictures and those of other bands than most; of pictures that are the same or look alike it
+            keeps the first.
         seed: seed that chooses the pictures that are shown and measured.
         workers: number of threads; by default two more than cores.
 
@@ -167,10 +168,11 @@ def scan(
         device = choose_device()
         machine = machine_of(device, choose_precision("auto", device))
         sizes = [look.size for look in chosen]
-        advice = advise(sizes, bands, machine, is_plain=is_plain, is_grey=is_grey, pictures=len(chosen))
+        to_keep = _without_doubles(paths, [*same, *alike])
+        count = len(paths if keep is None else to_keep)
+        advice = advise(sizes, bands, machine, is_plain=is_plain, is_grey=is_grey, pictures=count)
         if keep is not None:
-            left_out = {path for group in (*same, *alike) for path in group[1:]}
-            write_text(keep, as_lines(absolute(path) for path in paths if path not in left_out))
+            write_text(keep, as_lines(map(absolute, to_keep)))
         if sheet is not None:
             _draw(source, [(index, every[index]) for index in readable], pictures, channels, seed, sheet)
     sides = {
@@ -262,6 +264,13 @@ def _doubles(
     others = [place for place, look in enumerate(good) if look.path not in twins]
     alike = near_duplicates([good[place].hash for place in others], thumbs[others])
     return same, [[good[others[place]].path for place in group] for group in alike]
+
+
+def _without_doubles(paths: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
+    """Paths without those of a group of doubles but its first; one that is not among the paths stands for none."""
+    there = set(paths)
+    twins = {path for group in groups for path in [path for path in group if path in there][1:]}
+    return [path for path in paths if path not in twins]
 
 
 def _read_as(look: "Look") -> int:

@@ -52,9 +52,9 @@ def watch_modules(
         in_chans: channels of its images.
         patch_size: sides of a patch.
     """
-    weight = next(m.weight for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd))
-    images = weight.detach().new_zeros(2, in_chans, *(2 * side for side in patch_size))
-    visible = torch.ones(2, *(2,) * len(patch_size), dtype=torch.bool, device=weight.device)
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    images = like.detach().new_zeros(2, in_chans, *(2 * side for side in patch_size))
+    visible = torch.ones(2, *(2,) * len(patch_size), dtype=torch.bool, device=like.device)
     visible[:, 0] = False
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     actions: dict[str, str] = {}

@@ -48,6 +48,8 @@ def _timed(way: Callable[[], object], device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_memory(way: Callable[[], object], device: torch.device) -> int:

@@ -33,7 +33,7 @@ def loss_curves(metrics_csv: str | os.PathLike[str], path: str | os.PathLike[str
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     _curve(losses, places, columns["train_loss"], _TRAIN, "training")
     _curve(losses, places, columns.get("held_out_loss", []), _HELD_OUT, "held out")
-    losses.set_ylabel("loss on masked patches")
+    losses.set_ylabel("loss")
     if losses.get_legend_handles_labels()[0]:
         losses.legend(frameon=False)
     _curve(rate, places, columns.get("learning_rate", []), _RATE, "learning rate")

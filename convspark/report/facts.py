@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, cast
 
-from ..names import many
+from ..names import in_code, many
+from ..runs.folder import going_on
 from ..runs.numbers import format_seconds
 from ..runs.settings import Settings
 from .record import Record
 
 _MOST_POINTS = 1500
+_STYLES = ("", "dashed", "dashdotted", "long")
+"""Of a run's curves in a chart, where its colour tells the run."""
+_STYLES_OF_RANDOM = ("dotted", "sparse")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Chart:
 
     Attributes:
         title, note: what it shows, and how to read it.
-        lines: label, colour's number, style ("", dashed or dotted), and points (epoch, value).
+        lines: label, colour's number, style ("", or a class of `report.css`), and points (epoch, value).
         percent: whether values are shares to be shown in %.
     """
 
@@ -163,11 +167,12 @@ def charts_of(records: Sequence[Record], names: Sequence[str]) -> list[Chart]:
                     continue
                 several = len(records) > 1
                 beside = list(columns).index(column.removesuffix("_random"))  # whose colour it has, dotted
+                styles = _STYLES_OF_RANDOM if beside != place else _STYLES
                 lines.append(
                     {
                         "label": f"{name}: {label}" if several else label,
                         "colour": number if several else beside,
-                        "style": "dotted" if beside != place else "dashed" if several and place % 2 else "",
+                        "style": styles[beside if several else 0],
                         "points": points,
                     }
                 )
@@ -209,20 +214,27 @@ def facts_of(record: Record) -> dict[str, list[tuple[str, str]]]:
     ]
     seconds = [v for v in record.metrics.get("seconds", []) if math.isfinite(v)]
     looks = [v for v in record.watch.get("seconds", []) if math.isfinite(v)]
-    speeds = [v for v in record.metrics.get("images_per_second", []) if math.isfinite(v)]
-    waits = [v for v in record.metrics.get("data_wait_share", []) if math.isfinite(v)]
+    speed, wait = (_over_time(record.metrics, name) for name in ("images_per_second", "data_wait_share"))
     pace: list[tuple[str, str | None]] = []
     if seconds:
         pace = [
             ("in steps", format_seconds(sum(seconds))),
-            ("images a second", f"{sum(speeds) / len(speeds):.4g} on average" if speeds else None),
-            ("waiting for images", f"{100 * sum(waits) / len(waits):.1f} % of it" if waits else None),
+            ("images a second", None if speed is None else f"{speed:.4g} on average"),
+            ("waiting for images", None if wait is None else f"{100 * wait:.1f} % of it"),
             ("looking at features", f"{format_seconds(sum(looks))} in {len(looks)} looks" if looks else None),
         ]
     parts = {"Data": data, "Machine": machine, "Pace": pace}
     return {
         title: [(name, str(v)) for name, v in rows if v] for title, rows in parts.items() if any(v for _, v in rows)
     }
+
+
+def _over_time(metrics: Mapping[str, Sequence[float]], column: str) -> float | None:
+    """The mean of a column over the time that steps took: an epoch that took ten times as long counts ten times."""
+    rows = zip(metrics.get(column, []), metrics.get("seconds", []), strict=False)
+    rows = [(value, seconds) for value, seconds in rows if math.isfinite(value + seconds)]
+    total = sum(seconds for _, seconds in rows)
+    return sum(value * seconds for value, seconds in rows) / total if total > 0 else None
 
 
 def _lines(file: Any) -> int:
@@ -289,10 +301,19 @@ def _figure(name: str, value: Any) -> str:
     return in_words(value)
 
 
+def _going_on(record: Record) -> str:
+    """What goes on with a run: in Python for one of datasets, which no command line has, but for a demo's."""
+    command = record.environment.get("command")
+    is_demo = isinstance(command, list) and command[1:2] == ["demo"]
+    if record.kind != "pretrain" or record.settings.get("images") or not record.settings or is_demo:
+        return going_on("demo" if is_demo else record.kind, record.path)
+    return f"convspark.pretrain(images, resume={in_code(record.path)}), in Python, with its datasets"
+
+
 def next_of(record: Record) -> list[tuple[str, str]]:
     """(what for, what to type) from here on."""
     run = shlex.quote(str(record.path))
-    go_on = ("go on from the last checkpoint", f"convspark {record.kind} --resume {run}")
+    go_on = ("go on from the last checkpoint", _going_on(record))
     if record.state == "diverged" and record.kind != "compare":
         rate = record.settings.get("learning_rate")
         lower = f" --learning-rate {rate / 2:.3g}" if isinstance(rate, int | float) else ""

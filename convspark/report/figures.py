@@ -14,6 +14,7 @@ from .style import DARK, FAINT, INK, LIGHT, MAGNITUDE, MASKED, PATTERN, WIDTH, b
 
 _MOST_MAPS = 6
 _LETTERS = 15  # of a module's name that a title has room for
+_LETTER = 0.056  # inches, of a name beside a row
 
 
 def draw_pattern(names: Sequence[str], dense: Sequence[np.ndarray], visible: Sequence[np.ndarray]) -> Figure:
@@ -130,7 +131,8 @@ class Column:
 def draw_pictures(columns: Sequence[Column], names: Sequence[str]) -> Figure:
     """Rows of pictures, a row for each name."""
     height, width = columns[0].pictures[0].shape[:2]
-    figure = page((WIDTH - 0.2) / len(columns) * len(names) * height / width + 0.2)
+    row = (WIDTH - 0.2) / len(columns) * height / width  # inches
+    figure = page(len(names) * row + 0.2)
     grid: Any = figure.subplots(len(names), len(columns), squeeze=False)
     for place, column in enumerate(columns):
         grid[0, place].set_title(column.title)
@@ -138,7 +140,7 @@ def draw_pictures(columns: Sequence[Column], names: Sequence[str]) -> Figure:
             axes.imshow(picture)
             bare(axes)
     for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(label(name), parse_math=False, fontsize=6, color=FAINT)
+        axes.set_ylabel(_end(label(name), int(row / _LETTER)), parse_math=False, fontsize=6, color=FAINT)
     return figure
 
 
@@ -148,6 +150,11 @@ def _evenly_risen(shares: Sequence[float]) -> list[int]:
     risen = np.maximum.accumulate(shares)
     chosen = {int(np.argmax(risen >= level - 1e-9)) for level in levels} | {len(shares) - 1}
     return [*sorted(chosen)[: _MOST_MAPS - 1], max(chosen)] if len(chosen) > _MOST_MAPS else sorted(chosen)
+
+
+def _end(name: str, letters: int) -> str:
+    """A name, cut at its beginning where it has more letters."""
+    return name if len(name) <= letters else f"…{name[len(name) + 1 - max(2, letters) :]}"
 
 
 def _short(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _WAYS = ((1100, 76), (860, 70), (640, 62), (480, 50))  # (widest in pixels, quality): the first that fits is taken
 _MOST_SHOWN = 12
+_HIGHEST = 16_000  # pixels; WebP has no more than 16,383
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ def _inline(path: Path, widest: int, quality: int) -> Inline | None:
             return None
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow's decoders raise nearly anything of a damaged file
         return None
-    if picture.width > widest:
-        height = max(1, round(picture.height * widest / picture.width))
-        picture = picture.resize((widest, height), Image.Resampling.LANCZOS)
+    scale = min(widest / picture.width, _HIGHEST / picture.height)
+    if scale < 1:
+        sides = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        picture = picture.resize(sides, Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, "WEBP", quality=quality, method=4)
     address = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode("ascii")

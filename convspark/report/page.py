@@ -4,19 +4,19 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
-from ..files import written_whole
+from ..errors import ConvsparkError, UsageError
+from ..files import DISK_ERRORS, written_whole
 from ..names import shown, shown_text
 from ..runs.folder import RunFolder
 from ..runs.settings import Settings
 from .facts import Chart, Setting, Table, charts_of, differing, facts_of, next_of, results_of, settings_of
 from .inline import Inline, of_results, over_time
-from .record import Record, find_runs, read_record
+from .record import Record, find_runs, last, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class _RunView:
     facts: dict[str, list[tuple[str, str]]]
     sentences: list[str]
     tables: list[Table]
+    holds_out: bool
     reconstructions: list[Inline]
     result_pictures: list[Inline]
     command: str
@@ -105,7 +106,9 @@ def report(
         watch: write it again, every so many seconds, until no run goes on any more.
 
     Raises:
+        KeyboardInterrupt: stopped while it watches; the message says that the page is there.
         UsageError: no such run, too many, or an `out` that is no HTML file.
+        ConvsparkError: the run's folder, where the page would lie, cannot be written.
     """
     paths = _paths_of(runs)
     page = Path(out) if out is not None else RunFolder(paths[0]).report if len(paths) == 1 else Path("report.html")
@@ -113,13 +116,21 @@ def report(
         raise UsageError(f"out is {str(out)!r}: expected a file that ends in .html")
     if not 1 <= every <= _LONGEST_WAIT:
         raise UsageError(f"every is {every:g}: expected one second or more, up to {_LONGEST_WAIT:g}")
-    _again(lambda: write_page(paths, page, known, round(every) if watch else 0), watch, every)
+    try:
+        records = write_page(paths, page, known, round(every) if watch else 0)
+    except OSError as error:
+        if out is not None or error.errno not in DISK_ERRORS:
+            raise
+        raise ConvsparkError(
+            f"{page} cannot be written ({error.strerror}): name another place by --out FILE.html"
+        ) from error
+    try:
+        while watch and any(record.state == "running" for record in records):
+            time.sleep(every)
+            records = write_page(paths, page, known, round(every))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped; {shown(page)} stays as it was written last") from None
     return page, len(paths)
-
-
-def _again(write: Callable[[], list[Record]], watch: bool, every: float) -> None:
-    while any(record.state == "running" for record in write()) and watch:
-        time.sleep(every)
 
 
 def _paths_of(runs: Sequence[str]) -> list[Path]:
@@ -169,6 +180,7 @@ def _view_of(record: Record, name: str, known: Known, budget: int) -> _RunView:
         facts_of(record),
         sentences,
         tables,
+        record.folder.held_out_files.is_file() or last(record.metrics.get("held_out_loss", [])) is not None,
         over_time(record.folder.pictures, bytes_left),
         result_pictures,
         _command(record.environment),

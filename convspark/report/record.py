@@ -32,7 +32,7 @@ _FIGURES = {
     "detect": ("ap", ("val_ap",), "AP"),
     "segment": ("iou", ("val_iou",), "IoU"),
 }
-"""Of a task: its figure in `results.json`, and before there are any, in `metrics.csv`; and its name."""
+"""Of a task: its figure in `results.json`, in `metrics.csv`, and its name."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Record:
         if self.kind == "compare":
             s = self.settings
             try:
-                arms = 1 + len(s.get("against") or ["random"])
+                arms = 1 + len(set(s.get("against") or ["random"]))
                 total = arms * len(set(s.get("fractions") or [0.1, 1.0])) * int(s.get("seeds") or 1)
             except (TypeError, ValueError):  # whatever stands there
                 total = None
@@ -115,9 +115,11 @@ class Record:
             return ""
         key, columns, title = _FIGURES[self.kind]
         result = self.results.get(key)
-        if isinstance(result, int | float):
-            return f"{title} {100 * result:.1f} %{' (test)' if self.results.get('split') == 'test' else ''}"
         values = [v for column in columns for v in self.metrics.get(column, []) if math.isfinite(v)]
+        if isinstance(result, int | float):
+            if self.kind == "finetune":  # of the best weights; others' results are of the last
+                return f"{title} {100 * result:.1f} %{' (test)' if self.results.get('split') == 'test' else ''}"
+            values.append(result)
         return f"{title} {100 * max(values):.1f} %" if values else ""
 
     def _best_of_pretraining(self) -> str:
@@ -234,9 +236,10 @@ def _state(
 
 
 def _changed(path: Path) -> float:
-    """When something in a run folder was last written."""
+    """When something in a run folder was last written; in a comparison's, in its fine-tunings' folders, too."""
     times = [0.0]
-    for folder in (path, path / "checkpoints", path / "export"):
+    inner = path.glob("*/") if (path / _COMPARISON).is_file() else (path / "checkpoints", path / "export")
+    for folder in (path, *inner):
         try:
             with os.scandir(folder) as entries:
                 times += [

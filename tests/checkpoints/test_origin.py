@@ -50,6 +50,10 @@ def test_random_weights_are_of_the_very_network_and_take_images_as_it_does(tmp_p
     assert trained.model_args == {"output_stride": 16}
     with pytest.raises(UsageError, match="there is no folder or file 'gone' here"):
         find_weights("random:gone", "test_resnet")  # begun where it was
+    for others in (["pre-trained"], ["pre_trained"], ["a b", "a_b"]):  # folders, or labels, of the same name
+        with pytest.raises(UsageError, match="would have the same folder"):
+            _arms(CompareSettings(str(folder), against=others))
+    assert list(_arms(CompareSettings(str(folder), against=["random", "random"]))) == ["pre-trained", "random"]
     plain = _arms(CompareSettings("random:test_resnet"))
     assert plain["random"] == ("random:test_resnet", None)
 

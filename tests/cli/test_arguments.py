@@ -66,8 +66,28 @@ def test_of_a_run_that_goes_on_only_what_was_named_is_passed(tmp_path):
     pretrain = pretrain_command()
     named = ["--resume", "run", "--device", "auto", "--mask-ratio=0.6", "--config", str(tmp_path / "c.yaml"), "-o", "x"]
     assert parse(pretrain, *named) == {"resume": "run", "device": "auto", "mask_ratio": 0.6, "seed": 0, "out": "x"}
+    assert parse(pretrain, "--resume", "run", "-ox") == {"resume": "run", "out": "x"}
     assert parse(pretrain, "pictures", "--resume", "run") == {"images": "pictures", "resume": "run"}
     assert len(parse(pretrain, "pictures")) > 50
+
+
+def test_a_rate_that_is_named_takes_the_place_of_the_other_kind_of_rate(tmp_path):
+    rate, base = tmp_path / "rate.yaml", tmp_path / "base.yaml"
+    rate.write_text("learning_rate: 0.5\nbase_learning_rate: null\nbatch_size: 8\n")
+    base.write_text("base_learning_rate: 0.25\nbatch_size: 8\n")
+    for flags, expected in (
+        (["--config", str(base), "--learning-rate", "0.1"], (0.1, None)),
+        (["--learning-rate=0.1", "--config", str(base)], (0.1, None)),
+        (["--config", str(rate), "--base-learning-rate", "0.1"], (None, 0.1)),
+        (["--config", str(base), "--config", str(rate)], (0.5, None)),
+        (["--config", str(rate), "--config", str(base)], (None, 0.25)),
+        (["--config", str(base), "--learning-rate", "0.1", "--base-learning-rate", "0.2"], (0.1, 0.2)),  # is refused
+    ):
+        values = parse(pretrain_command(), "pictures", *flags)
+        assert (values["learning_rate"], values["base_learning_rate"]) == expected, flags
+        assert values["batch_size"] == 8
+    recipe = parse(finetune_command(), "--recipe", "resnet50_imagenet_finetune", "--learning-rate", "0.1")
+    assert (recipe["learning_rate"], recipe["base_learning_rate"], recipe["epochs"]) == (0.1, None, 300)
 
 
 def parse(command, *arguments):

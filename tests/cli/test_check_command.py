@@ -80,6 +80,10 @@ def test_models(capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["network", "family", "parameters", "stride", "verdict"]
     assert any(line.split() == ["resnet18", "resnet", "11.7", "M", "32", "exact"] for line in out)
+    assert main(["models", "test_vit*"]) == 0  # a family of a long name among them
+    *lines, _ = capsys.readouterr().out.splitlines()
+    starts = {line.index(word) for line, word in zip(lines, ["verdict", *["refused"] * 5], strict=True)}
+    assert len(starts) == 1
     assert main(["models", "resnet18", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["resnet18"]["verdict"] == "exact"
     assert main(["models", "nothing_like_this_zz"]) == 2

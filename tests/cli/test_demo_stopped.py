@@ -23,5 +23,7 @@ def test_a_stopped_demo_goes_on(tmp_path, monkeypatch, capsys):
         patch.setattr(Checkpoints, "on_train_batch_end", stop)
         with pytest.raises(KeyboardInterrupt, match="convspark demo --resume"):
             demo(out=out, epochs=1, model="test_resnet")
+    assert main(["demo", "--resume", out, "--epochs", "2"]) == 2  # it goes on with its own
+    assert "leave out --epochs" in capsys.readouterr().err
     assert main(["demo", "--resume", out]) == 0
     assert "Done: 1 epoch," in capsys.readouterr().out

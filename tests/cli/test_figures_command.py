@@ -58,6 +58,15 @@ def test_of_a_name(picture, tmp_path, capsys):
     assert sum(shades["whole"]) == pytest.approx(1) and shades["moved_by_zeros"] > shades["moved_by_leaving_out"]
 
 
+def test_whoever_stops_it_finds_no_figures(picture, tmp_path, monkeypatch, capsys):
+    def stop(_maker):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Maker, "intensities", stop)  # the second figure
+    assert main(["figures", "test_resnet", picture, "-o", str(tmp_path / "f"), "--size", "64"]) == 130
+    assert "nothing was written" in capsys.readouterr().err and not (tmp_path / "f").exists()
+
+
 @pytest.fixture(scope="module")
 def kept(folder, quick, tmp_path_factory) -> Path:
     """A run that kept the checkpoints of its three epochs."""

@@ -92,6 +92,10 @@ def test_patches_that_were_given_stay():
 def test_batches_divide_among_processes_and_passes():
     assert choose(Known(3000, *PHOTOS), TWO_CORES, passes=3).settings["batch_size"] == 63
     assert choose(Known(3000, *PHOTOS), TWO_CORES, processes=50, passes=2).settings["batch_size"] == 100
+    (batch,) = (
+        choice for choice in choose(Known(250, *PHOTOS), TWO_CORES, passes=5).chosen if choice.flag == "batch-size"
+    )
+    assert (batch.value, batch.why) == (30, f"so that 250 pictures make {-(-250 // 30)} steps an epoch")
 
 
 def test_several_gpus_take_a_part_each_and_are_launched_from_python():

@@ -14,10 +14,11 @@ from scipy.fft import dctn
 from convspark import scan
 from convspark.cli.main import main
 from convspark.cli.pretrain import command
-from convspark.data import list_pictures
+from convspark.data import hold_out, list_pictures
 from convspark.data.duplicates import is_blank, near_duplicates, thumbnail
 from convspark.errors import DataError, UsageError
 from convspark.measure.advice import advise
+from convspark.measure.choices import Known, choose
 from convspark.runs.machine import Machine
 
 
@@ -88,7 +89,7 @@ def test_bands_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     flags = {choice["flag"]: choice["value"] for choice in facts["advice"]}
     assert flags["channels"] == 6 and flags["stats"] == "auto" and flags["size"] == 40
     assert main(["scan", str(tmp_path), "-o", sheet]) == 0
-    assert "1 pictures of other bands cannot be read with these" in capsys.readouterr().out
+    assert "1 picture of other bands cannot be read with these" in capsys.readouterr().out
 
 
 def test_opacity_is_no_channel_to_train_on(tmp_path: Path) -> None:
@@ -123,6 +124,32 @@ def test_advice_is_what_pretrain_takes(size: tuple[int, int], flags: dict[str, A
         assert settings.stats == (None if is_plain else "auto")
         assert all(getattr(settings, flag.replace("-", "_")) == value for flag, value in flags.items())
         assert all(choice.why for choice in advice)
+
+
+def test_advice_counts_the_pictures_that_are_trained_on_and_their_crops() -> None:
+    machine = Machine("cpu", 2, 0, 0, is_bf16=True)
+    for side in (200, 3000):
+        advice = advise([(side, side)] * 9, 3, machine, is_plain=True, is_grey=False, pictures=514)
+        flags = {choice.flag: choice.value for choice in advice}
+        crops = flags.get("crops-per-image", 1)
+        assert crops == (4 if side == 3000 else 1)
+        trained, _ = hold_out(range(514))  # 504, as `pretrain` has them
+        known = Known(len(trained), side, side * side, crops=crops)
+        assert flags.items() >= {"batch-size": 64, "epochs": choose(known, machine).settings["epochs"]}.items()
+        steps = flags["epochs"] * -(-len(trained) * crops // 64)
+        assert 4000 <= steps < 4200 or flags["epochs"] == 400, flags
+
+
+def test_of_doubles_one_is_kept_that_pretrain_can_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"b{number}.png")
+    grey = Image.open(tmp_path / "b0.png").convert("L")
+    np.save(tmp_path / "a.npy", np.asarray(grey, dtype=np.uint16) * 257)  # the first of the two, of other bands
+    report = scan(str(tmp_path), out=None, keep=str(tmp_path / "keep.txt"))
+    assert [[Path(path).name for path in group] for group in report.near_duplicates] == [["a.npy", "b0.png"]]
+    kept = (tmp_path / "keep.txt").read_text().splitlines()
+    assert [Path(path).name for path in kept] == ["b0.png", "b1.png", "b2.png"]
 
 
 def test_the_hash_is_of_the_cosine_transform() -> None:

@@ -17,6 +17,20 @@ class Gate(nn.Module):
         return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
+def test_a_network_of_functions_alone():
+    class Functions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+
+        def forward(self, x):
+            return functional.relu(functional.conv2d(x, self.weight, stride=2, padding=1))
+
+    for network, action in ((Functions(), NEIGHBOURS), (nn.AvgPool2d(2), AS_IT_IS)):
+        (row,) = watch_modules(lambda x, network=network: [network(x)], network, 3, (4, 4))
+        assert (row.count, row.action, row.first) == (1, action, type(network).__name__)
+
+
 def test_each_kind_of_module():
     network = nn.Sequential(
         nn.Conv2d(3, 8, 2, 2),

@@ -3,9 +3,10 @@
 import time
 from collections import Counter
 
+import pytest
 import torch
 
-from convspark.measure.timing import compare, peak_memory
+from convspark.measure.timing import _timed, compare, peak_memory
 
 CPU = torch.device("cpu")
 MEGABYTE = 4 * 250_000
@@ -36,3 +37,11 @@ def test_ways_are_called_in_turn(capfd):
     assert Counter(calls) == {"one": 5, "two": 5} and calls[-6:] == ["one", "two"] * 3
     assert measured["one"].seconds >= 0.02 > measured["two"].seconds and measured["two"].peak_bytes == 0
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_gpu_is_waited_for(kind, monkeypatch):
+    waits = []
+    monkeypatch.setattr(getattr(torch, kind), "synchronize", lambda *_: waits.append(kind))
+    _timed(lambda: waits.append("call"), torch.device(kind))
+    assert waits == [kind, "call", kind]

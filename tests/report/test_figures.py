@@ -1,6 +1,7 @@
 """Figures show the numbers that they were given, as vectors, and in tones that differ in grey."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -113,3 +114,18 @@ def test_tones_differ_in_grey():
     scale = [luminance(style.MAGNITUDE(value)[:3]) for value in np.linspace(0, 1, 50)]
     assert min(np.diff(scale)) > 0
     assert luminance(style.MASKED) > scale[-1] + 0.15
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (32, 128)])
+def test_long_names_stay_beside_their_rows(shape):
+    with style.in_style():
+        picture = np.zeros((*shape, 3))
+        names = [f"{'86a0-e0bd' * 5}-{number}.jpg" for number in range(3)]
+        drawn = figures.draw_pictures([figures.Column("a", [picture] * 3)] * 5, names)
+        drawn.canvas.draw()
+        axes = [ax for ax in drawn.axes if ax.get_ylabel()]
+        assert [ax.get_ylabel()[0] + ax.get_ylabel()[-1:] for ax in axes] == ["…g"] * 3
+        texts = [ax.yaxis.label.get_window_extent() for ax in axes]
+        assert all(upper.y0 > lower.y1 for upper, lower in pairwise(texts))
+        (short,) = figures.draw_pictures([figures.Column("a", [picture])], ["x.png"]).axes
+        assert short.get_ylabel() == "x.png"

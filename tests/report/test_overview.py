@@ -12,6 +12,7 @@ from convspark.cli.main import main
 from convspark.errors import UsageError
 from convspark.files import held
 from convspark.report.overview import runs
+from convspark.report.record import read_record
 
 METRICS = "epoch,step,train_loss,held_out_loss\n1,10,0.9,0.95\n2,20,0.7,0.65\n3,30,0.6,0.68\n"
 WATCH = "epoch,step,knn,linear,linear_random,seconds\n0,0,0.3,0.31,0.31,1\n2,20,0.4,0.52,0.31,1\n3,30,0.4,0.5,0.31,1\n"
@@ -91,6 +92,24 @@ def test_tasks(tmp_path, kind, results, best):
     assert (line(tmp_path).state, line(tmp_path).best, line(tmp_path).data) == ("died", "", "labelled")
     (run / "results.json").write_text(json.dumps(results))
     assert (line(tmp_path).state, line(tmp_path).best) == ("done", best)
+
+
+def test_the_best_of_a_detector_is_that_of_its_best_epoch_not_of_its_last(tmp_path):
+    run = make(tmp_path / "run", "detect")
+    (run / "metrics.csv").write_text("epoch,step,train_loss,val_ap\n1,1,1,0.1\n2,2,1,0.375\n3,3,1,0.25\n")
+    assert line(tmp_path).best == "AP 37.5 %"
+    (run / "results.json").write_text(json.dumps({"ap": 0.25, "best": {"score": 0.375, "epoch": 2}}))
+    assert (line(tmp_path).state, line(tmp_path).best) == ("done", "AP 37.5 %")
+
+
+def test_a_comparison_was_written_when_its_fine_tunings_were(tmp_path):
+    run = make(tmp_path / "c", "compare", file="compare.yaml", against=["random", "random"], seeds=1, fractions=[1.0])
+    inner = make(run / "random-1-seed0", "finetune")
+    for path in (*inner.iterdir(), inner, *run.iterdir(), run):
+        os.utime(path, (1_700_000_000,) * 2)
+    os.utime(inner / "log.txt", (1_700_005_000,) * 2)
+    assert read_record(run).changed == 1_700_005_000
+    assert line(tmp_path).epochs == 2  # weights that are named twice are compared with once
 
 
 def test_a_comparison_counts_its_fine_tunings_which_are_part_of_it(tmp_path):

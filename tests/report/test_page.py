@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -245,15 +247,33 @@ def test_a_page_that_fails_fails_nothing_else(tmp_path, caplog):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium")
 def test_a_browser_draws_the_curves(tmp_path):
     run = make(tmp_path / "run")
-    cells = ("gradient_norm", 1e16, 1e16 + 2, 1e16)  # a browser must not count from 0 up to these in steps of 0.5
-    lines = [f"{line},{cell}" for line, cell in zip(METRICS.splitlines(), cells, strict=True)]
-    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    columns = {
+        "gradient_norm": (1e16, 1e16 + 2, 1e16),  # a browser must not count from 0 up to these in steps of 0.5
+        "learning_rate": (5e-5, 1.8e-4, 0.0),
+        "rank": (0.61001, 0.61003, 0.61004),
+        "dead_channels": (0.00001, 0.00003, 0.00004),
+        "images_per_second": (150_000, 152_000, 158_000),
+        "prediction_deviation": (0, 3e-8, 2e-8),
+    }
+    rows = [",".join(("epoch", "step", "train_loss", "held_out_loss", *columns))]
+    rows += [f"{n},{n},0.9,0.8,{','.join(str(cells[n - 1]) for cells in columns.values())}" for n in (1, 2, 3)]
+    (run / "metrics.csv").write_text("\n".join(rows).replace("0.9,0.8", "0.7,0.68") + "\n")
+    (run / "watch.csv").unlink()
     file, _ = report([str(run)], KNOWN)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command = ["chromium", *flags, file.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    lines = sum(len(chart["lines"]) for chart in Page(file).charts)
-    assert len(re.findall("<polyline", done.stdout)) == lines == 7
+    charts = Page(file).charts
+    lines = sum(len(chart["lines"]) for chart in charts)
+    assert len(re.findall("<polyline", done.stdout)) == lines == 8
+    for chart, drawn in zip(charts, re.findall(r"<svg viewBox.*?</svg>", done.stdout, re.DOTALL), strict=True):
+        ticks = re.findall(r'<text x="[^"]*" y="([^"]*)" text-anchor="end">([^<]*?)(?: %)?</text>', drawn)
+        if chart["title"] != "Gradient norm":  # whose ticks no page has room for
+            heights, values = np.array(ticks, dtype=float).T
+            assert len(values) > 1 and len(set(values)) == len(values), (chart["title"], ticks)
+            # What a tick says lies where it says: on one line, to a hundredth of the way between two of them.
+            off = values - np.polyval(np.polyfit(heights, values, 1), heights)
+            assert abs(off).max() < 0.01 * abs(np.diff(values)).min(), (chart["title"], ticks)
     assert len(re.findall(r'<span class="key', done.stdout)) == lines and "<b>0.68</b>" in done.stdout
 
 
@@ -265,6 +285,98 @@ def test_pipes_among_the_files_of_a_run_are_not_waited_for(tmp_path):
     (record,) = write_page([run], tmp_path / "page.html", KNOWN)
     assert record.torn == ["config.yaml"] and len(Page(tmp_path / "page.html").of("img")) == 2
     assert main(["runs", str(tmp_path)]) == 0
+
+
+def test_the_pace_is_that_of_all_images_over_all_seconds(tmp_path):
+    run = make(tmp_path / "run")
+    rows = [f"{n},{n},0.5,{speed},{wait},{1000 / speed}" for n, (speed, wait) in enumerate([(10, 0.9), (100, 0)], 1)]
+    head = "epoch,step,train_loss,images_per_second,data_wait_share,seconds"
+    (run / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")  # 1000 images in 100 s, of which 90, and in 10 s
+    words = Page(report([str(run)], KNOWN)[0]).words
+    assert f"images a second {2000 / 110:.4g} on average" in words and f"{100 * 90 / 110:.1f} % of it" in words
+
+
+def test_curves_of_several_runs_are_told_apart_by_colour_and_style(tmp_path):
+    watched = ["linear", "knn", "linear_random", "knn_random", "rank", "rank_random"]
+    tasks = ["train_loss", "val_loss", "ema_loss", "val_top1", "ema_top1", "val_balanced", "ema_balanced"]
+    maps = ["val_ap", "val_ap50", "val_ap75", "val_iou", "val_dice", "val_accuracy", "data_wait_share", "clipped_share"]
+    runs = [make(tmp_path / name) for name in "ab"]
+    for run in runs:
+        for file, columns in (("metrics.csv", [*tasks, "held_out_loss", *maps]), ("watch.csv", watched)):
+            (run / file).write_text(f"epoch,step,{','.join(columns)}\n1,1{',0.5' * len(columns)}\n")
+    for chart in Page(report([str(run) for run in runs], KNOWN, out=str(tmp_path / "page.html"))[0]).charts:
+        looks = [(line["colour"], line["style"]) for line in chart["lines"]]
+        assert len(set(looks)) == len(looks) and {line["colour"] for line in chart["lines"]} == {0, 1}, chart["title"]
+        assert all((line["style"] in ("dotted", "sparse")) == ("random" in line["label"]) for line in chart["lines"])
+    styles = set(re.findall(r"\.curve\.(\w+)", (tmp_path / "page.html").read_text()))
+    assert styles == {"dashed", "dashdotted", "long", "dotted", "sparse"}
+
+
+def test_pictures_that_are_trained_on_are_not_said_to_be_held_out(tmp_path):
+    run = make(tmp_path / "run")
+    assert "Of pictures held out." in Page(report([str(run)], KNOWN)[0]).words
+    (run / "metrics.csv").write_text("epoch,step,train_loss,held_out_loss\n1,10,0.9,\n3,30,0.6,\n")
+    words = Page(report([str(run)], KNOWN)[0]).words
+    assert "Nothing is held out: of pictures that it is trained on." in words and "held-out" not in words
+
+
+@pytest.mark.parametrize("error", [SyntaxError, TypeError, struct.error, Image.DecompressionBombError])
+def test_a_damaged_picture_is_left_out_whatever_its_decoder_raises(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("broken")
+
+    run = make(tmp_path / "run")
+    monkeypatch.setattr(Image, "open", fail)
+    assert not Page(report([str(run)], KNOWN)[0]).of("img")
+
+
+def test_a_picture_higher_than_webp_allows(tmp_path):
+    run = make(tmp_path / "run")
+    Image.new("RGB", (30, 40_000)).save(run / "tall.png")
+    shown = Page(report([str(run)], KNOWN)[0])
+    assert [picture["height"] for picture in shown.of("img") if picture["alt"].startswith("tall")] == ["16000"]
+
+
+def test_whoever_ends_the_watching_has_a_page(tmp_path, monkeypatch, capsys):
+    run = make(tmp_path / "run")
+
+    def stop(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page.time, "sleep", stop)
+    with held(run / "config.yaml"):
+        assert main(["report", str(run), "--watch"]) == 130
+    said = capsys.readouterr().err
+    assert (run / "report.html").is_file() and "stays as it was written" in said and "nothing was written" not in said
+
+
+def test_somebody_elses_run_has_its_page_elsewhere(tmp_path, monkeypatch, capsys):
+    run = make(tmp_path / "run")
+
+    @contextmanager
+    def refuse(path):
+        if run in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        yield path
+
+    monkeypatch.setattr(page, "written_whole", refuse)
+    assert main(["report", str(run)]) == 1
+    assert "Permission denied): name another place by --out FILE.html" in capsys.readouterr().err
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_how_runs_of_a_demo_and_of_datasets_go_on(tmp_path):
+    run = make(tmp_path / "run", images=None)
+    assert f"convspark.pretrain(images, resume={json.dumps(str(run))})" in Page(report([str(run)], KNOWN)[0]).words
+    (run / "environment.json").write_text(json.dumps({"command": ["bin/convspark", "demo"]}))
+    assert f"convspark demo --resume {run}" in Page(report([str(run)], KNOWN)[0]).words
+
+
+def test_warnings_that_cannot_be_read_may_be_there(tmp_path):
+    run = make(tmp_path / "run")
+    assert "No warnings." in Page(report([str(run)], KNOWN)[0]).words
+    (run / "warnings.csv").write_bytes(b"\xff")
+    assert "No warnings." not in Page(report([str(run)], KNOWN)[0]).words
 
 
 @pytest.mark.parametrize("every", [0.0, -1.0, float("inf"), float("nan")])

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import signal
 import stat
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -318,6 +319,8 @@ def test_compare_pairs_its_runs_and_goes_on(pictures, tmp_path):
     after = {f: f.stat().st_mtime_ns for f in out.glob("*/results.json")}
     assert sum(after[f] != before[f] for f in before) == 1
     assert (out / "compare.md").read_text().startswith("Top-1") and (out / "compare.png").is_file()
+    environment = json.loads((out / "environment.json").read_text())  # from which the page knows what was typed
+    assert environment["command"] == sys.argv and len(environment["resumed"]) == 1
     with pytest.raises(UsageError, match="leave out --seeds"):
         compare(resume=str(out), seeds=5)
     with pytest.raises(UsageError, match=r"without config\.yaml"):  # told at once, not after the first runs

@@ -12,15 +12,34 @@
     return element;
   };
 
-  // Round numbers within [low, high], about so many.
-  const ticks = (low, high, about) => {
+  // The round number between two of about so many ticks within [low, high].
+  const stepWithin = (low, high, about) => {
     const rough = (high - low) / about || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+    return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  };
+
+  // Round numbers within [low, high], about so many.
+  const ticks = (low, high, about) => {
+    const step = stepWithin(low, high, about);
     const found = [], first = Math.ceil(low / step - 1e-9);
     // Counted from 0: values that differ in their last bit alone are more steps from 0 than whole numbers go.
     for (let n = 0; n <= about + 1 && (first + n) * step <= high + 1e-9 * step; n++) found.push((first + n) * step);
     return found;
+  };
+
+  const magnitude = (value) => Math.floor(Math.log10(Math.abs(value)) + 1e-9);
+
+  // Of a tick its value, with as many digits as tell it from the next one.
+  const namer = (values, step, percent) => {
+    const digits = Math.min(100, Math.max(0, -magnitude(percent ? 100 * step : step)));
+    const size = Math.max(...values.map(Math.abs));
+    return (value) => {
+      if (percent) return `${(100 * value).toFixed(digits)} %`;
+      if (value === 0) return "0";
+      if (size >= 1e-3 && size < 1e5) return value.toFixed(digits);
+      return value.toExponential(Math.min(4, Math.max(0, magnitude(value) - magnitude(step))));
+    };
   };
 
   const shown = (value, percent) => {
@@ -73,11 +92,7 @@
       this.epochAt = (x) => this.from + ((x - LEFT) / (width - LEFT - RIGHT)) * (this.to - this.from);
       const y = (value) => TOP + (1 - (value - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
       const heights = ticks(low, high, 4);
-      const digits = Math.max(0, ...heights.map((v) => (String(Number((this.chart.percent ? 100 * v : v).toPrecision(6))).split(".")[1] || "").length));
-      const named = (value) => {
-        if (this.chart.percent) return `${(100 * value).toFixed(Math.min(digits, 2))} %`;
-        return digits > 4 ? value.toExponential(0) : value.toFixed(digits);
-      };
+      const named = namer(heights, stepWithin(low, high, 4), this.chart.percent);
       for (const value of heights) {
         make(svg, "line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) });
         make(svg, "text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, named(value));
@@ -115,7 +130,9 @@
         dot.setAttribute("visibility", visible ? "visible" : "hidden");
         if (visible) { dot.setAttribute("cx", this.x(point[0])); dot.setAttribute("cy", this.y(point[1])); }
         const item = document.createElement("li"), key = document.createElement("span"), value = document.createElement("b");
-        key.className = `key c${line.colour % 8}${line.style && ` ${line.style}`}`;
+        key.className = "key";
+        const style = `curve c${line.colour % 8}${line.style && ` ${line.style}`}`;
+        make(make(key, "svg", { width: 30, height: 4, "aria-hidden": "true" }), "line", { class: style, x1: 1, x2: 29, y1: 2, y2: 2 });
         value.textContent = point ? shown(point[1], this.chart.percent) : "–";
         item.append(key, `${line.label} `, value);
         return item;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import ConvsparkError, DivergedError, UsageError
 from ...files import write_text
 from ...names import shown_text
-from ...runs.folder import RunFolder
+from ...runs.folder import RunFolder, write_environment
 from ...runs.logs import run_log
 from ...runs.run import Run
 from ...runs.settings import command
@@ -76,7 +76,7 @@ def compare(settings: CompareSettings) -> Comparison:
     from ...report.comparison import accuracy_against_labels
     from ...report.labels import draw_at_last
     from ...report.page import write_page_at_last
-    from ...runs.device import choose_device
+    from ...runs.device import choose_device, describe_device
     from ..classification.data import read_labelled
     from .moved import move
 
@@ -84,7 +84,7 @@ def compare(settings: CompareSettings) -> Comparison:
         run = Run(settings)
         settings = run.settings
         settings.check()
-        choose_device(settings.device)
+        device = choose_device(settings.device)
         if not run.goes_on or settings.epochs is None:
             labelled = read_labelled(settings.data, pixels=_pixels(settings), **_share(settings))
             labelled.as_csv()  # as which the runs will have it
@@ -93,6 +93,7 @@ def compare(settings: CompareSettings) -> Comparison:
         if not run.goes_on:
             _build_all(settings)  # whatever is wrong shows before anything is written
         with run.begun(settings, "compare", log) as folder:
+            write_environment(folder, describe_device(device))
             if run.moved:
                 move(folder.path, str(settings.data))
                 run.keep_places()
@@ -122,7 +123,13 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
     run = str(settings.run)
     origin = find_weights(run, settings.model)
     arms: dict[str, tuple[str, str | None]] = {PRETRAINED: (run, settings.model)}
-    for other in settings.against or ["random"]:
+    others = list(dict.fromkeys(settings.against or ["random"]))
+    if len({_safe(arm) for arm in (PRETRAINED, *others)}) <= len(others):
+        raise UsageError(
+            f"against is {settings.against}: two of these, or one of them and {PRETRAINED!r}, would have the same "
+            "folder; rename one"
+        )
+    for other in others:
         # Random weights of the very network, and images as it takes them.
         like = run.removeprefix(RANDOM) if Path(run.removeprefix(RANDOM)).exists() else origin.model
         weights = {"random": f"{RANDOM}{like}", "imagenet": origin.model}.get(other, other)
@@ -130,8 +137,6 @@ def _arms(settings: CompareSettings) -> dict[str, tuple[str, str | None]]:
         model = settings.model if is_own else origin.model if Path(weights).is_file() else None
         find_weights(weights, model)
         arms[other] = weights, model
-    if len({_safe(arm) for arm in arms}) < len(arms):
-        raise UsageError(f"against is {settings.against}: two of these would have the same folder; rename one")
     return arms
 
 
