@@ -511,6 +511,20 @@ def test_a_group_norm_under_autocast_has_the_type_that_the_dense_one_has():
         assert F.group_norm(gather(x, EVERYTHING), 2).dtype == F.group_norm(x, 2).dtype
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_convolution_under_autocast_is_in_the_type_that_the_dense_one_is_in(dtype, groups):
+    """In float64, which autocast leaves as it is, with all its digits."""
+    x, weight = torch.randn(1, 8, 4, 4).to(dtype), torch.randn(8, 8 // groups, 3, 3).to(dtype)
+    everything = PatchGrid(torch.ones(1, 2, 2, dtype=torch.bool))
+    with torch.autocast("cpu", torch.bfloat16):
+        dense, ours = (
+            F.conv2d(x, weight, padding=1, groups=groups),
+            F.conv2d(gather(x, everything), weight, None, 1, 1, 1, groups),
+        )
+    torch.testing.assert_close(as_dense(ours), dense)
+
+
 def test_the_deviation_of_a_single_position_has_a_gradient():
     grid = PatchGrid(torch.tensor([[[True, False]]]))
     x = torch.randn(1, 4, 1, 2, requires_grad=True)
