@@ -280,6 +280,34 @@ def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
     equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
 
 
+@pytest.mark.parametrize(
+    "parameters", [torch.rand(6, 2).unbind(1), torch.rand(2, 1).expand(2, 6).unbind()], ids=["columns", "expanded"]
+)
+def test_parameters_may_lie_in_memory_in_any_order(parameters):
+    (weight, bias), rows, grad = (t.to(DEVICE) for t in parameters), torch.randn(8, 6).to(DEVICE), torch.randn(8, 6)
+    grad, kernels, plan = grad.to(DEVICE), torch.randn(6, 6, 3).to(DEVICE), Plan((2,), (3,), (1,), (1,), (1,))
+    around = PatchGrid(torch.ones(2, 2, dtype=torch.bool, device=DEVICE)).around(plan.reach).slots
+    moments, of_rows = torch.rand(2, 6).to(DEVICE), torch.rand(2, 8).to(DEVICE)
+    for name, arguments in (
+        ("normalise", (rows, *moments, weight, bias)),
+        ("normalise_gradient", (grad, rows, *moments, weight, moments)),
+        ("layer_norm", (rows, weight, bias, 1e-5, rows.dtype)),
+        ("layer_norm_gradient", (grad, rows, *of_rows, weight)),
+        ("depthwise", (rows, kernels[:, :1], bias, around, *plan.sizes)),
+        ("convolve", (rows, kernels, bias, around, *plan.sizes)),
+    ):
+        ours, plain = (tree_leaves(run(*arguments)) for run in (getattr(operators, name), ops.PLAIN[name]))
+        for one, other in zip(ours, plain, strict=True):
+            equal(one, other, rows.dtype)
+
+
+def test_running_statistics_may_be_a_part_of_something_larger():
+    rows, ours, plain = torch.randn(8, 6, device=DEVICE), *torch.rand(6, 2).to(DEVICE).expand(2, 6, 2).clone()
+    for run, statistics in ((operators.batch_moments, ours), (ops.PLAIN["batch_moments"], plain)):
+        run(rows, *statistics.unbind(1), 0.1, 1e-5)
+    equal(ours, plain, rows.dtype)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 90), st.sampled_from([1, 3, 16, 70, 384]), st.sampled_from(list(EXACTNESS)), st.booleans(),

@@ -193,7 +193,7 @@ def _sums_along_lines(rows: Tensor, weight: Tensor, bias: Tensor | None, around:
     at_once, side = _blocks(channels, line.along["RESULTS"])
     run: Any = kernels.sums
     run[results * _ceil(patches, at_once), _ceil(channels, side)](
-        out, rows, around, line.lead, taps, taps if bias is None else bias,
+        out, rows, around, line.lead, taps, _parameter(bias, taps),
         patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, **line.along,
         BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows, out), BLOCKS=at_once, CHANNELS=side,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: T
         return out
     run: Any = gemm.convolve
     run[lambda tile: (_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"]))](
-        out, rows, around, entries.view(torch.int64), matrices, rows if bias is None else bias.contiguous(),
+        out, rows, around, entries.view(torch.int64), matrices, _parameter(bias, rows),
         len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, *matrices.stride(),
         BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices),
     )  # fmt: skip
@@ -309,13 +309,15 @@ def batch_moments(
     run: Any = norms.moments
     run[parts, beside](of_parts, rows, count, channels, size, **kind, **tile)
     mean, scale = rows.new_empty(2, channels, dtype=wide(rows))
-    has_running = running_mean is not None and running_variance is not None
-    running = (running_mean, running_variance) if has_running else (mean, scale)
+    statistics = [t for t in (running_mean, running_variance) if t is not None]
+    running = [t.contiguous() for t in statistics]
     run, side = norms.join, min(16, _power_of_2(channels))
     run[_ceil(channels, side),](
-        mean, scale, *running, of_parts, count, channels, size, parts, float(momentum), float(eps),
-        RUNNING=has_running, WIDE=_wide(rows), PARTS=64, CHANNELS=side,
+        mean, scale, *(running or (mean, scale)), of_parts, count, channels, size, parts, float(momentum), float(eps),
+        RUNNING=bool(running), WIDE=_wide(rows), PARTS=64, CHANNELS=side,
     )  # fmt: skip
+    for one, other in zip(statistics, running, strict=True):
+        one.copy_(other)  # itself, unless it is a part of something larger
     return mean, scale
 
 
@@ -327,7 +329,7 @@ def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, 
     at_once, side = _tile(channels, 4096)
     run: Any = norms.normalise
     run[_ceil(count, at_once), _ceil(channels, side)](
-        out, rows, mean, scale, rows if weight is None else weight, rows if bias is None else bias, count, channels,
+        out, rows, mean, scale, _parameter(weight, rows), _parameter(bias, rows), count, channels,
         WEIGHTED=weight is not None, BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows),
         ROWS=at_once, CHANNELS=side,
     )  # fmt: skip
@@ -371,7 +373,7 @@ def normalise_gradient(
     at_once, side = _tile(channels, 4096)
     run: Any = norms.gradient
     run[_ceil(count, at_once), _ceil(channels, side)](
-        out, grad, rows, mean, scale, rows if weight is None else weight, sums, count, channels,
+        out, grad, rows, mean, scale, _parameter(weight, rows), sums, count, channels,
         WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
     )  # fmt: skip
     return out
@@ -392,9 +394,9 @@ def layer_norm(
         at_once, side = _rows_at_once(channels)
         run: Any = norms.layer_norm
         run[_ceil(count, at_once),](
-            out, mean, scale, rows, rows if weight is None else weight, rows if bias is None else bias,
-            count, channels, float(eps), WEIGHTED=weight is not None, BIASED=bias is not None,
-            WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
+            out, mean, scale, rows, _parameter(weight, rows), _parameter(bias, rows), count, channels, float(eps),
+            WEIGHTED=weight is not None, BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows),
+            ROWS=at_once, CHANNELS=side,
         )  # fmt: skip
     return out, mean, scale
 
@@ -412,7 +414,7 @@ def layer_norm_gradient(
     if out.numel():
         run: Any = norms.layer_norm_gradient
         run[parts,](
-            out, sums, grad, rows, mean, scale, rows if weight is None else weight, count, channels, size,
+            out, sums, grad, rows, mean, scale, _parameter(weight, rows), count, channels, size,
             WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
         )  # fmt: skip
     return out, sums.sum(0)
@@ -441,6 +443,11 @@ def _tile(channels: int, most: int) -> tuple[int, int]:
     widths = [side for side in (64, 32, 16) if _ceil(channels, side) * side <= 1.1 * channels]
     side = widths[0] if widths else min(64, _power_of_2(channels))
     return most // side, side
+
+
+def _parameter(of_channels: Tensor | None, instead: Tensor) -> Tensor:
+    """A parameter as kernels read it, one channel's number after the other's; where there is none, any tensor."""
+    return instead if of_channels is None else of_channels.contiguous()
 
 
 def _positions(rows: Tensor, patches: int) -> int:
