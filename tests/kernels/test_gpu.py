@@ -1,6 +1,7 @@
 """The kernels for GPUs: on a GPU where there is one, else by Triton's interpreter; and compiled for other GPUs."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -538,14 +539,35 @@ class _Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_kernels_that_compute_something_else_are_found(monkeypatch):
+def test_kernels_that_compute_what_they_should_are_found_right(monkeypatch):
     monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
     with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
         assert not operators._wrong(DEVICE)
-    right = operators.depthwise
-    monkeypatch.setattr(operators, "depthwise", lambda *arguments: right(*arguments) * 1.05)
-    operators.depthwise.__name__ = "depthwise"
-    assert operators._wrong(DEVICE) == ["depthwise in torch.float32", "depthwise in torch.bfloat16"]
+
+
+def one_result_is_wrong(number):
+    return lambda plain, *arguments: tuple(one + (at == number) for at, one in enumerate(plain(*arguments)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("depthwise", lambda plain, *arguments: plain(*arguments) * 1.05),
+        ("batch_moments", one_result_is_wrong(1)),
+        ("batch_moments", lambda plain, rows, mean, variance, *more: plain(rows, mean, variance.clone(), *more)),
+        ("layer_norm", one_result_is_wrong(2)),
+        ("layer_norm_gradient", one_result_is_wrong(1)),
+        ("max_pool", one_result_is_wrong(1)),
+    ],
+)
+def test_kernels_that_compute_something_else_are_found(name, wrong, monkeypatch):
+    """All others are plain versions, which takes less time. A running variance that stays as it was is wrong, too."""
+    for other in [other for other, device in ops._KERNELS if device == "cuda"]:
+        run = functools.partial(wrong, ops.PLAIN[other]) if other == name else ops.PLAIN[other]
+        monkeypatch.setattr(
+            operators, other, functools.update_wrapper(functools.partial(run), getattr(operators, other))
+        )
+    assert operators._wrong(DEVICE) == [f"{name} in torch.float32", f"{name} in torch.bfloat16"]
 
 
 def test_kernels_that_do_not_run_leave_the_work_to_pytorch(monkeypatch, caplog):

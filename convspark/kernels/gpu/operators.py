@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...sparse.grid import PatchGrid
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
@@ -69,15 +70,16 @@ def _wrong(device: torch.device) -> list[str]:
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
             (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
         ]
-        taken = PLAIN["max_pool"](rows, around, *plan.sizes, -math.inf)[1]
+        positive = rows.abs()  # so that no masked neighbours, which are 0, are the largest together
+        taken = PLAIN["max_pool"](positive, around, *plan.sizes, -math.inf)[1]
         cases += [
-            (max_pool, (rows, around, *plan.sizes, -math.inf)),
+            (max_pool, (positive, around, *plan.sizes, -math.inf)),
             (max_pool_gradient, (grad, taken, around, *plan.sizes)),
         ]
         moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
         sums = PLAIN["normalise_slopes"](slope, rows, *moments)
         cases += [
-            (batch_moments, (rows, None, None, 0.1, 1e-5)),
+            (batch_moments, (rows, *torch.stack([bias, bias.abs()]), 0.1, 1e-5)),
             (normalise, (rows, *moments, bias, bias)),
             (normalise_slopes, (slope, rows, *moments)),
             (normalise_gradient, (slope, rows, *moments, bias, sums)),
@@ -96,15 +98,18 @@ def _wrong(device: torch.device) -> list[str]:
             ]
         for run, arguments in cases:
             # In float64, which neither autocast nor TF32, under which a step asks, makes anything else of.
-            both = run(*arguments), PLAIN[run.__name__](*map(_in_float64, arguments))
-            one, other = (of[0].double() if isinstance(of, tuple) else of.double() for of in both)  # the largest, means
-            if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
+            exact = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
+            both = (
+                (run(*arguments), arguments),
+                (PLAIN[run.__name__](*exact), exact),
+            )  # some change what they are passed
+            tensors = [[t.double() for t in tree_leaves(of) if isinstance(t, Tensor)] for of in both]
+            if not all(
+                torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max()))
+                for one, other in zip(*tensors, strict=True)
+            ):
                 deviating.append(f"{run.__name__} in {dtype}")
     return deviating
-
-
-def _in_float64(argument: Any) -> Any:
-    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 # ---------------------------------------------------------------- rows of the patches around
