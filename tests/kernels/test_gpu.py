@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark import SparK
 from convspark.data import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from convspark.kernels import batch_norm, implicit_gemm, layer_norm, linear, max_pool, ops
+from convspark.kernels import batch_norm, depthwise, implicit_gemm, layer_norm, linear, max_pool, ops
 from convspark.kernels.gpu import operators
 from convspark.model.norms import BatchNorm
 from convspark.sparse import PatchGrid, gather
@@ -405,6 +405,15 @@ def test_kernels_are_launched_on_the_device_of_what_they_read(monkeypatch):
     assert run(rows, 7) == (True, 7) and not current
 
 
+@pytest.mark.parametrize(("side", "is_offered"), [(32, True), (64, False)])
+def test_lines_that_would_take_a_compiler_minutes_are_left_to_pytorch(side, is_offered, monkeypatch):
+    monkeypatch.setattr(operators, "can_run", lambda: True)
+    grid, plan = PatchGrid(torch.ones(1, 1, 2, dtype=torch.bool)), Plan((side,) * 2, *[(n,) * 2 for n in (3, 1, 1, 1)])
+    with FakeTensorMode():
+        values, weight = torch.empty(2, 8, side, side, device="cuda"), torch.empty(8, 1, 3, 3, device="cuda")
+    assert (depthwise.offer(values, weight, 8, grid, plan) is not None) == is_offered
+
+
 class Small(nn.Sequential):
     def __init__(self):
         super().__init__(
@@ -541,7 +550,8 @@ class _Called(TorchDispatchMode):
 
 def test_kernels_that_compute_what_they_should_are_found_right(monkeypatch):
     monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
-    with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
+    # As in a step, which asks, and whatever tensors are made on otherwise.
+    with torch.autocast(DEVICE.type, torch.bfloat16), torch.device("meta"):
         assert not operators._wrong(DEVICE)
 
 

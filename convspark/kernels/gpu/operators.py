@@ -59,7 +59,7 @@ def _wrong(device: torch.device) -> list[str]:
     for dtype, exactness in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
 
         def random(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.randn(size, generator=draw).to(device, dtype)
+            return torch.randn(size, generator=draw, device="cpu").to(device, dtype)
 
         rows, grad = random(patches * plan.positions, 48), random(patches * plan.outputs, 48)
         weight, bias = random(48, 1, 3, 3), random(48)
