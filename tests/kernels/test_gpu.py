@@ -116,6 +116,27 @@ def test_tiles_that_are_tried_fit_the_channels(ins, outs, bytes_each):
             assert side <= max(16, 2 * channels - 1)
 
 
+def test_kernels_of_many_channels_are_launched_in_grids_that_gpus_take(monkeypatch):
+    """At most 65,535 along the second and the third axis."""
+    launched, plan = [], Plan((1,), (3,), (1,), (1,), (1,))
+
+    class Recorder:
+        def __getitem__(self, grid):
+            launched.extend(grid(tile.kwargs) for tile in gemm.TILES)
+            return lambda *arguments, **constants: None
+
+    monkeypatch.setattr(gemm, "matrices", Recorder())
+    monkeypatch.setattr(gemm, "convolve", Recorder())
+    with FakeTensorMode():
+        rows, weight = torch.empty(2, 4096), torch.empty(4096, 4096, 3)
+        around, grad = torch.zeros(2, 3, dtype=torch.int32), torch.empty(2, 4096)
+        operators.convolve(rows, weight, None, around, *plan.sizes)
+        operators.convolve_input_gradient(grad, weight, around, *plan.sizes)
+        operators.convolve_weight_gradient(grad, rows, around, *plan.sizes)
+    assert len(launched) == 3 * len(gemm.TILES)
+    assert max(n for grid in launched for n in grid[1:]) < 2**16
+
+
 @settings(max_examples=25, deadline=None)
 @given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):

@@ -250,11 +250,11 @@ def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes:
     (results, most, _), ins, outs = entries.shape, rows.shape[1], grad.shape[1]
     beside = most * _ceil(ins, 64) * _ceil(outs, 64)
     size = _ceil(_ceil(len(grad), 256), max(1, _programs(rows.device) // beside)) * 256  # whole tiles of any size
-    programs = _ceil(len(grad), max(1, size))
-    sums = rows.new_empty(programs, most, ins, outs, dtype=wide(rows))
+    parts = _ceil(len(grad), max(1, size))
+    sums = rows.new_empty(parts, most, ins, outs, dtype=wide(rows))
     if sums.numel():
         run: Any = gemm.matrices
-        run[lambda tile: (programs, _ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"]), most)](
+        run[lambda tile: (_ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"]), parts, most)](
             sums, grad, rows, around, entries.view(torch.int64),
             len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
             FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad),
