@@ -43,12 +43,14 @@ EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, to
 def cases(draw):
     """A plan, and a grid that it can be carried out on."""
     dims = draw(st.integers(1, 3))
-    kernel = draw(st.integers(1, 5 if dims < 3 else 3))
-    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    patch = stride * draw(st.integers(1, 3 if dims < 3 else 2))
-    before = draw(st.integers(0, dilation * (kernel - 1)))
-    plan = Plan(*[(n,) * dims for n in (patch, kernel, stride, dilation, before)])
-    shape = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
+
+    def along_axes(most):
+        return draw(st.lists(st.integers(1, most), min_size=dims, max_size=dims))
+
+    kernel, strides, dilations = along_axes(5 if dims < 3 else 3), along_axes(2), along_axes(2)
+    patch = [stride * n for stride, n in zip(strides, along_axes(3 if dims < 3 else 2), strict=True)]
+    before = [draw(st.integers(0, d * (k - 1))) for k, d in zip(kernel, dilations, strict=True)]
+    plan, shape = Plan.of((patch, kernel, strides, dilations, before)), along_axes(3)
     masked = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     visible = torch.rand(draw(st.integers(1, 3)), *shape, generator=generator) >= masked
