@@ -27,6 +27,7 @@ from convspark.kernels import batch_norm, depthwise, implicit_gemm, layer_norm, 
 from convspark.kernels.gpu import operators
 from convspark.model.norms import BatchNorm
 from convspark.sparse import PatchGrid, gather
+from convspark.sparse.convolve import convolved
 from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
@@ -302,6 +303,33 @@ def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
     equal(operators.normalise_slopes(grad, rows, *moments), sums, rows.dtype)
     ours = operators.normalise_gradient(grad, rows, *moments, None, sums)
     equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
+
+
+class _Apart(TorchDispatchMode):
+    """No operator of the package gets rows that do not lie one after the other, and that it would copy."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "convspark":
+            assert all(t.is_contiguous() for t in args if isinstance(t, torch.Tensor)), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, around, plan: convolved(x, torch.ones(8, 1, 3, 3), None, depthwise.Depthwise(around, plan)),
+        lambda x, around, plan: convolved(x, torch.ones(8, 8, 3, 3), None, implicit_gemm.ImplicitGemm(around, plan)),
+        lambda x, *_: batch_norm.batch_norm(x, None, None, None, None, 0.1, 1e-5),
+    ],
+    ids=["depthwise", "over all channels", "batch norm"],
+)
+def test_a_gradient_that_is_a_part_of_another_is_copied_once(function):
+    """As those of results that are concatenated are; two operators read it."""
+    plan, x = Plan(*[(n, n) for n in (2, 3, 1, 1, 1)]), torch.randn(4, 2, 2, 8).movedim(-1, 1).requires_grad_()
+    around = PatchGrid.random(2, (2, 2), 0.5).around(plan.reach).slots
+    joined = torch.cat([function(x, around, plan), x], 1)
+    with _Apart():
+        joined.sin().sum().backward()
 
 
 @pytest.mark.parametrize(
