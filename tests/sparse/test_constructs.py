@@ -35,6 +35,7 @@ def as_dense(out):
 ROWS = {
     "mean by keyword": lambda x: torch.mean(input=x, dim=1, keepdim=True),
     "linear by keyword": lambda x: F.linear(input=x.movedim(1, -1), weight=torch.ones(3, 8).double()).movedim(-1, 1),
+    "linear with one row": lambda x: F.linear(x.movedim(1, -1), torch.ones(8).double()).unsqueeze(1),
     "cat by keyword": lambda x: torch.cat(tensors=[x, 2 * x], dim=1),
     "cat along an axis": lambda x: torch.cat([x, 2 * x], axis=1),
     "std along an axis": lambda x: x.std(axis=1, keepdims=True),
