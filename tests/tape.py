@@ -18,7 +18,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def replay(self):
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch._C.DisableTorchFunctionSubclass():
             for func, args, kwargs, out in self.calls:
                 for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():

@@ -54,7 +54,7 @@ class _BatchNorm(torch.autograd.Function):
     @once
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         rows, weight, mean, scale = ctx.saved_tensors
-        run, grad = torch.ops.convspark, flat_rows(grad)
+        run, grad = torch.ops.convspark, flat_rows(grad).contiguous()
         sums = run.normalise_slopes(grad, rows, mean, scale)
         to_values = None
         if ctx.needs_input_grad[0]:

@@ -17,10 +17,16 @@ from .neighbours import ReadsNeighbours
 from .ops import computes, declare, wide
 from .rows import looked_at
 
+# Positions of a patch's line that kernels for GPUs are compiled for: lines of 128 take a compiler minutes, and more
+# registers than there are. The halo of so large a patch is small, and gathering it cheap.
+_LONGEST_LINE = 32
+
 
 def offer(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: Plan) -> Depthwise | None:
     """A way to convolve, where each channel has a kernel of its own."""
     if groups != values.shape[1] or groups != weight.shape[0] or not computes(values, weight, "depthwise"):
+        return None
+    if values.is_cuda and plan.patch[-1] > _LONGEST_LINE:
         return None
     return Depthwise(grid.around(plan.reach).slots, plan)
 

@@ -16,7 +16,7 @@ def offer(values: Tensor, weight: Tensor, bias: Tensor | None) -> Linear | None:
     """A way to multiply values (..., C) by weight (O, C); None in graphs that are compiled, which have their own."""
     if bias is None or torch.compiler.is_compiling() or not computes(values, weight, "column_sums"):
         return None
-    return linear if bias.dtype == weight.dtype or cast_dtype(values) != values.dtype else None
+    return linear if cast_dtype(bias) == cast_dtype(weight) else None
 
 
 def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ class ReadsNeighbours:
         return from_rows(rows, self.plan.out)
 
     def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
-        rows, rest = flat_rows(grad), (self.around, *self.plan.sizes)
+        rows, rest = flat_rows(grad).contiguous(), (self.around, *self.plan.sizes)
         to_values = to_weight = None
         if wanted[0]:
             to_values = from_rows(self._operator("_input_gradient")(rows, weight, *rest), self.plan.patch)

@@ -63,8 +63,8 @@ def computes(values: Tensor, weight: Tensor, name: str) -> bool:
 
     Numbers of two kinds are left to PyTorch, which says what is wrong.
     """
-    same = weight.dtype == values.dtype or torch.is_autocast_enabled(values.device.type)
-    return same and has_kernel(values, name, cast_dtype(values))
+    dtype = cast_dtype(values)
+    return cast_dtype(weight) == dtype and has_kernel(values, name, dtype)
 
 
 def has_kernel(values: Tensor, name: str, dtype: torch.dtype | None = None) -> bool:

@@ -91,7 +91,7 @@ class Paired:
         return from_rows(sums, self.plan.out)
 
     def gradients(self, grad: Tensor, values: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
-        rows, grads, plan = flat_rows(values), flat_rows(grad), self.plan
+        rows, grads, plan = flat_rows(values), flat_rows(grad).contiguous(), self.plan
         to_values = to_weight = within_values = within_weight = None
         if self.across:
             sizes = plan.stride, plan.before, plan.dilation, False, [0] * len(plan.stride), self.groups

@@ -196,7 +196,8 @@ class _Recorded:
                 self.loss = calling(self._images, recorded)
                 tensors = [*leaves.values(), *self.parameters]
                 self.slope = torch.ones_like(self.loss) / passes
-                gradients = torch.autograd.grad(self.loss, tensors, self.slope, allow_unused=True)
+                with torch.autocast(images.device.type, enabled=False):  # in which no step goes back
+                    gradients = torch.autograd.grad(self.loss, tensors, self.slope, allow_unused=True)
             self.gradients, elsewhere = gradients[: len(leaves)], gradients[len(leaves) :]
             if any(gradient is not None for gradient in elsewhere):  # pyright: ignore[reportUnnecessaryComparison]
                 raise RuntimeError("the network keeps a parameter in a list, a dictionary or a function, too")

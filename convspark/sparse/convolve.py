@@ -74,17 +74,15 @@ class _Convolution(torch.autograd.Function):
 
 
 def cast_dtype(values: Tensor) -> torch.dtype:
-    """What a convolution's arguments will be cast to by autocast; their own dtype where it is off."""
-    device = values.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+    """What autocast will cast an argument of a convolution to; its own dtype where it is off, or this is float64."""
+    device, is_cast = values.device.type, values.is_floating_point() and values.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast and torch.is_autocast_enabled(device) else values.dtype
 
 
 def as_autocast_casts(values: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A convolution's arguments in the dtype that autocast wants where they are; as they are where it is off."""
-    if not torch.is_autocast_enabled(values.device.type):
-        return values, weight, bias
-    dtype = cast_dtype(values)
-    return values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    """A convolution's arguments as autocast casts them."""
+    values, weight = values.to(cast_dtype(values)), weight.to(cast_dtype(weight))
+    return values, weight, None if bias is None else bias.to(cast_dtype(bias))
 
 
 @dataclass(frozen=True, eq=False)  # compared as objects: Dynamo asks for its hash before it has its fields

@@ -1,6 +1,7 @@
 """The kernels for GPUs: on a GPU where there is one, else by Triton's interpreter; and compiled for other GPUs."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -22,17 +23,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convspark import SparK
 from convspark.data import IMAGENET_MEAN, IMAGENET_STD, Normalise
-from convspark.kernels import batch_norm, implicit_gemm, layer_norm, linear, max_pool, ops
+from convspark.kernels import batch_norm, depthwise, implicit_gemm, layer_norm, linear, max_pool, ops
 from convspark.kernels.gpu import operators
 from convspark.model.norms import BatchNorm
 from convspark.sparse import PatchGrid, gather
+from convspark.sparse.convolve import convolved
 from convspark.sparse.faster import registered
 from convspark.sparse.plans import Plan, cells_seeing, image_cells, seeing_by_tap, seen_by_cell, seen_by_tap
 
 pytest.importorskip("triton", reason="Triton is not there")
 from triton.runtime.jit import JITFunction
 
-from convspark.kernels.gpu import gemm, norms
+from convspark.kernels.gpu import gemm, kernels, norms, pool
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -42,12 +44,14 @@ EXACTNESS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, to
 def cases(draw):
     """A plan, and a grid that it can be carried out on."""
     dims = draw(st.integers(1, 3))
-    kernel = draw(st.integers(1, 5 if dims < 3 else 3))
-    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    patch = stride * draw(st.integers(1, 3 if dims < 3 else 2))
-    before = draw(st.integers(0, dilation * (kernel - 1)))
-    plan = Plan(*[(n,) * dims for n in (patch, kernel, stride, dilation, before)])
-    shape = draw(st.lists(st.integers(1, 3), min_size=dims, max_size=dims))
+
+    def along_axes(most):
+        return draw(st.lists(st.integers(1, most), min_size=dims, max_size=dims))
+
+    kernel, strides, dilations = along_axes(5 if dims < 3 else 3), along_axes(2), along_axes(2)
+    patch = [stride * n for stride, n in zip(strides, along_axes(3 if dims < 3 else 2), strict=True)]
+    before = [draw(st.integers(0, d * (k - 1))) for k, d in zip(kernel, dilations, strict=True)]
+    plan, shape = Plan.of((patch, kernel, strides, dilations, before)), along_axes(3)
     masked = draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     visible = torch.rand(draw(st.integers(1, 3)), *shape, generator=generator) >= masked
@@ -115,8 +119,29 @@ def test_tiles_that_are_tried_fit_the_channels(ins, outs, bytes_each):
             assert side <= max(16, 2 * channels - 1)
 
 
+def test_kernels_of_many_channels_are_launched_in_grids_that_gpus_take(monkeypatch):
+    """At most 65,535 along the second and the third axis."""
+    launched, plan = [], Plan((1,), (3,), (1,), (1,), (1,))
+
+    class Recorder:
+        def __getitem__(self, grid):
+            launched.extend(grid(tile.kwargs) for tile in gemm.TILES)
+            return lambda *arguments, **constants: None
+
+    monkeypatch.setattr(gemm, "matrices", Recorder())
+    monkeypatch.setattr(gemm, "convolve", Recorder())
+    with FakeTensorMode():
+        rows, weight = torch.empty(2, 4096), torch.empty(4096, 4096, 3)
+        around, grad = torch.zeros(2, 3, dtype=torch.int32), torch.empty(2, 4096)
+        operators.convolve(rows, weight, None, around, *plan.sizes)
+        operators.convolve_input_gradient(grad, weight, around, *plan.sizes)
+        operators.convolve_weight_gradient(grad, rows, around, *plan.sizes)
+    assert len(launched) == 3 * len(gemm.TILES)
+    assert max(n for grid in launched for n in grid[1:]) < 2**16
+
+
 @settings(max_examples=25, deadline=None)
-@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.5, -torch.inf]))
+@given(cases(), st.sampled_from(list(EXACTNESS)), st.sampled_from([0.0, -1.7, -torch.inf]))
 def test_sums_of_rows_equal_the_plain_version(case, dtype, outside):
     plan, grid, channels, generator = case
     device, patches = grid.device, grid.num_visible
@@ -200,7 +225,7 @@ for tile in gemm.TILES[int(sys.argv[3]) :]:
 types = dict.fromkeys(("out", "rows", "grad", "weight", "bias"), "*bf16")
 types |= dict.fromkeys("mean scale running_mean running_variance parts_of sums mean_out scale_out".split(), "*fp32")
 types |= dict.fromkeys(("momentum", "eps"), "fp64")
-types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "lead": "*i64", "outside": "fp32"}
+types |= {"taken": "*i8", "around": "*i32", "entries": "*i64", "lead": "*i64", "outside": "fp64"}
 cuobjdump = next(pathlib.Path(triton.__file__).parent.rglob("bin/cuobjdump"))
 capability = int(sys.argv[2])
 for kernel, fixed, options in asked:
@@ -280,6 +305,61 @@ def test_gradients_of_batch_norms_may_lie_in_memory_in_any_order(grad):
     equal(ours, ops.PLAIN["normalise_gradient"](grad, rows, *moments, None, sums), rows.dtype)
 
 
+class _Apart(TorchDispatchMode):
+    """No operator of the package gets rows that do not lie one after the other, and that it would copy."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "convspark":
+            assert all(t.is_contiguous() for t in args if isinstance(t, torch.Tensor)), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, around, plan: convolved(x, torch.ones(8, 1, 3, 3), None, depthwise.Depthwise(around, plan)),
+        lambda x, around, plan: convolved(x, torch.ones(8, 8, 3, 3), None, implicit_gemm.ImplicitGemm(around, plan)),
+        lambda x, *_: batch_norm.batch_norm(x, None, None, None, None, 0.1, 1e-5),
+    ],
+    ids=["depthwise", "over all channels", "batch norm"],
+)
+def test_a_gradient_that_is_a_part_of_another_is_copied_once(function):
+    """As those of results that are concatenated are; two operators read it."""
+    plan, x = Plan(*[(n, n) for n in (2, 3, 1, 1, 1)]), torch.randn(4, 2, 2, 8).movedim(-1, 1).requires_grad_()
+    around = PatchGrid.random(2, (2, 2), 0.5).around(plan.reach).slots
+    joined = torch.cat([function(x, around, plan), x], 1)
+    with _Apart():
+        joined.sin().sum().backward()
+
+
+@pytest.mark.parametrize(
+    "parameters", [torch.rand(6, 2).unbind(1), torch.rand(2, 1).expand(2, 6).unbind()], ids=["columns", "expanded"]
+)
+def test_parameters_may_lie_in_memory_in_any_order(parameters):
+    (weight, bias), rows, grad = (t.to(DEVICE) for t in parameters), torch.randn(8, 6).to(DEVICE), torch.randn(8, 6)
+    grad, taps, plan = grad.to(DEVICE), torch.randn(6, 6, 3).to(DEVICE), Plan((2,), (3,), (1,), (1,), (1,))
+    around = PatchGrid(torch.ones(2, 2, dtype=torch.bool, device=DEVICE)).around(plan.reach).slots
+    moments, of_rows = torch.rand(2, 6).to(DEVICE), torch.rand(2, 8).to(DEVICE)
+    for name, arguments in (
+        ("normalise", (rows, *moments, weight, bias)),
+        ("normalise_gradient", (grad, rows, *moments, weight, moments)),
+        ("layer_norm", (rows, weight, bias, 1e-5, rows.dtype)),
+        ("layer_norm_gradient", (grad, rows, *of_rows, weight)),
+        ("depthwise", (rows, taps[:, :1], bias, around, *plan.sizes)),
+        ("convolve", (rows, taps, bias, around, *plan.sizes)),
+    ):
+        ours, plain = (tree_leaves(run(*arguments)) for run in (getattr(operators, name), ops.PLAIN[name]))
+        for one, other in zip(ours, plain, strict=True):
+            equal(one, other, rows.dtype)
+
+
+def test_running_statistics_may_be_a_part_of_something_larger():
+    rows, ours, plain = torch.randn(8, 6, device=DEVICE), *torch.rand(6, 2).to(DEVICE).expand(2, 6, 2).clone()
+    for run, statistics in ((operators.batch_moments, ours), (ops.PLAIN["batch_moments"], plain)):
+        run(rows, *statistics.unbind(1), 0.1, 1e-5)
+    equal(ours, plain, rows.dtype)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 90), st.sampled_from([1, 3, 16, 70, 384]), st.sampled_from(list(EXACTNESS)), st.booleans(),
@@ -350,10 +430,16 @@ def test_results_lie_in_memory_as_compiled_graphs_are_told():
                 assert (real.shape, real.stride(), real.dtype) == (said.shape, said.stride(), said.dtype), name
 
 
-def test_momentum_and_eps_reach_a_gpu_in_float64():
+@pytest.mark.parametrize(
+    ("kernel", "floats"),
+    [
+        (norms.join, {"momentum", "eps"}), (norms.layer_norm, {"eps"}), (kernels.sums, {"outside"}),
+        (pool.largest, {"outside"}),
+    ],
+)  # fmt: skip
+def test_floats_reach_a_gpu_in_float64(kernel, floats):
     """Triton rounds Python's floats to float32, which its interpreter does not."""
-    floats = {p.name: p.annotation_type for p in JITFunction(norms.join.fn).params if p.name in ("momentum", "eps")}
-    assert floats == {"momentum": "fp64", "eps": "fp64"}
+    assert {p.name for p in JITFunction(kernel.fn).params if p.annotation_type == "fp64"} == floats
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a device to time on")
@@ -374,6 +460,15 @@ def test_kernels_are_launched_on_the_device_of_what_they_read(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     run = operators._where_they_lie(lambda rows, number: (current[0] is rows, number))
     assert run(rows, 7) == (True, 7) and not current
+
+
+@pytest.mark.parametrize(("side", "is_offered"), [(32, True), (64, False)])
+def test_lines_that_would_take_a_compiler_minutes_are_left_to_pytorch(side, is_offered, monkeypatch):
+    monkeypatch.setattr(operators, "can_run", lambda: True)
+    grid, plan = PatchGrid(torch.ones(1, 1, 2, dtype=torch.bool)), Plan((side,) * 2, *[(n,) * 2 for n in (3, 1, 1, 1)])
+    with FakeTensorMode():
+        values, weight = torch.empty(2, 8, side, side, device="cuda"), torch.empty(8, 1, 3, 3, device="cuda")
+    assert (depthwise.offer(values, weight, 8, grid, plan) is not None) == is_offered
 
 
 class Small(nn.Sequential):
@@ -510,14 +605,36 @@ class _Called(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_kernels_that_compute_something_else_are_found(monkeypatch):
+def test_kernels_that_compute_what_they_should_are_found_right(monkeypatch):
     monkeypatch.setenv("CONVSPARK_KERNELS", "implicit_gemm")
-    with torch.autocast(DEVICE.type, torch.bfloat16):  # as in a step, which asks
+    # As in a step, which asks, and whatever tensors are made on otherwise.
+    with torch.autocast(DEVICE.type, torch.bfloat16), torch.device("meta"):
         assert not operators._wrong(DEVICE)
-    right = operators.depthwise
-    monkeypatch.setattr(operators, "depthwise", lambda *arguments: right(*arguments) * 1.05)
-    operators.depthwise.__name__ = "depthwise"
-    assert operators._wrong(DEVICE) == ["depthwise in torch.float32", "depthwise in torch.bfloat16"]
+
+
+def one_result_is_wrong(number):
+    return lambda plain, *arguments: tuple(one + (at == number) for at, one in enumerate(plain(*arguments)))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("depthwise", lambda plain, *arguments: plain(*arguments) * 1.05),
+        ("batch_moments", one_result_is_wrong(1)),
+        ("batch_moments", lambda plain, rows, mean, variance, *more: plain(rows, mean, variance.clone(), *more)),
+        ("layer_norm", one_result_is_wrong(2)),
+        ("layer_norm_gradient", one_result_is_wrong(1)),
+        ("max_pool", one_result_is_wrong(1)),
+    ],
+)
+def test_kernels_that_compute_something_else_are_found(name, wrong, monkeypatch):
+    """All others are plain versions, which takes less time. A running variance that stays as it was is wrong, too."""
+    for other in [other for other, device in ops._KERNELS if device == "cuda"]:
+        run = functools.partial(wrong, ops.PLAIN[other]) if other == name else ops.PLAIN[other]
+        monkeypatch.setattr(
+            operators, other, functools.update_wrapper(functools.partial(run), getattr(operators, other))
+        )
+    assert operators._wrong(DEVICE) == [f"{name} in torch.float32", f"{name} in torch.bfloat16"]
 
 
 def test_kernels_that_do_not_run_leave_the_work_to_pytorch(monkeypatch, caplog):
@@ -533,6 +650,8 @@ def test_kernels_that_do_not_run_leave_the_work_to_pytorch(monkeypatch, caplog):
 
 
 def test_whether_kernels_run_is_asked_while_a_graph_is_traced(monkeypatch):
-    monkeypatch.setattr(operators, "can_run", lambda: not operators._wrong(DEVICE))
+    monkeypatch.setattr(
+        operators, "can_run", lambda: bool((operators.column_sums(torch.ones(3, 2, device=DEVICE)) == 3).all())
+    )
     compiled = torch.compile(lambda x: x + 1 if operators.kernels_run() else x, fullgraph=True, backend="eager")
     assert torch.equal(compiled(torch.zeros(2)), torch.ones(2))

@@ -239,6 +239,25 @@ def test_replayed_steps_have_the_bits_of_steps_as_they_are_under_autocast(monkey
     assert graphed.is_recorded
 
 
+def test_what_a_network_computes_in_float32_goes_back_in_float32_under_autocast(by_tape):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(16, 16))
+    model, expected = nn.ParameterList([weight]), weight.detach().clone().requires_grad_()
+
+    def loss_of(weight):
+        with torch.autocast("cpu", enabled=False):
+            return (images @ weight).sin().sum()
+
+    graphed = Graphed(lambda images, grid: loss_of(model[0]), model)
+    images = torch.randn(8, 16)
+    for _ in range(4):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = graphed(images, PatchGrid.random(2, (2, 2), 0.5)), loss_of(expected)
+        for loss in losses:
+            loss.backward()
+    assert graphed.is_recorded and torch.equal(weight.grad, expected.grad)
+
+
 def test_a_parameter_that_a_network_also_keeps_elsewhere_has_all_of_its_gradient(by_tape):
     linear = nn.Linear(3, 3)
     own, weight = copy.deepcopy(linear), linear.weight

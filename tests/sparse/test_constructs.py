@@ -35,6 +35,7 @@ def as_dense(out):
 ROWS = {
     "mean by keyword": lambda x: torch.mean(input=x, dim=1, keepdim=True),
     "linear by keyword": lambda x: F.linear(input=x.movedim(1, -1), weight=torch.ones(3, 8).double()).movedim(-1, 1),
+    "linear with one row": lambda x: F.linear(x.movedim(1, -1), torch.ones(8).double()).unsqueeze(1),
     "cat by keyword": lambda x: torch.cat(tensors=[x, 2 * x], dim=1),
     "cat along an axis": lambda x: torch.cat([x, 2 * x], axis=1),
     "std along an axis": lambda x: x.std(axis=1, keepdims=True),
@@ -509,6 +510,20 @@ def test_a_group_norm_under_autocast_has_the_type_that_the_dense_one_has():
     x = images().float()
     with torch.autocast("cpu", torch.bfloat16):
         assert F.group_norm(gather(x, EVERYTHING), 2).dtype == F.group_norm(x, 2).dtype
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_convolution_under_autocast_is_in_the_type_that_the_dense_one_is_in(dtype, groups):
+    """In float64, which autocast leaves as it is, with all its digits."""
+    x, weight = torch.randn(1, 8, 4, 4).to(dtype), torch.randn(8, 8 // groups, 3, 3).to(dtype)
+    everything = PatchGrid(torch.ones(1, 2, 2, dtype=torch.bool))
+    with torch.autocast("cpu", torch.bfloat16):
+        dense, ours = (
+            F.conv2d(x, weight, padding=1, groups=groups),
+            F.conv2d(gather(x, everything), weight, None, 1, 1, 1, groups),
+        )
+    torch.testing.assert_close(as_dense(ours), dense)
 
 
 def test_the_deviation_of_a_single_position_has_a_gradient():

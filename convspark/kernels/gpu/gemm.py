@@ -102,15 +102,14 @@ def matrices(
     FACTOR: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr,
     ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
-    """out (programs, most, ins, outs): over `size` rows a program, what an entry sees, turned, times grad's row."""
-    entry, tiles = tl.program_id(2), tl.cdiv(outs, OUTS)
-    channel = (tl.program_id(1) // tiles) * INS + tl.arange(0, INS)
-    result = (tl.program_id(1) % tiles) * OUTS + tl.arange(0, OUTS)
+    """out (parts, most, ins, outs): over `size` rows a part, what an entry sees, turned, times grad's row."""
+    tiles, part, entry = tl.cdiv(outs, OUTS), tl.program_id(1), tl.program_id(2)
+    channel = (tl.program_id(0) // tiles) * INS + tl.arange(0, INS)
+    result = (tl.program_id(0) % tiles) * OUTS + tl.arange(0, OUTS)
     in_ins, in_outs = channel < ins, result < outs
     total = tl.zeros((INS, OUTS), WIDE)
-    first = tl.program_id(0) * size
     for start in range(0, size, ROWS):
-        row = first + start + tl.arange(0, ROWS)
+        row = part * size + start + tl.arange(0, ROWS)
         valid = row < count
         source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = slot < patches
@@ -119,6 +118,6 @@ def matrices(
         slope = grad + row.to(INDEX)[:, None] * outs + result[None, :]
         slope = tl.load(slope, mask=there[:, None] & in_outs[None, :], other=0)
         total += tl.dot(value.to(FACTOR), slope.to(FACTOR), input_precision="ieee", out_dtype=WIDE)
-    place = (tl.program_id(0) * most + entry).to(tl.int64) * ins + channel
+    place = (part * most + entry).to(tl.int64) * ins + channel
     at = place[:, None] * outs + result[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=in_ins[:, None] & in_outs[None, :])

@@ -27,23 +27,25 @@ def look_up(around, entries, row, entry, valid, results, block, patches, positio
 
 @triton.jit
 def sums(
-    out, rows, around, entries, count, channels, patches, positions, block, results, most, outside,
+    out, rows, around, entries, count, channels, patches, positions, block, results, most,
+    outside: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     OUTSIDE: tl.constexpr, WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out (count, channels): each row's `most` entries, summed.
 
-    Masked positions count as 0, and those outside the image as `outside`, where that is wanted.
+    Masked positions count as 0, and those outside the image as `outside`, where that is wanted. Without its annotation
+    Triton would round it to float32.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     valid, wide_enough = row < count, channel < channels
-    total = tl.zeros((ROWS, CHANNELS), WIDE)
+    total, beyond = tl.zeros((ROWS, CHANNELS), WIDE), tl.full((ROWS, CHANNELS), outside, WIDE)
     for entry in range(most):
         source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = (slot < patches)[:, None] & wide_enough[None, :]
         value = tl.load(rows + source[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
         if OUTSIDE:
-            value = tl.where((slot > patches)[:, None], outside, value)
+            value = tl.where((slot > patches)[:, None], beyond, value)
         total += value
     at = row.to(INDEX)[:, None] * channels + channel[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=valid[:, None] & wide_enough[None, :])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...sparse.grid import PatchGrid
 from ...sparse.plans import Plan, Sizes, seeing_by_tap, seen_by_tap
@@ -58,7 +59,7 @@ def _wrong(device: torch.device) -> list[str]:
     for dtype, exactness in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
 
         def random(*size: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.randn(size, generator=draw).to(device, dtype)
+            return torch.randn(size, generator=draw, device="cpu").to(device, dtype)
 
         rows, grad = random(patches * plan.positions, 48), random(patches * plan.outputs, 48)
         weight, bias = random(48, 1, 3, 3), random(48)
@@ -69,15 +70,16 @@ def _wrong(device: torch.device) -> list[str]:
             (depthwise_input_gradient, (grad, weight, around, *plan.sizes)),
             (depthwise_weight_gradient, (grad, rows, around, *plan.sizes)),
         ]
-        taken = PLAIN["max_pool"](rows, around, *plan.sizes, -math.inf)[1]
+        positive = rows.abs()  # so that no masked neighbours, which are 0, are the largest together
+        taken = PLAIN["max_pool"](positive, around, *plan.sizes, -math.inf)[1]
         cases += [
-            (max_pool, (rows, around, *plan.sizes, -math.inf)),
+            (max_pool, (positive, around, *plan.sizes, -math.inf)),
             (max_pool_gradient, (grad, taken, around, *plan.sizes)),
         ]
         moments, slope = PLAIN["batch_moments"](rows, None, None, 0.1, 1e-5), random(*rows.shape)
         sums = PLAIN["normalise_slopes"](slope, rows, *moments)
         cases += [
-            (batch_moments, (rows, None, None, 0.1, 1e-5)),
+            (batch_moments, (rows, *torch.stack([bias, bias.abs()]), 0.1, 1e-5)),
             (normalise, (rows, *moments, bias, bias)),
             (normalise_slopes, (slope, rows, *moments)),
             (normalise_gradient, (slope, rows, *moments, bias, sums)),
@@ -96,15 +98,18 @@ def _wrong(device: torch.device) -> list[str]:
             ]
         for run, arguments in cases:
             # In float64, which neither autocast nor TF32, under which a step asks, makes anything else of.
-            both = run(*arguments), PLAIN[run.__name__](*map(_in_float64, arguments))
-            one, other = (of[0].double() if isinstance(of, tuple) else of.double() for of in both)  # the largest, means
-            if not torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max())):
+            exact = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
+            both = (
+                (run(*arguments), arguments),
+                (PLAIN[run.__name__](*exact), exact),
+            )  # some change what they are passed
+            tensors = [[t.double() for t in tree_leaves(of) if isinstance(t, Tensor)] for of in both]
+            if not all(
+                torch.allclose(one, other, rtol=exactness, atol=exactness * float(other.abs().max()))
+                for one, other in zip(*tensors, strict=True)
+            ):
                 deviating.append(f"{run.__name__} in {dtype}")
     return deviating
-
-
-def _in_float64(argument: Any) -> Any:
-    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
 
 # ---------------------------------------------------------------- rows of the patches around
@@ -193,7 +198,7 @@ def _sums_along_lines(rows: Tensor, weight: Tensor, bias: Tensor | None, around:
     at_once, side = _blocks(channels, line.along["RESULTS"])
     run: Any = kernels.sums
     run[results * _ceil(patches, at_once), _ceil(channels, side)](
-        out, rows, around, line.lead, taps, taps if bias is None else bias,
+        out, rows, around, line.lead, taps, _parameter(bias, taps),
         patches, channels, patches, _positions(rows, patches), around.shape[1], results, leading, **line.along,
         BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows, out), BLOCKS=at_once, CHANNELS=side,
     )  # fmt: skip
@@ -230,7 +235,7 @@ def _products_of_taps(rows: Tensor, around: Tensor, entries: Tensor, matrices: T
         return out
     run: Any = gemm.convolve
     run[lambda tile: (_ceil(len(out), tile["ROWS"]), _ceil(outs, tile["OUTS"]))](
-        out, rows, around, entries.view(torch.int64), matrices, rows if bias is None else bias.contiguous(),
+        out, rows, around, entries.view(torch.int64), matrices, _parameter(bias, rows),
         len(out), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, *matrices.stride(),
         BIASED=bias is not None, FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, out, matrices),
     )  # fmt: skip
@@ -245,11 +250,11 @@ def convolve_weight_gradient(grad: Tensor, rows: Tensor, around: Tensor, *sizes:
     (results, most, _), ins, outs = entries.shape, rows.shape[1], grad.shape[1]
     beside = most * _ceil(ins, 64) * _ceil(outs, 64)
     size = _ceil(_ceil(len(grad), 256), max(1, _programs(rows.device) // beside)) * 256  # whole tiles of any size
-    programs = _ceil(len(grad), max(1, size))
-    sums = rows.new_empty(programs, most, ins, outs, dtype=wide(rows))
+    parts = _ceil(len(grad), max(1, size))
+    sums = rows.new_empty(parts, most, ins, outs, dtype=wide(rows))
     if sums.numel():
         run: Any = gemm.matrices
-        run[lambda tile: (programs, _ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"]), most)](
+        run[lambda tile: (_ceil(ins, tile["INS"]) * _ceil(outs, tile["OUTS"]), parts, most)](
             sums, grad, rows, around, entries.view(torch.int64),
             len(grad), ins, outs, patches, _positions(rows, patches), around.shape[1], results, most, size,
             FACTOR=_factor(rows), WIDE=_wide(rows), INDEX=_index(rows, grad),
@@ -309,13 +314,15 @@ def batch_moments(
     run: Any = norms.moments
     run[parts, beside](of_parts, rows, count, channels, size, **kind, **tile)
     mean, scale = rows.new_empty(2, channels, dtype=wide(rows))
-    has_running = running_mean is not None and running_variance is not None
-    running = (running_mean, running_variance) if has_running else (mean, scale)
+    statistics = [t for t in (running_mean, running_variance) if t is not None]
+    running = [t.contiguous() for t in statistics]
     run, side = norms.join, min(16, _power_of_2(channels))
     run[_ceil(channels, side),](
-        mean, scale, *running, of_parts, count, channels, size, parts, float(momentum), float(eps),
-        RUNNING=has_running, WIDE=_wide(rows), PARTS=64, CHANNELS=side,
+        mean, scale, *(running or (mean, scale)), of_parts, count, channels, size, parts, float(momentum), float(eps),
+        RUNNING=bool(running), WIDE=_wide(rows), PARTS=64, CHANNELS=side,
     )  # fmt: skip
+    for one, other in zip(statistics, running, strict=True):
+        one.copy_(other)  # itself, unless it is a part of something larger
     return mean, scale
 
 
@@ -327,7 +334,7 @@ def normalise(rows: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, 
     at_once, side = _tile(channels, 4096)
     run: Any = norms.normalise
     run[_ceil(count, at_once), _ceil(channels, side)](
-        out, rows, mean, scale, rows if weight is None else weight, rows if bias is None else bias, count, channels,
+        out, rows, mean, scale, _parameter(weight, rows), _parameter(bias, rows), count, channels,
         WEIGHTED=weight is not None, BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows),
         ROWS=at_once, CHANNELS=side,
     )  # fmt: skip
@@ -371,7 +378,7 @@ def normalise_gradient(
     at_once, side = _tile(channels, 4096)
     run: Any = norms.gradient
     run[_ceil(count, at_once), _ceil(channels, side)](
-        out, grad, rows, mean, scale, rows if weight is None else weight, sums, count, channels,
+        out, grad, rows, mean, scale, _parameter(weight, rows), sums, count, channels,
         WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
     )  # fmt: skip
     return out
@@ -392,9 +399,9 @@ def layer_norm(
         at_once, side = _rows_at_once(channels)
         run: Any = norms.layer_norm
         run[_ceil(count, at_once),](
-            out, mean, scale, rows, rows if weight is None else weight, rows if bias is None else bias,
-            count, channels, float(eps), WEIGHTED=weight is not None, BIASED=bias is not None,
-            WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
+            out, mean, scale, rows, _parameter(weight, rows), _parameter(bias, rows), count, channels, float(eps),
+            WEIGHTED=weight is not None, BIASED=bias is not None, WIDE=_wide(rows), INDEX=_index(rows),
+            ROWS=at_once, CHANNELS=side,
         )  # fmt: skip
     return out, mean, scale
 
@@ -412,7 +419,7 @@ def layer_norm_gradient(
     if out.numel():
         run: Any = norms.layer_norm_gradient
         run[parts,](
-            out, sums, grad, rows, mean, scale, rows if weight is None else weight, count, channels, size,
+            out, sums, grad, rows, mean, scale, _parameter(weight, rows), count, channels, size,
             WEIGHTED=weight is not None, WIDE=_wide(rows), INDEX=_index(rows), ROWS=at_once, CHANNELS=side,
         )  # fmt: skip
     return out, sums.sum(0)
@@ -441,6 +448,11 @@ def _tile(channels: int, most: int) -> tuple[int, int]:
     widths = [side for side in (64, 32, 16) if _ceil(channels, side) * side <= 1.1 * channels]
     side = widths[0] if widths else min(64, _power_of_2(channels))
     return most // side, side
+
+
+def _parameter(of_channels: Tensor | None, instead: Tensor) -> Tensor:
+    """A parameter as kernels read it, one channel's number after the other's; where there is none, any tensor."""
+    return instead if of_channels is None else of_channels.contiguous()
 
 
 def _positions(rows: Tensor, patches: int) -> int:

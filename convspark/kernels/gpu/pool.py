@@ -10,7 +10,8 @@ from .kernels import look_up
 
 @triton.jit
 def largest(
-    out, taken, rows, around, entries, count, channels, patches, positions, block, results, most, outside,
+    out, taken, rows, around, entries, count, channels, patches, positions, block, results, most,
+    outside: tl.float64,  # pyright: ignore[reportInvalidTypeForm]
     WIDE: tl.constexpr, INDEX: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """out (count, channels): the largest of what each row's `most` entries see, and in `taken` the first that saw it.
@@ -20,13 +21,13 @@ def largest(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     valid, wide_enough = row < count, channel < channels
-    best = tl.full((ROWS, CHANNELS), float("-inf"), WIDE)
+    best, beyond = tl.full((ROWS, CHANNELS), float("-inf"), WIDE), tl.full((ROWS, CHANNELS), outside, WIDE)
     which = tl.zeros((ROWS, CHANNELS), tl.int32)
     for entry in range(most):
         source, slot = look_up(around, entries, row, entry, valid, results, block, patches, positions, most, INDEX)
         there = (slot < patches)[:, None] & wide_enough[None, :]
         value = tl.load(rows + source[:, None] * channels + channel[None, :], mask=there, other=0).to(WIDE)
-        value = tl.where((slot > patches)[:, None], outside, value)
+        value = tl.where((slot > patches)[:, None], beyond, value)
         larger = (value > best) | (value != value)
         best = tl.where(larger, value, best)
         which = tl.where(larger, entry, which)

@@ -29,6 +29,8 @@ def linear(func, input, weight, bias=None):
     if not isinstance(x, GridTensor) or isinstance(weight, GridTensor) or isinstance(bias, GridTensor):
         raise Refusal("its weights were computed from patches")
     require_plain(x, [x.dim() - 1], "multiplying along the last axis")
+    if weight.dim() == 1:  # to a single channel, which has no axis
+        return as_same_kind(func(x, weight, bias), x, x.axes[:-1])
     run = offered(registered().linears, x.values, weight, bias) if isinstance(x, VisiblePatches) else None
     out = func(x, weight, bias) if run is None else run(x.values, weight, bias)
     return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
