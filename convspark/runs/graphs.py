@@ -179,7 +179,9 @@ class _Recorded:
     def __init__(self, calling: _Calling, images: Tensor, grid: PatchGrid, passes: int = 1) -> None:
         trained = {name: p for name, p in calling.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
-        self._tensors = [*calling.parameters(), *calling.buffers()]
+        # By owner and name: another tensor may take one's place. Asking all modules each time would take too long.
+        owners = [owner for module in calling.modules() for owner in (module._parameters, module._buffers)]
+        self._kept = [(owner, name) for owner in owners for name in owner]
         self._places = self._where()
         self._images, self._cells = images.detach().clone(), grid.cells.clone()
         self.replays = 0
@@ -208,7 +210,8 @@ class _Recorded:
         return self._where() == self._places
 
     def _where(self) -> list[tuple[int, bool]]:
-        return [(t.data_ptr(), t.requires_grad) for t in self._tensors]
+        tensors = (owner.get(name) for owner, name in self._kept)
+        return [(0, False) if t is None else (t.data_ptr(), t.requires_grad) for t in tensors]
 
     def replay(self, images: Tensor, cells: Tensor) -> Tensor:
         """The loss; `gradients` are computed as well."""

@@ -258,6 +258,22 @@ def test_what_a_network_computes_in_float32_goes_back_in_float32_under_autocast(
     assert graphed.is_recorded and torch.equal(weight.grad, expected.grad)
 
 
+def test_a_parameter_that_another_one_replaces_is_recorded_anew(by_tape):
+    linear = nn.Linear(3, 3)
+    graphed = Graphed(lambda images, grid: linear(images).square().sum(), linear)
+    for seed in range(6):
+        if seed == 4:
+            linear.weight = nn.Parameter(torch.ones(3, 3))
+        linear.zero_grad()
+        images = torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
+        loss = graphed(images, PatchGrid.random(2, (2, 2), 0.5))
+        loss.backward()
+        expected = linear(images).square().sum()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(linear.weight.grad, torch.autograd.grad(expected, linear.weight)[0])
+    assert graphed.is_recorded
+
+
 def test_a_parameter_that_a_network_also_keeps_elsewhere_has_all_of_its_gradient(by_tape):
     linear = nn.Linear(3, 3)
     own, weight = copy.deepcopy(linear), linear.weight
