@@ -180,7 +180,7 @@ class _Recorded:
         trained = {name: p for name, p in calling.named_parameters() if p.requires_grad}
         self.parameters = list(trained.values())
         # By owner and name: another tensor may take one's place. Asking all modules each time would take too long.
-        owners = [owner for module in calling.modules() for owner in (module._parameters, module._buffers)]
+        owners = [vars(module)[kind] for module in calling.modules() for kind in ("_parameters", "_buffers")]
         self._kept = [(owner, name) for owner in owners for name in owner]
         self._places = self._where()
         self._images, self._cells = images.detach().clone(), grid.cells.clone()
