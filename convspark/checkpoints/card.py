@@ -57,6 +57,7 @@ def file_card(
     std: Sequence[float],
     image_size: tuple[int, int],
     classes: Sequence[str] = (),
+    untrained: Sequence[str] = (),
 ) -> str:
     """The card of a file for another library.
 
@@ -65,12 +66,15 @@ def file_card(
         target: torchvision, onnx, detectron2 or mmdet.
         use: how that library loads it.
         classes: what its outputs stand for.
+        untrained: the backbone's names of tensors in the file that pre-training does not reach.
     """
-    outputs = (
-        f"The classes, in the order of the outputs: {', '.join(map(shown_in_markdown, classes))}."
-        if classes
-        else "It has no classifier."
-    )
+    if classes:
+        outputs = f"The classes, in the order of the outputs: {', '.join(map(shown_in_markdown, classes))}."
+    elif untrained:
+        names = ", ".join(f"`{name}`" for name in untrained)
+        outputs = f"Pre-training does not reach these tensors, which have the values they started with: {names}."
+    else:
+        outputs = "It has no classifier."
     lines = [f"# {name} for {target}", "", outputs, "", "```", use, "```", "", *_table(facts, mean, std, image_size)]
     return shown_text("\n".join(lines) + "\n")
 

@@ -95,12 +95,15 @@ def export(
             if report.architecture is None:
                 use = f"network.load_state_dict(safetensors.torch.load_file({in_code(target / 'model.safetensors')}))"
             return targets.Written(str(target), "timm", report.tensors, checked, use)
+        kept = untrained  # in the file
         if to == "onnx":
             _warn_of_untrained(network, origin, untrained)
             written = targets.export_onnx(network, target, sides)
         elif to == "torchvision":
+            kept = untrained if origin.model.startswith("torchvision:") else []
             written = targets.export_torchvision(network, origin.model, target, sides)
         else:
+            kept = []
             if origin.model_args:  # torchvision's and onnx are compared in their features
                 logger.warning(
                     "The network was built with %s, which the file does not say: build %s's so, too, or its features "
@@ -110,9 +113,8 @@ def export(
                 )
             write = targets.export_detectron2 if to == "detectron2" else targets.export_mmdet
             written = write(network, origin.model, target)
-        card = file_card(
-            origin.model, to, written.use, facts | {"check": written.checked}, origin.mean, origin.std, sides, classes
-        )
+        facts["check"] = written.checked
+        card = file_card(origin.model, to, written.use, facts, origin.mean, origin.std, sides, classes, kept)
         write_text(target.with_name(f"{target.name}.md"), card)
         return written
 

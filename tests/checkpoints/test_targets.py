@@ -233,6 +233,19 @@ def test_outputs_through_layers_that_pretraining_does_not_reach_are_told(tmp_pat
         assert _untrained(network, origin, str(tmp_path / place)) == names
 
 
+def test_a_card_names_what_of_its_file_was_not_trained(tmp_path):
+    untrained = ["fc.weight", "fc.bias"]
+    norm = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "image_size": (32, 32)}
+    export_timm(models.resnet18(), tmp_path / "export", untrained=untrained, card={"pre-trained on": "9"}, **norm)
+    for to in ("torchvision", "mmdet"):
+        file = str(tmp_path / f"{to}.pth")
+        written = export(str(tmp_path / "export"), to=to, model="torchvision:resnet18", out=file, size=32)
+        inside = untrained if "fc.weight" in torch.load(written.file, weights_only=True) else []
+        card = (tmp_path / f"{to}.pth.md").read_text()
+        assert [name for name in untrained if f"`{name}`" in card] == inside
+        assert ("It has no classifier" in card) == (not inside)
+
+
 def test_cards_claim_no_training_that_is_not_known_of(tmp_path):
     # In an older encoding of Windows, whose apostrophe is no UTF-8.
     (tmp_path / "README.md").write_bytes("# Somebody’s\n\n| a | b |\n|---|---|\n| c | d |\n".encode("cp1252"))

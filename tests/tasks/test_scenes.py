@@ -176,12 +176,13 @@ def test_voc_pictures_of_other_suffixes_than_told(folder, filename):
 def test_voc_names_with_dots_and_lists_of_names_with_spaces(folder):
     (folder / "Annotations").mkdir()
     (folder / "ImageSets").mkdir()
-    for stem in ("b.v1.2", "my picture"):
+    for stem in ("b.v1.2", "my picture", "my other"):
         Image.new("RGB", (40, 30)).save(folder / f"{stem}.png")
         voc(folder / "Annotations", stem, (1, 1, 2, 2), stem)
-    (folder / "ImageSets" / "train.txt").write_text("b.v1.2  1\nmy picture\n")
+    (folder / "ImageSets" / "train.txt").write_text("b.v1.2  1\nmy picture\nmy other -1\n")
     scenes = read_scenes(str(folder / "ImageSets" / "train.txt"), str(folder)).scenes
-    assert [scene.path for scene in scenes] == [str(folder / "b.v1.2.png"), str(folder / "my picture.png")]
+    expected = [str(folder / name) for name in ("b.v1.2.png", "my picture.png", "my other.png")]
+    assert [scene.path for scene in scenes] == expected
 
 
 @pytest.mark.parametrize(

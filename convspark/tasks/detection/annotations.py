@@ -202,7 +202,7 @@ def _from_voc(path: Path) -> tuple[list[Annotated], list[str]]:
             if line.strip()
         ]
         whole = [folder / f"{line}.xml" for line in lines]  # lists of a class have its presence after the name
-        files = [file if file.is_file() else folder / f"{file.stem.split()[0]}.xml" for file in whole]
+        files = [file if file.is_file() else folder / f"{file.stem.rsplit(maxsplit=1)[0]}.xml" for file in whole]
     if not files:
         raise DataError(f"{path} holds no .xml file")
     pictures: list[Annotated] = []
