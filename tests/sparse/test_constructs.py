@@ -494,6 +494,12 @@ def test_nothing_visible_takes_all_ways():
     assert pooled.view(b, c).shape == (2, 8) and (x * pooled.view(b, c, 1, 1)).shape == x.shape
 
 
+def test_nothing_visible_shuffled_has_a_gradient():
+    x = images().requires_grad_()
+    larger = F.pixel_shuffle(gather(x, PatchGrid(torch.zeros(2, 2, 3, dtype=torch.bool))), 2)
+    assert larger.shape == (0, 2, 8, 8) and not torch.autograd.grad(scatter(larger).sum(), x)[0].any()
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "function", [lambda x: F.group_norm(x, 2), F.instance_norm, lambda x: x.var((2, 3)), lambda x: x.mean((2, 3))]

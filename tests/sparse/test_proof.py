@@ -50,8 +50,34 @@ class Joined(nn.Module):
         return F.conv2d(x.view(1, n * c, h, w), kernels, groups=n * c).view(n, c, h, w)
 
 
+class ExternalAttention(nn.Module):
+    """Normalised over positions, then over words: a masked position has a share of nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.values = nn.Linear(8, 5, bias=False), nn.Linear(5, 8, bias=False)
+
+    def forward(self, x):
+        shares = self.keys(x.flatten(2).transpose(1, 2)).softmax(1)
+        return x + self.values(shares / shares.sum(2, keepdim=True)).transpose(1, 2).reshape(x.shape)
+
+
+class OfUnitLength(nn.Module):
+    """Where a map is 0, as at masked positions before a convolution without a bias, neither value nor slope."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(8, 8, 1, bias=False), nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x / x.pow(2).sum(1, keepdim=True).sqrt() * self.scale
+
+
 EXACT = {
     "CBAM": Gate(),
+    "external attention": ExternalAttention(),
+    "of unit length": OfUnitLength(),
     "norm along channels": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "linalg norm": lambda x: x / (1 + torch.linalg.norm(x, dim=1, keepdim=True)),
     "cat with zeros": lambda x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 2, *x.shape[2:])], 1),
