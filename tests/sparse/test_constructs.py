@@ -167,6 +167,9 @@ POOLED = {
     "einsum by an image's values, expanded": lambda x: torch.einsum(
         "bchw,bck->bkhw", x, x.mean((2, 3))[:, :, None].expand(-1, -1, 3)
     ),
+    "gates of branches, stacked": lambda x: (
+        torch.stack([x.mean((2, 3)), x.amax((2, 3))], 0).view(2, len(x), -1, 1, 1).softmax(0) * torch.stack([x, -x], 0)
+    ).sum(0),
     "groups beside images": lambda x: _grouped(x).mean((2, 3)).view(len(x), -1),
     "gates of groups beside images": lambda x: (_grouped(x) * F.adaptive_avg_pool2d(_grouped(x), 1)).reshape(x.shape),
     "group norm of groups beside images": lambda x: F.group_norm(_grouped(x), 2).reshape(x.shape),
