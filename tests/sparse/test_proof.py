@@ -256,6 +256,21 @@ def test_whatever_a_network_returns_there_is_a_verdict(forward):
             judged(forward, nn.Identity(), 3, (32, 32), (8, 8))
 
 
+def test_channels_of_a_signal_that_stand_where_positions_do_are_none():
+    """As ECA gates them, with as many channels as there might be positions."""
+    network = nn.Sequential(nn.Conv1d(3, 8, 4, 4), ChannelGate())
+    assert examine(lambda x: [network(x)], network, 3, (32,), (8,)).exact
+
+
+class ChannelGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x * self.conv(x.mean(-1, keepdim=True).transpose(1, 2)).transpose(1, 2).sigmoid()
+
+
 def test_gated_linear_units():
     network = Wrapped(nn.GLU(1), channels=4)
     assert examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8)).exact

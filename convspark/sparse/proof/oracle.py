@@ -169,8 +169,8 @@ def _nowhere(place: Tensor) -> bool:
 
 
 def _grew(before: torch.Size, after: torch.Size) -> bool:
-    """Whether there are as many rows, and more positions."""
-    return before[:1] == after[:1] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
+    """Whether there are as many rows and channels, and more positions."""
+    return before[:2] == after[:2] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
 
 
 def _same_along(place: Tensor, *axes: int) -> bool:
