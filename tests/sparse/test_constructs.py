@@ -167,6 +167,9 @@ POOLED = {
     "einsum by an image's values, expanded": lambda x: torch.einsum(
         "bchw,bck->bkhw", x, x.mean((2, 3))[:, :, None].expand(-1, -1, 3)
     ),
+    "gates of branches, stacked": lambda x: (
+        torch.stack([x.mean((2, 3)), x.amax((2, 3))], 0).view(2, len(x), -1, 1, 1).softmax(0) * torch.stack([x, -x], 0)
+    ).sum(0),
     "groups beside images": lambda x: _grouped(x).mean((2, 3)).view(len(x), -1),
     "gates of groups beside images": lambda x: (_grouped(x) * F.adaptive_avg_pool2d(_grouped(x), 1)).reshape(x.shape),
     "group norm of groups beside images": lambda x: F.group_norm(_grouped(x), 2).reshape(x.shape),
@@ -492,6 +495,12 @@ def test_nothing_visible_takes_all_ways():
     assert x.view(b, c, -1).shape == (0, 8, 16) and x.reshape(b, c, h * w).shape == (0, 8, 16)
     pooled = F.adaptive_avg_pool2d(x, 1)
     assert pooled.view(b, c).shape == (2, 8) and (x * pooled.view(b, c, 1, 1)).shape == x.shape
+
+
+def test_nothing_visible_shuffled_has_a_gradient():
+    x = images().requires_grad_()
+    larger = F.pixel_shuffle(gather(x, PatchGrid(torch.zeros(2, 2, 3, dtype=torch.bool))), 2)
+    assert larger.shape == (0, 2, 8, 8) and not torch.autograd.grad(scatter(larger).sum(), x)[0].any()
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

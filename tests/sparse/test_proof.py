@@ -50,8 +50,34 @@ class Joined(nn.Module):
         return F.conv2d(x.view(1, n * c, h, w), kernels, groups=n * c).view(n, c, h, w)
 
 
+class ExternalAttention(nn.Module):
+    """Normalised over positions, then over words: a masked position has a share of nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.values = nn.Linear(8, 5, bias=False), nn.Linear(5, 8, bias=False)
+
+    def forward(self, x):
+        shares = self.keys(x.flatten(2).transpose(1, 2)).softmax(1)
+        return x + self.values(shares / shares.sum(2, keepdim=True)).transpose(1, 2).reshape(x.shape)
+
+
+class OfUnitLength(nn.Module):
+    """Where a map is 0, as at masked positions before a convolution without a bias, neither value nor slope."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(8, 8, 1, bias=False), nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x / x.pow(2).sum(1, keepdim=True).sqrt() * self.scale
+
+
 EXACT = {
     "CBAM": Gate(),
+    "external attention": ExternalAttention(),
+    "of unit length": OfUnitLength(),
     "norm along channels": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "linalg norm": lambda x: x / (1 + torch.linalg.norm(x, dim=1, keepdim=True)),
     "cat with zeros": lambda x: torch.cat([x[:, :6], x.new_zeros(x.shape[0], 2, *x.shape[2:])], 1),
@@ -228,6 +254,21 @@ def test_whatever_a_network_returns_there_is_a_verdict(forward):
     for judged in (examine, prove):
         with pytest.raises(NotExactError):
             judged(forward, nn.Identity(), 3, (32, 32), (8, 8))
+
+
+def test_channels_of_a_signal_that_stand_where_positions_do_are_none():
+    """As ECA gates them, with as many channels as there might be positions."""
+    network = nn.Sequential(nn.Conv1d(3, 8, 4, 4), ChannelGate())
+    assert examine(lambda x: [network(x)], network, 3, (32,), (8,)).exact
+
+
+class ChannelGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x * self.conv(x.mean(-1, keepdim=True).transpose(1, 2)).transpose(1, 2).sigmoid()
 
 
 def test_gated_linear_units():

@@ -255,10 +255,12 @@ def sizes_for(tensor: GridTensor, sizes: Sequence[int]) -> list[int]:
     fitting = list(sizes)
     if isinstance(tensor, PerImage) and fitting:
         patches, images = tensor.grid.num_visible, tensor.grid.batch_size
+        at = next((at for at, axis in enumerate(tensor.axes) if axis and axis[0][0] == lay.IMAGE), 0)
+        at = at if fitting[:at] == list(tensor.shape[:at]) else 0  # after axes that stay, as of what was stacked
         unfit = -1 not in fitting and math.prod(fitting) != tensor.numel()
-        merged = len(tensor.axes[0]) > 1  # images and channels
-        if fitting[0] == patches:
-            fitting[0] = images
-        elif (unfit or merged) and patches and fitting[0] % patches == 0:  # N * channels
-            fitting[0] = fitting[0] // patches * images
+        merged = len(tensor.axes[at]) > 1  # images and channels
+        if fitting[at : at + 1] == [patches]:
+            fitting[at] = images
+        elif (unfit or merged) and patches and fitting[at:] and fitting[at] % patches == 0:  # N * channels
+            fitting[at] = fitting[at] // patches * images
     return fitting

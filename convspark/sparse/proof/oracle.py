@@ -5,6 +5,7 @@ patch it lies in: its place. It shares no code with the engine, and follows one 
 
 * what moves the values' axes moves the places' too;
 * what looks around, or sums products over positions, sees zeros at masked positions;
+* what is infinite or infinitely steep at 0 sees ones there;
 * what reduces, compares or normalises positions runs, as torch has it, on the visible ones alone;
 * all else runs as torch has it, and its result lies where its operands lie.
 
@@ -59,9 +60,13 @@ class MaskAndMultiply(TorchFunctionMode):
 
     def zero_filled(self, x: Any) -> Any:
         """A map with 0 at masked positions; of lists, each."""
+        return self.filled(x, 0)
+
+    def filled(self, x: Any, value: int) -> Any:
+        """The same with another number."""
         if isinstance(x, (list, tuple)):
-            return [self.zero_filled(one) for one in x]
-        return torch.where(self.mask(x), x, 0) if isinstance(x, Tensor) and not _nowhere(self.place(x)) else x
+            return [self.filled(one, value) for one in x]
+        return torch.where(self.mask(x), x, value) if isinstance(x, Tensor) and not _nowhere(self.place(x)) else x
 
     def mask(self, x: Tensor) -> Tensor:
         """bool, of its shape, True = visible."""
@@ -164,8 +169,8 @@ def _nowhere(place: Tensor) -> bool:
 
 
 def _grew(before: torch.Size, after: torch.Size) -> bool:
-    """Whether there are as many rows, and more positions."""
-    return before[:1] == after[:1] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
+    """Whether there are as many rows and channels, and more positions."""
+    return before[:2] == after[:2] and len(before) == len(after) and math.prod(before[2:]) < math.prod(after[2:])
 
 
 def _same_along(place: Tensor, *axes: int) -> bool:
@@ -249,6 +254,15 @@ def _around(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any)
 def _zeroed(mode: MaskAndMultiply, func: Function, /, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Sums of powers over positions see zeros; each result lies where its operand does."""
     return mode.put(func(mode.zero_filled(input), *args, **kwargs), mode.place(input))
+
+
+def _steep(mode: MaskAndMultiply, func: Function, /, *args: Any, **kwargs: Any) -> Any:
+    """What has no finite value or slope at 0 sees ones at masked positions: an infinity there, which is of no account,
+    would make the gradients NaN.
+    """
+    places = [mode.place(x) for x in mode._known((args, kwargs))]
+    keywords = {key: mode.filled(value, 1) for key, value in kwargs.items()}
+    return mode.follow(func(*(mode.filled(value, 1) for value in args), **keywords), places)
 
 
 def _unfold(
@@ -448,6 +462,8 @@ _RULES: dict[str, Function] = {
             lp_pool2d fold""",
         _unfold: "unfold",
         _zeroed: "normalize",
+        _steep: """div divide true_divide __truediv__ __rtruediv__ __div__ __rdiv__ reciprocal pow __pow__ __rpow__
+            float_power sqrt rsqrt log log2 log10 log1p""",
         _adaptive: " ".join(f"adaptive_{kind}_pool{dims}d" for kind in ("avg", "max") for dims in (1, 2, 3)),
         _reduce: """sum mean amax amin max min var std norm linalg_norm linalg_vector_norm var_mean std_mean any all
             prod logsumexp median""",
