@@ -1,6 +1,7 @@
 """The proof: a verdict on what the engine runs, at the size and in the mode of the run, with the culprit's name."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -449,6 +450,20 @@ def test_what_is_random_and_wrong_is_found(function):
     network = Wrapped(InTraining(function)).train()
     proof = examine(lambda x: [network(x)], network, 3, (32, 32), (8, 8))
     assert not proof.exact and "function (InTraining)" in (proof.reason or "")
+
+
+def test_numbers_drawn_for_positions_are_not_those_of_images_where_patches_have_one():
+    def of_positions(x):
+        return x * (torch.rand(x.shape[0], *x.shape[2:]) < 0.7)[:, None]
+
+    def of_images(x):
+        return x * (torch.rand(x.shape[0], 1, 1) < 0.7)[:, None]
+
+    for draw, words in ((of_positions, "draws uniform_ for each position of a map"), (of_images, None)):
+        network = nn.Sequential(nn.Conv2d(3, 8, 8, 8), InTraining(draw), nn.Conv2d(8, 8, 3, 1, 1)).train()
+        with pytest.raises(NotExactError, match=words) if words else nullcontext():
+            proof = examine(lambda x, network=network: [network(x)], network, 3, (32, 32), (8, 8))
+            assert proof.exact and proof.unmatched is None
 
 
 class ShakenBack(torch.autograd.Function):

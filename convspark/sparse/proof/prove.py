@@ -145,6 +145,11 @@ def _compared(trial: _Trial, tolerance: float) -> tuple[Proof, str | None]:
     opened = trial.run(everything)
     off_dense = _features_apart(dense, opened)
     unmatched = dense.first_other_draw(opened)
+    if by_position := dense.drawn_by_position(opened):
+        raise NotExactError(
+            f"{type(trial.module).__name__} draws {by_position} for each position of a map. On patches of one position "
+            "these numbers look like those that drop whole images. Make them from the patches: torch.rand_like(x)"
+        )
     if off_dense > tolerance:
         return trial.not_dense(off_dense, tolerance), unmatched
     if trial.masks_nothing:
@@ -278,6 +283,14 @@ class _Outcome:
             if one != two:
                 return (one or two)[0]  # type: ignore[index]
         return None if torch.equal(self.state, other.state) else "random numbers of an unknown kind"
+
+    def drawn_by_position(self, other: _Outcome) -> str | None:
+        """The first function by which this dense run drew a map where the other one drew a number for each image."""
+        for (name, dense), (own, sparse) in zip(self.draws, other.draws, strict=False):
+            like = name == own and len(dense) == len(sparse) and dense[:1] == sparse[:1]
+            if like and math.prod(sparse) == math.prod(dense[:1]) < math.prod(dense):
+                return name
+        return None
 
 
 @dataclass(frozen=True)
