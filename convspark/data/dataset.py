@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -129,7 +129,7 @@ class PretrainImages(Dataset[Tensor]):
             counter = self._counter(epoch, index)
             if isinstance(picture, Undecoded):
                 transform: Any = self.transform
-                examples.append(replace(transform.place(picture, counter), key=key))
+                examples.append(transform.place(picture, counter, key))
             else:
                 examples.append(self._example(picture, image, counter))
         return examples

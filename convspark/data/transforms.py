@@ -37,7 +37,7 @@ class Coded:
     content: bytes
     box: Box
     mirrored: bool
-    key: Any = None
+    key: Any
 
 
 Picture: TypeAlias = Image.Image | Shrunk | Tensor
@@ -198,10 +198,10 @@ class PretrainTransform(_Normalised):
         crop = self.crop(picture, np.random.default_rng(counter))
         return crop.contiguous() if self.in_bytes and crop.dtype == torch.uint8 else self.normalise(crop)
 
-    def place(self, picture: Undecoded, counter: Counter) -> Coded:
+    def place(self, picture: Undecoded, counter: Counter, key: Any) -> Coded:
         """The crop of a picture that this counter draws, to be cut out where it is decoded."""
         mirrored, box = self._draw(np.random.default_rng(counter), *picture.full_size)
-        return Coded(picture.content, box, mirrored)
+        return Coded(picture.content, box, mirrored, key)
 
     def crop(self, picture: Picture, rng: np.random.Generator) -> Tensor:
         """A random crop, resized, half of them mirrored; not normalised yet. (C, H, W), bytes or floats."""

@@ -52,6 +52,12 @@ def faster(values: Tensor, weight: Tensor, groups: int, grid: PatchGrid, plan: P
     return offered(registered().convolutions, values, weight, groups, grid, plan)
 
 
+def product(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """values (..., C), weight (O, C) -> (..., O), by the first kernel that takes them."""
+    run = offered(registered().linears, values, weight, bias)
+    return functional.linear(values, weight, bias) if run is None else run(values, weight, bias)
+
+
 def convolved(values: Tensor, weight: Tensor, bias: Tensor | None, way: Way) -> Tensor:
     """values (N, C, *positions), weight (O, C / groups, *kernel) -> (N, O, *out), channels last in memory."""
     return _Convolution.apply(*as_autocast_casts(values, weight, bias), way)

@@ -29,10 +29,15 @@ def is_seen(steps, at, results, taps):
 
 
 @triton.jit
-def look_up(at, valid, patches, positions, place, INDEX: tl.constexpr):
-    """Of the patches that `around` names at these places: the rows where their line begins, and whether it is there."""
-    slot = tl.load(at, mask=valid, other=patches)
-    return slot.to(INDEX) * positions + place, slot < patches
+def look_up(rows, around, both, centre, valid, beside, channel, channels, patches, positions, block,
+    SIDE: tl.constexpr, REACH: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Where the line of the patch `beside` begins that an entry of `lead` means, (BLOCKS, CHANNELS); what is there."""
+    patch, place = both.to(tl.int32), (both >> 32).to(INDEX) * SIDE
+    at = around + centre * block + patch * (2 * REACH + 1) + beside
+    slot = tl.load(at, mask=valid & (patch >= 0), other=patches)
+    row = slot.to(INDEX) * positions + place
+    return rows + row[:, None] * channels + channel[None, :], (slot < patches)[:, None] & (channel < channels)[None, :]
 
 
 @triton.jit
@@ -57,16 +62,15 @@ def sums(
         totals = totals + (start,)
     for tap in range(taps):
         both = tl.load(lead + which * taps + tap)
-        patch, place = both.to(tl.int32), (both >> 32).to(INDEX) * SIDE
         factors = ()
         for number in tl.static_range(TAPS):
             factor = tl.load(weight + (tap * TAPS + number) * channels + channel, mask=wide_enough, other=0)
             factors = factors + (factor.to(WIDE)[None, :],)
         for beside in tl.static_range(2 * REACH + 1):
-            at = around + centre * block + patch * (2 * REACH + 1) + beside
-            row, there = look_up(at, valid & (patch >= 0), patches, positions, place, INDEX)
-            seen = rows + row[:, None] * channels + channel[None, :]
-            there = there[:, None] & wide_enough[None, :]
+            seen, there = look_up(
+                rows, around, both, centre, valid, beside, channel, channels, patches, positions, block,
+                SIDE, REACH, INDEX,
+            )  # fmt: skip
             for position in tl.static_range(SIDE):
                 if is_seen(STEPS, (beside - REACH) * SIDE + position, RESULTS, TAPS):
                     value = tl.load(seen + position * channels, mask=there, other=0).to(WIDE)
@@ -101,17 +105,16 @@ def products(
         centre = (tl.program_id(0) * size + step // results) * BLOCKS + tl.arange(0, BLOCKS)
         valid, centre = centre < count, centre.to(INDEX)
         both = tl.load(lead + which * taps + tap)
-        patch, place = both.to(tl.int32), (both >> 32).to(INDEX) * SIDE
         slopes = ()
         for x in tl.static_range(RESULTS):
             row = (centre * results + which) * RESULTS + x
             at = grad + row[:, None] * channels + channel[None, :]
             slopes = slopes + (tl.load(at, mask=valid[:, None] & wide_enough[None, :], other=0).to(WIDE),)
         for beside in tl.static_range(2 * REACH + 1):
-            at = around + centre * block + patch * (2 * REACH + 1) + beside
-            row, there = look_up(at, valid & (patch >= 0), patches, positions, place, INDEX)
-            seen = rows + row[:, None] * channels + channel[None, :]
-            there = there[:, None] & wide_enough[None, :]
+            seen, there = look_up(
+                rows, around, both, centre, valid, beside, channel, channels, patches, positions, block,
+                SIDE, REACH, INDEX,
+            )  # fmt: skip
             for position in tl.static_range(SIDE):
                 if is_seen(STEPS, (beside - REACH) * SIDE + position, RESULTS, TAPS):
                     value = tl.load(seen + position * channels, mask=there, other=0).to(WIDE)

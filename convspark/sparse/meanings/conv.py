@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from ..convolve import FEW, Gathered, Way, convolved, faster
-from ..faster import offered, registered
+from ..convolve import FEW, Gathered, Way, convolved, faster, product
+from ..faster import registered
 from ..grid import PatchGrid
 from ..plans import Plan, Sizes
 from ..registry import Refusal, meaning
@@ -96,8 +96,7 @@ def _product(source: Source, plan: Plan, weight: Tensor, bias: Tensor | None) ->
         seen, matrix = source.strided(plan), weight.flatten(1)
     else:
         seen, matrix = _side_by_side(source.values, plan), weight.movedim(1, -1).flatten(1)  # (N, *out, taps * C)
-    run = offered(registered().linears, seen, matrix, bias) or functional.linear
-    rows = run(seen, matrix, bias)  # (N, *out, O)
+    rows = product(seen, matrix, bias)  # (N, *out, O)
     return from_rows(rows.flatten(0, -2), plan.out) if plan.outputs == 1 else rows.movedim(-1, 1)
 
 

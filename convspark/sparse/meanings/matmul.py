@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import axes as lay
-from ..faster import offered, registered
+from ..convolve import product
 from ..registry import Refusal, meaning
 from ..tensor import GridTensor, PerImage, VisiblePatches, as_patches, as_per_image, as_same_kind, sum_per_image
 from .operands import (
@@ -31,8 +31,7 @@ def linear(func, input, weight, bias=None):
     require_plain(x, [x.dim() - 1], "multiplying along the last axis")
     if weight.dim() == 1:  # to a single channel, which has no axis
         return as_same_kind(func(x, weight, bias), x, x.axes[:-1])
-    run = offered(registered().linears, x.values, weight, bias) if isinstance(x, VisiblePatches) else None
-    out = func(x, weight, bias) if run is None else run(x.values, weight, bias)
+    out = product(x.values, weight, bias) if isinstance(x, VisiblePatches) else func(x, weight, bias)
     return as_same_kind(out, x, (*x.axes[:-1], lay.plain_axis(out.shape[-1])))
 
 
